@@ -1,0 +1,133 @@
+/* model.h - whole models: load a folder, turn text into tokens, run, generate. */
+#ifndef ESPALIER_MODEL_H
+#define ESPALIER_MODEL_H
+
+#include <espalier/checkpoint.h>
+#include <espalier/matmul.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- tokenizer (tokenizer.json) ---- */
+
+typedef struct esp_tokenizer esp_tokenizer;
+
+/* Reads MODEL_DIR/tokenizer.json; parts that are not supported are refused by name ("tokenizer.*"). */
+ESP_MUST_CHECK ESP_API esp_status esp_tokenizer_open(esp_context *context, const char *model_dir,
+                                                     esp_tokenizer **tokenizer, esp_error *error);
+ESP_API void esp_tokenizer_close(esp_tokenizer *tokenizer);
+/* One more than the largest token id. */
+ESP_API int64_t esp_tokenizer_size(const esp_tokenizer *tokenizer);
+/* Encodes text[length] (UTF-8; invalid bytes are replaced by U+FFFD as other tokenizers do).
+ * special: apply the template (BOS). *ids is allocated by the context: esp_ids_free. */
+ESP_MUST_CHECK ESP_API esp_status esp_tokenizer_encode(const esp_tokenizer *tokenizer,
+                                                       const char *text, size_t length,
+                                                       bool special, int32_t **ids, int64_t *count,
+                                                       esp_error *error);
+ESP_API void esp_ids_free(const esp_tokenizer *tokenizer, int32_t *ids);
+/* Bytes of one token (not NUL-terminated, may be part of a UTF-8 sequence); NULL if the id is unknown.
+ * Special tokens give length 0 unless show_special. */
+ESP_API const char *esp_tokenizer_token(const esp_tokenizer *tokenizer, int32_t id,
+                                        bool show_special, size_t *length);
+/* Ids that the template puts before a text (BOS); returns the count, writes at most capacity. */
+ESP_API int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity);
+
+/* ---- model ---- */
+
+typedef struct esp_model esp_model;
+
+typedef struct esp_model_options {
+    esp_compute compute;
+    const char *kernel_glob; /* NULL: by score */
+    esp_progress_fn progress;
+    void *user;
+} esp_model_options;
+
+typedef struct esp_model_info {
+    char architecture[64]; /* "LlamaForCausalLM" */
+    int64_t layers, hidden_size, vocabulary, context; /* context: longest sequence */
+    int64_t parameters;       /* logical (dense) parameters, tied weights counted once */
+    int64_t linear_parameters; /* of the linear layers but embeddings and lm_head */
+    size_t resident_bytes;    /* weights held on the device */
+    size_t linear_resident_bytes;
+    esp_compute compute; /* what auto became */
+    int32_t bos; /* -1 if none */
+    int32_t eos[16];
+    int eos_count; /* from generation_config.json, else config.json */
+} esp_model_info;
+
+/* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:
+ * "model.*" and "config.*" in docs/refused-inputs.md. */
+ESP_MUST_CHECK ESP_API esp_status esp_model_load(esp_device *device,
+                                                 const esp_checkpoint *checkpoint,
+                                                 const esp_model_options *options,
+                                                 esp_model **model, esp_error *error);
+ESP_API void esp_model_free(esp_model *model);
+ESP_API void esp_model_get_info(const esp_model *model, esp_model_info *info);
+/* Names of the kernels that linear layers use at a token count, most used first; returns how many
+ * distinct ones there are, writes at most capacity; counts[i] is the number of layers. */
+ESP_API int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names, int *counts,
+                              int capacity);
+
+/* A sequence in progress: the KV cache and scratch. One session is used by one thread at a time. */
+typedef struct esp_session esp_session;
+/* capacity: most tokens that the sequence may reach (<= info.context); max_batch: most tokens given
+ * to one esp_session_feed (0: 512). All memory is taken here, none per call. */
+ESP_MUST_CHECK ESP_API esp_status esp_session_create(const esp_model *model, int64_t capacity,
+                                                     int64_t max_batch, esp_session **session,
+                                                     esp_error *error);
+ESP_API void esp_session_free(esp_session *session);
+ESP_API int64_t esp_session_length(const esp_session *session);
+/* Forgets tokens from `length` on (<= current). */
+ESP_API void esp_session_truncate(esp_session *session, int64_t length);
+
+/* Sees intermediate results, for tests and bisecting: name "embed", "layer.0", ..., "norm". data is
+ * feature-major [hidden][tokens] f32, valid during the call. */
+typedef void (*esp_observe_fn)(void *user, const char *name, const float *data, int64_t features,
+                               int64_t tokens);
+ESP_API void esp_session_observe(esp_session *session, esp_observe_fn observe, void *user);
+
+/* Appends `count` tokens. logits: NULL, or f32 [vocabulary] of the last token, or with all_logits
+ * f32 token-major [count][vocabulary]. ESP_BAD_ARGUMENT "session.full" when it would pass capacity,
+ * "session.bad_token" for an id outside the vocabulary. */
+ESP_MUST_CHECK ESP_API esp_status esp_session_feed(esp_session *session, const int32_t *ids,
+                                                   int64_t count, float *logits, bool all_logits,
+                                                   esp_error *error);
+
+/* ---- generation ---- */
+
+typedef struct esp_sampling {
+    float temperature; /* 0: greedy */
+    float top_p;       /* 0 or 1: off */
+    uint64_t seed;
+} esp_sampling;
+
+typedef enum esp_stop {
+    ESP_STOP_LIMIT = 0, /* max_tokens reached */
+    ESP_STOP_EOS,
+    ESP_STOP_CONTEXT, /* the sequence reached the session's capacity: generation ends, nothing is
+                         dropped from the front */
+    ESP_STOP_CALLBACK
+} esp_stop;
+
+typedef struct esp_generation {
+    int64_t prompt_tokens, new_tokens;
+    double prefill_seconds, decode_seconds;
+    esp_stop stop;
+} esp_generation;
+
+/* Called with each new token's id, in order; false stops. */
+typedef bool (*esp_token_fn)(void *user, int32_t id);
+
+/* Feeds the prompt, then samples up to max_tokens. */
+ESP_MUST_CHECK ESP_API esp_status esp_generate(esp_session *session, const int32_t *prompt,
+                                               int64_t prompt_count, int64_t max_tokens,
+                                               const esp_sampling *sampling, esp_token_fn on_token,
+                                               void *user, esp_generation *result,
+                                               esp_error *error);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

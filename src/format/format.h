@@ -1,0 +1,46 @@
+/* The door of src/format: what each sparsity format means, one file each. */
+#ifndef ESP_SRC_FORMAT_H
+#define ESP_SRC_FORMAT_H
+
+#include <espalier/sparse.h>
+
+#include "base/base.h"
+#include "tensor/tensor.h"
+
+/* The canonical compressed weight. Parts are owned, 64-byte aligned, in layout order. */
+struct esp_sparse {
+    esp_context *context;
+    esp_pattern pattern;
+    esp_dtype dtype;
+    int64_t out_features, in_features;
+    int part_count;
+    esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
+};
+
+/* One record per format: panel.c, nm.c, dense.c. */
+typedef struct esp_format {
+    const char *name;
+    bool (*accepts)(const esp_pattern *pattern);
+    esp_status (*layout)(const esp_pattern *pattern, esp_dtype dtype, int64_t out_features,
+                         int64_t in_features, bool has_rows,
+                         esp_sparse_part parts[ESP_SPARSE_MAX_PARTS], int *count, esp_error *error);
+    /* sparse: parts allocated, zeroed; mask never NULL here. */
+    esp_status (*encode)(const esp_tensor *dense, const esp_mask *mask, esp_sparse *sparse,
+                         esp_error *error);
+    esp_status (*decode)(const esp_sparse *sparse, esp_tensor *dense, esp_error *error);
+    esp_status (*check)(const esp_sparse *sparse, esp_error *error);
+    void (*print_row)(const esp_sparse *sparse, int64_t row, esp_buffer *text);
+} esp_format;
+
+/* NULL when no format takes the pattern. */
+const esp_format *esp_format_for(const esp_pattern *pattern);
+
+/* The part by name, or NULL. */
+const esp_tensor *esp_sparse_find_part(const esp_sparse *sparse, const char *name);
+
+/* Bits of one mask row, 64 columns a word, column c at bit c % 64 of word c / 64. */
+const uint64_t *esp_mask_row(const esp_mask *mask, int64_t row);
+uint64_t *esp_mask_row_mut(esp_mask *mask, int64_t row);
+int64_t esp_mask_row_words(const esp_mask *mask);
+
+#endif

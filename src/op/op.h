@@ -1,0 +1,123 @@
+/* The door of src/op: what an operation is. Types only, no kernels.
+ *
+ * Two kinds of operation exist. Products (matmul) have many kernels, described by constant records in
+ * explicit arrays that planner, checker, bench and `espalier kernels` all read. Everything else a
+ * model needs has one implementation per back end, in a table (esp_ops): the cpu table starts as a
+ * copy of ref's and overrides; the cuda table starts empty.
+ *
+ * Activations are f32 and feature-major [features][tokens], tight, unless a comment says otherwise.
+ * All pointers are memory of the device. */
+#ifndef ESP_SRC_OP_H
+#define ESP_SRC_OP_H
+
+#include <espalier/device.h>
+#include <espalier/matmul.h>
+
+#include "base/base.h"
+#include "tensor/tensor.h"
+
+typedef struct esp_backend esp_backend;
+
+struct esp_device {
+    esp_context *context;
+    const esp_backend *backend;
+    char name[16];
+    void *state; /* the back end's own; NULL for ref and cpu */
+};
+
+/* ---- products ---- */
+
+/* A weight as kernels of one back end read it. ref and cpu keep the canonical parts (aligned copies);
+ * `sparse` then holds them. */
+struct esp_packed {
+    esp_device *device;
+    esp_pattern pattern;
+    esp_dtype dtype;
+    int64_t out_features, in_features;
+    esp_sparse *sparse;
+    void *state; /* a kernel family's private form, if any */
+    size_t bytes;
+};
+
+typedef struct esp_kernel esp_kernel;
+
+typedef struct esp_matmul_call {
+    const esp_kernel *kernel;
+    esp_device *device;
+    const esp_matmul_problem *problem; /* compute is never AUTO here */
+    const esp_matmul_args *args;       /* strides filled in */
+} esp_matmul_call;
+
+/* One constant record per kernel. */
+struct esp_kernel {
+    const char *name;   /* matmul_<format>_<weight>_<activation>__<device>_<level>[_<variant>] */
+    const char *device; /* "ref", "cpu", "cuda" */
+    const char *format; /* "dense", "nm", "panel" */
+    const char *level;  /* "scalar", "portable", "avx2", "avx512", "openblas", "onednn", "sm90"... */
+    const char *idea;   /* one line for `espalier kernels` */
+    /* NULL if it can run the problem on this device, else a reason (static text). */
+    const char *(*why_not)(const esp_kernel *kernel, const esp_device *device,
+                           const esp_matmul_problem *problem);
+    /* Scratch bytes for one run; NULL: none. */
+    size_t (*workspace_bytes)(const esp_kernel *kernel, const esp_device *device,
+                              const esp_matmul_problem *problem);
+    /* Predicted microseconds, for choosing; smaller is better. */
+    double (*score_us)(const esp_kernel *kernel, const esp_device *device,
+                       const esp_matmul_problem *problem);
+    esp_status (*launch)(const esp_matmul_call *call, esp_error *error);
+    const void *variant; /* the kernel family's own parameters */
+};
+
+/* ---- everything else ---- */
+
+typedef struct esp_attention {
+    const float *q; /* [heads * head_dim][tokens], rotated, unscaled */
+    const float *keys, *values; /* cache: [kv_heads][capacity][head_dim], rows 0..past+tokens-1 filled */
+    float *y;                   /* [heads * head_dim][tokens]; not q */
+    int64_t heads, kv_heads, head_dim, tokens, past, capacity;
+    float scale;     /* multiplies q . k */
+    void *workspace; /* attention_workspace_bytes, 64-byte aligned */
+} esp_attention;
+
+typedef struct esp_ops {
+    /* x[:, t] = table[ids[t], :] widened; table: F32/F16/BF16 [vocabulary][hidden] row-major. */
+    esp_status (*embed)(esp_device *device, const esp_tensor *table, const int32_t *ids,
+                        int64_t tokens, float *x);
+    /* y = x / sqrt(mean over features of x^2 + eps) * weight, per token; y may be x. */
+    esp_status (*rms_norm)(esp_device *device, const float *x, const float *weight, float eps,
+                           int64_t features, int64_t tokens, float *y);
+    /* Rotates halves (i, i + head_dim / 2) of each head in place. angles: [head_dim / 2][tokens] cos in
+     * cosines, sin in sines. */
+    esp_status (*rope)(esp_device *device, float *x, const float *cosines, const float *sines,
+                       int64_t heads, int64_t head_dim, int64_t tokens);
+    /* cache[h][past + t][d] = x[h * head_dim + d][t] for keys and values alike. */
+    esp_status (*cache_append)(esp_device *device, const float *x, int64_t kv_heads,
+                               int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
+                               float *cache);
+    /* Causal: token t sees cache rows 0..past+t. Softmax in f32. */
+    size_t (*attention_workspace_bytes)(const esp_device *device, const esp_attention *attention);
+    esp_status (*attention)(esp_device *device, const esp_attention *attention);
+    /* y = silu(gate) * up, elementwise; y may be gate. */
+    esp_status (*swiglu)(esp_device *device, const float *gate, const float *up, int64_t count,
+                         float *y);
+    /* x += y. */
+    esp_status (*add)(esp_device *device, float *x, const float *y, int64_t count);
+} esp_ops;
+
+/* ---- back ends ---- */
+
+struct esp_backend {
+    const char *name; /* "ref", "cpu", "cuda" */
+    const esp_kernel *const *kernels; /* NULL-terminated, in order of preference at equal score */
+    const esp_ops *ops;
+    /* AUTO -> what this device computes fastest with for such weights. */
+    esp_compute (*auto_compute)(const esp_device *device, esp_dtype weight_type);
+    /* The canonical weight to what kernels read; takes over nothing. */
+    esp_status (*pack)(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
+                       esp_error *error);
+    void (*packed_free)(esp_packed *packed);
+    void *(*alloc)(esp_device *device, size_t bytes); /* 64-byte aligned device memory */
+    void (*release)(esp_device *device, void *memory);
+};
+
+#endif
