@@ -28,8 +28,7 @@ static void close_case(test_run *run, bool head)
     if (run->failed) {
         run->failed_count++;
         printf("FAIL %s: %s%s%s (replay: TEST_SEED=%llu)\n", run->program, run->case_name,
-               run->sub_name[0] != '\0' ? " / " : "", run->sub_name,
-               (unsigned long long)run->seed);
+               run->sub_name[0] != '\0' ? " / " : "", run->sub_name, (unsigned long long)run->seed);
     } else if (run->skipped) {
         run->skipped_count++;
     } else if (!head || run->subs == 0) {

@@ -1,7 +1,7 @@
 /* A test program is an explicit array of named cases. A case may open counted sub-cases, so that
- * "each refused file" or "each shape" is one line of the report. Output: one line per failure (and per
- * case with -v), then "N passed, N failed, N skipped". Arguments: -v, and a substring that selects
- * cases. Environment: TEST_SEED. */
+ * "each refused file" or "each shape" is one line of the report. Output: one line per failure (and
+ * per case with -v), then "N passed, N failed, N skipped". Arguments: -v, and a substring that
+ * selects cases. Environment: TEST_SEED. */
 #ifndef ESP_TESTS_TEST_H
 #define ESP_TESTS_TEST_H
 
@@ -24,8 +24,7 @@ int test_main(int argc, char **argv, const test_case *cases, int count);
 /* Ends the running sub-case (or the case's head) and begins another, counted on its own. */
 void test_sub(test_run *run, const char *format, ...) ESP_PRINTF(2, 3);
 void test_skip(test_run *run, const char *format, ...) ESP_PRINTF(2, 3);
-void test_fail(test_run *run, const char *file, int line, const char *format, ...)
-    ESP_PRINTF(4, 5);
+void test_fail(test_run *run, const char *file, int line, const char *format, ...) ESP_PRINTF(4, 5);
 bool test_failed(const test_run *run); /* the running (sub-)case already failed */
 uint64_t test_seed(const test_run *run);
 

@@ -11,29 +11,29 @@ extern "C" {
 /* ---- quality on text ---- */
 
 typedef struct esp_eval_options {
-    int64_t context;    /* tokens of a window, the prefix (BOS) included; 0: min(model context, 512) */
-    int64_t stride;     /* newly scored tokens of a window; 0: context - prefix (no overlap) */
+    int64_t context; /* tokens of a window, the prefix (BOS) included; 0: min(model context, 512) */
+    int64_t stride;  /* newly scored tokens of a window; 0: context - prefix (no overlap) */
     int64_t max_tokens; /* score only the first so many; 0: all */
     esp_progress_fn progress;
     void *user;
 } esp_eval_options;
 
 typedef struct esp_eval_result {
-    int64_t tokens;       /* scored */
-    size_t text_bytes;    /* of the scored tokens */
+    int64_t tokens;                  /* scored */
+    size_t text_bytes;               /* of the scored tokens */
     int64_t context, stride, prefix; /* as used; prefix: BOS tokens at each window's start */
-    double nats;          /* sum of -ln p */
-    double perplexity;    /* exp(nats / tokens) */
-    double bits_per_byte; /* nats / ln 2 / text_bytes */
+    double nats;                     /* sum of -ln p */
+    double perplexity;               /* exp(nats / tokens) */
+    double bits_per_byte;            /* nats / ln 2 / text_bytes */
     bool has_baseline;
     double baseline_perplexity;
-    double mean_kl;       /* mean over tokens of KL(baseline || model), nats */
+    double mean_kl;        /* mean over tokens of KL(baseline || model), nats */
     double top1_agreement; /* share of positions where both prefer the same token */
     double seconds;
 } esp_eval_result;
 
-/* Each token of the text is scored once. The text is tokenised without template; every window starts
- * with the template's prefix. baseline may be NULL; it must share the vocabulary. */
+/* Each token of the text is scored once. The text is tokenised without template; every window
+ * starts with the template's prefix. baseline may be NULL; it must share the vocabulary. */
 ESP_MUST_CHECK ESP_API esp_status esp_eval_text(const esp_model *model, const esp_model *baseline,
                                                 const esp_tokenizer *tokenizer, const char *text,
                                                 size_t length, const esp_eval_options *options,

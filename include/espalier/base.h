@@ -1,4 +1,5 @@
-/* base.h - what every other header needs: status codes, errors, the context, allocator and log hooks.
+/* base.h - what every other header needs: status codes, errors, the context, allocator and log
+ * hooks.
  *
  * Manners of the whole library:
  *  - a function that can fail returns esp_status, is must-check, and leaves its out-parameters
@@ -52,7 +53,7 @@ ESP_API const char *esp_status_name(esp_status status);
 /* Owned by the caller, fixed size, so that even an out-of-memory can be reported. */
 typedef struct esp_error {
     esp_status status;
-    char code[64];      /* stable, e.g. "safetensors.duplicate_key"; listed in docs/refused-inputs.md */
+    char code[64]; /* stable, e.g. "safetensors.duplicate_key"; listed in docs/refused-inputs.md */
     char message[1024]; /* one line: file, place, what was expected, what to do; no control bytes */
 } esp_error;
 
@@ -77,7 +78,7 @@ typedef bool (*esp_progress_fn)(void *user, const char *what, double done, doubl
 typedef struct esp_context esp_context;
 
 typedef struct esp_context_options {
-    int threads;             /* worker threads including the caller; 0: one per core, at most 1024 */
+    int threads; /* worker threads including the caller; 0: one per core, at most 1024 */
     esp_allocator allocator; /* all NULL: the C library's */
     esp_log_fn log;          /* NULL: silent */
     void *log_user;

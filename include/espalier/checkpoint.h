@@ -73,7 +73,8 @@ ESP_API int64_t esp_checkpoint_find(const esp_checkpoint *checkpoint, const char
 ESP_API uint64_t esp_checkpoint_file_bytes(const esp_checkpoint *checkpoint);
 /* True when config.json carries our quantization_config. */
 ESP_API bool esp_checkpoint_is_compressed(const esp_checkpoint *checkpoint);
-/* Dense form into caller's memory (dtype and shape as in esp_weight_info); decodes if compressed. */
+/* Dense form into caller's memory (dtype and shape as in esp_weight_info); decodes if compressed.
+ */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_read_dense(const esp_checkpoint *checkpoint,
                                                             int64_t index, esp_tensor *dense,
                                                             esp_error *error);
@@ -82,13 +83,15 @@ ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_read_sparse(const esp_checkpoin
                                                              int64_t index, esp_sparse **sparse,
                                                              esp_error *error);
 
-/* ---- writing a folder: declared first, streamed tensor by tensor, renamed into place at the end ---- */
+/* ---- writing a folder: declared first, streamed tensor by tensor, renamed into place at the end
+ * ---- */
 
 typedef struct esp_checkpoint_writer esp_checkpoint_writer;
 
 /* Will make target_dir, carrying over from source (an open checkpoint) config.json, tokenizer and
  * the like. Refuses an existing target ("checkpoint.exists") unless force and it is a folder that
- * espalier made ("checkpoint.not_ours" otherwise). Nothing is visible at target_dir before finish. */
+ * espalier made ("checkpoint.not_ours" otherwise). Nothing is visible at target_dir before finish.
+ */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_create(esp_context *context,
                                                                const esp_checkpoint *source,
                                                                const char *target_dir, bool force,

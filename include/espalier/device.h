@@ -1,4 +1,5 @@
-/* device.h - where products run: "ref" (plain scalar C, the meaning), "cpu" (threaded, vectorised). */
+/* device.h - where products run: "ref" (plain scalar C, the meaning), "cpu" (threaded, vectorised).
+ */
 #ifndef ESPALIER_DEVICE_H
 #define ESPALIER_DEVICE_H
 

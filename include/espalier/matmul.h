@@ -29,15 +29,16 @@ typedef enum esp_epilogue {
     ESP_EP_SCALE = 1 << 0, /* times scale[out] */
     ESP_EP_BIAS = 1 << 1,  /* plus bias[out] */
     ESP_EP_RELU = 1 << 2,
-    ESP_EP_GELU = 1 << 3,      /* erf */
+    ESP_EP_GELU = 1 << 3, /* erf */
     ESP_EP_GELU_TANH = 1 << 4,
     ESP_EP_SILU = 1 << 5,
-    ESP_EP_SWIGLU = 1 << 6, /* rows 2i and 2i+1 are gate and up: out/2 rows of silu(gate) * up */
+    ESP_EP_SWIGLU = 1 << 6,  /* rows 2i and 2i+1 are gate and up: out/2 rows of silu(gate) * up */
     ESP_EP_RESIDUAL = 1 << 7 /* plus residual, laid out as Y */
 } esp_epilogue;
 
 /* What a product is; the text form names it in bench, checker, logs and tuning files:
- * matmul/PATTERN/WTYPE/OUTxINxTOKENS[/x:tok][/y:tok][/a:TYPE][/o:TYPE][/c:COMPUTE][/ep:bias+silu] */
+ * matmul/PATTERN/WTYPE/OUTxINxTOKENS[/x:tok][/y:tok][/a:TYPE][/o:TYPE][/c:COMPUTE][/ep:bias+silu]
+ */
 typedef struct esp_matmul_problem {
     esp_pattern pattern;
     esp_dtype weight_type; /* F32, F16, BF16 */
@@ -78,8 +79,8 @@ ESP_API const char *esp_kernel_why_not(int index, const esp_device *device,
 typedef struct esp_packed esp_packed;
 typedef struct esp_plan esp_plan;
 
-/* Puts a weight on the device in the form that its kernels read. The sparse object is copied and may
- * be freed afterwards. */
+/* Puts a weight on the device in the form that its kernels read. The sparse object is copied and
+ * may be freed afterwards. */
 ESP_MUST_CHECK ESP_API esp_status esp_pack(esp_device *device, const esp_sparse *sparse,
                                            esp_packed **packed, esp_error *error);
 ESP_API void esp_packed_free(esp_packed *packed);

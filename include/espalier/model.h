@@ -13,7 +13,8 @@ extern "C" {
 
 typedef struct esp_tokenizer esp_tokenizer;
 
-/* Reads MODEL_DIR/tokenizer.json; parts that are not supported are refused by name ("tokenizer.*"). */
+/* Reads MODEL_DIR/tokenizer.json; parts that are not supported are refused by name ("tokenizer.*").
+ */
 ESP_MUST_CHECK ESP_API esp_status esp_tokenizer_open(esp_context *context, const char *model_dir,
                                                      esp_tokenizer **tokenizer, esp_error *error);
 ESP_API void esp_tokenizer_close(esp_tokenizer *tokenizer);
@@ -26,8 +27,8 @@ ESP_MUST_CHECK ESP_API esp_status esp_tokenizer_encode(const esp_tokenizer *toke
                                                        bool special, int32_t **ids, int64_t *count,
                                                        esp_error *error);
 ESP_API void esp_ids_free(const esp_tokenizer *tokenizer, int32_t *ids);
-/* Bytes of one token (not NUL-terminated, may be part of a UTF-8 sequence); NULL if the id is unknown.
- * Special tokens give length 0 unless show_special. */
+/* Bytes of one token (not NUL-terminated, may be part of a UTF-8 sequence); NULL if the id is
+ * unknown. Special tokens give length 0 unless show_special. */
 ESP_API const char *esp_tokenizer_token(const esp_tokenizer *tokenizer, int32_t id,
                                         bool show_special, size_t *length);
 /* Ids that the template puts before a text (BOS); returns the count, writes at most capacity. */
@@ -45,14 +46,14 @@ typedef struct esp_model_options {
 } esp_model_options;
 
 typedef struct esp_model_info {
-    char architecture[64]; /* "LlamaForCausalLM" */
+    char architecture[64];                            /* "LlamaForCausalLM" */
     int64_t layers, hidden_size, vocabulary, context; /* context: longest sequence */
-    int64_t parameters;       /* logical (dense) parameters, tied weights counted once */
+    int64_t parameters;        /* logical (dense) parameters, tied weights counted once */
     int64_t linear_parameters; /* of the linear layers but embeddings and lm_head */
-    size_t resident_bytes;    /* weights held on the device */
+    size_t resident_bytes;     /* weights held on the device */
     size_t linear_resident_bytes;
     esp_compute compute; /* what auto became */
-    int32_t bos; /* -1 if none */
+    int32_t bos;         /* -1 if none */
     int32_t eos[16];
     int eos_count; /* from generation_config.json, else config.json */
 } esp_model_info;
@@ -67,8 +68,8 @@ ESP_API void esp_model_free(esp_model *model);
 ESP_API void esp_model_get_info(const esp_model *model, esp_model_info *info);
 /* Names of the kernels that linear layers use at a token count, most used first; returns how many
  * distinct ones there are, writes at most capacity; counts[i] is the number of layers. */
-ESP_API int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names, int *counts,
-                              int capacity);
+ESP_API int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names,
+                              int *counts, int capacity);
 
 /* A sequence in progress: the KV cache and scratch. One session is used by one thread at a time. */
 typedef struct esp_session esp_session;

@@ -18,7 +18,7 @@ typedef enum esp_search {
     ESP_SEARCH_AUTO = 0, /* exact for M <= 10, swaps above */
     ESP_SEARCH_GREEDY,   /* the four columns of largest summed score over the panel's rows */
     ESP_SEARCH_EXACT,    /* the quadruple that retains most after 2-of-4; M <= 10 */
-    ESP_SEARCH_SWAPS     /* greedy, then replace one kept column by a dropped one while that gains */
+    ESP_SEARCH_SWAPS /* greedy, then replace one kept column by a dropped one while that gains */
 } esp_search;
 
 typedef struct esp_mask_options {
@@ -27,15 +27,16 @@ typedef struct esp_mask_options {
 } esp_mask_options;
 
 typedef struct esp_mask_report {
-    int64_t weights;           /* out * in */
-    int64_t kept;              /* live entries of the mask */
-    double sparsity;           /* 1 - kept / weights */
-    double retained_energy;    /* sum of w^2 kept / sum of w^2; 1 for an all-zero tensor */
-    double log_mask_diversity; /* V:N:M: ln of the number of masks that the pattern allows; else NAN */
+    int64_t weights;        /* out * in */
+    int64_t kept;           /* live entries of the mask */
+    double sparsity;        /* 1 - kept / weights */
+    double retained_energy; /* sum of w^2 kept / sum of w^2; 1 for an all-zero tensor */
+    double
+        log_mask_diversity; /* V:N:M: ln of the number of masks that the pattern allows; else NAN */
 } esp_mask_report;
 
-/* dense: [out][in] F32/F16/BF16, any alignment. Equal scores keep the lowest index; NaN scores above
- * everything, so that it is never hidden. options NULL: |w|, auto. report may be NULL.
+/* dense: [out][in] F32/F16/BF16, any alignment. Equal scores keep the lowest index; NaN scores
+ * above everything, so that it is never hidden. options NULL: |w|, auto. report may be NULL.
  * ESP_UNSUPPORTED "prune.unsupported_pattern" for kinds without a mask method yet.
  * V:N:M: Zhao et al., "Beyond 2:4" (arXiv 2410.16135) for greedy; VENOM (2310.02065) for exact. */
 ESP_MUST_CHECK ESP_API esp_status esp_prune_mask(esp_context *context, const esp_tensor *dense,
@@ -51,15 +52,16 @@ typedef struct esp_layer_report {
     int64_t out_features, in_features; /* 0 for tensors that are not rank-2 linear weights */
     esp_dtype dtype;
     bool pruned;
-    esp_pattern pattern;   /* as it is stored: V clamped to out */
-    const char *note;      /* why it stays dense, or that V was clamped; "" otherwise */
+    esp_pattern pattern; /* as it is stored: V clamped to out */
+    const char *note;    /* why it stays dense, or that V was clamped; "" otherwise */
     size_t dense_bytes;
     size_t stored_bytes;
     esp_mask_report mask; /* zero in a dry run */
 } esp_layer_report;
 typedef void (*esp_layer_report_fn)(void *user, const esp_layer_report *layer);
 
-/* A glob ('*', '?', '[...]', over the whole tensor name, with or without ".weight") and what it gets. */
+/* A glob ('*', '?', '[...]', over the whole tensor name, with or without ".weight") and what it
+ * gets. */
 typedef struct esp_pattern_rule {
     const char *glob;
     esp_pattern pattern;
@@ -86,7 +88,7 @@ typedef struct esp_prune_summary {
     size_t stored_bytes;        /* all tensors as stored */
     size_t pruned_source_bytes; /* the pruned layers alone */
     size_t pruned_stored_bytes;
-    double mask_seconds;  /* time spent choosing masks: pruned_weights / this = weights per second */
+    double mask_seconds; /* time spent choosing masks: pruned_weights / this = weights per second */
     double total_seconds;
 } esp_prune_summary;
 
@@ -101,19 +103,17 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_checkpoint(esp_context *context, con
                                                        esp_error *error);
 
 typedef enum esp_convert_target {
-    ESP_CONVERT_COMPRESS = 0, /* dense folder whose zeros already fit options.pattern -> compressed */
-    ESP_CONVERT_DENSE         /* compressed folder -> dense with zeros, loads in transformers */
+    ESP_CONVERT_COMPRESS =
+        0,            /* dense folder whose zeros already fit options.pattern -> compressed */
+    ESP_CONVERT_DENSE /* compressed folder -> dense with zeros, loads in transformers */
 } esp_convert_target;
 
 /* Changes a folder's form without choosing masks. COMPRESS refuses ("convert.does_not_fit", naming
  * layer and place) a layer that prune would have taken by options but whose zeros do not fit. Of
  * options, mask and dry_run are ignored, and for DENSE pattern, rules and skips too. */
-ESP_MUST_CHECK ESP_API esp_status esp_convert_checkpoint(esp_context *context,
-                                                         const char *model_dir, const char *out_dir,
-                                                         esp_convert_target target,
-                                                         const esp_prune_options *options,
-                                                         esp_prune_summary *summary,
-                                                         esp_error *error);
+ESP_MUST_CHECK ESP_API esp_status esp_convert_checkpoint(
+    esp_context *context, const char *model_dir, const char *out_dir, esp_convert_target target,
+    const esp_prune_options *options, esp_prune_summary *summary, esp_error *error);
 
 #ifdef __cplusplus
 }

@@ -55,7 +55,8 @@ typedef struct esp_sparse esp_sparse;
 #define ESP_SPARSE_MAX_PARTS 4
 
 /* One stored array of a compressed weight: file name is WEIGHT + "." + name ("values", "positions",
- * "columns", "rows"); a dense weight has one part with an empty name, stored under WEIGHT itself. */
+ * "columns", "rows"); a dense weight has one part with an empty name, stored under WEIGHT itself.
+ */
 typedef struct esp_sparse_part {
     const char *name;
     esp_tensor tensor;
@@ -78,7 +79,8 @@ ESP_MUST_CHECK ESP_API esp_status esp_sparse_layout_bytes(const esp_pattern *pat
 /* Compresses dense [out][in] under a mask. mask NULL: the non-zeros of dense. Live entries keep
  * their bits (NaN payload included; -0.0 becomes +0.0). ESP_CHECK_FAILED "format.mask_mismatch",
  * naming row, column and group, when the mask does not fit the pattern. */
-ESP_MUST_CHECK ESP_API esp_status esp_sparse_encode(esp_context *context, const esp_pattern *pattern,
+ESP_MUST_CHECK ESP_API esp_status esp_sparse_encode(esp_context *context,
+                                                    const esp_pattern *pattern,
                                                     const esp_tensor *dense, const esp_mask *mask,
                                                     esp_sparse **sparse, esp_error *error);
 /* Takes over copies of the given parts (as read from a file), any order, names as in the layout;

@@ -50,7 +50,8 @@ ESP_API bool esp_dtype_is_weight(esp_dtype dtype);
 
 #define ESP_MAX_RANK 8
 
-/* A view: owns nothing. shape[0] varies slowest. data may be unaligned only where a function says so. */
+/* A view: owns nothing. shape[0] varies slowest. data may be unaligned only where a function says
+ * so. */
 typedef struct esp_tensor {
     esp_dtype dtype;
     int rank; /* 0..ESP_MAX_RANK; rank 0 is one element */

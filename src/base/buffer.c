@@ -40,7 +40,8 @@ static bool reserve(esp_buffer *buffer, size_t bytes)
     if (need <= buffer->capacity) {
         return true;
     }
-    size_t capacity = esp_mul_size(buffer->capacity, 2, &doubled) && doubled > need ? doubled : need;
+    size_t capacity =
+        esp_mul_size(buffer->capacity, 2, &doubled) && doubled > need ? doubled : need;
     capacity = capacity < 256 ? 256 : capacity;
     char *grown = esp_realloc(buffer->context, buffer->data, buffer->length, capacity);
     if (grown == NULL) {

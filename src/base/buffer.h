@@ -1,4 +1,5 @@
-/* A growing array of bytes, always NUL-terminated; the first failure sticks and is asked for once. */
+/* A growing array of bytes, always NUL-terminated; the first failure sticks and is asked for once.
+ */
 #ifndef ESP_BASE_BUFFER_H
 #define ESP_BASE_BUFFER_H
 

@@ -14,7 +14,8 @@ typedef struct esp_cpu_features {
     char name[64]; /* processor brand */
 } esp_cpu_features;
 
-/* limit: NULL, "auto", "portable", "avx2", "avx512"; asking for more than there is gives what there is. */
+/* limit: NULL, "auto", "portable", "avx2", "avx512"; asking for more than there is gives what there
+ * is. */
 ESP_MUST_CHECK esp_status esp_cpu_features_detect(const char *limit, esp_cpu_features *features,
                                                   esp_error *error);
 const char *esp_cpu_level_name(esp_cpu_level level);

@@ -8,7 +8,8 @@
 /* Fills error (may be NULL) and returns status, so that callers write `return esp_fail(...)`. */
 esp_status esp_fail(esp_error *error, esp_status status, const char *code, const char *format, ...)
     ESP_PRINTF(4, 5);
-/* The same for a failed system call: appends strerror(errno_value); ENOMEM becomes OUT_OF_MEMORY. */
+/* The same for a failed system call: appends strerror(errno_value); ENOMEM becomes OUT_OF_MEMORY.
+ */
 esp_status esp_fail_errno(esp_error *error, int errno_value, const char *code, const char *format,
                           ...) ESP_PRINTF(4, 5);
 esp_status esp_fail_memory(esp_error *error, size_t bytes, const char *what);

@@ -71,14 +71,15 @@ esp_status esp_file_read_at(int descriptor, const char *path, void *buffer, size
             continue;
         }
         if (got < 0) {
-            return esp_fail_errno(error, errno, "file.read_failed", "%s: reading at byte %llu", path,
-                                  (unsigned long long)offset);
+            return esp_fail_errno(error, errno, "file.read_failed", "%s: reading at byte %llu",
+                                  path, (unsigned long long)offset);
         }
         if (got == 0) {
-            return esp_fail(error, ESP_BAD_FILE, "file.shrunk",
-                            "%s: ends at byte %llu, %zu bytes earlier than its size said when it was "
-                            "opened; do not change a file while it is read",
-                            path, (unsigned long long)offset, bytes);
+            return esp_fail(
+                error, ESP_BAD_FILE, "file.shrunk",
+                "%s: ends at byte %llu, %zu bytes earlier than its size said when it was "
+                "opened; do not change a file while it is read",
+                path, (unsigned long long)offset, bytes);
         }
         at += got;
         offset += (uint64_t)got;
@@ -158,9 +159,9 @@ esp_status esp_file_read_all(esp_context *context, const char *path, size_t max_
                         (unsigned long long)bytes, max_bytes);
     }
     char *content = esp_alloc(context, (size_t)bytes + 1);
-    esp_status status =
-        content == NULL ? esp_fail_memory(error, (size_t)bytes + 1, path)
-                        : esp_file_read_at(descriptor, path, content, (size_t)bytes, 0, error);
+    esp_status status = content == NULL
+                            ? esp_fail_memory(error, (size_t)bytes + 1, path)
+                            : esp_file_read_at(descriptor, path, content, (size_t)bytes, 0, error);
     close(descriptor);
     if (status != ESP_OK) {
         esp_release(context, content);
@@ -177,9 +178,9 @@ esp_status esp_folder_create(const char *path, esp_error *error)
     if (mkdir(path, 0777) == 0) {
         return ESP_OK;
     }
-    return errno == EEXIST ? esp_fail(error, ESP_IO, "file.exists", "%s: exists already", path)
-                           : esp_fail_errno(error, errno, "file.create_failed",
-                                            "%s: making the folder", path);
+    return errno == EEXIST
+               ? esp_fail(error, ESP_IO, "file.exists", "%s: exists already", path)
+               : esp_fail_errno(error, errno, "file.create_failed", "%s: making the folder", path);
 }
 
 esp_status esp_folder_sync(const char *path, esp_error *error)
@@ -226,10 +227,11 @@ esp_status esp_rename_exchange(const char *a, const char *b, esp_error *error)
         return ESP_OK;
     }
     if (errno == EINVAL || errno == ENOSYS) {
-        return esp_fail(error, ESP_UNSUPPORTED, "file.no_exchange",
-                        "%s: this file system cannot exchange two folders in one step; write to a new "
-                        "name and move it yourself",
-                        b);
+        return esp_fail(
+            error, ESP_UNSUPPORTED, "file.no_exchange",
+            "%s: this file system cannot exchange two folders in one step; write to a new "
+            "name and move it yourself",
+            b);
     }
     return esp_fail_errno(error, errno, "file.rename_failed", "exchanging %s and %s", a, b);
 }

@@ -21,9 +21,9 @@ ESP_MUST_CHECK esp_status esp_file_sync_close(int descriptor, const char *path, 
 void esp_file_close(int descriptor);
 
 /* Whole file into context memory, NUL-terminated behind *length bytes; code_too_large above max. */
-ESP_MUST_CHECK esp_status esp_file_read_all(esp_context *context, const char *path, size_t max_bytes,
-                                            const char *code_too_large, char **text, size_t *length,
-                                            esp_error *error);
+ESP_MUST_CHECK esp_status esp_file_read_all(esp_context *context, const char *path,
+                                            size_t max_bytes, const char *code_too_large,
+                                            char **text, size_t *length, esp_error *error);
 
 ESP_MUST_CHECK esp_status esp_folder_create(const char *path, esp_error *error);
 ESP_MUST_CHECK esp_status esp_folder_sync(const char *path, esp_error *error);
@@ -31,7 +31,8 @@ ESP_MUST_CHECK esp_status esp_folder_sync(const char *path, esp_error *error);
 void esp_folder_remove(const char *path);
 /* Renames onto nothing: "file.exists" if the target is there. */
 ESP_MUST_CHECK esp_status esp_rename_new(const char *from, const char *to, esp_error *error);
-/* Swaps two existing paths in one step; ESP_UNSUPPORTED "file.no_exchange" where the system can't. */
+/* Swaps two existing paths in one step; ESP_UNSUPPORTED "file.no_exchange" where the system can't.
+ */
 ESP_MUST_CHECK esp_status esp_rename_exchange(const char *a, const char *b, esp_error *error);
 ESP_MUST_CHECK esp_status esp_free_disk(const char *path, uint64_t *bytes, esp_error *error);
 bool esp_path_exists(const char *path); /* also a dangling link */

@@ -2,8 +2,8 @@
 
 #include <stddef.h>
 
-/* *set stands behind '['; returns whether c is in the set and moves *set behind ']'. A set without an
- * end matches nothing. */
+/* *set stands behind '['; returns whether c is in the set and moves *set behind ']'. A set without
+ * an end matches nothing. */
 static bool in_set(const char **set, char c)
 {
     const char *at = *set;

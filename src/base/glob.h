@@ -3,8 +3,8 @@
 
 #include <stdbool.h>
 
-/* '*' any run, '?' any one character, '[abc]' '[a-z]' '[!a]' a set; the whole text must match. Linear
- * time in practice: one backtrack point. */
+/* '*' any run, '?' any one character, '[abc]' '[a-z]' '[!a]' a set; the whole text must match.
+ * Linear time in practice: one backtrack point. */
 bool esp_glob_match(const char *glob, const char *text);
 
 #endif

@@ -1,4 +1,5 @@
-/* 16-bit floating point as bits in uint16_t: exact widening, rounding to nearest even. gcc 12 has no
+/* 16-bit floating point as bits in uint16_t: exact widening, rounding to nearest even. gcc 12 has
+ * no
  * __bf16 in C, and _Float16 only where the target has it. */
 #ifndef ESP_BASE_HALFFLOAT_H
 #define ESP_BASE_HALFFLOAT_H

@@ -14,8 +14,8 @@
  * "json.not_object", "json.too_deep". *json is released by json_decref. */
 ESP_MUST_CHECK esp_status esp_json_parse(const char *text, size_t length, const char *file,
                                          json_t **json, esp_error *error);
-/* Reads and parses; "json.too_large" above max_bytes (0: ESP_JSON_MAX_BYTES). text may be NULL, else
- * it receives the file's text (esp_release). */
+/* Reads and parses; "json.too_large" above max_bytes (0: ESP_JSON_MAX_BYTES). text may be NULL,
+ * else it receives the file's text (esp_release). */
 ESP_MUST_CHECK esp_status esp_json_load(esp_context *context, const char *path, size_t max_bytes,
                                         json_t **json, char **text, esp_error *error);
 

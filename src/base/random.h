@@ -1,4 +1,5 @@
-/* xoshiro256** (Blackman and Vigna), seeded by splitmix64: small, fast, the same on every machine. */
+/* xoshiro256** (Blackman and Vigna), seeded by splitmix64: small, fast, the same on every machine.
+ */
 #ifndef ESP_BASE_RANDOM_H
 #define ESP_BASE_RANDOM_H
 

@@ -1,6 +1,6 @@
 /* The pool: workers wait for a new job number, first spinning briefly (a model's layers follow each
- * other within microseconds), then asleep on a condition variable. Pieces of a job are taken from an
- * atomic counter. */
+ * other within microseconds), then asleep on a condition variable. Pieces of a job are taken from
+ * an atomic counter. */
 #include "base/threads.h"
 
 #include <pthread.h>
@@ -118,8 +118,8 @@ static esp_status start_workers(esp_pool *pool, int wanted, esp_error *error)
         int failed = pthread_create(&pool->handles[i], NULL, worker_main, &pool->records[i]);
         if (failed != 0) {
             stop_workers(pool);
-            return esp_fail_errno(error, failed, "context.no_thread", "thread %d of %d did not start",
-                                  i + 1, wanted);
+            return esp_fail_errno(error, failed, "context.no_thread",
+                                  "thread %d of %d did not start", i + 1, wanted);
         }
         pool->workers = i + 1;
     }

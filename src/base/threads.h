@@ -17,8 +17,9 @@ void esp_pool_free(esp_context *context, esp_pool *pool);
  * scratch. */
 typedef void (*esp_loop_fn)(void *user, int64_t begin, int64_t end, int thread);
 
-/* Calls body for pieces of at most `grain` indices (at least 1). Runs in the calling thread alone when
- * there is one piece, one thread, the pool is in use by another caller, or when called from a body. */
+/* Calls body for pieces of at most `grain` indices (at least 1). Runs in the calling thread alone
+ * when there is one piece, one thread, the pool is in use by another caller, or when called from a
+ * body. */
 void esp_parallel_for(esp_context *context, int64_t count, int64_t grain, esp_loop_fn body,
                       void *user);
 

@@ -1,9 +1,9 @@
 /* The door of src/op: what an operation is. Types only, no kernels.
  *
- * Two kinds of operation exist. Products (matmul) have many kernels, described by constant records in
- * explicit arrays that planner, checker, bench and `espalier kernels` all read. Everything else a
- * model needs has one implementation per back end, in a table (esp_ops): the cpu table starts as a
- * copy of ref's and overrides; the cuda table starts empty.
+ * Two kinds of operation exist. Products (matmul) have many kernels, described by constant records
+ * in explicit arrays that planner, checker, bench and `espalier kernels` all read. Everything else
+ * a model needs has one implementation per back end, in a table (esp_ops): the cpu table starts as
+ * a copy of ref's and overrides; the cuda table starts empty.
  *
  * Activations are f32 and feature-major [features][tokens], tight, unless a comment says otherwise.
  * All pointers are memory of the device. */
@@ -27,8 +27,8 @@ struct esp_device {
 
 /* ---- products ---- */
 
-/* A weight as kernels of one back end read it. ref and cpu keep the canonical parts (aligned copies);
- * `sparse` then holds them. */
+/* A weight as kernels of one back end read it. ref and cpu keep the canonical parts (aligned
+ * copies); `sparse` then holds them. */
 struct esp_packed {
     esp_device *device;
     esp_pattern pattern;
@@ -53,8 +53,8 @@ struct esp_kernel {
     const char *name;   /* matmul_<format>_<weight>_<activation>__<device>_<level>[_<variant>] */
     const char *device; /* "ref", "cpu", "cuda" */
     const char *format; /* "dense", "nm", "panel" */
-    const char *level;  /* "scalar", "portable", "avx2", "avx512", "openblas", "onednn", "sm90"... */
-    const char *idea;   /* one line for `espalier kernels` */
+    const char *level; /* "scalar", "portable", "avx2", "avx512", "openblas", "onednn", "sm90"... */
+    const char *idea;  /* one line for `espalier kernels` */
     /* NULL if it can run the problem on this device, else a reason (static text). */
     const char *(*why_not)(const esp_kernel *kernel, const esp_device *device,
                            const esp_matmul_problem *problem);
@@ -72,8 +72,9 @@ struct esp_kernel {
 
 typedef struct esp_attention {
     const float *q; /* [heads * head_dim][tokens], rotated, unscaled */
-    const float *keys, *values; /* cache: [kv_heads][capacity][head_dim], rows 0..past+tokens-1 filled */
-    float *y;                   /* [heads * head_dim][tokens]; not q */
+    const float *keys,
+        *values; /* cache: [kv_heads][capacity][head_dim], rows 0..past+tokens-1 filled */
+    float *y;    /* [heads * head_dim][tokens]; not q */
     int64_t heads, kv_heads, head_dim, tokens, past, capacity;
     float scale;     /* multiplies q . k */
     void *workspace; /* attention_workspace_bytes, 64-byte aligned */
@@ -86,8 +87,8 @@ typedef struct esp_ops {
     /* y = x / sqrt(mean over features of x^2 + eps) * weight, per token; y may be x. */
     esp_status (*rms_norm)(esp_device *device, const float *x, const float *weight, float eps,
                            int64_t features, int64_t tokens, float *y);
-    /* Rotates halves (i, i + head_dim / 2) of each head in place. angles: [head_dim / 2][tokens] cos in
-     * cosines, sin in sines. */
+    /* Rotates halves (i, i + head_dim / 2) of each head in place. angles: [head_dim / 2][tokens]
+     * cos in cosines, sin in sines. */
     esp_status (*rope)(esp_device *device, float *x, const float *cosines, const float *sines,
                        int64_t heads, int64_t head_dim, int64_t tokens);
     /* cache[h][past + t][d] = x[h * head_dim + d][t] for keys and values alike. */
@@ -107,7 +108,7 @@ typedef struct esp_ops {
 /* ---- back ends ---- */
 
 struct esp_backend {
-    const char *name; /* "ref", "cpu", "cuda" */
+    const char *name;                 /* "ref", "cpu", "cuda" */
     const esp_kernel *const *kernels; /* NULL-terminated, in order of preference at equal score */
     const esp_ops *ops;
     /* AUTO -> what this device computes fastest with for such weights. */

@@ -73,11 +73,21 @@ static void globs(test_run *run)
         const char *glob, *text;
         bool match;
     } rows[] = {
-        {"*", "", true},          {"*", "abc", true},     {"a*c", "abbbc", true},
-        {"a*c", "abbb", false},   {"?", "", false},       {"a?c", "abc", true},
-        {"[a-c]x", "bx", true},   {"[!a-c]x", "bx", false}, {"[!a-c]x", "dx", true},
-        {"[]]", "]", true},       {"[ab", "a", false},    {"*.weight", "m.q.weight", true},
-        {"*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaac", false}, {"", "", true}, {"", "a", false},
+        {"*", "", true},
+        {"*", "abc", true},
+        {"a*c", "abbbc", true},
+        {"a*c", "abbb", false},
+        {"?", "", false},
+        {"a?c", "abc", true},
+        {"[a-c]x", "bx", true},
+        {"[!a-c]x", "bx", false},
+        {"[!a-c]x", "dx", true},
+        {"[]]", "]", true},
+        {"[ab", "a", false},
+        {"*.weight", "m.q.weight", true},
+        {"*a*a*a*b", "aaaaaaaaaaaaaaaaaaaaaaaaaaaac", false},
+        {"", "", true},
+        {"", "a", false},
         {"**x", "yx", true},
     };
     for (int i = 0; i < ESP_COUNT(rows); i++) {
@@ -181,9 +191,13 @@ static void json_faults(test_run *run)
     static const struct {
         const char *text, *code;
     } rows[] = {
-        {"", "json.syntax"},         {"[1]", "json.not_object"},
-        {"{\"a\":1,\"a\":2}", "json.duplicate_key"}, {"{\"a\":1,\"\\u0061\":2}", "json.duplicate_key"},
-        {"{\"a\":1,}", "json.syntax"}, {"{\"a\":NaN}", "json.syntax"}, {"{} x", "json.syntax"},
+        {"", "json.syntax"},
+        {"[1]", "json.not_object"},
+        {"{\"a\":1,\"a\":2}", "json.duplicate_key"},
+        {"{\"a\":1,\"\\u0061\":2}", "json.duplicate_key"},
+        {"{\"a\":1,}", "json.syntax"},
+        {"{\"a\":NaN}", "json.syntax"},
+        {"{} x", "json.syntax"},
         {"{\"a\":\"\xff\"}", "json.syntax"},
     };
     for (int i = 0; i < ESP_COUNT(rows); i++) {

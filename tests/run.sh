@@ -1,0 +1,76 @@
+#!/bin/sh
+# Runs the checks of the sources, every test program of the release build, the command-line tests, and
+# every test program again under AddressSanitizer and UndefinedBehaviorSanitizer.
+# Usage: run.sh SOURCE_DIR BUILD_DIR ASAN_BUILD_DIR. The last line is the sum.
+set -u
+source=$1 build=$2 asan=$3
+total_passed=0 total_failed=0 total_skipped=0
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+
+# Runs a command whose last line is "NAME: N passed, N failed, N skipped" and adds that up. A command
+# that ends without such a line, or fails without a failed case, counts as one failure.
+run() {
+    label=$1
+    shift
+    started=$(date +%s)
+    "$@" >"$log" 2>&1
+    code=$?
+    sum=$(sed -n 's/^[^ ]*: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' \
+        "$log" | tail -n 1)
+    grep -vE '^[^ ]*: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 60
+    if [ -z "$sum" ]; then
+        echo "FAIL $label: ended with status $code and no sum"
+        sum="0 1 0"
+    fi
+    # shellcheck disable=SC2086
+    set -- $sum
+    failed=$2
+    if [ "$code" != 0 ] && [ "$failed" = 0 ]; then
+        echo "FAIL $label: status $code"
+        failed=1
+    fi
+    total_passed=$((total_passed + $1))
+    total_failed=$((total_failed + failed))
+    total_skipped=$((total_skipped + $3))
+    echo "$label: $1 passed, $failed failed, $3 skipped ($(($(date +%s) - started)) s)"
+}
+
+not_run() {
+    echo "not run $1: $2"
+    total_skipped=$((total_skipped + 1))
+}
+
+for check in "$source"/tests/checks/*.sh; do
+    run "check $(basename "$check" .sh)" sh "$check" "$source" "$build"
+done
+for program in "$build"/tests/test_*; do
+    run "$(basename "$program")" "$program"
+done
+for script in "$source"/tests/cli/run.sh "$source"/tests/independent/run.sh; do
+    [ -f "$script" ] && run "$(basename "$(dirname "$script")")" sh "$script" "$build" "$source"
+done
+if [ -d "$asan/tests" ]; then
+    for program in "$asan"/tests/test_*; do
+        run "asan $(basename "$program")" env ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 \
+            UBSAN_OPTIONS=print_stacktrace=1 "$program"
+    done
+else
+    not_run "sanitizers" "$asan is not built"
+fi
+if command -v nvcc >/dev/null 2>&1; then
+    if grep -q '^ESPALIER_CUDA_BUILT:INTERNAL=ON' "$build/CMakeCache.txt"; then
+        echo "cuda: 1 passed, 0 failed, 0 skipped (compiled)"
+        total_passed=$((total_passed + 1))
+    else
+        echo "FAIL cuda: nvcc is there but the CUDA part was not built"
+        total_failed=$((total_failed + 1))
+    fi
+    if ! nvidia-smi >/dev/null 2>&1; then
+        not_run "cuda on a GPU" "no GPU here"
+    fi
+else
+    not_run "cuda" "no nvcc here"
+fi
+echo "$total_passed passed, $total_failed failed, $total_skipped skipped"
+[ "$total_failed" = 0 ]
