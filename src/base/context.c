@@ -61,7 +61,7 @@ esp_status esp_context_create(const esp_context_options *options, esp_context **
     if (allocator.allocate == NULL) {
         allocator = (esp_allocator){default_allocate, default_release, NULL};
     }
-    int threads;
+    int threads = 0;
     esp_cpu_features cpu;
     ESP_TRY(choose_threads(use->threads, &threads, error));
     ESP_TRY(esp_cpu_features_detect(use->cpu_level, &cpu, error));
