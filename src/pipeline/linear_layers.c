@@ -1,0 +1,48 @@
+/* Which tensors of a checkpoint are linear layers.
+ *
+ * A folder does not say so; names and shapes do. A linear layer's weight has rank 2, a type that
+ * espalier computes with, and a name that ends in ".weight". Lookup tables have that form too, and
+ * the output head often is the embedding itself, so both are listed here by name and stay dense.
+ * Everything else of that form counts, classifier heads included. */
+#include <string.h>
+
+#include "pipeline/pipeline.h"
+
+static const struct {
+    const char *glob, *why;
+} not_linear[] = {
+    {"*embed*", "embedding"}, /* embed_tokens, word_embeddings, position_embeddings, patch_embed */
+    {"*wte*", "embedding"},   /* GPT-2: tokens */
+    {"*wpe*", "embedding"},   /* GPT-2: positions */
+    {"shared.weight", "embedding"},                  /* T5: tokens of encoder and decoder */
+    {"*relative_attention_bias*", "position table"}, /* T5 */
+    {"*.rel_pos_*", "position table"},               /* SAM */
+    {"lm_head*", "output head"},
+    {"*.lm_head*", "output head"},
+    {"output.weight", "output head"}, /* the original Llama names */
+};
+
+static bool ends_with(const char *text, const char *end)
+{
+    size_t length = strlen(text), tail = strlen(end);
+    return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
+const char *esp_linear_layer_why_not(const esp_weight_info *weight)
+{
+    if (weight->rank != 2) {
+        return "not rank 2";
+    }
+    for (int i = 0; i < ESP_COUNT(not_linear); i++) {
+        if (esp_glob_match(not_linear[i].glob, weight->name)) {
+            return not_linear[i].why;
+        }
+    }
+    if (!ends_with(weight->name, ".weight")) {
+        return "name does not end in .weight";
+    }
+    if (!esp_dtype_is_weight(weight->dtype)) {
+        return "type is not F32, F16 or BF16";
+    }
+    return NULL;
+}
