@@ -14,15 +14,21 @@
 #include <espalier/matmul.h>
 
 #include "base/base.h"
+#include "op/host_weight.h"
 #include "tensor/tensor.h"
 
 typedef struct esp_backend esp_backend;
+
+/* Types, sizes, layouts and epilogue of a problem are in range and every operand fits an address
+ * space; codes "problem.*" and "pattern.*". */
+ESP_MUST_CHECK esp_status esp_matmul_problem_check(const esp_matmul_problem *problem,
+                                                   esp_error *error);
 
 struct esp_device {
     esp_context *context;
     const esp_backend *backend;
     char name[16];
-    void *state; /* the back end's own; NULL for ref and cpu */
+    void *state; /* the back end's own, made by its open */
 };
 
 /* ---- products ---- */
@@ -109,6 +115,12 @@ typedef struct esp_ops {
 
 struct esp_backend {
     const char *name;                 /* "ref", "cpu", "cuda" */
+    /* The devices of this back end that the machine shows, usable or not: writes at most `capacity`
+     * entries and returns how many there are. */
+    int (*enumerate)(esp_context *context, esp_device_info *infos, int capacity);
+    /* Fills device->state, and undoes it; both NULL where there is none. */
+    esp_status (*open)(esp_device *device, esp_error *error);
+    void (*close)(esp_device *device);
     const esp_kernel *const *kernels; /* NULL-terminated, in order of preference at equal score */
     const esp_ops *ops;
     /* AUTO -> what this device computes fastest with for such weights. */

@@ -1,0 +1,49 @@
+#include <stdio.h>
+#include <unistd.h>
+
+#include "cpu/cpu.h"
+#include "ref/ref.h"
+
+static const esp_kernel *const kernels[] = {NULL};
+
+static int enumerate(esp_context *context, esp_device_info *infos, int capacity)
+{
+    if (capacity < 1) {
+        return 1;
+    }
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    infos[0] = (esp_device_info){.name = "cpu",
+                                 .threads = context->threads,
+                                 .memory_bytes = pages > 0 ? (uint64_t)pages * (uint64_t)page : 0,
+                                 .usable = true};
+    snprintf(infos[0].description, sizeof infos[0].description, "%s, %s", context->cpu.name,
+             esp_cpu_level_name(context->cpu.level));
+    return 1;
+}
+
+/* f32 for every format alike, so that dense and sparse compare in the same arithmetic. */
+static esp_compute auto_compute(const esp_device *device, esp_dtype weight_type)
+{
+    (void)device, (void)weight_type;
+    return ESP_COMPUTE_F32;
+}
+
+static esp_status open_cpu(esp_device *device, esp_error *error)
+{
+    (void)error;
+    device->state = NULL;
+    return ESP_OK;
+}
+
+const esp_backend esp_cpu_backend = {
+    .name = "cpu",
+    .enumerate = enumerate,
+    .open = open_cpu,
+    .kernels = kernels,
+    .ops = &esp_ref_ops,
+    .auto_compute = auto_compute,
+    .pack = esp_host_pack,
+    .packed_free = esp_host_packed_free,
+    .alloc = esp_host_alloc,
+    .release = esp_host_release,
+};

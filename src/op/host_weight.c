@@ -1,0 +1,153 @@
+#include "op/op.h"
+
+const char *esp_host_format_why_not(esp_host_format format, const esp_pattern *pattern)
+{
+    static const struct {
+        esp_pattern_kind kind;
+        const char *why_not;
+    } formats[] = {{ESP_PATTERN_DENSE, "it reads dense weights only"},
+                   {ESP_PATTERN_NM, "it reads keep:group weights (other than 2:4) only"},
+                   {ESP_PATTERN_PANEL, "it reads panels (2:4, V:2:M, panel:V) only"}};
+    return pattern->kind == formats[format].kind ? NULL : formats[format].why_not;
+}
+
+static const esp_tensor *find_part(const esp_sparse *sparse, const char *name, esp_tensor *found)
+{
+    for (int i = 0; i < esp_sparse_part_count(sparse); i++) {
+        esp_sparse_part part = esp_sparse_get_part(sparse, i);
+        if (strcmp(part.name, name) == 0) {
+            *found = part.tensor;
+            return found;
+        }
+    }
+    return NULL;
+}
+
+static void view_panel(const esp_sparse *sparse, const esp_pattern *pattern,
+                       esp_host_weight *weight)
+{
+    esp_tensor part;
+    weight->format = ESP_HOST_PANEL;
+    weight->kept = esp_pattern_kept(pattern, weight->in_features);
+    weight->row_values = weight->kept / 2;
+    weight->position_bytes = esp_ceil_div(weight->kept, 8);
+    int64_t v = esp_pattern_panel_rows(pattern, weight->out_features);
+    weight->panel_rows = v > 0 ? v : weight->out_features;
+    if (find_part(sparse, "columns", &part) != NULL) {
+        weight->columns = part.data;
+        weight->columns_wide = part.dtype == ESP_U32;
+    }
+}
+
+static void view_nm(const esp_pattern *pattern, const esp_tensor *positions,
+                    esp_host_weight *weight)
+{
+    weight->format = ESP_HOST_NM;
+    weight->keep = pattern->keep;
+    weight->group = pattern->group;
+    weight->row_values = esp_pattern_kept(pattern, weight->in_features);
+    weight->positions_wide = positions->dtype == ESP_U16;
+    weight->position_bytes = weight->row_values * (weight->positions_wide ? 2 : 1);
+}
+
+static esp_status view_parts(const esp_sparse *sparse, esp_host_weight *weight, esp_error *error)
+{
+    esp_pattern pattern = esp_sparse_pattern(sparse);
+    *weight = (esp_host_weight){.dtype = esp_sparse_dtype(sparse),
+                                .out_features = esp_sparse_out_features(sparse),
+                                .in_features = esp_sparse_in_features(sparse)};
+    bool dense = pattern.kind == ESP_PATTERN_DENSE;
+    esp_tensor values, positions, rows;
+    bool has_positions = find_part(sparse, "positions", &positions) != NULL;
+    if (find_part(sparse, dense ? "" : "values", &values) == NULL || has_positions == dense ||
+        (!dense && pattern.kind != ESP_PATTERN_NM && pattern.kind != ESP_PATTERN_PANEL)) {
+        char text[ESP_PATTERN_TEXT_MAX];
+        esp_pattern_print(&pattern, text);
+        return esp_fail(error, ESP_UNSUPPORTED, "pack.unsupported_pattern",
+                        "pack: no kernel of this processor reads weights of pattern %s; supported "
+                        "are dense, keep:group and panels",
+                        text);
+    }
+    weight->values = values.data;
+    if (dense) {
+        weight->format = ESP_HOST_DENSE;
+        weight->row_values = weight->in_features;
+        return ESP_OK;
+    }
+    weight->positions = positions.data;
+    if (pattern.kind == ESP_PATTERN_NM) {
+        view_nm(&pattern, &positions, weight);
+    } else {
+        view_panel(sparse, &pattern, weight);
+    }
+    if (find_part(sparse, "rows", &rows) != NULL) {
+        weight->rows = rows.data;
+        weight->rows_wide = rows.dtype == ESP_U32;
+    }
+    return ESP_OK;
+}
+
+static esp_status copy_sparse(esp_context *context, const esp_sparse *sparse, esp_sparse **copy,
+                              esp_error *error)
+{
+    esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
+    int count = esp_sparse_part_count(sparse);
+    for (int i = 0; i < count; i++) {
+        parts[i] = esp_sparse_get_part(sparse, i);
+    }
+    esp_pattern pattern = esp_sparse_pattern(sparse);
+    return esp_sparse_from_parts(context, &pattern, esp_sparse_dtype(sparse),
+                                 esp_sparse_out_features(sparse), esp_sparse_in_features(sparse),
+                                 parts, count, copy, error);
+}
+
+esp_status esp_host_pack(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
+                         esp_error *error)
+{
+    esp_context *context = device->context;
+    struct {
+        esp_packed packed;
+        esp_host_weight weight;
+    } *made = esp_alloc_zero(context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a packed weight");
+    }
+    esp_sparse *copy = NULL;
+    esp_status status = copy_sparse(context, sparse, &copy, error);
+    if (status == ESP_OK) {
+        status = view_parts(copy, &made->weight, error);
+    }
+    if (status != ESP_OK) {
+        esp_sparse_free(copy);
+        esp_release(context, made);
+        return status;
+    }
+    made->packed = (esp_packed){.device = device,
+                                .pattern = esp_sparse_pattern(copy),
+                                .dtype = made->weight.dtype,
+                                .out_features = made->weight.out_features,
+                                .in_features = made->weight.in_features,
+                                .sparse = copy,
+                                .state = &made->weight,
+                                .bytes = esp_sparse_bytes(copy)};
+    *packed = &made->packed;
+    return ESP_OK;
+}
+
+void esp_host_packed_free(esp_packed *packed)
+{
+    if (packed != NULL) {
+        esp_sparse_free(packed->sparse);
+        esp_release(packed->device->context, packed); /* the first member of its block */
+    }
+}
+
+void *esp_host_alloc(esp_device *device, size_t bytes)
+{
+    return esp_alloc(device->context, bytes);
+}
+
+void esp_host_release(esp_device *device, void *memory)
+{
+    esp_release(device->context, memory);
+}

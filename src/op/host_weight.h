@@ -1,0 +1,75 @@
+/* A weight in host memory as the ref and cpu kernels read it: the canonical parts, copied and
+ * 64-byte aligned, with their pointers found once. */
+#ifndef ESP_OP_HOST_WEIGHT_H
+#define ESP_OP_HOST_WEIGHT_H
+
+#include <espalier/matmul.h>
+
+#include "base/base.h"
+#include "tensor/tensor.h"
+
+typedef enum esp_host_format { ESP_HOST_DENSE = 0, ESP_HOST_NM, ESP_HOST_PANEL } esp_host_format;
+
+/* Stored rows i = 0..out-1 hold `row_values` values each: dense all columns, nm the kept ones,
+ * panel two of each four kept columns. */
+typedef struct esp_host_weight {
+    esp_host_format format;
+    esp_dtype dtype;
+    int64_t out_features, in_features;
+    int64_t row_values;
+    const void *values;       /* [out][row_values] */
+    const uint8_t *positions; /* panel: [out][position_bytes] nibbles; nm: see positions_wide */
+    int64_t position_bytes;   /* bytes of a row of positions */
+    bool positions_wide;      /* nm: offsets inside the group are u16, else u8 */
+    int64_t keep, group;      /* nm */
+    int64_t kept, panel_rows; /* panel: columns of a panel; rows of a panel (out for 2:4) */
+    const void *columns;      /* panel: [panels][kept], u16 or u32; NULL: 0, 1, 2... */
+    bool columns_wide;        /* u32 */
+    const void *rows;         /* [out], u16 or u32; NULL: identity */
+    bool rows_wide;
+} esp_host_weight;
+
+/* NULL when a weight of the pattern can be read by host kernels of `format`, else the reason. */
+const char *esp_host_format_why_not(esp_host_format format, const esp_pattern *pattern);
+
+/* esp_backend.pack and packed_free of ref and cpu; packed->state is an esp_host_weight. */
+ESP_MUST_CHECK esp_status esp_host_pack(esp_device *device, const esp_sparse *sparse,
+                                        esp_packed **packed, esp_error *error);
+void esp_host_packed_free(esp_packed *packed);
+void *esp_host_alloc(esp_device *device, size_t bytes);
+void esp_host_release(esp_device *device, void *memory);
+
+static inline uint32_t esp_host_index(const void *list, bool wide, int64_t i)
+{
+    return wide ? ((const uint32_t *)list)[i] : ((const uint16_t *)list)[i];
+}
+
+/* The output row of stored row i. */
+static inline int64_t esp_host_row(const esp_host_weight *weight, int64_t i)
+{
+    return weight->rows != NULL ? (int64_t)esp_host_index(weight->rows, weight->rows_wide, i) : i;
+}
+
+/* The input column of kept column j of a panel; in_features for padding. */
+static inline int64_t esp_host_column(const esp_host_weight *weight, int64_t panel, int64_t j)
+{
+    if (weight->columns == NULL) {
+        return j < weight->in_features ? j : weight->in_features;
+    }
+    uint32_t column =
+        esp_host_index(weight->columns, weight->columns_wide, panel * weight->kept + j);
+    uint32_t padding = weight->columns_wide ? UINT32_MAX : UINT16_MAX;
+    return column == padding ? weight->in_features : (int64_t)column;
+}
+
+/* The input column of stored entry j of row i of an nm weight. */
+static inline int64_t esp_host_nm_column(const esp_host_weight *weight, int64_t i, int64_t j)
+{
+    int64_t at = i * weight->row_values + j;
+    int64_t position = weight->positions_wide
+                           ? (int64_t)((const uint16_t *)(const void *)weight->positions)[at]
+                           : (int64_t)weight->positions[at];
+    return j / weight->keep * weight->group + position;
+}
+
+#endif

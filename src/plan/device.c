@@ -1,0 +1,118 @@
+/* Devices: the back ends' lists, one after the other, and opening by name. */
+#include <stdio.h>
+
+#include "plan/plan.h"
+#ifdef ESP_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
+
+/* All devices a machine can have: ref, cpu and the GPUs. */
+#define MAX_DEVICES 32
+
+/* The back end that a device of the list belongs to; NULL: listed only. */
+typedef struct listed_device {
+    esp_device_info info;
+    const esp_backend *backend;
+} listed_device;
+
+static int list_devices(esp_context *context, listed_device devices[MAX_DEVICES])
+{
+    int count = 0;
+    for (int b = 0; esp_backends[b] != NULL; b++) {
+        esp_device_info infos[MAX_DEVICES];
+        int found = esp_backends[b]->enumerate(context, infos, MAX_DEVICES - count);
+        for (int i = 0; i < found && count < MAX_DEVICES; i++) {
+            devices[count++] = (listed_device){infos[i], esp_backends[b]};
+        }
+    }
+#ifdef ESP_HAVE_CUDA
+    esp_device_info infos[MAX_DEVICES];
+    int found = esp_cuda_device_list(infos, MAX_DEVICES - count);
+    for (int i = 0; i < found && count < MAX_DEVICES; i++) {
+        devices[count++] = (listed_device){infos[i], NULL};
+    }
+#endif
+    return count;
+}
+
+int esp_device_list(esp_context *context, esp_device_info *infos, int capacity)
+{
+    listed_device devices[MAX_DEVICES];
+    int count = list_devices(context, devices);
+    for (int i = 0; i < count && i < capacity; i++) {
+        infos[i] = devices[i].info;
+    }
+    return count;
+}
+
+static esp_status unknown_device(const char *name, const listed_device *devices, int count,
+                                 esp_error *error)
+{
+    char known[512];
+    size_t used = 0;
+    known[0] = '\0';
+    for (int i = 0; i < count && used < sizeof known; i++) {
+        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "",
+                                 devices[i].info.name);
+    }
+    return esp_fail(error, ESP_BAD_ARGUMENT, "device.unknown",
+                    "device '%.64s' is not known; this machine has %s", name, known);
+}
+
+static esp_status open_listed(esp_context *context, const listed_device *listed,
+                              esp_device **device, esp_error *error)
+{
+    esp_device *made = esp_alloc_zero(context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a device");
+    }
+    made->context = context;
+    made->backend = listed->backend;
+    memcpy(made->name, listed->info.name, sizeof made->name);
+    esp_status status =
+        made->backend->open != NULL ? made->backend->open(made, error) : (esp_status)ESP_OK;
+    if (status != ESP_OK) {
+        esp_release(context, made);
+        return status;
+    }
+    *device = made;
+    return ESP_OK;
+}
+
+esp_status esp_device_open(esp_context *context, const char *name, esp_device **device,
+                           esp_error *error)
+{
+    const char *wanted = name != NULL ? name : "cpu";
+    listed_device devices[MAX_DEVICES];
+    int count = list_devices(context, devices);
+    for (int i = 0; i < count; i++) {
+        const esp_device_info *info = &devices[i].info;
+        if (strcmp(info->name, wanted) != 0) {
+            continue;
+        }
+        if (!info->usable || devices[i].backend == NULL) {
+            return esp_fail(error, ESP_UNSUPPORTED, "device.unusable",
+                            "device '%s' (%s) cannot be used: %s", wanted, info->description,
+                            info->why_not[0] != '\0' ? info->why_not
+                                                     : "this build has no kernels for it");
+        }
+        return open_listed(context, &devices[i], device, error);
+    }
+    return unknown_device(wanted, devices, count, error);
+}
+
+void esp_device_close(esp_device *device)
+{
+    if (device == NULL) {
+        return;
+    }
+    if (device->backend->close != NULL) {
+        device->backend->close(device);
+    }
+    esp_release(device->context, device);
+}
+
+const char *esp_device_name(const esp_device *device)
+{
+    return device->name;
+}

@@ -1,0 +1,100 @@
+/* Packing weights and running plans: the checks between a caller and a kernel. */
+#include "plan/plan.h"
+
+esp_status esp_pack(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
+                    esp_error *error)
+{
+    return device->backend->pack(device, sparse, packed, error);
+}
+
+void esp_packed_free(esp_packed *packed)
+{
+    if (packed != NULL) {
+        packed->device->backend->packed_free(packed);
+    }
+}
+
+size_t esp_packed_bytes(const esp_packed *packed)
+{
+    return packed->bytes;
+}
+
+static esp_status check_weight(const esp_plan *plan, const esp_packed *weight, esp_error *error)
+{
+    const esp_matmul_problem *problem = &plan->problem;
+    if (weight == NULL || weight->device != plan->device) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.bad_weight",
+                        "matmul: the weight was not packed for the plan's device '%s'",
+                        plan->device->name);
+    }
+    if (weight->dtype != problem->weight_type || weight->out_features != problem->out_features ||
+        weight->in_features != problem->in_features ||
+        !esp_pattern_equal(&weight->pattern, &problem->pattern)) {
+        char name[ESP_PROBLEM_TEXT_MAX], pattern[ESP_PATTERN_TEXT_MAX];
+        esp_matmul_problem_print(problem, name);
+        esp_pattern_print(&weight->pattern, pattern);
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.bad_weight",
+                        "matmul: the plan is for %s, the weight is %s/%s/%lldx%lld; plan for the "
+                        "weight that is run",
+                        name, pattern, esp_dtype_short_name(weight->dtype),
+                        (long long)weight->out_features, (long long)weight->in_features);
+    }
+    return ESP_OK;
+}
+
+static esp_status check_stride(const char *which, int64_t row, int64_t *stride, esp_error *error)
+{
+    if (*stride == 0) {
+        *stride = row;
+    }
+    if (*stride < row) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.bad_stride",
+                        "matmul: %s_stride is %lld elements, but a row has %lld; give 0 for tight "
+                        "rows",
+                        which, (long long)*stride, (long long)row);
+    }
+    return ESP_OK;
+}
+
+static esp_status check_pointers(const esp_plan *plan, const esp_matmul_args *args,
+                                 esp_error *error)
+{
+    unsigned epilogue = plan->problem.epilogue;
+    const struct {
+        const char *name;
+        const void *pointer;
+        bool needed;
+    } operands[] = {{"x", args->x, true},
+                    {"y", args->y, true},
+                    {"scale", args->scale, (epilogue & ESP_EP_SCALE) != 0},
+                    {"bias", args->bias, (epilogue & ESP_EP_BIAS) != 0},
+                    {"residual", args->residual, (epilogue & ESP_EP_RESIDUAL) != 0},
+                    {"workspace", args->workspace, plan->workspace_bytes > 0}};
+    for (int i = 0; i < ESP_COUNT(operands); i++) {
+        if (operands[i].needed && operands[i].pointer == NULL) {
+            return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.missing_operand",
+                            "matmul: %s is NULL, but the plan needs it", operands[i].name);
+        }
+    }
+    if (plan->workspace_bytes > 0 && (uintptr_t)args->workspace % 64 != 0) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.bad_workspace",
+                        "matmul: the workspace must be 64-byte aligned");
+    }
+    return ESP_OK;
+}
+
+esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args, esp_error *error)
+{
+    const esp_matmul_problem *problem = &plan->problem;
+    esp_matmul_args full = *args;
+    int64_t out = problem->out_features >> ((problem->epilogue & ESP_EP_SWIGLU) != 0);
+    bool x_by_feature = problem->x_layout == ESP_FEATURE_MAJOR;
+    bool y_by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
+    ESP_TRY(check_weight(plan, args->weight, error));
+    ESP_TRY(check_pointers(plan, args, error));
+    ESP_TRY(check_stride("x", x_by_feature ? problem->tokens : problem->in_features, &full.x_stride,
+                         error));
+    ESP_TRY(check_stride("y", y_by_feature ? problem->tokens : out, &full.y_stride, error));
+    esp_matmul_call call = {plan->kernel, plan->device, problem, &full};
+    return plan->kernel->launch(&call, error);
+}

@@ -1,0 +1,164 @@
+/* What the other operations mean: scalar C, sums in double, activations f32 [features][tokens].
+ * Contracts: op/op.h. */
+#include <math.h>
+
+#include "ref/kernels.h"
+
+float esp_ref_activate(unsigned epilogue, float value)
+{
+    double v = (double)value;
+    if ((epilogue & ESP_EP_RELU) != 0) {
+        return v < 0 ? 0.0f : value; /* NaN stays */
+    }
+    if ((epilogue & ESP_EP_GELU) != 0) {
+        return (float)(0.5 * v * (1 + erf(v / sqrt(2.0))));
+    }
+    if ((epilogue & ESP_EP_GELU_TANH) != 0) {
+        double inner = sqrt(2.0 / M_PI) * (v + 0.044715 * v * v * v);
+        return (float)(0.5 * v * (1 + tanh(inner)));
+    }
+    if ((epilogue & ESP_EP_SILU) != 0) {
+        return (float)(v / (1 + exp(-v)));
+    }
+    return value;
+}
+
+static esp_status embed(esp_device *device, const esp_tensor *table, const int32_t *ids,
+                        int64_t tokens, float *x)
+{
+    (void)device;
+    int64_t hidden = table->shape[1];
+    for (int64_t t = 0; t < tokens; t++) {
+        for (int64_t i = 0; i < hidden; i++) {
+            x[i * tokens + t] = esp_weight_at(table->dtype, table->data, ids[t] * hidden + i);
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status rms_norm(esp_device *device, const float *x, const float *weight, float eps,
+                           int64_t features, int64_t tokens, float *y)
+{
+    (void)device;
+    for (int64_t t = 0; t < tokens; t++) {
+        double sum = 0;
+        for (int64_t i = 0; i < features; i++) {
+            double value = (double)x[i * tokens + t];
+            sum += value * value;
+        }
+        float factor = (float)(1 / sqrt(sum / (double)features + (double)eps));
+        for (int64_t i = 0; i < features; i++) {
+            y[i * tokens + t] = x[i * tokens + t] * factor * weight[i];
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status rope(esp_device *device, float *x, const float *cosines, const float *sines,
+                       int64_t heads, int64_t head_dim, int64_t tokens)
+{
+    (void)device;
+    int64_t half = head_dim / 2 * tokens; /* elements */
+    for (int64_t head = 0; head < heads; head++) {
+        float *low = x + head * head_dim * tokens;
+        float *high = low + half;
+        for (int64_t i = 0; i < half; i++) {
+            float a = low[i], b = high[i];
+            low[i] = a * cosines[i] - b * sines[i];
+            high[i] = b * cosines[i] + a * sines[i];
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status cache_append(esp_device *device, const float *x, int64_t kv_heads,
+                               int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
+                               float *cache)
+{
+    (void)device;
+    for (int64_t head = 0; head < kv_heads; head++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            float *row = cache + (head * capacity + past + t) * head_dim;
+            for (int64_t d = 0; d < head_dim; d++) {
+                row[d] = x[(head * head_dim + d) * tokens + t];
+            }
+        }
+    }
+    return ESP_OK;
+}
+
+/* Room for the scores of one token: f64. */
+static size_t attention_workspace_bytes(const esp_device *device, const esp_attention *attention)
+{
+    (void)device;
+    return (size_t)(attention->past + attention->tokens) * sizeof(double);
+}
+
+static void attend(const esp_attention *a, int64_t head, int64_t token, double *scores)
+{
+    int64_t seen = a->past + token + 1;
+    int64_t kv_offset = head / (a->heads / a->kv_heads) * a->capacity * a->head_dim;
+    const float *keys = a->keys + kv_offset, *values = a->values + kv_offset;
+    const float *q = a->q + head * a->head_dim * a->tokens + token;
+    double most = -HUGE_VAL, total = 0;
+    for (int64_t s = 0; s < seen; s++) {
+        double sum = 0;
+        for (int64_t d = 0; d < a->head_dim; d++) {
+            sum += (double)q[d * a->tokens] * (double)keys[s * a->head_dim + d];
+        }
+        scores[s] = sum * (double)a->scale;
+        most = scores[s] > most ? scores[s] : most;
+    }
+    for (int64_t s = 0; s < seen; s++) {
+        scores[s] = exp(scores[s] - most);
+        total += scores[s];
+    }
+    for (int64_t d = 0; d < a->head_dim; d++) {
+        double sum = 0;
+        for (int64_t s = 0; s < seen; s++) {
+            sum += scores[s] * (double)values[s * a->head_dim + d];
+        }
+        a->y[(head * a->head_dim + d) * a->tokens + token] = (float)(sum / total);
+    }
+}
+
+static esp_status attention(esp_device *device, const esp_attention *attention)
+{
+    (void)device;
+    for (int64_t head = 0; head < attention->heads; head++) {
+        for (int64_t t = 0; t < attention->tokens; t++) {
+            attend(attention, head, t, attention->workspace);
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status swiglu(esp_device *device, const float *gate, const float *up, int64_t count,
+                         float *y)
+{
+    (void)device;
+    for (int64_t i = 0; i < count; i++) {
+        y[i] = esp_ref_activate(ESP_EP_SILU, gate[i]) * up[i];
+    }
+    return ESP_OK;
+}
+
+static esp_status add(esp_device *device, float *x, const float *y, int64_t count)
+{
+    (void)device;
+    for (int64_t i = 0; i < count; i++) {
+        x[i] += y[i];
+    }
+    return ESP_OK;
+}
+
+const esp_ops esp_ref_ops = {
+    .embed = embed,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .cache_append = cache_append,
+    .attention_workspace_bytes = attention_workspace_bytes,
+    .attention = attention,
+    .swiglu = swiglu,
+    .add = add,
+};
