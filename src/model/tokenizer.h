@@ -1,0 +1,171 @@
+/* Inside of the tokenizer; used by src/model/tokenizer*.c only.
+ *
+ * A tokenizer.json describes a pipeline: added tokens cut the text, a normalizer rewrites the rest,
+ * a list of steps cuts that into words, byte-level BPE turns each word into ids, a template adds
+ * BOS. The file writes bytes as printable characters (the GPT-2 alphabet); here everything is
+ * turned back into bytes once, while loading. */
+#ifndef ESP_MODEL_TOKENIZER_H
+#define ESP_MODEL_TOKENIZER_H
+
+#define PCRE2_CODE_UNIT_WIDTH 8
+#include <pcre2.h>
+
+#include <espalier/model.h>
+
+#include "base/base.h"
+
+#define ESP_TOKENIZER_MAX_FILE ((size_t)64 << 20)
+#define ESP_TOKENIZER_MAX_TOKENS (1 << 20) /* four times the largest vocabulary in use */
+#define ESP_TOKENIZER_MAX_STEPS 16
+#define ESP_TOKENIZER_MAX_TEMPLATE 16
+
+typedef struct esp_token {
+    uint32_t offset, length; /* in tokenizer->bytes */
+    bool known, special;
+} esp_token;
+
+typedef struct esp_merge {
+    uint64_t pair; /* left id in the high half */
+    uint32_t rank;
+    int32_t id;
+} esp_merge;
+
+typedef struct esp_added_token {
+    uint32_t offset, length; /* in tokenizer->bytes: what to look for */
+    int32_t id;
+    bool single_word, lstrip, rstrip;
+} esp_added_token;
+
+/* Sorted by bytes, so that the longest match is found by narrowing a range byte by byte. */
+typedef struct esp_added_set {
+    esp_added_token *tokens;
+    int64_t count;
+} esp_added_set;
+
+typedef enum esp_step_kind {
+    ESP_STEP_SPLIT = 0,   /* cut at matches of regex */
+    ESP_STEP_PREFIX_SPACE /* put ' ' before a text that does not start with one */
+} esp_step_kind;
+
+typedef struct esp_step {
+    esp_step_kind kind;
+    pcre2_code *regex;
+    bool drop_matches, drop_others;
+} esp_step;
+
+struct esp_tokenizer {
+    esp_context *context;
+    char *path; /* of tokenizer.json, for messages */
+    pcre2_general_context *regex_memory;
+
+    esp_token *tokens; /* [size] by id */
+    int64_t size;
+    esp_buffer bytes;
+
+    bool nfc;
+    esp_added_set raw, normalized; /* looked for before and after the normalizer */
+    esp_step steps[ESP_TOKENIZER_MAX_STEPS];
+    int step_count;
+
+    int32_t byte_ids[256]; /* -1: absent */
+    esp_merge *merges;     /* sorted by pair */
+    int64_t merge_count;
+    int32_t *words; /* ids sorted by bytes, when whole words are looked up first; else NULL */
+    int64_t word_count;
+    int32_t unknown; /* -1: none */
+    bool fuse_unknown;
+
+    int32_t prefix[ESP_TOKENIZER_MAX_TEMPLATE], suffix[ESP_TOKENIZER_MAX_TEMPLATE];
+    int prefix_count, suffix_count;
+};
+
+/* ---- loading: each reads one part of the file ---- */
+
+ESP_MUST_CHECK esp_status esp_tokenizer_load_vocabulary(esp_tokenizer *tokenizer,
+                                                        const json_t *model,
+                                                        const json_t *added_tokens,
+                                                        esp_error *error);
+ESP_MUST_CHECK esp_status esp_tokenizer_load_merges(esp_tokenizer *tokenizer, const json_t *model,
+                                                    esp_error *error);
+ESP_MUST_CHECK esp_status esp_tokenizer_load_added(esp_tokenizer *tokenizer,
+                                                   const json_t *added_tokens, esp_error *error);
+ESP_MUST_CHECK esp_status esp_tokenizer_load_steps(esp_tokenizer *tokenizer,
+                                                   const json_t *pre_tokenizer, esp_error *error);
+ESP_MUST_CHECK esp_status esp_tokenizer_load_template(esp_tokenizer *tokenizer,
+                                                      const json_t *post_processor,
+                                                      esp_error *error);
+
+/* The "type" of a part, or "" when it is no object or has none. */
+const char *esp_tokenizer_type(const json_t *part);
+/* Optional members: the default when absent or null, "tokenizer.bad_field" for another type. */
+ESP_MUST_CHECK esp_status esp_tokenizer_bool(const esp_tokenizer *tokenizer, const json_t *part,
+                                             const char *key, bool fallback, bool *value,
+                                             esp_error *error);
+ESP_MUST_CHECK esp_status esp_tokenizer_bad_field(const esp_tokenizer *tokenizer, const char *what,
+                                                  const char *expected, esp_error *error);
+/* An id within limits, or "tokenizer.bad_id" naming the token. */
+ESP_MUST_CHECK esp_status esp_tokenizer_id(const esp_tokenizer *tokenizer, const json_t *value,
+                                           const char *token, int32_t *id, esp_error *error);
+/* Bytes of a token as the file spells it, appended to out; text that is not in the byte alphabet
+ * stands for itself. */
+void esp_tokenizer_unspell(const char *text, size_t length, esp_buffer *out);
+
+/* ---- regular expressions ---- */
+
+ESP_MUST_CHECK esp_status esp_tokenizer_compile(const esp_tokenizer *tokenizer, const char *pattern,
+                                                bool literal, pcre2_code **regex, esp_error *error);
+/* The pattern in PCRE2's spelling; on failure *reason is a static text. */
+bool esp_regex_translate(const char *pattern, esp_buffer *out, const char **reason);
+
+/* ---- encoding ---- */
+
+typedef struct esp_bpe_symbol {
+    int32_t id, previous, next; /* positions; -1: none. id -2: merged away */
+} esp_bpe_symbol;
+
+typedef struct esp_bpe_candidate {
+    uint32_t rank, position;
+    int32_t left, right, id;
+} esp_bpe_candidate;
+
+/* One call's scratch and output. */
+typedef struct esp_encoder {
+    const esp_tokenizer *tokenizer;
+    esp_error *error;
+    pcre2_match_data *match;
+    pcre2_match_context *limits;
+    pcre2_jit_stack *stack;
+    esp_buffer prefixed; /* copy of a piece with its prefix space */
+    esp_buffer folded;   /* a normalized piece */
+    esp_bpe_symbol *symbols;
+    esp_bpe_candidate *heap;
+    size_t word_capacity; /* symbols; the heap has three times as many */
+    int32_t *ids;
+    size_t count, capacity;
+} esp_encoder;
+
+ESP_MUST_CHECK esp_status esp_encoder_push(esp_encoder *encoder, int32_t id);
+/* Appends the ids of one word. */
+ESP_MUST_CHECK esp_status esp_bpe_encode(esp_encoder *encoder, const char *word, size_t length);
+/* Next match at or after *from (which moves on); found false: no more. after_match: a match ended
+ * exactly at *from, so an empty one there does not count. */
+ESP_MUST_CHECK esp_status esp_regex_next(esp_encoder *encoder, const pcre2_code *regex,
+                                         const char *text, size_t length, size_t *from,
+                                         bool *after_match, bool *found, size_t *start,
+                                         size_t *end);
+
+typedef esp_status (*esp_piece_fn)(esp_encoder *encoder, const char *text, size_t length);
+/* Cuts text at the added tokens of the set: pushes their ids, hands everything between to rest. */
+ESP_MUST_CHECK esp_status esp_added_split(esp_encoder *encoder, const esp_added_set *set,
+                                          const char *text, size_t length, esp_piece_fn rest);
+
+/* text with each maximal invalid part replaced by U+FFFD, appended to out. */
+void esp_utf8_repair(const char *text, size_t length, esp_buffer *out);
+bool esp_utf8_valid(const char *text, size_t length);
+/* One valid code point at text; returns its bytes. */
+size_t esp_utf8_next(const char *text, size_t length, int32_t *code_point);
+/* NFC of valid text, appended to out. */
+ESP_MUST_CHECK esp_status esp_utf8_nfc(const char *text, size_t length, esp_buffer *out,
+                                       esp_error *error);
+
+#endif

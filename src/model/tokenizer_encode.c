@@ -1,0 +1,165 @@
+/* Text to ids: repair -> added tokens -> normalizer -> added tokens -> steps -> words -> template.
+ * Pieces are handed on at once, depth first; no list of them is ever built. */
+#include "model/tokenizer.h"
+
+esp_status esp_encoder_push(esp_encoder *encoder, int32_t id)
+{
+    if (encoder->count == encoder->capacity) {
+        size_t capacity = encoder->capacity < 64 ? 64 : encoder->capacity * 2, bytes;
+        int32_t *grown = NULL;
+        if (esp_mul_size(capacity, sizeof *grown, &bytes)) {
+            grown = esp_realloc(encoder->tokenizer->context, encoder->ids,
+                                encoder->count * sizeof *grown, bytes);
+        }
+        if (grown == NULL) {
+            return esp_fail_memory(encoder->error, capacity, "collecting token ids");
+        }
+        encoder->ids = grown;
+        encoder->capacity = capacity;
+    }
+    encoder->ids[encoder->count++] = id;
+    return ESP_OK;
+}
+
+static esp_status run_step(esp_encoder *encoder, int index, const char *text, size_t length);
+
+static esp_status split_step(esp_encoder *encoder, int index, const char *text, size_t length)
+{
+    const esp_step *step = &encoder->tokenizer->steps[index];
+    size_t done = 0, from = 0, start = 0, end = 0;
+    bool after_match = false, found;
+    for (;;) {
+        ESP_TRY(esp_regex_next(encoder, step->regex, text, length, &from, &after_match, &found,
+                               &start, &end));
+        size_t stop = found ? start : length;
+        if (stop > done && !step->drop_others) {
+            ESP_TRY(run_step(encoder, index + 1, text + done, stop - done));
+        }
+        if (!found) {
+            return ESP_OK;
+        }
+        if (end > start && !step->drop_matches) {
+            ESP_TRY(run_step(encoder, index + 1, text + start, end - start));
+        }
+        done = end;
+    }
+}
+
+static esp_status prefix_step(esp_encoder *encoder, int index, const char *text, size_t length)
+{
+    if (text[0] == ' ') {
+        return run_step(encoder, index + 1, text, length);
+    }
+    esp_buffer_clear(&encoder->prefixed);
+    esp_buffer_text(&encoder->prefixed, " ");
+    esp_buffer_append(&encoder->prefixed, text, length);
+    if (encoder->prefixed.failed) {
+        return esp_fail_memory(encoder->error, length, "encoding text");
+    }
+    return run_step(encoder, index + 1, encoder->prefixed.data, encoder->prefixed.length);
+}
+
+/* length > 0 */
+static esp_status run_step(esp_encoder *encoder, int index, const char *text, size_t length)
+{
+    if (index == encoder->tokenizer->step_count) {
+        return esp_bpe_encode(encoder, text, length);
+    }
+    switch (encoder->tokenizer->steps[index].kind) {
+    case ESP_STEP_PREFIX_SPACE:
+        return prefix_step(encoder, index, text, length);
+    default:
+        return split_step(encoder, index, text, length);
+    }
+}
+
+static esp_status encode_words(esp_encoder *encoder, const char *text, size_t length)
+{
+    return run_step(encoder, 0, text, length);
+}
+
+static bool is_ascii(const char *text, size_t length)
+{
+    for (size_t i = 0; i < length; i++) {
+        if ((unsigned char)text[i] >= 0x80) {
+            return false;
+        }
+    }
+    return true;
+}
+
+static esp_status encode_plain(esp_encoder *encoder, const char *text, size_t length)
+{
+    const esp_tokenizer *tokenizer = encoder->tokenizer;
+    if (tokenizer->nfc && !is_ascii(text, length)) {
+        esp_buffer_clear(&encoder->folded);
+        ESP_TRY(esp_utf8_nfc(text, length, &encoder->folded, encoder->error));
+        text = encoder->folded.data;
+        length = encoder->folded.length;
+    }
+    return esp_added_split(encoder, &tokenizer->normalized, text, length, encode_words);
+}
+
+static esp_status encode_all(esp_encoder *encoder, const char *text, size_t length, bool special)
+{
+    const esp_tokenizer *tokenizer = encoder->tokenizer;
+    for (int i = 0; special && i < tokenizer->prefix_count; i++) {
+        ESP_TRY(esp_encoder_push(encoder, tokenizer->prefix[i]));
+    }
+    if (length > 0) {
+        ESP_TRY(esp_added_split(encoder, &tokenizer->raw, text, length, encode_plain));
+    }
+    for (int i = 0; special && i < tokenizer->suffix_count; i++) {
+        ESP_TRY(esp_encoder_push(encoder, tokenizer->suffix[i]));
+    }
+    return ESP_OK;
+}
+
+esp_status esp_tokenizer_encode(const esp_tokenizer *tokenizer, const char *text, size_t length,
+                                bool special, int32_t **ids, int64_t *count, esp_error *error)
+{
+    esp_context *context = tokenizer->context;
+    esp_encoder encoder = {.tokenizer = tokenizer, .error = error};
+    esp_buffer repaired;
+    esp_buffer_init(&repaired, context);
+    esp_buffer_init(&encoder.prefixed, context);
+    esp_buffer_init(&encoder.folded, context);
+    esp_status status = ESP_OK;
+    if (!esp_utf8_valid(text, length)) {
+        esp_utf8_repair(text, length, &repaired);
+        text = repaired.data;
+        length = repaired.length;
+        if (repaired.failed) {
+            status = esp_fail_memory(error, length, "repairing text");
+        }
+    }
+    if (status == ESP_OK) {
+        status = encode_all(&encoder, text, length, special);
+    }
+    if (status == ESP_OK && encoder.ids == NULL) {
+        encoder.ids = esp_alloc(context, sizeof *encoder.ids);
+        if (encoder.ids == NULL) {
+            status = esp_fail_memory(error, sizeof *encoder.ids, "collecting token ids");
+        }
+    }
+    if (status == ESP_OK) {
+        *ids = encoder.ids;
+        *count = (int64_t)encoder.count;
+    } else {
+        esp_release(context, encoder.ids);
+    }
+    esp_release(context, encoder.symbols);
+    esp_release(context, encoder.heap);
+    esp_buffer_free(&repaired);
+    esp_buffer_free(&encoder.prefixed);
+    esp_buffer_free(&encoder.folded);
+    pcre2_match_data_free(encoder.match);
+    pcre2_match_context_free(encoder.limits);
+    pcre2_jit_stack_free(encoder.stack);
+    return status;
+}
+
+void esp_ids_free(const esp_tokenizer *tokenizer, int32_t *ids)
+{
+    esp_release(tokenizer->context, ids);
+}
