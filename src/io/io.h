@@ -1,0 +1,48 @@
+/* The door of src/io: files in and out.
+ *
+ * Everything read here is untrusted: sizes are checked before they are used, nothing is allocated
+ * from a number that the file's own bytes do not back, and a fault is refused, never repaired. */
+#ifndef ESP_SRC_IO_H
+#define ESP_SRC_IO_H
+
+#include <espalier/checkpoint.h>
+
+#include "base/base.h"
+#include "format/format.h"
+#include "tensor/tensor.h"
+
+/* Newest "format_version" of a compressed folder that this build reads, and the one it writes. */
+#define ESP_FOLDER_FORMAT_VERSION 1
+
+/* The file that says a folder was made by espalier. */
+#define ESP_MARKER_FILE "espalier.json"
+
+/* ---- writing one safetensors file: all sizes first, then the data in any order ---- */
+
+typedef struct esp_safetensors_writer esp_safetensors_writer;
+
+ESP_MUST_CHECK esp_status esp_safetensors_writer_create(esp_context *context,
+                                                        esp_safetensors_writer **writer,
+                                                        esp_error *error);
+/* Copies name and shape. "safetensors.bad_name" for a name that no file may hold. */
+ESP_MUST_CHECK esp_status esp_safetensors_writer_declare(esp_safetensors_writer *writer,
+                                                         const char *name, const esp_tensor *tensor,
+                                                         esp_error *error);
+/* Orders the tensors, places them and makes the header; no file is touched. *bytes: the whole file.
+ * "safetensors.declared_twice" when a name occurs twice. */
+ESP_MUST_CHECK esp_status esp_safetensors_writer_place(esp_safetensors_writer *writer,
+                                                       uint64_t *bytes, esp_error *error);
+/* Makes the file (it must not exist) and writes the header. */
+ESP_MUST_CHECK esp_status esp_safetensors_writer_begin(esp_safetensors_writer *writer,
+                                                       const char *path, esp_error *error);
+/* Each declared tensor once, any order; data as declared. */
+ESP_MUST_CHECK esp_status esp_safetensors_writer_write(esp_safetensors_writer *writer,
+                                                       const char *name, const void *data,
+                                                       esp_error *error);
+/* Brings the file to disk; "safetensors.not_written" when a tensor is missing. */
+ESP_MUST_CHECK esp_status esp_safetensors_writer_finish(esp_safetensors_writer *writer,
+                                                        esp_error *error);
+/* Closes; what was written stays where it is. */
+void esp_safetensors_writer_free(esp_safetensors_writer *writer);
+
+#endif
