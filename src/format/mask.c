@@ -162,6 +162,9 @@ static void apply_rows(void *user, int64_t begin, int64_t end, int thread)
         for (int64_t i = 0; i < job->fixed_mask->row_words; i++) {
             int64_t first = row * in + i * 64, count = ESP_MIN(64, in - i * 64);
             uint64_t live = words[i] & esp_nonzero_word(job->dense, first, count);
+            if (live == (count == 64 ? UINT64_MAX : ((uint64_t)1 << count) - 1)) {
+                continue;
+            }
             for (int64_t k = 0; k < count; k++) {
                 if ((live >> k & 1) == 0) {
                     memset((char *)job->dense->data + (size_t)(first + k) * width, 0, width);

@@ -1,0 +1,111 @@
+/* What a mask keeps: counts, energy, and the size of the space it was chosen from. Energies are
+ * summed per row in eight lanes, then row by row, so they do not depend on threads or vectors.
+ * Weights that are not finite are left out of both energies. */
+#include <float.h>
+#include <math.h>
+
+#include "prune/select.h"
+
+#define LANES 8
+
+typedef struct row_energy {
+    double kept, all;
+} row_energy;
+
+typedef struct energy_job {
+    const esp_prune_job *prune;
+    row_energy *rows; /* [out] */
+} energy_job;
+
+static row_energy energy_of_row(const esp_prune_job *prune, int64_t row)
+{
+    double all[LANES] = {0}, kept[LANES] = {0};
+    float weights[64];
+    size_t width = esp_dtype_bytes(prune->dense->dtype);
+    const char *data = (const char *)prune->dense->data + (size_t)(row * prune->in) * width;
+    const uint64_t *words = esp_mask_row(prune->mask, row);
+    for (int64_t first = 0; first < prune->in; first += 64) {
+        int64_t count = ESP_MIN(64, prune->in - first);
+        memset(weights, 0, sizeof weights);
+        esp_widen(prune->dense->dtype, data + (size_t)first * width, count, weights);
+        uint64_t live = words[first / 64];
+        for (int i = 0; i < 64; i++) {
+            double w = (double)weights[i], energy = fabs(w) <= (double)FLT_MAX ? w * w : 0;
+            all[i % LANES] += energy;
+            kept[i % LANES] += live >> i & 1 ? energy : 0;
+        }
+    }
+    row_energy sum = {0};
+    for (int l = 0; l < LANES; l++) {
+        sum.all += all[l];
+        sum.kept += kept[l];
+    }
+    return sum;
+}
+
+static void sum_rows(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const energy_job *job = user;
+    for (int64_t row = begin; row < end; row++) {
+        job->rows[row] = energy_of_row(job->prune, row);
+    }
+}
+
+static esp_status retained_energy(const esp_prune_job *prune, double *share, esp_error *error)
+{
+    size_t rows = (size_t)prune->out;
+    energy_job job = {prune, esp_alloc_array(prune->context, rows, sizeof *job.rows)};
+    if (job.rows == NULL) {
+        return esp_fail_memory(error, rows * sizeof *job.rows, "row energies");
+    }
+    esp_parallel_for(prune->context, prune->out, 1 + 65536 / ESP_MAX(1, prune->in), sum_rows, &job);
+    double all = 0, kept = 0;
+    for (size_t i = 0; i < rows; i++) {
+        all += job.rows[i].all;
+        kept += job.rows[i].kept;
+    }
+    esp_release(prune->context, job.rows);
+    *share = all > 0 ? kept / all : 1;
+    return ESP_OK;
+}
+
+/* ln of the choices of columns and of two per row, over panels and groups; a remainder group of r
+ * columns offers C(r, min(4, r)) and C(min(4, r), 2) a row. */
+static double log_choices(int64_t out, int64_t panels, int64_t width)
+{
+    double r = (double)ESP_MIN(width, 4);
+    double columns = 0;
+    for (int64_t i = 0; i < 4 && width > 4; i++) {
+        columns += log((double)(width - i) / (double)(i + 1));
+    }
+    double pairs = r > 2 ? r * (r - 1) / 2 : 1;
+    return (double)panels * columns + (double)out * log(pairs);
+}
+
+static double log_diversity(const esp_prune_job *prune)
+{
+    const esp_pattern *pattern = prune->pattern;
+    if (pattern->kind != ESP_PATTERN_PANEL || pattern->m == 0) {
+        return (double)NAN;
+    }
+    int64_t v = esp_pattern_panel_rows(pattern, prune->out);
+    int64_t panels = esp_ceil_div(prune->out, v), rest = prune->in % pattern->m;
+    double whole = (double)(prune->in / pattern->m) * log_choices(prune->out, panels, pattern->m);
+    return whole + (rest > 0 ? log_choices(prune->out, panels, rest) : 0);
+}
+
+esp_status esp_mask_judge(const esp_prune_job *prune, esp_mask_report *report, esp_error *error)
+{
+    double share = 1;
+    ESP_TRY(retained_energy(prune, &share, error));
+    int64_t weights = prune->out * prune->in, kept = esp_mask_count(prune->mask);
+    *report = (esp_mask_report){
+        .weights = weights,
+        .kept = kept,
+        .sparsity = weights > 0 ? 1 - (double)kept / (double)weights : 0,
+        .retained_energy = share,
+        .log_mask_diversity = log_diversity(prune),
+    };
+    return ESP_OK;
+}
