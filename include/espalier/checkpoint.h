@@ -88,16 +88,18 @@ ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_read_sparse(const esp_checkpoin
 
 typedef struct esp_checkpoint_writer esp_checkpoint_writer;
 
-/* Will make target_dir, carrying over from source (an open checkpoint) config.json, tokenizer and
- * the like. Refuses an existing target ("checkpoint.exists") unless force and it is a folder that
- * espalier made ("checkpoint.not_ours" otherwise). Nothing is visible at target_dir before finish.
- */
+/* Will make target_dir, carrying over from source (an open checkpoint of a folder) config.json,
+ * tokenizer and the like; source may be closed before the writer. Refuses an existing target
+ * ("checkpoint.exists") unless force and it is a folder that espalier made ("checkpoint.not_ours"
+ * otherwise). Nothing is visible at target_dir before finish. */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_create(esp_context *context,
                                                                const esp_checkpoint *source,
                                                                const char *target_dir, bool force,
                                                                esp_checkpoint_writer **writer,
                                                                esp_error *error);
-/* Declares a tensor before begin. Rank-2 with any pattern; other ranks must be dense. */
+/* Declares a tensor before begin. Rank-2 with any pattern; other ranks must be dense. Of the info,
+ * stored_bytes tells whether a row order will be stored: 0, or the layout's size without one or with
+ * one (as esp_sparse_bytes and the info of an open checkpoint say); anything else is refused. */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_declare(esp_checkpoint_writer *writer,
                                                                 const esp_weight_info *weight,
                                                                 esp_error *error);

@@ -220,8 +220,8 @@ static esp_status layout_of(const esp_checkpoint *folder, esp_weight *weight,
         return bad(folder, "checkpoint.bad_dtype", info->name,
                    "a compressed weight must be F32, F16 or BF16", error);
     }
-    weight->has_rows = info->pattern.kind == ESP_PATTERN_PANEL &&
-                       find_part(folder, info->name, "rows") != NULL;
+    weight->has_rows =
+        info->pattern.kind == ESP_PATTERN_PANEL && find_part(folder, info->name, "rows") != NULL;
     esp_status status = esp_sparse_layout(&info->pattern, info->dtype, info->shape[0],
                                           info->shape[1], weight->has_rows, parts, count, error);
     return status == ESP_OK

@@ -1,0 +1,219 @@
+/* The second half of a checkpoint writer: data in, and the end. */
+#include <inttypes.h>
+#include <string.h>
+
+#include "io/checkpoint_writer.h"
+#include "io/config_text.h"
+
+/* ---- write ---- */
+
+static esp_status find_weight(const esp_checkpoint_writer *writer, const char *name,
+                              esp_promised **weight, esp_error *error)
+{
+    size_t low = 0, high = writer->count;
+    esp_promised *found = NULL;
+    while (low < high && found == NULL) {
+        size_t middle = low + (high - low) / 2;
+        esp_promised *candidate = &writer->weights[writer->by_name[middle]];
+        int order = strcmp(candidate->info.name, name);
+        found = order == 0 ? candidate : NULL;
+        low = order < 0 ? middle + 1 : low;
+        high = order > 0 ? middle : high;
+    }
+    if (found == NULL) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "checkpoint.not_declared",
+                        "tensor \"%s\" was not declared", esp_io_show(name).text);
+    }
+    if (found->written) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "checkpoint.written_twice",
+                        "tensor \"%s\" is written already", esp_io_show(name).text);
+    }
+    *weight = found;
+    return ESP_OK;
+}
+
+static esp_status not_as_declared(const esp_promised *weight, esp_error *error)
+{
+    char pattern[ESP_PATTERN_TEXT_MAX], shape[128];
+    esp_pattern_print(&weight->info.pattern, pattern);
+    esp_shape_print(weight->info.rank, weight->info.shape, shape, sizeof shape);
+    return esp_fail(
+        error, ESP_BAD_ARGUMENT, "checkpoint.not_as_declared",
+        "tensor \"%s\" was declared as %s of %s in the form %s%s, what is written differs",
+        esp_io_show(weight->info.name).text, shape, esp_dtype_name(weight->info.dtype), pattern,
+        weight->has_rows ? " with a row order" : "");
+}
+
+static esp_status write_dense(esp_checkpoint_writer *writer, const char *name,
+                              const esp_tensor *dense, esp_error *error)
+{
+    esp_promised *weight = NULL;
+    size_t bytes = 0;
+    ESP_TRY(find_weight(writer, name, &weight, error));
+    const esp_weight_info *info = &weight->info;
+    bool same = info->pattern.kind == ESP_PATTERN_DENSE && dense->dtype == info->dtype &&
+                dense->rank == info->rank;
+    for (int i = 0; same && i < info->rank; i++) {
+        same = dense->shape[i] == info->shape[i];
+    }
+    if (!same) {
+        return not_as_declared(weight, error);
+    }
+    ESP_TRY(esp_tensor_size(dense, NULL, &bytes, error));
+    ESP_TRY(esp_safetensors_writer_write(writer->file, name, dense->data, error));
+    weight->crc = esp_crc32c(0, dense->data, bytes);
+    weight->written = true;
+    return ESP_OK;
+}
+
+static bool is_as_declared(const esp_promised *weight, const esp_sparse *sparse)
+{
+    const esp_weight_info *info = &weight->info;
+    esp_pattern pattern = esp_sparse_pattern(sparse);
+    return info->rank == 2 && esp_pattern_equal(&info->pattern, &pattern) &&
+           info->dtype == esp_sparse_dtype(sparse) &&
+           info->shape[0] == esp_sparse_out_features(sparse) &&
+           info->shape[1] == esp_sparse_in_features(sparse) &&
+           weight->has_rows == (esp_sparse_find_part(sparse, "rows") != NULL);
+}
+
+static esp_status write_sparse(esp_checkpoint_writer *writer, const char *name,
+                               const esp_sparse *sparse, esp_error *error)
+{
+    esp_promised *weight = NULL;
+    ESP_TRY(find_weight(writer, name, &weight, error));
+    if (!is_as_declared(weight, sparse)) {
+        return not_as_declared(weight, error);
+    }
+    for (int i = 0; i < esp_sparse_part_count(sparse); i++) {
+        esp_sparse_part part = esp_sparse_get_part(sparse, i);
+        char *stored = NULL;
+        ESP_TRY(esp_writer_part_name(writer->context, name, part.name, &stored, error));
+        esp_status status =
+            esp_safetensors_writer_write(writer->file, stored, part.tensor.data, error);
+        esp_release(writer->context, stored);
+        ESP_TRY(status);
+    }
+    weight->crc = esp_sparse_crc32c(sparse);
+    weight->written = true;
+    return ESP_OK;
+}
+
+/* A disk that failed makes the writer useless, a caller's mistake does not. */
+static esp_status after_write(esp_checkpoint_writer *writer, esp_status status)
+{
+    if (status != ESP_OK && status != ESP_BAD_ARGUMENT) {
+        writer->state = ESP_WRITER_BROKEN;
+    }
+    return status;
+}
+
+esp_status esp_checkpoint_writer_write_dense(esp_checkpoint_writer *writer, const char *name,
+                                             const esp_tensor *dense, esp_error *error)
+{
+    ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_WRITING, error));
+    return after_write(writer, write_dense(writer, name, dense, error));
+}
+
+esp_status esp_checkpoint_writer_write_sparse(esp_checkpoint_writer *writer, const char *name,
+                                              const esp_sparse *sparse, esp_error *error)
+{
+    ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_WRITING, error));
+    return after_write(writer, write_sparse(writer, name, sparse, error));
+}
+
+/* ---- finish ---- */
+
+static void print_weight(const esp_promised *weight, esp_buffer *text)
+{
+    char pattern[ESP_PATTERN_TEXT_MAX];
+    const esp_weight_info *info = &weight->info;
+    esp_pattern_print(&info->pattern, pattern);
+    esp_buffer_text(text, "\n      ");
+    esp_buffer_json_string(text, info->name);
+    esp_buffer_printf(text, ": {\"pattern\": \"%s\", \"shape\": [", pattern);
+    for (int i = 0; i < info->rank; i++) {
+        esp_buffer_printf(text, "%s%" PRId64, i > 0 ? ", " : "", info->shape[i]);
+    }
+    esp_buffer_printf(text, "], \"dtype\": \"%s\", \"crc32c\": \"%08" PRIx32 "\"}",
+                      esp_dtype_name(info->dtype), weight->crc);
+}
+
+/* False when every weight is plain: then the folder is an ordinary one. */
+static bool print_quantization(const esp_checkpoint_writer *writer, esp_buffer *text)
+{
+    bool compressed = false;
+    esp_buffer_printf(text,
+                      "{\n    \"quant_method\": \"espalier\",\n    \"format_version\": %d,\n"
+                      "    \"tensors\": {",
+                      ESP_FOLDER_FORMAT_VERSION);
+    for (size_t i = 0; i < writer->count; i++) {
+        const esp_promised *weight = &writer->weights[writer->by_name[i]];
+        compressed |= weight->info.pattern.kind != ESP_PATTERN_DENSE;
+        esp_buffer_text(text, i > 0 ? "," : "");
+        print_weight(weight, text);
+    }
+    esp_buffer_text(text, "\n    }\n  }");
+    return compressed;
+}
+
+static esp_status write_text(esp_checkpoint_writer *writer, const char *name, const char *text,
+                             esp_error *error)
+{
+    int descriptor = -1;
+    char *path = NULL;
+    ESP_TRY(esp_target_add(&writer->target, name, &path, error));
+    esp_status status = esp_file_create(path, &descriptor, error);
+    if (status == ESP_OK) {
+        status = esp_file_write_at(descriptor, path, text, strlen(text), 0, error);
+        if (status == ESP_OK) {
+            status = esp_file_sync_close(descriptor, path, error);
+        } else {
+            esp_file_close(descriptor);
+        }
+    }
+    esp_release(writer->context, path);
+    return status;
+}
+
+static esp_status write_config(esp_checkpoint_writer *writer, esp_error *error)
+{
+    char *config = NULL;
+    esp_buffer text;
+    esp_buffer_init(&text, writer->context);
+    bool compressed = print_quantization(writer, &text);
+    esp_status status = text.failed
+                            ? esp_fail_memory(error, text.length, "config.json")
+                            : esp_config_rewrite(writer->context, writer->config,
+                                                 compressed ? text.data : NULL, &config, error);
+    esp_buffer_free(&text);
+    if (status == ESP_OK) {
+        status = write_text(writer, ESP_CONFIG_FILE, config, error);
+    }
+    esp_release(writer->context, config);
+    return status;
+}
+
+static esp_status check_written(const esp_checkpoint_writer *writer, esp_error *error)
+{
+    for (size_t i = 0; i < writer->count; i++) {
+        if (!writer->weights[i].written) {
+            return esp_fail(error, ESP_BAD_ARGUMENT, "checkpoint.not_written",
+                            "tensor \"%s\" was declared and not written",
+                            esp_io_show(writer->weights[i].info.name).text);
+        }
+    }
+    return ESP_OK;
+}
+
+esp_status esp_checkpoint_writer_finish(esp_checkpoint_writer *writer, esp_error *error)
+{
+    ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_WRITING, error));
+    ESP_TRY(check_written(writer, error));
+    writer->state = ESP_WRITER_BROKEN;
+    ESP_TRY(esp_safetensors_writer_finish(writer->file, error));
+    ESP_TRY(write_config(writer, error));
+    ESP_TRY(esp_target_install(&writer->target, error));
+    writer->state = ESP_WRITER_FINISHED;
+    return ESP_OK;
+}

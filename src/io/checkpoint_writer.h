@@ -1,0 +1,41 @@
+/* The inside of a checkpoint writer, shared by the two files that make it. */
+#ifndef ESP_IO_CHECKPOINT_WRITER_H
+#define ESP_IO_CHECKPOINT_WRITER_H
+
+#include "io/carry_over.h"
+#include "io/folder.h"
+#include "io/target.h"
+
+typedef struct esp_promised {
+    esp_weight_info info; /* name is owned */
+    bool has_rows;
+    bool written;
+    uint32_t crc;
+} esp_promised;
+
+typedef enum esp_writer_state {
+    ESP_WRITER_DECLARING,
+    ESP_WRITER_WRITING,
+    ESP_WRITER_FINISHED,
+    ESP_WRITER_BROKEN
+} esp_writer_state;
+
+struct esp_checkpoint_writer {
+    esp_context *context;
+    esp_target target;
+    esp_carry carry;
+    char *config;
+    esp_writer_state state;
+    esp_promised *weights;
+    size_t count, capacity;
+    uint32_t *by_name;
+    esp_safetensors_writer *file;
+};
+
+ESP_MUST_CHECK esp_status esp_writer_check_state(const esp_checkpoint_writer *writer,
+                                                 esp_writer_state wanted, esp_error *error);
+/* The name of a part in the file; *name: esp_release. */
+ESP_MUST_CHECK esp_status esp_writer_part_name(esp_context *context, const char *weight,
+                                               const char *part, char **name, esp_error *error);
+
+#endif

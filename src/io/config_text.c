@@ -1,0 +1,182 @@
+/* config.json is edited as text: parsing and printing it again would respell numbers (1e-05) and
+ * spacing. The edit is checked by parsing its result; should it ever differ from what was meant,
+ * the JSON library prints the object instead. */
+#include "io/config_text.h"
+
+#include <ctype.h>
+#include <stdlib.h>
+#include <string.h>
+
+#define KEY "quantization_config"
+
+typedef struct span {
+    size_t begin, end;
+} span;
+
+static size_t skip_space(const char *text, size_t at)
+{
+    while (isspace((unsigned char)text[at])) {
+        at++;
+    }
+    return at;
+}
+
+/* at: the opening quote. Behind the closing one. */
+static size_t skip_string(const char *text, size_t at)
+{
+    for (at++; text[at] != '\0' && text[at] != '"'; at++) {
+        if (text[at] == '\\' && text[at + 1] != '\0') {
+            at++;
+        }
+    }
+    return text[at] == '"' ? at + 1 : at;
+}
+
+static size_t skip_value(const char *text, size_t at)
+{
+    int depth = 0;
+    while (text[at] != '\0') {
+        char c = text[at];
+        if (c == '"') {
+            at = skip_string(text, at);
+            continue;
+        }
+        if (depth == 0 && (c == ',' || c == '}' || c == ']')) {
+            break;
+        }
+        depth += (c == '{' || c == '[') - (c == '}' || c == ']');
+        at++;
+    }
+    return at;
+}
+
+/* The key with its value and one of the commas beside it; false when it is not there. */
+static bool find_member(const char *text, span *member)
+{
+    size_t at = skip_space(text, 0), comma = 0;
+    if (text[at] != '{') {
+        return false;
+    }
+    for (at = skip_space(text, at + 1); text[at] == '"'; at = skip_space(text, at + 1)) {
+        size_t begin = at, after_key = skip_string(text, at);
+        bool found = after_key - at == strlen("\"" KEY "\"") &&
+                     memcmp(text + at, "\"" KEY "\"", after_key - at) == 0;
+        at = skip_space(text, after_key);
+        at = skip_value(text, text[at] == ':' ? at + 1 : at);
+        if (found && text[at] == ',') {
+            *member = (span){begin, skip_space(text, at + 1)};
+            return true;
+        }
+        if (found) { /* the last one: the comma before it goes too */
+            *member = (span){comma != 0 ? comma : begin, at};
+            return true;
+        }
+        if (text[at] != ',') {
+            return false;
+        }
+        comma = at;
+    }
+    return false;
+}
+
+/* config without the key, up to its last brace; then the new key. */
+static void edit(const char *config, const char *quantization, esp_buffer *result)
+{
+    span member;
+    size_t length = strlen(config);
+    if (find_member(config, &member)) {
+        esp_buffer_append(result, config, member.begin);
+        esp_buffer_append(result, config + member.end, length - member.end);
+    } else {
+        esp_buffer_append(result, config, length);
+    }
+    if (quantization == NULL || result->failed) {
+        return;
+    }
+    size_t at = result->length;
+    while (at > 0 && result->data[at - 1] != '}') {
+        at--;
+    }
+    at -= at > 0;
+    while (at > 0 && isspace((unsigned char)result->data[at - 1])) {
+        at--;
+    }
+    bool first = at > 0 && result->data[at - 1] == '{';
+    result->length = at;
+    esp_buffer_printf(result, "%s\n  \"" KEY "\": ", first ? "" : ",");
+    esp_buffer_text(result, quantization);
+    esp_buffer_text(result, "\n}\n");
+}
+
+/* What the result must mean; NULL when out of memory. */
+static json_t *wanted_object(json_t *config, json_t *quantization)
+{
+    json_t *wanted = json_copy(config);
+    if (wanted == NULL) {
+        return NULL;
+    }
+    (void)json_object_del(wanted, KEY);
+    if (quantization != NULL && json_object_set(wanted, KEY, quantization) != 0) {
+        json_decref(wanted);
+        return NULL;
+    }
+    return wanted;
+}
+
+static bool means(const char *text, size_t length, json_t *wanted)
+{
+    json_t *parsed = NULL;
+    bool same = esp_json_parse(text, length, "", &parsed, NULL) == ESP_OK &&
+                json_equal(parsed, wanted) == 1;
+    json_decref(parsed);
+    return same;
+}
+
+static esp_status print_object(json_t *wanted, esp_buffer *result, esp_error *error)
+{
+    char *text = json_dumps(wanted, JSON_PRESERVE_ORDER | JSON_INDENT(2) | JSON_REAL_PRECISION(17));
+    if (text == NULL) {
+        return esp_fail_memory(error, result->length, "config.json");
+    }
+    esp_buffer_clear(result);
+    esp_buffer_text(result, text);
+    esp_buffer_text(result, "\n");
+    free(text);
+    return ESP_OK;
+}
+
+static esp_status rewrite(const char *config, const char *quantization, json_t *wanted,
+                          esp_buffer *result, esp_error *error)
+{
+    edit(config, quantization, result);
+    if (!result->failed && !means(result->data, result->length, wanted)) {
+        ESP_TRY(print_object(wanted, result, error));
+    }
+    return result->failed ? esp_fail_memory(error, result->length, "config.json") : ESP_OK;
+}
+
+esp_status esp_config_rewrite(esp_context *context, const char *config, const char *quantization,
+                              char **result, esp_error *error)
+{
+    json_t *old = NULL, *added = NULL, *wanted = NULL;
+    esp_buffer text;
+    esp_buffer_init(&text, context);
+    esp_status status = esp_json_parse(config, strlen(config), "config.json", &old, error);
+    if (status == ESP_OK && quantization != NULL) {
+        status = esp_json_parse(quantization, strlen(quantization), KEY, &added, error);
+    }
+    if (status == ESP_OK) {
+        wanted = wanted_object(old, added);
+        status = wanted != NULL ? rewrite(config, quantization, wanted, &text, error)
+                                : esp_fail_memory(error, strlen(config), "config.json");
+    }
+    json_decref(wanted);
+    json_decref(added);
+    json_decref(old);
+    if (status != ESP_OK) {
+        esp_buffer_free(&text);
+        return status;
+    }
+    *result = text.data;
+    return ESP_OK;
+}

@@ -1,0 +1,14 @@
+/* Changing one key of a config.json and nothing else. */
+#ifndef ESP_IO_CONFIG_TEXT_H
+#define ESP_IO_CONFIG_TEXT_H
+
+#include "io/io.h"
+
+/* config: valid JSON object. The result has no "quantization_config", or `quantization` (JSON text)
+ * as its last key; every other byte of the text stays as it is where possible, so that numbers keep
+ * their spelling. *result: esp_release. */
+ESP_MUST_CHECK esp_status esp_config_rewrite(esp_context *context, const char *config,
+                                             const char *quantization, char **result,
+                                             esp_error *error);
+
+#endif
