@@ -1,0 +1,95 @@
+/* The Llama decoder: Touvron et al., "LLaMA" (arXiv 2302.13971), with grouped queries of Llama 2.
+ *
+ *   x = embed(ids)
+ *   for each layer:
+ *       x = x + attention(rms_norm(x))
+ *       x = x + down(silu(gate(n)) * up(n)),  n = rms_norm(x)
+ *   logits = lm_head(rms_norm(x))
+ *
+ * The residual stream x is f32 whatever the weights are; layers add to it in place. */
+#include "model/llama.h"
+
+#include <stdio.h>
+
+static void show(const esp_session *session, const char *name, const float *data, int64_t tokens)
+{
+    if (session->observe != NULL) {
+        session->observe(session->observe_user, name, data, session->model->config.hidden, tokens);
+    }
+}
+
+static esp_status norm(const esp_nn *nn, const esp_session *session, const float *weight,
+                       int64_t tokens, esp_error *error)
+{
+    const esp_llama_config *config = &session->model->config;
+    return esp_nn_done(nn->ops->rms_norm(nn->device, session->x, weight, config->rms_norm_eps,
+                                         config->hidden, tokens, session->normed),
+                       "rms_norm", error);
+}
+
+static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_t index,
+                            int64_t tokens, esp_error *error)
+{
+    const esp_llama_layer *layer = &session->model->layers[index];
+    float *keys = session->cache + 2 * index * session->cache_step;
+    esp_attention_call attention = {.x = session->x,
+                                    .normed = session->normed,
+                                    .cosines = session->cosines,
+                                    .sines = session->sines,
+                                    .q = session->q,
+                                    .k = session->k,
+                                    .v = session->v,
+                                    .mixed = session->mixed,
+                                    .key_cache = keys,
+                                    .value_cache = keys + session->cache_step,
+                                    .tokens = tokens,
+                                    .past = session->length,
+                                    .capacity = session->capacity,
+                                    .workspace = session->attention_workspace};
+    ESP_TRY(norm(nn, session, layer->input_norm, tokens, error));
+    ESP_TRY(esp_attention_run(nn, &layer->attention, &attention, error));
+    ESP_TRY(norm(nn, session, layer->post_attention_norm, tokens, error));
+    ESP_TRY(esp_mlp_run(nn, &layer->mlp, session->normed, session->gate, session->up, session->x,
+                        tokens, error));
+    char name[32];
+    snprintf(name, sizeof name, "layer.%lld", (long long)index);
+    show(session, name, session->x, tokens);
+    return ESP_OK;
+}
+
+static esp_status run_head(const esp_nn *nn, const esp_session *session,
+                           const esp_llama_batch *batch, esp_error *error)
+{
+    ESP_TRY(norm(nn, session, session->model->norm, batch->tokens, error));
+    show(session, "norm", session->normed, batch->tokens);
+    if (batch->logits == NULL) {
+        return ESP_OK;
+    }
+    bool all = batch->all_logits;
+    esp_linear_call call = {.x = session->normed + (all ? 0 : batch->tokens - 1),
+                            .x_stride = batch->tokens,
+                            .y = batch->logits,
+                            .tokens = all ? batch->tokens : 1,
+                            .token_major = true};
+    return esp_linear_run(nn, &session->model->head, &call, error);
+}
+
+esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch, esp_error *error)
+{
+    const esp_model *model = session->model;
+    int64_t tokens = batch->tokens;
+    esp_nn nn = {.device = model->device,
+                 .ops = model->device->backend->ops,
+                 .compute = model->compute,
+                 .kernel_glob = model->kernel_glob,
+                 .workspace = session->workspace};
+    ESP_TRY(esp_nn_done(nn.ops->embed(nn.device, &model->table, batch->ids, tokens, session->x),
+                        "embed", error));
+    show(session, "embed", session->x, tokens);
+    esp_rope_angles(model->frequencies, model->config.head_dim, session->length, tokens,
+                    session->cosines, session->sines);
+    for (int64_t index = 0; index < model->config.layers; index++) {
+        ESP_TRY(run_layer(&nn, session, index, tokens, error));
+    }
+    return run_head(&nn, session, batch, error);
+}

@@ -1,0 +1,169 @@
+/* Loading a model folder: config -> checks -> weights -> a kernel for every layer; and questions.
+ */
+#include "model/llama.h"
+
+#include <stdio.h>
+
+/* Every layer must have a kernel before anything is asked of the model. */
+static esp_status check_kernels(const esp_model *model, esp_error *error)
+{
+    const esp_linear *linear;
+    for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
+        esp_linear_call call = {.tokens = 1, .token_major = linear == &model->head};
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, &call);
+        esp_plan plan;
+        ESP_TRY(esp_plan_fill(model->device, &problem, model->kernel_glob, &plan, error));
+    }
+    return ESP_OK;
+}
+
+static void fill_info(esp_model *model)
+{
+    const esp_llama_config *config = &model->config;
+    esp_model_info *info = &model->info;
+    memcpy(info->architecture, config->architecture, sizeof info->architecture);
+    info->layers = config->layers;
+    info->hidden_size = config->hidden;
+    info->vocabulary = config->vocabulary;
+    info->context = config->context;
+    info->compute = model->compute;
+    info->bos = config->bos;
+    info->eos_count = config->eos_count;
+    memcpy(info->eos, config->eos, sizeof info->eos);
+}
+
+static esp_status read_config(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
+{
+    const char *text = esp_checkpoint_config(checkpoint), *path = esp_checkpoint_path(checkpoint);
+    if (text == NULL) {
+        return esp_fail(
+            error, ESP_BAD_FILE, "config.missing",
+            "%s: a lone weight file has no config.json that says what model it is; give "
+            "the model's folder",
+            path);
+    }
+    esp_buffer name;
+    esp_buffer_init(&name, model->context);
+    esp_buffer_printf(&name, "%s/config.json", path);
+    esp_status status = name.failed
+                            ? esp_fail_memory(error, strlen(path), "a path")
+                            : esp_llama_config_parse(text, name.data, &model->config, error);
+    esp_buffer_free(&name);
+    ESP_TRY(status);
+    return esp_llama_config_generation(model->context, path, &model->config, error);
+}
+
+static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
+                       const esp_model_options *options, esp_error *error)
+{
+    ESP_TRY(esp_nn_check_ops(model->device, error));
+    ESP_TRY(read_config(model, checkpoint, error));
+    if (options->kernel_glob != NULL) {
+        model->kernel_glob = esp_strdup(model->context, options->kernel_glob);
+        if (model->kernel_glob == NULL) {
+            return esp_fail_memory(error, strlen(options->kernel_glob), "a kernel name");
+        }
+    }
+    ESP_TRY(esp_llama_load(model, checkpoint, options, error));
+    model->compute = options->compute;
+    if (model->compute == ESP_COMPUTE_AUTO) {
+        esp_dtype dtype = model->layers[0].attention.q.weight->dtype;
+        model->compute = model->device->backend->auto_compute(model->device, dtype);
+    }
+    ESP_TRY(check_kernels(model, error));
+    fill_info(model);
+    return ESP_OK;
+}
+
+esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
+                          const esp_model_options *options, esp_model **model, esp_error *error)
+{
+    const esp_model_options defaults = {0};
+    esp_model *made = esp_alloc_zero(device->context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a model");
+    }
+    made->context = device->context;
+    made->device = device;
+    esp_status status = load(made, checkpoint, options != NULL ? options : &defaults, error);
+    if (status != ESP_OK) {
+        esp_model_free(made);
+        return status;
+    }
+    *model = made;
+    return ESP_OK;
+}
+
+void esp_model_free(esp_model *model)
+{
+    if (model == NULL) {
+        return;
+    }
+    esp_context *context = model->context;
+    esp_llama_free(model);
+    esp_release(context, model->kernel_glob);
+    esp_release(context, model);
+}
+
+void esp_model_get_info(const esp_model *model, esp_model_info *info)
+{
+    *info = model->info;
+}
+
+/* ---- which kernels run ---- */
+
+#define MAX_KERNELS 64
+
+typedef struct kernel_use {
+    const char *name;
+    int count;
+} kernel_use;
+
+static int count_kernel(kernel_use *uses, int used, const char *name)
+{
+    for (int i = 0; i < used; i++) {
+        if (strcmp(uses[i].name, name) == 0) {
+            uses[i].count++;
+            return used;
+        }
+    }
+    if (used < MAX_KERNELS) {
+        uses[used++] = (kernel_use){name, 1};
+    }
+    return used;
+}
+
+/* Most used first; a stable insertion sort keeps the order of the layers among equals. */
+static void sort_uses(kernel_use *uses, int used)
+{
+    for (int i = 1; i < used; i++) {
+        kernel_use moving = uses[i];
+        int at = i;
+        for (; at > 0 && uses[at - 1].count < moving.count; at--) {
+            uses[at] = uses[at - 1];
+        }
+        uses[at] = moving;
+    }
+}
+
+int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names, int *counts,
+                      int capacity)
+{
+    kernel_use uses[MAX_KERNELS];
+    const esp_linear *linear;
+    int used = 0;
+    for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
+        esp_linear_call call = {.tokens = tokens, .token_major = linear == &model->head};
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, &call);
+        esp_plan plan;
+        if (esp_plan_fill(model->device, &problem, model->kernel_glob, &plan, NULL) == ESP_OK) {
+            used = count_kernel(uses, used, plan.kernel->name);
+        }
+    }
+    sort_uses(uses, used);
+    for (int i = 0; i < used && i < capacity; i++) {
+        names[i] = uses[i].name;
+        counts[i] = uses[i].count;
+    }
+    return used;
+}

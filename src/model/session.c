@@ -1,0 +1,267 @@
+/* A sequence in progress. All memory is taken when the session is made: the KV cache, one scratch
+ * area for the activations of a batch, and the workspace of the largest product or attention that
+ * any batch can ask for. Feeding allocates nothing and cuts what it is given into batches. */
+#include "model/llama.h"
+
+#define DEFAULT_BATCH 512
+#define MAX_SHAPES 64
+
+/* ---- sizes ---- */
+
+static bool same_problem(const esp_matmul_problem *a, const esp_matmul_problem *b)
+{
+    return a->out_features == b->out_features && a->in_features == b->in_features &&
+           a->weight_type == b->weight_type && a->epilogue == b->epilogue &&
+           a->y_layout == b->y_layout && esp_pattern_equal(&a->pattern, &b->pattern);
+}
+
+/* Adds what one product needs at every token count. */
+static esp_status widen_workspace(const esp_session *session, esp_matmul_problem problem,
+                                  size_t *bytes, esp_error *error)
+{
+    const esp_model *model = session->model;
+    for (problem.tokens = 1; problem.tokens <= session->max_batch; problem.tokens++) {
+        esp_plan plan;
+        ESP_TRY(esp_plan_fill(model->device, &problem, model->kernel_glob, &plan, error));
+        *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
+    }
+    return ESP_OK;
+}
+
+/* The largest over all layers and token counts; layers of one shape are asked once. */
+static esp_status product_workspace(const esp_session *session, size_t *bytes, esp_error *error)
+{
+    const esp_model *model = session->model;
+    esp_matmul_problem seen[MAX_SHAPES];
+    const esp_linear *linear;
+    int count = 0;
+    for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
+        int64_t place = i % ESP_LLAMA_LINEARS; /* o and down add to the residual stream */
+        bool head = linear == &model->head, adds = !head && (place == 3 || place == 6);
+        esp_linear_call call = {.residual = adds ? model->norm : NULL, .token_major = head};
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, &call);
+        bool known = false;
+        for (int k = 0; k < count && !known; k++) {
+            known = same_problem(&seen[k], &problem);
+        }
+        if (!known) {
+            ESP_TRY(widen_workspace(session, problem, bytes, error));
+            if (count < MAX_SHAPES) {
+                seen[count++] = problem;
+            }
+        }
+    }
+    return ESP_OK;
+}
+
+static size_t attention_workspace(const esp_session *session)
+{
+    const esp_llama_config *config = &session->model->config;
+    const esp_device *device = session->model->device;
+    size_t most = 0;
+    for (int64_t tokens = 1; tokens <= session->max_batch; tokens++) {
+        esp_attention attention = {.heads = config->heads,
+                                   .kv_heads = config->kv_heads,
+                                   .head_dim = config->head_dim,
+                                   .tokens = tokens,
+                                   .past = session->capacity - tokens,
+                                   .capacity = session->capacity};
+        size_t bytes = device->backend->ops->attention_workspace_bytes(device, &attention);
+        most = ESP_MAX(most, bytes);
+    }
+    return most;
+}
+
+/* ---- memory ---- */
+
+static esp_status take(const esp_model *model, size_t floats, const char *what, float **memory,
+                       esp_error *error)
+{
+    size_t bytes;
+    if (esp_mul_size(floats, sizeof(float), &bytes)) {
+        *memory = model->device->backend->alloc(model->device, ESP_MAX(bytes, 64));
+    }
+    return *memory != NULL ? ESP_OK : esp_fail_memory(error, floats, what);
+}
+
+static esp_status take_cache(esp_session *session, esp_error *error)
+{
+    const esp_llama_config *config = &session->model->config;
+    size_t step, floats;
+    if (!esp_mul_size((size_t)(config->kv_heads * config->head_dim), (size_t)session->capacity,
+                      &step) ||
+        !esp_mul_size(step, 2 * (size_t)config->layers, &floats)) {
+        return esp_fail_memory(error, SIZE_MAX, "a KV cache");
+    }
+    session->cache_step = (int64_t)step;
+    return take(session->model, floats, "a KV cache", &session->cache, error);
+}
+
+static esp_status take_scratch(esp_session *session, esp_error *error)
+{
+    const esp_llama_config *config = &session->model->config;
+    int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
+    const struct {
+        float **memory;
+        int64_t features;
+    } areas[] = {{&session->x, config->hidden},
+                 {&session->normed, config->hidden},
+                 {&session->q, q},
+                 {&session->k, kv},
+                 {&session->v, kv},
+                 {&session->mixed, q},
+                 {&session->gate, config->intermediate},
+                 {&session->up, config->intermediate},
+                 {&session->cosines, config->head_dim / 2},
+                 {&session->sines, config->head_dim / 2}};
+    size_t offsets[ESP_COUNT(areas)], total = 0;
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        size_t floats;
+        offsets[i] = total;
+        if (!esp_mul_size((size_t)areas[i].features, (size_t)session->max_batch, &floats) ||
+            !esp_add_size(floats, 15, &floats) ||
+            !esp_add_size(total, floats / 16 * 16, &total)) { /* each 64-byte aligned */
+            return esp_fail_memory(error, SIZE_MAX, "scratch memory");
+        }
+    }
+    ESP_TRY(take(session->model, total, "scratch memory", &session->scratch, error));
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        *areas[i].memory = session->scratch + offsets[i];
+    }
+    return ESP_OK;
+}
+
+static esp_status take_workspaces(esp_session *session, esp_error *error)
+{
+    const esp_model *model = session->model;
+    size_t product = 0, attention = attention_workspace(session);
+    ESP_TRY(product_workspace(session, &product, error));
+    session->workspace = model->device->backend->alloc(model->device, ESP_MAX(product, 64));
+    session->attention_workspace =
+        model->device->backend->alloc(model->device, ESP_MAX(attention, 64));
+    size_t vocabulary = (size_t)model->config.vocabulary;
+    session->logits = esp_alloc_array(model->context, vocabulary, sizeof *session->logits);
+    session->order = esp_alloc_array(model->context, vocabulary, sizeof *session->order);
+    if (session->workspace == NULL || session->attention_workspace == NULL ||
+        session->logits == NULL || session->order == NULL) {
+        return esp_fail_memory(error, product + attention, "workspaces");
+    }
+    return ESP_OK;
+}
+
+/* ---- public ---- */
+
+esp_status esp_session_create(const esp_model *model, int64_t capacity, int64_t max_batch,
+                              esp_session **session, esp_error *error)
+{
+    if (capacity < 1 || capacity > model->config.context) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_capacity",
+                        "a session of %lld tokens: the model can hold 1 to %lld",
+                        (long long)capacity, (long long)model->config.context);
+    }
+    if (max_batch < 0) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
+                        "batches of %lld tokens: expected 0 (default) or more",
+                        (long long)max_batch);
+    }
+    esp_session *made = esp_alloc_zero(model->context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a session");
+    }
+    made->model = model;
+    made->capacity = capacity;
+    made->max_batch = ESP_MIN(max_batch > 0 ? max_batch : DEFAULT_BATCH, capacity);
+    esp_status status = take_cache(made, error);
+    status = status == ESP_OK ? take_scratch(made, error) : status;
+    status = status == ESP_OK ? take_workspaces(made, error) : status;
+    if (status != ESP_OK) {
+        esp_session_free(made);
+        return status;
+    }
+    *session = made;
+    return ESP_OK;
+}
+
+void esp_session_free(esp_session *session)
+{
+    if (session == NULL) {
+        return;
+    }
+    esp_device *device = session->model->device;
+    esp_context *context = session->model->context;
+    void *const areas[] = {session->cache, session->scratch, session->workspace,
+                           session->attention_workspace};
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        if (areas[i] != NULL) {
+            device->backend->release(device, areas[i]);
+        }
+    }
+    esp_release(context, session->logits);
+    esp_release(context, session->order);
+    esp_release(context, session);
+}
+
+int64_t esp_session_length(const esp_session *session)
+{
+    return session->length;
+}
+
+void esp_session_truncate(esp_session *session, int64_t length)
+{
+    if (length >= 0 && length < session->length) {
+        session->length = length;
+    }
+}
+
+void esp_session_observe(esp_session *session, esp_observe_fn observe, void *user)
+{
+    session->observe = observe;
+    session->observe_user = user;
+}
+
+static esp_status check_feed(const esp_session *session, const int32_t *ids, int64_t count,
+                             esp_error *error)
+{
+    if (count < 1) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.empty",
+                        "no tokens were given; a prompt needs at least one (for instance BOS)");
+    }
+    if (count > session->capacity - session->length) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.full",
+                        "%lld tokens more than the %lld there are would pass the session's %lld",
+                        (long long)count, (long long)session->length, (long long)session->capacity);
+    }
+    int64_t vocabulary = session->model->config.vocabulary;
+    for (int64_t i = 0; i < count; i++) {
+        if (ids[i] < 0 || ids[i] >= vocabulary) {
+            return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_token",
+                            "token %lld has id %d, but the model knows 0 to %lld; the tokenizer "
+                            "belongs to another model",
+                            (long long)i, (int)ids[i], (long long)vocabulary - 1);
+        }
+    }
+    return ESP_OK;
+}
+
+esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t count, float *logits,
+                            bool all_logits, esp_error *error)
+{
+    ESP_TRY(check_feed(session, ids, count, error));
+    int64_t before = session->length, vocabulary = session->model->config.vocabulary;
+    for (int64_t done = 0; done < count;) {
+        int64_t tokens = ESP_MIN(session->max_batch, count - done);
+        bool last = done + tokens == count;
+        esp_llama_batch batch = {.ids = ids + done, .tokens = tokens, .all_logits = all_logits};
+        if (logits != NULL && (all_logits || last)) {
+            batch.logits = all_logits ? logits + done * vocabulary : logits;
+        }
+        esp_status status = esp_llama_forward(session, &batch, error);
+        if (status != ESP_OK) {
+            session->length = before;
+            return status;
+        }
+        session->length += tokens;
+        done += tokens;
+    }
+    return ESP_OK;
+}

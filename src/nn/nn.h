@@ -1,0 +1,110 @@
+/* The door of src/nn: the layers of which models are made. They own weights or tables, never
+ * activations; scratch comes from the caller, nothing is allocated per call.
+ *
+ * Activations are f32 and feature-major [features][tokens]. All pointers are memory of the device,
+ * which for ref and cpu is the host's. */
+#ifndef ESP_SRC_NN_H
+#define ESP_SRC_NN_H
+
+#include "plan/plan.h"
+
+/* What every layer needs to run. `workspace` fits the largest product of the session. */
+typedef struct esp_nn {
+    esp_device *device;
+    const esp_ops *ops;
+    esp_compute compute;     /* never AUTO */
+    const char *kernel_glob; /* NULL: by score */
+    void *workspace;
+} esp_nn;
+
+/* "model.missing_operation", naming it, when the device cannot do what a decoder needs. */
+ESP_MUST_CHECK esp_status esp_nn_check_ops(const esp_device *device, esp_error *error);
+/* Turns a failed operation of the table into an error. */
+ESP_MUST_CHECK esp_status esp_nn_done(esp_status status, const char *operation, esp_error *error);
+
+/* ---- linear: y = W x + bias, W dense or compressed ---- */
+
+typedef struct esp_linear {
+    esp_packed *weight;
+    float *bias; /* [out], or NULL */
+} esp_linear;
+
+typedef struct esp_linear_call {
+    const float *x;
+    int64_t x_stride; /* 0: tight */
+    float *y;
+    const float *residual; /* added to y, same layout; may be y; or NULL */
+    int64_t tokens;
+    bool token_major; /* y is [tokens][out] */
+} esp_linear_call;
+
+void esp_linear_free(esp_linear *linear, esp_device *device);
+/* The product that a call is; `tokens` and everything else filled in. */
+esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute,
+                                      const esp_linear_call *call);
+ESP_MUST_CHECK esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear,
+                                         const esp_linear_call *call, esp_error *error);
+
+/* ---- rotary positions ---- */
+
+typedef enum esp_rope_kind { ESP_ROPE_DEFAULT = 0, ESP_ROPE_LINEAR, ESP_ROPE_LLAMA3 } esp_rope_kind;
+
+typedef struct esp_rope_config {
+    esp_rope_kind kind;
+    double theta;
+    double factor;                            /* LINEAR, LLAMA3 */
+    double low_freq_factor, high_freq_factor; /* LLAMA3 */
+    double original_max_position_embeddings;  /* LLAMA3 */
+} esp_rope_config;
+
+/* frequencies: [head_dim / 2], radians per position. */
+void esp_rope_frequencies(const esp_rope_config *config, int64_t head_dim, float *frequencies);
+/* cosines, sines: [head_dim / 2][tokens] for positions past, past + 1, ... */
+void esp_rope_angles(const float *frequencies, int64_t head_dim, int64_t past, int64_t tokens,
+                     float *cosines, float *sines);
+
+/* ---- attention with grouped queries ---- */
+
+typedef struct esp_attention_layer {
+    esp_linear q, k, v, o;
+    int64_t heads, kv_heads, head_dim;
+} esp_attention_layer;
+
+typedef struct esp_attention_call {
+    float *x;            /* [hidden][tokens]: the residual stream, added to */
+    const float *normed; /* [hidden][tokens] */
+    const float *cosines, *sines;
+    float *q, *k, *v, *mixed;       /* scratch: [heads | kv_heads * head_dim][tokens] */
+    float *key_cache, *value_cache; /* [kv_heads][capacity][head_dim] */
+    int64_t tokens, past, capacity;
+    void *workspace; /* of the attention operation */
+} esp_attention_call;
+
+ESP_MUST_CHECK esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
+                                            const esp_attention_call *call, esp_error *error);
+
+/* ---- gated feed-forward: down(silu(gate x) * up x) ---- */
+
+typedef struct esp_mlp_layer {
+    esp_linear gate, up, down;
+    int64_t intermediate;
+} esp_mlp_layer;
+
+/* x += ...; gate, up: scratch [intermediate][tokens]. */
+ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
+                                      const float *normed, float *gate, float *up, float *x,
+                                      int64_t tokens, esp_error *error);
+
+/* ---- sampling ---- */
+
+typedef struct esp_sampler {
+    float temperature; /* 0: greedy */
+    float top_p;       /* 0 or 1: off */
+    esp_random random;
+} esp_sampler;
+
+/* One index into logits[count]. NaN is never chosen; of equals the first. scratch: [count]. -1 when
+ * every logit is NaN or -infinity. */
+int64_t esp_sample(esp_sampler *sampler, const float *logits, int64_t count, int32_t *scratch);
+
+#endif
