@@ -96,6 +96,8 @@ ESP_MUST_CHECK ESP_API esp_status esp_plan_create(esp_device *device,
                                                   esp_error *error);
 ESP_API void esp_plan_free(esp_plan *plan);
 ESP_API const char *esp_plan_kernel(const esp_plan *plan);
+/* What the problem's compute type became: never AUTO. */
+ESP_API esp_compute esp_plan_compute(const esp_plan *plan);
 /* Scratch that run needs; the caller's, 64-byte aligned; 0 is possible. */
 ESP_API size_t esp_plan_workspace_bytes(const esp_plan *plan);
 

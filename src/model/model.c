@@ -94,6 +94,11 @@ esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
     return ESP_OK;
 }
 
+esp_context *esp_model_context(const esp_model *model)
+{
+    return model->context;
+}
+
 void esp_model_free(esp_model *model)
 {
     if (model == NULL) {

@@ -111,6 +111,11 @@ const char *esp_plan_kernel(const esp_plan *plan)
     return plan->kernel->name;
 }
 
+esp_compute esp_plan_compute(const esp_plan *plan)
+{
+    return plan->problem.compute;
+}
+
 size_t esp_plan_workspace_bytes(const esp_plan *plan)
 {
     return plan->workspace_bytes;

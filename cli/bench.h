@@ -1,0 +1,90 @@
+/* Parts of `espalier bench`: problems (one product), models, and a model against its pruned forms.
+ */
+#ifndef CLI_BENCH_H
+#define CLI_BENCH_H
+
+#include "load.h"
+
+typedef struct bench_args {
+    int64_t rounds, rotate;
+    int64_t prompt_tokens, new_tokens;
+    const char *patterns, *text, *work;
+    int64_t max_tokens, context;
+    int64_t seed;
+} bench_args;
+
+/* ---- numbers ---- */
+
+double bench_median(double *values, int count); /* sorts */
+double bench_least(const double *values, int count);
+
+/* splitmix64: the same values on every machine. */
+static inline uint64_t bench_random(uint64_t *state)
+{
+    uint64_t z = *state += 0x9e3779b97f4a7c15u;
+    z = (z ^ z >> 30) * 0xbf58476d1ce4e5b9u;
+    z = (z ^ z >> 27) * 0x94d049bb133111ebu;
+    return z ^ z >> 31;
+}
+
+/* ---- one product ---- */
+
+#define BENCH_MAX_KERNELS 24
+
+typedef struct kernel_times {
+    char name[96];
+    double median_us, least_us;
+    double error; /* largest difference to ref over the largest value of ref */
+} kernel_times;
+
+typedef struct problem_result {
+    char problem[ESP_PROBLEM_TEXT_MAX];
+    esp_compute compute;
+    kernel_times chosen;
+    kernel_times rivals[BENCH_MAX_KERNELS]; /* dense candidates, the chosen one excepted */
+    int rival_count;
+    double dense_us; /* fastest dense candidate, the chosen one included */
+    double ratio_to_dense;
+    double gb_per_s, gflops;
+    size_t weight_bytes, dense_bytes; /* resident, of one copy */
+    int copies;                       /* of the weight, used in turn */
+    int rounds;
+} problem_result;
+
+ESP_MUST_CHECK esp_status bench_problem(cli_state *cli, const char *text, problem_result *result,
+                                        esp_error *error);
+ESP_MUST_CHECK esp_status bench_print_problems(const cli_state *cli, const problem_result *results,
+                                               int count, esp_error *error);
+
+/* ---- models ---- */
+
+typedef struct model_row {
+    char label[64];
+    const char *path;
+    loaded_model loaded;
+    esp_session *session;
+    int32_t *ids;
+    float *logits;
+    int64_t prompt_tokens, new_tokens;
+    double *prefill_s, *decode_s; /* per round */
+    double prefill_rate, decode_rate;
+    bool has_eval;
+    esp_eval_result eval;
+    int clamped; /* layers whose V was clamped */
+} model_row;
+
+/* row: zero but for label and path. Loads, takes memory, warms up. */
+ESP_MUST_CHECK esp_status bench_row_open(cli_state *cli, model_row *row, bool with_tokenizer,
+                                         esp_error *error);
+/* Interleaved rounds over all rows, then medians. */
+ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count,
+                                             esp_error *error);
+void bench_row_close(model_row *row);
+ESP_MUST_CHECK esp_status bench_model(cli_state *cli, const char *path, esp_error *error);
+/* What every JSON line of a model holds. */
+cli_record bench_row_json(const cli_state *cli, const model_row *row, const char *kind);
+
+/* --patterns: prunes, evaluates and measures. */
+ESP_MUST_CHECK esp_status bench_patterns(cli_state *cli, const char *path, esp_error *error);
+
+#endif

@@ -1,0 +1,105 @@
+/* espalier convert: the same weights in another form. */
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "cli.h"
+#include "layer_table.h"
+
+typedef struct convert_args {
+    pattern_args which;
+    const char *out;
+    bool compress, dense, force;
+} convert_args;
+
+static esp_status check_args(const convert_args *args, esp_error *error)
+{
+    if (args->compress == args->dense) {
+        return cli_fail(
+            error, ESP_BAD_ARGUMENT, "usage.missing_option",
+            "either --compress or --dense must be given; see 'espalier convert --help'");
+    }
+    if (args->compress && args->which.pattern == NULL) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
+                        "--compress needs --pattern PATTERN, for example -p 2:4; see 'espalier "
+                        "convert --help'");
+    }
+    bool has_patterns =
+        args->which.pattern != NULL || args->which.rules.count > 0 || args->which.skips.count > 0;
+    if (args->dense && has_patterns) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--dense decodes every layer and takes no patterns or skips; see 'espalier "
+                        "convert --help'");
+    }
+    return ESP_OK;
+}
+
+static esp_status convert(cli_state *cli, esp_prune_options *options, esp_error *error)
+{
+    const convert_args *args = cli->args;
+    layer_report report;
+    layer_report_begin(&report, cli, false);
+    options->on_layer = layer_report_add;
+    options->progress = layer_report_progress;
+    options->user = &report;
+    options->force = args->force;
+    esp_prune_summary summary;
+    esp_status status = esp_convert_checkpoint(
+        cli->context, cli->operands[0], args->out,
+        args->dense ? ESP_CONVERT_DENSE : ESP_CONVERT_COMPRESS, options, &summary, error);
+    if (status == ESP_OK) {
+        status = layer_report_print(&report, args->out, &summary, error);
+    }
+    layer_report_free(&report);
+    return status;
+}
+
+static esp_status run(cli_state *cli, esp_error *error)
+{
+    const convert_args *args = cli->args;
+    TRY(check_args(args, error));
+    esp_prune_options options = {0};
+    esp_pattern_rule *rules;
+    TRY(parse_patterns(&args->which, &options, &rules, error));
+    esp_status status = convert(cli, &options, error);
+    free(rules);
+    return status;
+}
+
+#define FIELD(member) offsetof(convert_args, member)
+static const cli_option options[] = {
+    {.name = "compress",
+     .kind = OPTION_FLAG,
+     .offset = FIELD(compress),
+     .help = "store layers compressed whose zeros fit the pattern already"},
+    {.name = "dense",
+     .kind = OPTION_FLAG,
+     .offset = FIELD(dense),
+     .help = "write compressed layers dense, with their zeros"},
+    PATTERN_OPTIONS(convert_args),
+    {.name = "out",
+     .letter = 'o',
+     .kind = OPTION_TEXT,
+     .offset = FIELD(out),
+     .argument = "FOLDER",
+     .help = "folder to make",
+     .required = true},
+    {.name = "force",
+     .letter = 'f',
+     .kind = OPTION_FLAG,
+     .offset = FIELD(force),
+     .help = "replace FOLDER if espalier made it"},
+    {.name = NULL}};
+
+const cli_command convert_command = {
+    .name = "convert",
+    .summary = "change the form of a model without pruning it",
+    .operands = "MODEL -o FOLDER (--compress -p PATTERN | --dense)",
+    .least_operands = 1,
+    .most_operands = 1,
+    .options = options,
+    .args_bytes = sizeof(convert_args),
+    .run = run,
+    .notes =
+        "--compress takes the layers that 'espalier prune' would take and fails (exit code 5), "
+        "naming layer and place, when zeros do not fit. --dense makes a folder that other "
+        "programs load like any dense model."};

@@ -1,0 +1,174 @@
+/* espalier eval: how well a model predicts a text. */
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "cli.h"
+#include "load.h"
+#include "sizes.h"
+
+typedef struct eval_args {
+    const char *text, *baseline;
+    int64_t context, stride, max_tokens;
+} eval_args;
+
+typedef struct eval_job {
+    cli_state *cli;
+    const eval_args *args;
+    loaded_model model, baseline;
+    char *text;
+    size_t length;
+    esp_eval_result result;
+} eval_job;
+
+static void print_text(const eval_job *job)
+{
+    const esp_eval_result *result = &job->result;
+    char size[SIZE_TEXT_MAX], kernels[KERNELS_TEXT_MAX];
+    printf("%-16s %s (%s in files)\n", "model", job->cli->operands[0],
+           size_bytes((double)job->model.file_bytes, size));
+    printf("%-16s %s, %zu bytes\n", "text", job->args->text, job->length);
+    printf("%-16s context %lld, stride %lld, prefix %lld%s; each token scored once\n", "protocol",
+           (long long)result->context, (long long)result->stride, (long long)result->prefix,
+           result->prefix > 0 ? " (BOS)" : " (no BOS; the first token is not scored)");
+    printf("%-16s %lld tokens, %zu bytes\n", "scored", (long long)result->tokens,
+           result->text_bytes);
+    printf("%-16s %.4f\n", "perplexity", result->perplexity);
+    printf("%-16s %.4f\n", "bits per byte", result->bits_per_byte);
+    if (result->has_baseline) {
+        printf("%-16s %s\n", "baseline", job->args->baseline);
+        printf("%-16s %.4f (ratio %.4f)\n", "  perplexity", result->baseline_perplexity,
+               result->perplexity / result->baseline_perplexity);
+        printf("%-16s %.5f nats\n", "  mean KL", result->mean_kl);
+        printf("%-16s %.4f\n", "  same top token", result->top1_agreement);
+    }
+    printf("%-16s %s, compute %s, %d threads, %.2f s, %.0f tokens/s\n", "run",
+           esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
+           esp_context_threads(job->cli->context), result->seconds,
+           (double)result->tokens / fmax(result->seconds, 1e-9));
+    printf("%-16s %s\n", "kernels",
+           model_kernels_text(job->model.model, result->context - 1, kernels));
+}
+
+static esp_status print_json(const eval_job *job, esp_error *error)
+{
+    const esp_eval_result *result = &job->result;
+    double unknown = (double)NAN;
+    bool has = result->has_baseline;
+    cli_record record = record_begin("eval");
+    record_text(&record, "model", job->cli->operands[0]);
+    record_text(&record, "text", job->args->text);
+    record_int(&record, "file_bytes", (int64_t)job->model.file_bytes);
+    record_int(&record, "context", result->context);
+    record_int(&record, "stride", result->stride);
+    record_int(&record, "prefix", result->prefix);
+    record_int(&record, "tokens", result->tokens);
+    record_int(&record, "text_bytes", (int64_t)result->text_bytes);
+    record_real(&record, "nats", result->nats);
+    record_real(&record, "perplexity", result->perplexity);
+    record_real(&record, "bits_per_byte", result->bits_per_byte);
+    record_text(&record, "baseline", job->args->baseline);
+    record_real(&record, "baseline_perplexity", has ? result->baseline_perplexity : unknown);
+    record_real(&record, "perplexity_ratio",
+                has ? result->perplexity / result->baseline_perplexity : unknown);
+    record_real(&record, "mean_kl", has ? result->mean_kl : unknown);
+    record_real(&record, "top1_agreement", has ? result->top1_agreement : unknown);
+    record_real(&record, "seconds", result->seconds);
+    record_text(&record, "device", esp_device_name(job->cli->device));
+    record_text(&record, "compute", esp_compute_name(job->model.info.compute));
+    record_int(&record, "threads", esp_context_threads(job->cli->context));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, result->context - 1));
+    return record_print(&record, error);
+}
+
+static esp_status evaluate(eval_job *job, esp_error *error)
+{
+    cli_state *cli = job->cli;
+    const eval_args *args = job->args;
+    TRY(load_text(args->text, &job->text, &job->length, error));
+    TRY(load_model(cli, cli->operands[0], true, &job->model, error));
+    if (args->baseline != NULL) {
+        TRY(load_model(cli, args->baseline, false, &job->baseline, error));
+    }
+    esp_eval_options options = {.context = args->context,
+                                .stride = args->stride,
+                                .max_tokens = args->max_tokens,
+                                .progress = progress_step,
+                                .user = &cli->progress};
+    TRY(esp_eval_text(job->model.model, job->baseline.model, job->model.tokenizer, job->text,
+                      job->length, &options, &job->result, error));
+    progress_end(&cli->progress);
+    if (cli->common.json) {
+        return print_json(job, error);
+    }
+    print_text(job);
+    return ESP_OK;
+}
+
+static esp_status run(cli_state *cli, esp_error *error)
+{
+    eval_job job = {.cli = cli, .args = cli->args};
+    esp_status status = evaluate(&job, error);
+    loaded_model_free(&job.baseline);
+    loaded_model_free(&job.model);
+    free(job.text);
+    return status;
+}
+
+#define FIELD(member) offsetof(eval_args, member)
+static const cli_option options[] = {
+    {.name = "text",
+     .letter = 't',
+     .kind = OPTION_TEXT,
+     .offset = FIELD(text),
+     .argument = "FILE",
+     .help = "text to predict, UTF-8; - for standard input",
+     .required = true},
+    {.name = "baseline",
+     .letter = 'b',
+     .kind = OPTION_TEXT,
+     .offset = FIELD(baseline),
+     .argument = "MODEL",
+     .help = "dense model to compare with"},
+    {.name = "context",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(context),
+     .argument = "N",
+     .help = "tokens of a window, BOS included; 0: 512 or the model's context if that is shorter",
+     .fallback = "0",
+     .least = 0,
+     .most = INT32_MAX},
+    {.name = "stride",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(stride),
+     .argument = "N",
+     .help = "newly scored tokens of a window; 0: all but BOS",
+     .fallback = "0",
+     .least = 0,
+     .most = INT32_MAX},
+    {.name = "max-tokens",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(max_tokens),
+     .argument = "N",
+     .help = "score only the first N tokens; 0: all",
+     .fallback = "0",
+     .least = 0,
+     .most = INT64_MAX},
+    {.name = NULL}};
+
+const cli_command eval_command = {
+    .name = "eval",
+    .summary = "measure perplexity and bits per byte on a text, and the distance to a dense model",
+    .operands = "MODEL --text FILE",
+    .least_operands = 1,
+    .most_operands = 1,
+    .options = options,
+    .args_bytes = sizeof(eval_args),
+    .run = run,
+    .notes =
+        "The text is tokenised once, without template. Each window starts with the tokenizer's "
+        "prefix (BOS), holds CONTEXT tokens in all and scores its last STRIDE tokens, so that "
+        "every token is scored exactly once; with a smaller stride, earlier tokens serve as "
+        "context. Softmax and sums are in double. With a baseline: its perplexity on the same "
+        "windows, the mean of KL(baseline || model) in nats, and how often both prefer the same "
+        "token."};

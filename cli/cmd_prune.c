@@ -1,0 +1,110 @@
+/* espalier prune: masks the linear layers and writes the compressed folder. */
+#include <stddef.h>
+#include <stdlib.h>
+
+#include "cli.h"
+#include "layer_table.h"
+
+typedef struct prune_args {
+    pattern_args which;
+    const char *out;
+    int score, search; /* esp_score, esp_search */
+    bool dry_run, force;
+} prune_args;
+
+static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *error)
+{
+    const prune_args *args = cli->args;
+    const char *out = args->dry_run ? NULL : args->out;
+    layer_report report;
+    layer_report_begin(&report, cli, args->dry_run);
+    options->on_layer = layer_report_add;
+    options->progress = layer_report_progress;
+    options->user = &report;
+    esp_prune_summary summary;
+    esp_status status =
+        esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
+    if (status == ESP_OK) {
+        status = layer_report_print(&report, out, &summary, error);
+    }
+    layer_report_free(&report);
+    return status;
+}
+
+static esp_status run(cli_state *cli, esp_error *error)
+{
+    const prune_args *args = cli->args;
+    if (args->out == NULL && !args->dry_run) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
+                        "--out FOLDER must be given, or --dry-run; see 'espalier prune --help'");
+    }
+    if (args->which.pattern == NULL) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
+                        "--pattern PATTERN must be given, for example -p 64:2:8; see 'espalier "
+                        "prune --help'");
+    }
+    esp_prune_options options = {
+        .mask = {.score = (esp_score)args->score, .search = (esp_search)args->search},
+        .dry_run = args->dry_run,
+        .force = args->force};
+    esp_pattern_rule *rules;
+    TRY(parse_patterns(&args->which, &options, &rules, error));
+    esp_status status = prune(cli, &options, error);
+    free(rules);
+    return status;
+}
+
+static const char *const scores[] = {"abs", "square", NULL};
+static const char *const searches[] = {"auto", "greedy", "exact", "swaps", NULL};
+
+#define FIELD(member) offsetof(prune_args, member)
+static const cli_option options[] = {
+    PATTERN_OPTIONS(prune_args),
+    {.name = "out",
+     .letter = 'o',
+     .kind = OPTION_TEXT,
+     .offset = FIELD(out),
+     .argument = "FOLDER",
+     .help = "folder to make"},
+    {.name = "score",
+     .kind = OPTION_CHOICE,
+     .offset = FIELD(score),
+     .argument = "SCORE",
+     .help = "what makes a weight worth keeping",
+     .fallback = "abs",
+     .choices = scores},
+    {.name = "search",
+     .kind = OPTION_CHOICE,
+     .offset = FIELD(search),
+     .argument = "HOW",
+     .help = "how V:N:M picks four columns of M; auto: exact for M <= 10, swaps above",
+     .fallback = "auto",
+     .choices = searches},
+    {.name = "dry-run",
+     .letter = 'n',
+     .kind = OPTION_FLAG,
+     .offset = FIELD(dry_run),
+     .help = "show layers and bytes, write nothing"},
+    {.name = "force",
+     .letter = 'f',
+     .kind = OPTION_FLAG,
+     .offset = FIELD(force),
+     .help = "replace FOLDER if espalier made it"},
+    {.name = NULL}};
+
+const cli_command prune_command = {
+    .name = "prune",
+    .summary = "prune the linear layers of a model and write the compressed folder",
+    .operands = "MODEL -p PATTERN -o FOLDER",
+    .least_operands = 1,
+    .most_operands = 1,
+    .options = options,
+    .args_bytes = sizeof(prune_args),
+    .run = run,
+    .notes =
+        "Linear layers are the rank-2 tensors named *.weight of type F32, F16 or BF16, but not "
+        "embeddings and output heads; a layer that would not get smaller stays dense. V larger "
+        "than a layer's rows is clamped to them. GLOB is matched against the whole tensor "
+        "name, with or without .weight. The table shows what is stored: the share of zeros, "
+        "the share of the sum of squares that is kept, and the natural logarithm of the number "
+        "of masks that V:N:M allows. FOLDER appears whole or not at all."};

@@ -1,0 +1,60 @@
+/* What prune and convert show: a row per layer, and totals. And the options that both take. */
+#ifndef CLI_LAYER_TABLE_H
+#define CLI_LAYER_TABLE_H
+
+#include "cli.h"
+#include "output.h"
+
+/* ---- which layer gets which pattern ---- */
+
+typedef struct pattern_args {
+    const char *pattern;
+    text_list rules; /* GLOB=PATTERN */
+    text_list skips;
+} pattern_args;
+
+/* Entries of an option table for the struct `type` that holds a pattern_args named `which`. */
+#define PATTERN_OPTIONS(type)                                                                      \
+    {.name = "pattern",                                                                            \
+     .letter = 'p',                                                                                \
+     .kind = OPTION_TEXT,                                                                          \
+     .offset = offsetof(type, which.pattern),                                                      \
+     .argument = "PATTERN",                                                                        \
+     .help = "2:4, 64:2:8, panel:64@0.75, 4:8, dense..."},                                         \
+        {.name = "pattern-for",                                                                    \
+         .kind = OPTION_LIST,                                                                      \
+         .offset = offsetof(type, which.rules),                                                    \
+         .argument = "GLOB=PATTERN",                                                               \
+         .help = "another pattern for layers of that name; the first match wins"},                 \
+    {                                                                                              \
+        .name = "skip", .kind = OPTION_LIST, .offset = offsetof(type, which.skips),                \
+        .argument = "GLOB", .help = "leave layers of that name as they are; wins over patterns"    \
+    }
+
+/* Fills the pattern, rules and skips of options; *rules and options->rules are to be freed. */
+ESP_MUST_CHECK esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
+                                         esp_pattern_rule **rules, esp_error *error);
+
+/* ---- the report ---- */
+
+typedef struct layer_report {
+    cli_state *cli;
+    cli_table table;
+    cli_record layers;
+    bool dry_run;
+    int64_t other_tensors;
+    size_t other_bytes;
+    int64_t mask_weights; /* weights of layers whose mask was chosen */
+} layer_report;
+
+void layer_report_begin(layer_report *report, cli_state *cli, bool dry_run);
+/* An esp_layer_report_fn and an esp_progress_fn; user is the report. */
+void layer_report_add(void *user, const esp_layer_report *layer);
+bool layer_report_progress(void *user, const char *what, double done, double total,
+                           const char *unit);
+/* Prints it as text or JSON. out NULL: nothing was written. */
+ESP_MUST_CHECK esp_status layer_report_print(layer_report *report, const char *out,
+                                             const esp_prune_summary *summary, esp_error *error);
+void layer_report_free(layer_report *report);
+
+#endif

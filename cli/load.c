@@ -1,0 +1,132 @@
+#include "load.h"
+
+#include <errno.h>
+#include <fcntl.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#define TEXT_MAX_BYTES ((size_t)1 << 30)
+#define MAX_KERNELS 16
+
+esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer, loaded_model *loaded,
+                      esp_error *error)
+{
+    TRY(cli_open_device(cli, error));
+    TRY(esp_checkpoint_open(cli->context, path, &loaded->checkpoint, error));
+    loaded->file_bytes = esp_checkpoint_file_bytes(loaded->checkpoint);
+    if (with_tokenizer) {
+        TRY(esp_tokenizer_open(cli->context, path, &loaded->tokenizer, error));
+    }
+    esp_model_options options = {.compute = (esp_compute)cli->common.compute,
+                                 .kernel_glob = cli->common.kernel,
+                                 .progress = progress_step,
+                                 .user = &cli->progress};
+    TRY(esp_model_load(cli->device, loaded->checkpoint, &options, &loaded->model, error));
+    progress_end(&cli->progress);
+    esp_model_get_info(loaded->model, &loaded->info);
+    return ESP_OK;
+}
+
+void loaded_model_free(loaded_model *loaded)
+{
+    esp_model_free(loaded->model);
+    esp_tokenizer_close(loaded->tokenizer);
+    esp_checkpoint_close(loaded->checkpoint);
+    *loaded = (loaded_model){0};
+}
+
+/* ---- text files ---- */
+
+static esp_status read_failed(const char *path, int why, esp_error *error)
+{
+    if (interrupted()) {
+        return cli_fail(error, ESP_CANCELLED, "cancelled", "reading %s was interrupted", path);
+    }
+    if (why == ENOENT || why == ENOTDIR || why == EACCES || why == EISDIR) {
+        return cli_fail(error, ESP_BAD_FILE, "text.unreadable", "%s: %s; a text file was expected",
+                        path, strerror(why));
+    }
+    return cli_fail(error, ESP_IO, "text.read_failed", "%s: %s", path, strerror(why));
+}
+
+static esp_status read_to_end(int descriptor, const char *path, char **text, size_t *length,
+                              esp_error *error)
+{
+    size_t used = 0, capacity = 0;
+    char *data = NULL;
+    for (;;) {
+        if (used == capacity) {
+            capacity = capacity * 2 + 65536;
+            char *grown = capacity <= 2 * TEXT_MAX_BYTES ? realloc(data, capacity) : NULL;
+            if (grown == NULL) {
+                free(data);
+                return cli_fail_memory(error, path);
+            }
+            data = grown;
+        }
+        ssize_t got = read(descriptor, data + used, capacity - used);
+        if (got == 0) {
+            break;
+        }
+        if (got < 0 && (errno != EINTR || interrupted())) {
+            int why = errno;
+            free(data);
+            return read_failed(path, why, error);
+        }
+        used += got > 0 ? (size_t)got : 0;
+        if (used > TEXT_MAX_BYTES) {
+            free(data);
+            return cli_fail(error, ESP_BAD_FILE, "text.too_large",
+                            "%s: is larger than 1 GiB; give a part of it", path);
+        }
+    }
+    *text = data;
+    *length = used;
+    return ESP_OK;
+}
+
+esp_status load_text(const char *path, char **text, size_t *length, esp_error *error)
+{
+    if (strcmp(path, "-") == 0) {
+        return read_to_end(STDIN_FILENO, "standard input", text, length, error);
+    }
+    int descriptor = open(path, O_RDONLY | O_CLOEXEC);
+    if (descriptor < 0) {
+        return read_failed(path, errno, error);
+    }
+    esp_status status = read_to_end(descriptor, path, text, length, error);
+    close(descriptor);
+    return status;
+}
+
+/* ---- kernels ---- */
+
+const char *model_kernels_text(const esp_model *model, int64_t tokens, char text[KERNELS_TEXT_MAX])
+{
+    const char *names[MAX_KERNELS];
+    int counts[MAX_KERNELS];
+    int total = esp_model_kernels(model, tokens, names, counts, MAX_KERNELS);
+    size_t used = 0;
+    text[0] = '\0';
+    for (int i = 0; i < total && i < MAX_KERNELS && used < KERNELS_TEXT_MAX; i++) {
+        used += (size_t)snprintf(text + used, KERNELS_TEXT_MAX - used, "%s%s x%d",
+                                 i > 0 ? ", " : "", names[i], counts[i]);
+    }
+    return text;
+}
+
+cli_record model_kernels_json(const esp_model *model, int64_t tokens)
+{
+    const char *names[MAX_KERNELS];
+    int counts[MAX_KERNELS];
+    int total = esp_model_kernels(model, tokens, names, counts, MAX_KERNELS);
+    cli_record list = record_list();
+    for (int i = 0; i < total && i < MAX_KERNELS; i++) {
+        cli_record kernel = record_object();
+        record_text(&kernel, "name", names[i]);
+        record_int(&kernel, "layers", counts[i]);
+        record_add(&list, kernel);
+    }
+    return list;
+}

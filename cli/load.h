@@ -1,0 +1,30 @@
+/* A model with all that belongs to it, and text files. */
+#ifndef CLI_LOAD_H
+#define CLI_LOAD_H
+
+#include "cli.h"
+#include "output.h"
+
+typedef struct loaded_model {
+    esp_checkpoint *checkpoint;
+    esp_tokenizer *tokenizer; /* NULL when not asked for */
+    esp_model *model;
+    esp_model_info info;
+    uint64_t file_bytes;
+} loaded_model;
+
+/* loaded: zero; it is to be freed after a failure too. */
+ESP_MUST_CHECK esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer,
+                                     loaded_model *loaded, esp_error *error);
+void loaded_model_free(loaded_model *loaded);
+
+/* Whole file, or stdin for "-"; *text is to be freed. At most 1 GiB. */
+ESP_MUST_CHECK esp_status load_text(const char *path, char **text, size_t *length,
+                                    esp_error *error);
+
+/* "matmul_panel_bf16 x28, matmul_dense_bf16 x1": kernels of the linear layers at a token count. */
+#define KERNELS_TEXT_MAX 512
+const char *model_kernels_text(const esp_model *model, int64_t tokens, char text[KERNELS_TEXT_MAX]);
+cli_record model_kernels_json(const esp_model *model, int64_t tokens);
+
+#endif
