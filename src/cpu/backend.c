@@ -1,10 +1,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
-#include "cpu/cpu.h"
-#include "ref/ref.h"
-
-static const esp_kernel *const kernels[] = {NULL};
+#include "cpu/kernels.h"
 
 static int enumerate(esp_context *context, esp_device_info *infos, int capacity)
 {
@@ -28,19 +25,13 @@ static esp_compute auto_compute(const esp_device *device, esp_dtype weight_type)
     return ESP_COMPUTE_F32;
 }
 
-static esp_status open_cpu(esp_device *device, esp_error *error)
-{
-    (void)error;
-    device->state = NULL;
-    return ESP_OK;
-}
-
 const esp_backend esp_cpu_backend = {
     .name = "cpu",
     .enumerate = enumerate,
-    .open = open_cpu,
-    .kernels = kernels,
-    .ops = &esp_ref_ops,
+    .open = cpu_state_open,
+    .close = cpu_state_close,
+    .kernels = esp_cpu_kernels,
+    .ops = &esp_cpu_ops,
     .auto_compute = auto_compute,
     .pack = esp_host_pack,
     .packed_free = esp_host_packed_free,

@@ -46,8 +46,10 @@ static void view_nm(const esp_pattern *pattern, const esp_tensor *positions,
     weight->keep = pattern->keep;
     weight->group = pattern->group;
     weight->row_values = esp_pattern_kept(pattern, weight->in_features);
-    weight->positions_wide = positions->dtype == ESP_U16;
-    weight->position_bytes = weight->row_values * (weight->positions_wide ? 2 : 1);
+    weight->position_bytes = positions->shape[1];
+    while ((int64_t)1 << weight->position_bits < pattern->group) {
+        weight->position_bits++;
+    }
 }
 
 static esp_status view_parts(const esp_sparse *sparse, esp_host_weight *weight, esp_error *error)

@@ -18,9 +18,9 @@ typedef struct esp_host_weight {
     int64_t out_features, in_features;
     int64_t row_values;
     const void *values;       /* [out][row_values] */
-    const uint8_t *positions; /* panel: [out][position_bytes] nibbles; nm: see positions_wide */
+    const uint8_t *positions; /* panel: [out][position_bytes] nibbles; nm: bit streams */
     int64_t position_bytes;   /* bytes of a row of positions */
-    bool positions_wide;      /* nm: offsets inside the group are u16, else u8 */
+    unsigned position_bits;   /* nm: of a position inside its group */
     int64_t keep, group;      /* nm */
     int64_t kept, panel_rows; /* panel: columns of a panel; rows of a panel (out for 2:4) */
     const void *columns;      /* panel: [panels][kept], u16 or u32; NULL: 0, 1, 2... */
@@ -62,14 +62,28 @@ static inline int64_t esp_host_column(const esp_host_weight *weight, int64_t pan
     return column == padding ? weight->in_features : (int64_t)column;
 }
 
+/* Position j of a row of nm positions: bits j * bits upward of a little-endian stream. */
+static inline uint32_t esp_host_nm_position(const uint8_t *row, int64_t j, unsigned bits)
+{
+    int64_t at = j * (int64_t)bits;
+    const uint8_t *byte = row + at / 8;
+    unsigned shift = (unsigned)(at % 8);
+    uint32_t held = byte[0];
+    if (shift + bits > 8) {
+        held |= (uint32_t)byte[1] << 8;
+    }
+    if (shift + bits > 16) {
+        held |= (uint32_t)byte[2] << 16;
+    }
+    return held >> shift & ((1u << bits) - 1);
+}
+
 /* The input column of stored entry j of row i of an nm weight. */
 static inline int64_t esp_host_nm_column(const esp_host_weight *weight, int64_t i, int64_t j)
 {
-    int64_t at = i * weight->row_values + j;
-    int64_t position = weight->positions_wide
-                           ? (int64_t)((const uint16_t *)(const void *)weight->positions)[at]
-                           : (int64_t)weight->positions[at];
-    return j / weight->keep * weight->group + position;
+    return j / weight->keep * weight->group +
+           (int64_t)esp_host_nm_position(weight->positions + i * weight->position_bytes, j,
+                                         weight->position_bits);
 }
 
 #endif

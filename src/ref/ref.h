@@ -6,6 +6,5 @@
 #include "op/op.h"
 
 extern const esp_backend esp_ref_backend;
-extern const esp_ops esp_ref_ops;
 
 #endif

@@ -1,0 +1,35 @@
+/* Private to src/cpu: the catalogue of this back end. */
+#ifndef ESP_CPU_KERNELS_H
+#define ESP_CPU_KERNELS_H
+
+#include "cpu/cpu.h"
+
+/* kernels.c; NULL-terminated */
+extern const esp_kernel *const esp_cpu_kernels[];
+extern const esp_ops esp_cpu_ops; /* ops.c */
+
+/* Dense products of libraries that may or may not be there (found at run time). */
+extern const esp_kernel esp_cpu_openblas_kernel; /* openblas.c */
+
+/* device->state of a cpu device. Libraries are opened when first asked for. */
+typedef struct cpu_state cpu_state;
+esp_status cpu_state_open(esp_device *device, esp_error *error);
+void cpu_state_close(esp_device *device);
+
+/* The functions of libopenblas, or NULL. */
+typedef struct cpu_openblas {
+    void *library;
+    void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
+                  const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
+    void (*sgemv)(int order, int trans, int m, int n, float alpha, const float *a, int lda,
+                  const float *x, int incx, float beta, float *y, int incy);
+    void (*set_threads)(int threads);
+    int (*get_threads)(void);
+} cpu_openblas;
+const cpu_openblas *cpu_openblas_of(const esp_device *device);
+
+/* What scoring assumes of the machine, per thread and for all. */
+double cpu_memory_us(const esp_device *device, double bytes);
+double cpu_compute_us(const esp_device *device, double multiply_adds, double per_ns);
+
+#endif

@@ -1,0 +1,172 @@
+/* One product on threads: passes over blocks of tokens, so that scratch stays bounded; in a pass X
+ * is packed (pack_x.c), then pieces of rows x tokens are computed by the level's kernel (isa/) and
+ * finished (epilogue.c) while they are warm. A sum never depends on how pieces are cut. */
+#include "cpu/matmul.h"
+
+#define GROUP 128         /* smallest token group: the widest tile */
+#define SUMS_PADDING 16   /* keeps rows of sums off the same cache sets */
+#define FEW_PASSES 2      /* beyond FEW_PASSES * CPU_FEW_TOKENS tokens tiles are faster */
+#define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
+
+static int64_t round_up(int64_t value, int64_t step)
+{
+    return esp_ceil_div(value, step) * step;
+}
+
+static bool rounds(const esp_matmul_problem *problem)
+{
+    return problem->compute == ESP_COMPUTE_BF16 && problem->weight_type != ESP_BF16;
+}
+
+/* Floats of a row of few-token X: columns, the zero column, and room to read past the end. */
+static int64_t few_stride(int64_t in)
+{
+    return round_up(in + 1, 32) + 64;
+}
+
+static int64_t kept_columns(const esp_matmul_problem *problem)
+{
+    int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
+    return kept > 0 ? kept : problem->in_features;
+}
+
+cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
+                                   const esp_matmul_problem *problem)
+{
+    cpu_workspace sizes = {0};
+    int64_t tokens = problem->tokens;
+    sizes.few = tokens <= FEW_PASSES * CPU_FEW_TOKENS && !rounds(problem);
+    sizes.block = sizes.few ? ESP_MIN(tokens, CPU_FEW_TOKENS)
+                            : round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
+    int64_t row = sizes.few ? few_stride(problem->in_features) : problem->in_features + 1;
+    sizes.x = (size_t)round_up(row * sizes.block, 16);
+    if ((problem->epilogue & ESP_EP_SWIGLU) != 0) {
+        sizes.raw = (size_t)round_up(problem->out_features * sizes.block, 16);
+    }
+    int64_t decoded = variant->format == ESP_HOST_DENSE ? CPU_MAX_ROWS * CPU_DENSE_DEPTH
+                                                        : CPU_MAX_ROWS * 2 * CPU_SPARSE_DEPTH;
+    int64_t gathered = CPU_FEW_TOKENS * (round_up(kept_columns(problem), 32) + 64);
+    int64_t sums = CPU_MAX_ROWS * (sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
+    sizes.scratch = (size_t)(sums + (sizes.few ? gathered : decoded));
+    sizes.bytes =
+        sizeof(float) * (sizes.x + sizes.raw + sizes.scratch * (size_t)device->context->threads);
+    return sizes;
+}
+
+/* The output row of every stored row of a piece. */
+static void finish_piece(const cpu_pass *pass, const cpu_piece *piece)
+{
+    int64_t count = ESP_MIN(piece->tokens, pass->tokens - piece->token);
+    for (int64_t r = 0; r < piece->rows; r++) {
+        int64_t o = esp_host_row(piece->weight, piece->row + r);
+        cpu_finish_row(pass, o, piece->token, count, piece->sums + r * piece->sums_stride);
+    }
+}
+
+static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int thread)
+{
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    const cpu_variant *variant = pass->call->kernel->variant;
+    int64_t panel = chunk / pass->chunks_of_panel;
+    int64_t row = panel * pass->panel_rows + chunk % pass->chunks_of_panel * pass->chunk;
+    int64_t end = ESP_MIN((panel + 1) * pass->panel_rows, weight->out_features);
+    float *scratch = pass->scratch + (size_t)thread * pass->sizes.scratch;
+    bool few = pass->sizes.few;
+    int64_t all = few ? pass->tokens : pass->padded;
+    cpu_piece piece = {.weight = weight,
+                       .rounds = rounds(pass->call->problem),
+                       .x = pass->x,
+                       .x_rows = weight->in_features + 1,
+                       .x_stride = few_stride(weight->in_features),
+                       .row = row,
+                       .rows = ESP_MIN(pass->chunk, end - row),
+                       .token = group * pass->group,
+                       .sums = scratch};
+    piece.tokens = ESP_MIN(pass->group, all - piece.token);
+    piece.sums_stride = few ? CPU_FEW_TOKENS : piece.tokens + SUMS_PADDING;
+    piece.scratch =
+        scratch + CPU_MAX_ROWS * (few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
+    if (piece.rows > 0) {
+        (few ? pass->level->few : pass->level->many)[variant->format](&piece);
+        finish_piece(pass, &piece);
+    }
+}
+
+static void run_pieces(void *user, int64_t begin, int64_t end, int thread)
+{
+    const cpu_pass *pass = user;
+    for (int64_t i = begin; i < end; i++) {
+        run_piece(pass, i / pass->groups, i % pass->groups, thread);
+    }
+}
+
+static void set_chunks(cpu_pass *pass, int64_t rows)
+{
+    pass->chunk = ESP_MIN(rows, pass->panel_rows);
+    pass->chunks_of_panel = esp_ceil_div(pass->panel_rows, pass->chunk);
+    int64_t panels = esp_ceil_div(pass->call->problem->out_features, pass->panel_rows);
+    pass->chunks = panels * pass->chunks_of_panel;
+}
+
+/* Large pieces use caches best; smaller ones keep all threads busy to the end. */
+static void cut(cpu_pass *pass)
+{
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    int64_t threads = pass->call->device->context->threads;
+    int64_t rows = CPU_MAX_ROWS;
+    pass->panel_rows = weight->format == ESP_HOST_PANEL ? weight->panel_rows : weight->out_features;
+    pass->group = pass->sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK;
+    pass->groups = 1;
+    set_chunks(pass, rows);
+    if (threads == 1) {
+        return;
+    }
+    while (rows > 24 && pass->chunks < 4 * threads) {
+        rows /= 2;
+        set_chunks(pass, rows);
+    }
+    while (!pass->sizes.few && pass->group > GROUP && pass->chunks * pass->groups < 4 * threads) {
+        pass->group /= 2;
+        pass->groups = esp_ceil_div(pass->padded, pass->group);
+    }
+}
+
+/* Pieces that one thread takes at a time: enough weights to be worth a hand-over. */
+static int64_t grain_of(const cpu_pass *pass)
+{
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    int64_t bytes = pass->chunk * weight->row_values * (int64_t)esp_dtype_bytes(weight->dtype);
+    int64_t work = bytes * (pass->sizes.few ? 1 : 1 + pass->padded / 16);
+    return 1 + PIECE_BYTES / ESP_MAX(1, work);
+}
+
+static void run_pass(cpu_pass *pass)
+{
+    cpu_pack_x(pass);
+    cut(pass);
+    esp_parallel_for(pass->call->device->context, pass->chunks * pass->groups, grain_of(pass),
+                     run_pieces, pass);
+    if ((pass->call->problem->epilogue & ESP_EP_SWIGLU) != 0) {
+        cpu_finish_swiglu(pass);
+    }
+}
+
+esp_status cpu_matmul_launch(const esp_matmul_call *call, esp_error *error)
+{
+    (void)error;
+    const cpu_variant *variant = call->kernel->variant;
+    cpu_pass pass = {.call = call, .level = variant->level};
+    pass.sizes = cpu_matmul_workspace(variant, call->device, call->problem);
+    pass.x = call->args->workspace;
+    pass.raw = pass.x + pass.sizes.x;
+    pass.scratch = pass.raw + pass.sizes.raw;
+    pass.most_vectors = variant->format == ESP_HOST_DENSE ? variant->level->dense_vectors
+                                                          : variant->level->sparse_vectors;
+    for (int64_t token = 0; token < call->problem->tokens; token += pass.sizes.block) {
+        pass.token = token;
+        pass.tokens = ESP_MIN(pass.sizes.block, call->problem->tokens - token);
+        pass.padded = round_up(pass.tokens, variant->level->lanes);
+        run_pass(&pass);
+    }
+    return ESP_OK;
+}

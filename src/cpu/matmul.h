@@ -1,0 +1,46 @@
+/* Private to src/cpu: how one product is cut into passes and pieces. */
+#ifndef ESP_CPU_MATMUL_H
+#define ESP_CPU_MATMUL_H
+
+#include "cpu/level.h"
+
+/* What a kernel record's variant points to. */
+typedef struct cpu_variant {
+    const cpu_level *level;
+    esp_cpu_level needs;
+    esp_host_format format;
+    esp_dtype weight_type;
+} cpu_variant;
+
+/* The parts of one run's workspace, in this order; floats, each a multiple of 16. */
+typedef struct cpu_workspace {
+    bool few;               /* the few-token kernels run */
+    int64_t block;          /* tokens of a pass, padded */
+    size_t x, raw, scratch; /* packed X; sums before swiglu; per thread */
+    size_t bytes;
+} cpu_workspace;
+
+cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
+                                   const esp_matmul_problem *problem);
+esp_status cpu_matmul_launch(const esp_matmul_call *call, esp_error *error);
+
+/* One pass: tokens token .. token + tokens - 1 of the call. */
+typedef struct cpu_pass {
+    const esp_matmul_call *call;
+    const cpu_level *level;
+    cpu_workspace sizes;
+    int64_t token, tokens;
+    int64_t padded; /* tokens rounded up to whole vectors */
+    int most_vectors;
+    float *x, *raw, *scratch;
+    /* pieces: stored rows in chunks that no panel border crosses, times groups of tokens */
+    int64_t chunk, chunks_of_panel, panel_rows, chunks, group, groups;
+} cpu_pass;
+
+void cpu_pack_x(const cpu_pass *pass);
+/* Epilogue of output row o for `count` tokens of the pass from `first` on: sums are overwritten. */
+void cpu_finish_row(const cpu_pass *pass, int64_t o, int64_t first, int64_t count, float *sums);
+/* Joins pass->raw. */
+void cpu_finish_swiglu(const cpu_pass *pass);
+
+#endif

@@ -1,0 +1,236 @@
+/* The other operations, threaded; vector loops are the level's (isa/). Each result element is
+ * computed by one thread in a fixed order, so that thread counts do not change results. */
+#include "cpu/kernels.h"
+#include "cpu/level.h"
+
+#define TOKENS 64   /* of one piece, where tokens are cut */
+#define GRAIN 16384 /* elements worth handing to another thread */
+
+/* ---- embed ---- */
+
+typedef struct embed_job {
+    const esp_tensor *table;
+    const int32_t *ids;
+    int64_t tokens;
+    float *x;
+} embed_job;
+
+/* Blocks of features, so that the strided writes of neighbouring tokens share cache lines. */
+static void embed_features(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const embed_job *job = user;
+    int64_t hidden = job->table->shape[1];
+    const char *data = job->table->data;
+    int64_t width = (int64_t)esp_dtype_bytes(job->table->dtype);
+    for (int64_t block = begin; block < end; block++) {
+        int64_t first = block * TOKENS, count = ESP_MIN(TOKENS, hidden - first);
+        for (int64_t t = 0; t < job->tokens; t++) {
+            float row[TOKENS];
+            esp_widen(job->table->dtype, data + (job->ids[t] * hidden + first) * width, count, row);
+            for (int64_t i = 0; i < count; i++) {
+                job->x[(first + i) * job->tokens + t] = row[i];
+            }
+        }
+    }
+}
+
+static esp_status embed(esp_device *device, const esp_tensor *table, const int32_t *ids,
+                        int64_t tokens, float *x)
+{
+    embed_job job = {table, ids, tokens, x};
+    esp_parallel_for(device->context, esp_ceil_div(table->shape[1], TOKENS),
+                     1 + GRAIN / (TOKENS * tokens), embed_features, &job);
+    return ESP_OK;
+}
+
+/* ---- rms_norm ---- */
+
+typedef struct norm_job {
+    const cpu_level *level;
+    const float *x, *weight;
+    float eps;
+    int64_t features, tokens;
+    float *y;
+} norm_job;
+
+static void norm_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const norm_job *job = user;
+    for (int64_t block = begin; block < end; block++) {
+        float factors[TOKENS];
+        int64_t first = block * TOKENS;
+        job->level->rms_norm(job->x + first, job->weight, job->eps, job->features,
+                             ESP_MIN(TOKENS, job->tokens - first), job->tokens, factors,
+                             job->y + first);
+    }
+}
+
+static esp_status rms_norm(esp_device *device, const float *x, const float *weight, float eps,
+                           int64_t features, int64_t tokens, float *y)
+{
+    norm_job job = {cpu_level_of(device), x, weight, eps, features, tokens, y};
+    esp_parallel_for(device->context, esp_ceil_div(tokens, TOKENS), 1, norm_tokens, &job);
+    return ESP_OK;
+}
+
+/* ---- rope ---- */
+
+typedef struct rope_job {
+    float *x;
+    const float *cosines, *sines;
+    int64_t half; /* elements of half a head */
+} rope_job;
+
+static void rotate_heads(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const rope_job *job = user;
+    for (int64_t head = begin; head < end; head++) {
+        float *low = job->x + 2 * head * job->half, *high = low + job->half;
+        for (int64_t i = 0; i < job->half; i++) {
+            float a = low[i], b = high[i];
+            low[i] = a * job->cosines[i] - b * job->sines[i];
+            high[i] = b * job->cosines[i] + a * job->sines[i];
+        }
+    }
+}
+
+static esp_status rope(esp_device *device, float *x, const float *cosines, const float *sines,
+                       int64_t heads, int64_t head_dim, int64_t tokens)
+{
+    rope_job job = {x, cosines, sines, head_dim / 2 * tokens};
+    esp_parallel_for(device->context, heads, 1 + GRAIN / (head_dim * tokens), rotate_heads, &job);
+    return ESP_OK;
+}
+
+/* ---- cache_append ---- */
+
+typedef struct append_job {
+    const float *x;
+    int64_t head_dim, tokens, past, capacity;
+    float *cache;
+} append_job;
+
+static void append_heads(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const append_job *job = user;
+    for (int64_t head = begin; head < end; head++) {
+        float *rows = job->cache + (head * job->capacity + job->past) * job->head_dim;
+        for (int64_t d = 0; d < job->head_dim; d++) {
+            const float *from = job->x + (head * job->head_dim + d) * job->tokens;
+            for (int64_t t = 0; t < job->tokens; t++) {
+                rows[t * job->head_dim + d] = from[t];
+            }
+        }
+    }
+}
+
+static esp_status cache_append(esp_device *device, const float *x, int64_t kv_heads,
+                               int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
+                               float *cache)
+{
+    append_job job = {x, head_dim, tokens, past, capacity, cache};
+    esp_parallel_for(device->context, kv_heads, 1 + GRAIN / (head_dim * tokens), append_heads,
+                     &job);
+    return ESP_OK;
+}
+
+/* ---- attention ---- */
+
+typedef struct attention_job {
+    const cpu_level *level;
+    const esp_attention *a;
+    int64_t block, blocks; /* tokens of a piece; pieces of a head */
+    int64_t scratch;       /* floats per thread */
+} attention_job;
+
+static attention_job attention_job_of(const esp_device *device, const esp_attention *a)
+{
+    attention_job job = {.level = cpu_level_of(device), .a = a};
+    job.block = a->tokens < CPU_FEW_TOKENS ? 1 : 2 * job.level->lanes;
+    job.blocks = esp_ceil_div(a->tokens, job.block);
+    job.scratch = (a->head_dim + job.level->lanes + a->past + a->tokens) * 2 * job.level->lanes;
+    job.scratch = esp_ceil_div(job.scratch, 16) * 16;
+    return job;
+}
+
+static size_t attention_workspace_bytes(const esp_device *device, const esp_attention *attention)
+{
+    attention_job job = attention_job_of(device, attention);
+    return (size_t)job.scratch * sizeof(float) * (size_t)device->context->threads;
+}
+
+/* The last tokens of a head see most: they go first, so that the end is even. */
+static void attend_pieces(void *user, int64_t begin, int64_t end, int thread)
+{
+    const attention_job *job = user;
+    float *scratch = (float *)job->a->workspace + thread * job->scratch;
+    for (int64_t i = begin; i < end; i++) {
+        int64_t block = job->blocks - 1 - i / job->a->heads;
+        int64_t token = block * job->block;
+        job->level->attend(job->a, i % job->a->heads, token,
+                           ESP_MIN(job->block, job->a->tokens - token), scratch);
+    }
+}
+
+static esp_status attention(esp_device *device, const esp_attention *attention)
+{
+    attention_job job = attention_job_of(device, attention);
+    int64_t work = (attention->past + attention->tokens) * attention->head_dim * job.block;
+    esp_parallel_for(device->context, attention->heads * job.blocks, 1 + GRAIN / work,
+                     attend_pieces, &job);
+    return ESP_OK;
+}
+
+/* ---- elementwise ---- */
+
+typedef struct pair_job {
+    const cpu_level *level;
+    const float *a, *b;
+    float *y;
+} pair_job;
+
+static void swiglu_range(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const pair_job *job = user;
+    job->level->swiglu(job->a + begin, job->b + begin, end - begin, job->y + begin);
+}
+
+static esp_status swiglu(esp_device *device, const float *gate, const float *up, int64_t count,
+                         float *y)
+{
+    pair_job job = {cpu_level_of(device), gate, up, y};
+    esp_parallel_for(device->context, count, GRAIN, swiglu_range, &job);
+    return ESP_OK;
+}
+
+static void add_range(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const pair_job *job = user;
+    for (int64_t i = begin; i < end; i++) {
+        job->y[i] += job->a[i];
+    }
+}
+
+static esp_status add(esp_device *device, float *x, const float *y, int64_t count)
+{
+    pair_job job = {NULL, y, NULL, x};
+    esp_parallel_for(device->context, count, 4 * GRAIN, add_range, &job);
+    return ESP_OK;
+}
+
+const esp_ops esp_cpu_ops = {
+    .embed = embed,
+    .rms_norm = rms_norm,
+    .rope = rope,
+    .cache_append = cache_append,
+    .attention_workspace_bytes = attention_workspace_bytes,
+    .attention = attention,
+    .swiglu = swiglu,
+    .add = add,
+};
