@@ -1,0 +1,135 @@
+/* Every kernel against the reference on small integers: all sums are exact in f32, so results must
+ * be equal to the last bit. Shapes that divide nothing, every tail of tokens, all layouts, types
+ * and the epilogues that stay exact; outputs and workspaces guarded and poisoned. */
+#include "product.h"
+
+static void compare_all(test_run *run, const char *text, uint64_t seed, bool reorder, bool in_place)
+{
+    esp_matmul_problem problem = problem_of(run, text);
+    esp_context *context = test_context(run, 2);
+    product p = product_make(run, context, &problem, seed, INTEGERS, reorder, seed % 2 == 0);
+    float *expected = result_of(&p), *actual = result_of(&p);
+    const char *names[64];
+    int count = usable_kernels(context, &problem, names);
+    CHECK(count > 0);
+    run_kernel(run, &p, "ref", NULL, expected);
+    p.in_place = in_place;
+    for (int i = 0; i < count; i++) {
+        test_sub(run, "%s%s%s %s", text, reorder ? " row order" : "", in_place ? " in place" : "",
+                 names[i]);
+        run_kernel(run, &p, "cpu", names[i], actual);
+        for (int64_t at = 0; at < p.out_rows * problem.tokens; at++) {
+            if (actual[at] != expected[at]) {
+                test_fail(run, __FILE__, __LINE__, "row %lld token %lld: %.9g, reference %.9g",
+                          (long long)(at / problem.tokens), (long long)(at % problem.tokens),
+                          (double)actual[at], (double)expected[at]);
+                break;
+            }
+        }
+    }
+    free(expected);
+    free(actual);
+    product_free(&p);
+    test_context_free(run, context);
+}
+
+static const char *const patterns[] = {"dense",   "2:4",    "1:4",          "4:8",
+                                       "3:7",     "64:2:8", "16:2:5",       "5:2:16",
+                                       "128:2:8", "1:2:9",  "panel:24@0.8", "panel:7@0.5"};
+
+static void token_tails(test_run *run)
+{
+    static const int tokens[] = {1,  2,  3,  4,  5,  7,   8,   9,   15,  16,  17,
+                                 31, 33, 63, 64, 65, 100, 127, 129, 200, 513, 530};
+    for (int i = 0; i < ESP_COUNT(tokens); i++) {
+        for (int j = 0; j < ESP_COUNT(patterns); j++) {
+            if (tokens[i] > 129 && j % 3 != 0) {
+                continue;
+            }
+            char text[128];
+            snprintf(text, sizeof text, "matmul/%s/%s/37x85x%d/a:f32", patterns[j],
+                     (i + j) % 3 == 0   ? "f32"
+                     : (i + j) % 3 == 1 ? "f16"
+                                        : "bf16",
+                     tokens[i]);
+            compare_all(run, text, test_seed(run) + (uint64_t)(100 * i + j), (i + j) % 2 == 0,
+                        false);
+        }
+    }
+}
+
+static void shapes(test_run *run)
+{
+    static const int sizes[][3] = {{1, 1, 1},    {1, 1, 17},     {2, 3, 2},     {3, 5, 33},
+                                   {7, 9, 5},    {97, 31, 18},   {100, 64, 1},  {193, 130, 20},
+                                   {64, 384, 3}, {130, 257, 40}, {6, 1000, 16}, {300, 7, 1}};
+    for (int i = 0; i < ESP_COUNT(sizes); i++) {
+        for (int j = 0; j < ESP_COUNT(patterns); j++) {
+            char text[128];
+            snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d/a:f32", patterns[j],
+                     (i + j) % 2 == 0 ? "f32" : "bf16", sizes[i][0], sizes[i][1], sizes[i][2]);
+            compare_all(run, text, test_seed(run) + (uint64_t)(100 * i + j), (i + j) % 3 == 0,
+                        false);
+        }
+    }
+}
+
+static void layouts_and_types(test_run *run)
+{
+    static const char *const options[] = {
+        "/x:tok/a:f32", "/y:tok/a:f32",        "/x:tok/y:tok/a:f32", "",        "/x:tok/y:tok",
+        "/a:f16/o:f32", "/a:bf16/o:f16/y:tok", "/c:bf16/a:f32",      "/c:bf16", "/a:f32/o:bf16"};
+    static const char *const some[] = {"dense", "2:4", "4:8", "16:2:7", "panel:24@0.8"};
+    for (int i = 0; i < ESP_COUNT(options); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            for (int k = 0; k < 2; k++) {
+                char text[128];
+                snprintf(text, sizeof text, "matmul/%s/%s/45x70x%d%s", some[j],
+                         (i + j) % 3 == 0   ? "f32"
+                         : (i + j) % 3 == 1 ? "f16"
+                                            : "bf16",
+                         k == 0 ? 3 : 37, options[i]);
+                compare_all(run, text, test_seed(run) + (uint64_t)(100 * i + 10 * j + k), k == 1,
+                            false);
+            }
+        }
+    }
+}
+
+static void epilogues(test_run *run)
+{
+    static const char *const epilogue[] = {"scale",
+                                           "bias",
+                                           "relu",
+                                           "residual",
+                                           "scale+bias+relu",
+                                           "bias+residual",
+                                           "scale+bias+relu+residual"};
+    static const char *const some[] = {"dense", "2:4", "1:4", "16:2:7"};
+    for (int i = 0; i < ESP_COUNT(epilogue); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            for (int k = 0; k < 4; k++) {
+                char text[128];
+                snprintf(text, sizeof text, "matmul/%s/f32/50x33x%d%s/ep:%s", some[j],
+                         k % 2 == 0 ? 1 : 34, k < 2 ? "" : "/y:tok", epilogue[i]);
+                compare_all(run, text, test_seed(run) + (uint64_t)(100 * i + 10 * j + k), true,
+                            i % 2 == 1);
+            }
+        }
+    }
+}
+
+static void wide_inputs(test_run *run)
+{
+    compare_all(run, "matmul/2:4/bf16/3x70001x2/a:f32", test_seed(run), false, false);
+    compare_all(run, "matmul/4:2:8/f32/6x70001x17", test_seed(run), true, false);
+    compare_all(run, "matmul/1:8/f32/3x70001x17", test_seed(run), false, false);
+    compare_all(run, "matmul/dense/f16/3x70001x1/a:f32", test_seed(run), false, false);
+}
+
+static const test_case cases[] = {{"token_tails", token_tails},
+                                  {"shapes", shapes},
+                                  {"layouts_and_types", layouts_and_types},
+                                  {"epilogues", epilogues},
+                                  {"wide_inputs", wide_inputs}};
+TEST_MAIN(cases)
