@@ -1,4 +1,5 @@
-/* Pattern strings: every right form round-trips, every wrong one has its code and shows a right one. */
+/* Pattern strings: every right form round-trips, every wrong one has its code and shows a right
+ * one. */
 #include <espalier/pattern.h>
 #include <locale.h>
 #include <stdio.h>
@@ -141,7 +142,8 @@ static void wrong_strings(test_run *run)
                            rows[i].code);
         CHECK(memcmp(&pattern, &before, sizeof pattern) == 0);
         if (strstr(error.message, rows[i].shows) == NULL ||
-            strncmp(error.message, rows[i].text[0] != '\0' ? "pattern \"" : "the pattern", 9) != 0) {
+            strncmp(error.message, rows[i].text[0] != '\0' ? "pattern \"" : "the pattern", 9) !=
+                0) {
             test_fail(run, __FILE__, __LINE__, "the message does not say \"%s\": %s", rows[i].shows,
                       error.message);
         }
@@ -235,13 +237,27 @@ static void kept_columns(test_run *run)
         const char *pattern;
         int64_t in, kept;
     } rows[] = {
-        {"dense", 8, -1},        {"2:4", 0, 0},           {"2:4", 1, 4},
-        {"2:4", 4096, 4096},     {"2:4", 4098, 4100},     {"4:8", 16, 8},
-        {"4:8", 19, 11},         {"4:8", 23, 12},         {"1:16", 17, 2},
-        {"64:2:8", 4096, 2048},  {"64:2:8", 4097, 2052},  {"64:2:5", 4096, 3280},
-        {"64:2:8", 3, 4},        {"64:2:8", 70001, 35004}, {"panel:64@0.5", 16, 16},
-        {"panel:64@0.5", 18, 20}, {"panel:64@0.5", 17, 16}, {"panel:64@0.75", 4096, 2048},
-        {"panel:64@0.99", 16, 4}, {"panel:64@0.75", 1, 4}, {"panel:64@0.9", 384, 76},
+        {"dense", 8, -1},
+        {"2:4", 0, 0},
+        {"2:4", 1, 4},
+        {"2:4", 4096, 4096},
+        {"2:4", 4098, 4100},
+        {"4:8", 16, 8},
+        {"4:8", 19, 11},
+        {"4:8", 23, 12},
+        {"1:16", 17, 2},
+        {"64:2:8", 4096, 2048},
+        {"64:2:8", 4097, 2052},
+        {"64:2:5", 4096, 3280},
+        {"64:2:8", 3, 4},
+        {"64:2:8", 70001, 35004},
+        {"panel:64@0.5", 16, 16},
+        {"panel:64@0.5", 18, 20},
+        {"panel:64@0.5", 17, 16},
+        {"panel:64@0.75", 4096, 2048},
+        {"panel:64@0.99", 16, 4},
+        {"panel:64@0.75", 1, 4},
+        {"panel:64@0.9", 384, 76},
     };
     for (int i = 0; i < ESP_COUNT(rows); i++) {
         test_sub(run, "%s of %lld", rows[i].pattern, (long long)rows[i].in);

@@ -11,7 +11,8 @@
 #include "format/format.h"
 #include "test.h"
 
-/* One weight's bits of any kind: zeros of both signs, NaN payloads, infinities, subnormals, numbers. */
+/* One weight's bits of any kind: zeros of both signs, NaN payloads, infinities, subnormals,
+ * numbers. */
 static inline uint32_t weight_bits(esp_random *random, esp_dtype dtype)
 {
     unsigned exponent_bits = dtype == ESP_F16 ? 5 : 8;
@@ -29,7 +30,8 @@ static inline uint32_t weight_bits(esp_random *random, esp_dtype dtype)
     case 3:
         return sign | all_exponents << fraction_bits | fraction | 1; /* NaN with a payload */
     default:
-        return sign | ((uint32_t)esp_random_u64(random) & all_exponents) << fraction_bits | fraction;
+        return sign | ((uint32_t)esp_random_u64(random) & all_exponents) << fraction_bits |
+               fraction;
     }
 }
 
