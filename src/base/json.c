@@ -34,6 +34,9 @@ static const char *code_of(const json_error_t *problem)
     switch (json_error_code(problem)) {
     case json_error_duplicate_key:
         return "json.duplicate_key";
+    case json_error_null_character:
+    case json_error_null_byte_in_key:
+        return "json.nul_character";
     case json_error_stack_overflow:
         return "json.too_deep";
     default:

@@ -11,7 +11,7 @@
 #define ESP_JSON_MAX_BYTES ((size_t)256 << 20)
 
 /* Text of a JSON object. `file` is for messages. Codes: "json.syntax", "json.duplicate_key",
- * "json.not_object", "json.too_deep". *json is released by json_decref. */
+ * "json.not_object", "json.too_deep", "json.nul_character". *json is released by json_decref. */
 ESP_MUST_CHECK esp_status esp_json_parse(const char *text, size_t length, const char *file,
                                          json_t **json, esp_error *error);
 /* Reads and parses; "json.too_large" above max_bytes (0: ESP_JSON_MAX_BYTES). text may be NULL,
