@@ -209,7 +209,8 @@ static void add_row(const pattern_job *job, const model_row *row, cli_table *tab
     table_cell(table, "%zu", info->linear_resident_bytes);
     table_cell(table, "%.3f", linear_ratio(job, row));
     if (row->has_eval) {
-        table_cell(table, "%.3f", row->eval.perplexity);
+        double perplexity = row->eval.perplexity;
+        table_cell(table, "%.*f", perplexity < 1000 ? 3 : 0, perplexity);
         table_cell(table, "%.4f", row == dense ? 0.0 : row->eval.mean_kl);
     } else {
         table_cell(table, "-");
@@ -236,21 +237,30 @@ static esp_status print_speed_table(const pattern_job *job, esp_error *error)
     return status;
 }
 
+static void add_kernels(cli_table *table, const model_row *row, const char *phase,
+                        const char *kernels)
+{
+    table_cell(table, "%s", row->label);
+    table_cell(table, "%s", phase);
+    table_cell(table, "%s", kernels);
+}
+
 static esp_status print_kernel_table(const pattern_job *job, esp_error *error)
 {
     static const char *const heads[] = {"<pattern", "<phase", "<kernels that ran x layers"};
     cli_table table;
-    char kernels[KERNELS_TEXT_MAX];
+    char prefill[KERNELS_TEXT_MAX], decode[KERNELS_TEXT_MAX];
     table_begin(&table, COUNT(heads), heads);
     for (int i = 0; i < job->count; i++) {
         const model_row *row = &job->rows[i];
-        table_cell(&table, "%s", row->label);
-        table_cell(&table, "prefill");
-        table_cell(&table, "%s",
-                   model_kernels_text(row->loaded.model, row->prompt_tokens, kernels));
-        table_cell(&table, "%s", row->label);
-        table_cell(&table, "decode");
-        table_cell(&table, "%s", model_kernels_text(row->loaded.model, 1, kernels));
+        model_kernels_text(row->loaded.model, row->prompt_tokens, prefill);
+        model_kernels_text(row->loaded.model, 1, decode);
+        if (strcmp(prefill, decode) == 0) {
+            add_kernels(&table, row, "both", prefill);
+        } else {
+            add_kernels(&table, row, "prefill", prefill);
+            add_kernels(&table, row, "decode", decode);
+        }
     }
     printf("\n");
     esp_status status = table_print(&table, stdout, error);

@@ -81,8 +81,8 @@ static void problem_rows(cli_table *table, const problem_result *result)
         table_cell(table, "%.1f", result->rivals[i].median_us);
         table_cell(table, "%.1f", result->rivals[i].least_us);
         table_cell(table, "%.2fx", result->dense_us / result->rivals[i].median_us);
-        table_cell(table, " ");
-        table_cell(table, " ");
+        table_cell(table, "%s", "");
+        table_cell(table, "%s", "");
     }
 }
 

@@ -61,15 +61,20 @@ static size_t width_of(const char *text)
     return width;
 }
 
-static void print_cell(const char *text, char alignment, size_t width, bool last, FILE *stream)
+/* One line; cells behind the last one with text leave no blanks. */
+static void print_line(const cli_table *table, const char *const *cells, const size_t *widths,
+                       FILE *stream)
 {
-    int gap = (int)(width - width_of(text));
-    if (alignment == '>') {
-        fprintf(stream, "%*s%s", gap, "", text);
-    } else {
-        fprintf(stream, "%s%*s", text, last ? 0 : gap, "");
+    int last = table->columns - 1;
+    while (last > 0 && cells[last][0] == '\0') {
+        last--;
     }
-    fputs(last ? "\n" : "  ", stream);
+    for (int c = 0; c <= last; c++) {
+        int gap = (int)(widths[c] - width_of(cells[c]));
+        bool left = table->heads[c][0] == '<';
+        fprintf(stream, "%*s%s%*s%s", left ? 0 : gap, "", cells[c], left && c < last ? gap : 0, "",
+                c < last ? "  " : "\n");
+    }
 }
 
 esp_status table_print(const cli_table *table, FILE *stream, esp_error *error)
@@ -77,20 +82,19 @@ esp_status table_print(const cli_table *table, FILE *stream, esp_error *error)
     if (table->failed) {
         return cli_fail_memory(error, "a table");
     }
-    size_t columns = (size_t)table->columns, widths[TABLE_MAX_COLUMNS];
+    size_t columns = (size_t)table->columns, widths[TABLE_MAX_COLUMNS] = {0};
+    const char *heads[TABLE_MAX_COLUMNS] = {NULL};
     for (size_t c = 0; c < columns; c++) {
-        widths[c] = width_of(table->heads[c] + 1);
+        heads[c] = table->heads[c] + 1;
+        widths[c] = width_of(heads[c]);
         for (size_t i = c; i < table->count; i += columns) {
             size_t width = width_of(table->cells[i]);
             widths[c] = width > widths[c] ? width : widths[c];
         }
     }
-    for (size_t c = 0; c < columns; c++) {
-        print_cell(table->heads[c] + 1, table->heads[c][0], widths[c], c + 1 == columns, stream);
-    }
-    for (size_t i = 0; i < table->count; i++) {
-        size_t c = i % columns;
-        print_cell(table->cells[i], table->heads[c][0], widths[c], c + 1 == columns, stream);
+    print_line(table, heads, widths, stream);
+    for (size_t i = 0; i + columns <= table->count; i += columns) {
+        print_line(table, (const char *const *)table->cells + i, widths, stream);
     }
     return ESP_OK;
 }
