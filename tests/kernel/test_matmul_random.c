@@ -1,0 +1,230 @@
+/* Every kernel against the reference on random real numbers and log-uniform sizes, with an error
+ * bound that is derived, not tuned: a sum of n products of f32 in any order, fused or not, is
+ * within (n + 2) * 2^-24 * sum |w||x| of the exact one (Higham, 3.1); the reference's own error is
+ * one rounding. Epilogues pass the bound on by their slopes. */
+#include "product.h"
+
+#define EPS 0x1p-23 /* twice the unit roundoff: first-order terms with room for the others */
+
+/* sum |w||x| for every [out row][token], from the decoded weight. */
+static double *magnitudes(test_run *run, const product *p)
+{
+    const esp_matmul_problem *problem = &p->problem;
+    int64_t out = problem->out_features, in = problem->in_features, tokens = problem->tokens;
+    double *sums = calloc((size_t)(out * tokens), sizeof *sums);
+    double *x = malloc((size_t)(in * tokens) * sizeof *x);
+    esp_tensor dense = {0};
+    CHECK_OK(esp_tensor_create(p->context, problem->weight_type, 2, (const int64_t[]){out, in},
+                               &dense, error));
+    CHECK_OK(esp_sparse_decode(p->sparse, &dense, error));
+    for (int64_t f = 0; f < in; f++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            int64_t at = element_at(problem->x_layout == ESP_FEATURE_MAJOR, p->x_stride, f, t);
+            x[f * tokens + t] = fabs((double)esp_weight_at(problem->act_type, p->x, at));
+        }
+    }
+    for (int64_t o = 0; o < out; o++) {
+        for (int64_t f = 0; f < in; f++) {
+            double w = fabs((double)esp_weight_at(dense.dtype, dense.data, o * in + f));
+            for (int64_t t = 0; w != 0 && t < tokens; t++) {
+                sums[o * tokens + t] += w * x[f * tokens + t];
+            }
+        }
+    }
+    esp_tensor_free(p->context, &dense);
+    free(x);
+    return sums;
+}
+
+/* Bound and size of row o before the activation. */
+static double linear_bound(const product *p, const double *sums, int64_t o, int64_t t, double *size)
+{
+    unsigned epilogue = p->problem.epilogue;
+    double magnitude = sums[o * p->problem.tokens + t] * 1.02; /* bf16 rounding of inputs */
+    double bound = (double)(p->problem.in_features + 2) * EPS / 2 * magnitude;
+    if ((epilogue & ESP_EP_SCALE) != 0) {
+        magnitude *= fabs((double)p->scale[o]);
+        bound = bound * fabs((double)p->scale[o]) + EPS * magnitude;
+    }
+    if ((epilogue & ESP_EP_BIAS) != 0) {
+        magnitude += fabs((double)p->bias[o]);
+        bound += EPS * magnitude;
+    }
+    *size = magnitude;
+    return bound;
+}
+
+static double output_bound(const product *p, const double *sums, int64_t o, int64_t t,
+                           double expected)
+{
+    const double slope = 1.13; /* gelu's largest; silu 1.1, relu 1 */
+    unsigned epilogue = p->problem.epilogue;
+    double size, up_size, bound;
+    if ((epilogue & ESP_EP_SWIGLU) != 0) {
+        double gate = linear_bound(p, sums, 2 * o, t, &size);
+        double up = linear_bound(p, sums, 2 * o + 1, t, &up_size);
+        bound = slope * gate * (up_size + up) + size * up + 8 * EPS * size * up_size;
+        size *= up_size;
+    } else {
+        bound = linear_bound(p, sums, o, t, &size) * slope + 8 * EPS * size;
+    }
+    if ((epilogue & ESP_EP_RESIDUAL) != 0) {
+        bound += EPS * (size + fabs((double)p->residual[o * p->problem.tokens + t]));
+    }
+    /* Both sides round to the output type: together one step of it. */
+    double step = p->problem.out_type == ESP_F32   ? EPS
+                  : p->problem.out_type == ESP_F16 ? 0x1p-10
+                                                   : 0x1p-7;
+    double smallest = p->problem.out_type == ESP_F16 ? 0x1p-24 : 0x1p-126;
+    return bound + step * (fabs(expected) + bound) + smallest;
+}
+
+static void compare(test_run *run, const product *p, const double *sums, const float *expected,
+                    const float *actual)
+{
+    for (int64_t o = 0; o < p->out_rows; o++) {
+        for (int64_t t = 0; t < p->problem.tokens; t++) {
+            double want = (double)expected[o * p->problem.tokens + t];
+            double have = (double)actual[o * p->problem.tokens + t];
+            double bound = output_bound(p, sums, o, t, want);
+            if (!(fabs(have - want) <= bound)) {
+                test_fail(run, __FILE__, __LINE__,
+                          "row %lld token %lld: %.9g, reference %.9g, bound %.3g", (long long)o,
+                          (long long)t, have, want, bound);
+                return;
+            }
+        }
+    }
+}
+
+static void random_pattern(esp_random *random, char *text, size_t capacity)
+{
+    switch (esp_random_below(random, 6)) {
+    case 0:
+        snprintf(text, capacity, "dense");
+        break;
+    case 1:
+        snprintf(text, capacity, "2:4");
+        break;
+    case 2: {
+        int64_t group = random_log(random, 2, 300), keep = random_range(random, 1, group - 1);
+        bool is_2_4 = group == 4 && keep == 2;
+        snprintf(text, capacity, "%lld:%lld", (long long)(is_2_4 ? 1 : keep), (long long)group);
+        break;
+    }
+    case 3:
+        snprintf(text, capacity, "panel:%lld@%.2f", (long long)random_log(random, 1, 300),
+                 0.5 + 0.49 * esp_random_uniform(random));
+        break;
+    default:
+        snprintf(text, capacity, "%lld:2:%lld", (long long)random_log(random, 1, 300),
+                 (long long)random_log(random, 5, 40));
+    }
+}
+
+static void random_problem(esp_random *random, char *text, size_t capacity)
+{
+    static const char *const types[] = {"f32", "f16", "bf16"};
+    static const char *const activations[] = {"",           "+relu", "+gelu",
+                                              "+gelu_tanh", "+silu", "+swiglu"};
+    char pattern[64], epilogue[96] = "/ep:scale";
+    random_pattern(random, pattern, sizeof pattern);
+    int64_t out, in, tokens;
+    do {
+        out = random_log(random, 1, 700);
+        in = random_log(random, 1, 1500);
+        tokens = random_log(random, 1, 700);
+    } while (out * in * tokens > 1500000);
+    const char *activation = activations[esp_random_below(random, ESP_COUNT(activations))];
+    if (strcmp(activation, "+swiglu") == 0) {
+        out += out % 2;
+    }
+    snprintf(epilogue + strlen(epilogue), sizeof epilogue - strlen(epilogue), "%s%s%s",
+             esp_random_below(random, 2) == 0 ? "" : "+bias", activation,
+             esp_random_below(random, 2) == 0 ? "" : "+residual");
+    snprintf(text, capacity, "matmul/%s/%s/%lldx%lldx%lld%s%s/a:%s/o:%s%s%s", pattern,
+             types[esp_random_below(random, 3)], (long long)out, (long long)in, (long long)tokens,
+             esp_random_below(random, 3) == 0 ? "/x:tok" : "",
+             esp_random_below(random, 3) == 0 ? "/y:tok" : "",
+             types[esp_random_below(random, 4) % 3], types[esp_random_below(random, 4) % 3],
+             esp_random_below(random, 4) == 0 ? "/c:bf16" : "",
+             esp_random_below(random, 3) == 0 ? "" : epilogue);
+}
+
+static void random_problems(test_run *run)
+{
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    for (int round = 0; round < 150; round++) {
+        char text[256];
+        random_problem(&random, text, sizeof text);
+        esp_matmul_problem problem = problem_of(run, text);
+        esp_context *context = test_context(run, 1 + round % 3);
+        uint64_t seed = esp_random_u64(&random);
+        product p =
+            product_make(run, context, &problem, seed, REALS, round % 2 == 0, round % 3 != 0);
+        float *expected = result_of(&p), *actual = result_of(&p);
+        double *sums = magnitudes(run, &p);
+        const char *names[64];
+        int count = usable_kernels(context, &problem, names);
+        CHECK(count > 0);
+        run_kernel(run, &p, "ref", NULL, expected);
+        p.in_place = round % 4 == 0;
+        for (int i = 0; i < count; i++) {
+            test_sub(run, "round %d %s %s", round, text, names[i]);
+            run_kernel(run, &p, "cpu", names[i], actual);
+            compare(run, &p, sums, expected, actual);
+        }
+        free(expected);
+        free(actual);
+        free(sums);
+        product_free(&p);
+        test_context_free(run, context);
+    }
+}
+
+/* Ours must give the same bits for any number of threads; of libraries we do not ask it. */
+static void thread_counts(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/dense/bf16/200x300x1/a:f32",      "matmul/dense/f32/200x300x150",
+        "matmul/2:4/bf16/500x300x1/a:f32",        "matmul/64:2:8/f16/500x300x600/a:f32",
+        "matmul/16:2:8/bf16/500x300x3/a:f32",     "matmul/3:8/f32/200x300x40",
+        "matmul/64:2:8/f32/500x300x70/ep:swiglu", "matmul/panel:9@0.7/f32/500x300x17/y:tok",
+    };
+    static const int threads[] = {1, 2, 3, 5};
+    for (int i = 0; i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        const char *names[64];
+        esp_context *context = test_context(run, 1);
+        int count = usable_kernels(context, &problem, names);
+        test_context_free(run, context);
+        for (int k = 0; k < count; k++) {
+            float *first = NULL;
+            if (strstr(names[k], "openblas") != NULL || strstr(names[k], "onednn") != NULL) {
+                continue;
+            }
+            test_sub(run, "%s %s", texts[i], names[k]);
+            for (int j = 0; j < ESP_COUNT(threads); j++) {
+                context = test_context(run, threads[j]);
+                product p = product_make(run, context, &problem, test_seed(run), REALS, true, true);
+                float *result = result_of(&p);
+                run_kernel(run, &p, "cpu", names[k], result);
+                if (first == NULL) {
+                    first = result;
+                } else {
+                    size_t bytes = (size_t)(p.out_rows * problem.tokens) * sizeof *result;
+                    CHECK(memcmp(first, result, bytes) == 0);
+                    free(result);
+                }
+                product_free(&p);
+                test_context_free(run, context);
+            }
+            free(first);
+        }
+    }
+}
+
+static const test_case cases[] = {{"random_problems", random_problems},
+                                  {"thread_counts", thread_counts}};
+TEST_MAIN(cases)
