@@ -35,7 +35,36 @@ static void store_row(const cpu_pass *pass, int64_t o, int64_t first, int64_t co
     }
 }
 
-void cpu_finish_row(const cpu_pass *pass, int64_t o, int64_t first, int64_t count, float *sums)
+/* One token of f32 output without activation: the common step of decoding, in a loop of its own
+ * because per-row calls would cost more than the sums. */
+static bool finish_one_token(const cpu_pass *pass, const cpu_piece *piece)
+{
+    const esp_matmul_problem *problem = pass->call->problem;
+    const esp_matmul_args *args = pass->call->args;
+    unsigned epilogue = problem->epilogue;
+    if (piece->tokens != 1 || problem->out_type != ESP_F32 || piece->weight->rows != NULL ||
+        (epilogue & (ACTIVATIONS | ESP_EP_SWIGLU)) != 0) {
+        return false;
+    }
+    bool by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
+    int64_t token = pass->token + piece->token, step = by_feature ? args->y_stride : 1;
+    int64_t at = by_feature ? piece->row * step + token : token * args->y_stride + piece->row;
+    for (int64_t r = 0; r < piece->rows; r++, at += step) {
+        float value = piece->sums[r * piece->sums_stride];
+        if (epilogue != 0) {
+            int64_t o = piece->row + r;
+            value = (epilogue & ESP_EP_SCALE) != 0 ? value * args->scale[o] : value;
+            value = (epilogue & ESP_EP_BIAS) != 0 ? value + args->bias[o] : value;
+            value = (epilogue & ESP_EP_RESIDUAL) != 0 ? value + ((const float *)args->residual)[at]
+                                                      : value;
+        }
+        ((float *)args->y)[at] = value;
+    }
+    return true;
+}
+
+/* Epilogue of output row o for `count` tokens of the pass from `first` on; sums are overwritten. */
+static void finish_row(const cpu_pass *pass, int64_t o, int64_t first, int64_t count, float *sums)
 {
     const esp_matmul_args *args = pass->call->args;
     unsigned epilogue = pass->call->problem->epilogue;
@@ -57,6 +86,18 @@ void cpu_finish_row(const cpu_pass *pass, int64_t o, int64_t first, int64_t coun
         pass->level->activate(epilogue & ACTIVATIONS, sums, count);
     }
     store_row(pass, o, first, count, sums);
+}
+
+void cpu_finish_piece(const cpu_pass *pass, const cpu_piece *piece)
+{
+    if (finish_one_token(pass, piece)) {
+        return;
+    }
+    int64_t count = ESP_MIN(piece->tokens, pass->tokens - piece->token);
+    for (int64_t r = 0; r < piece->rows; r++) {
+        int64_t o = esp_host_row(piece->weight, piece->row + r);
+        finish_row(pass, o, piece->token, count, piece->sums + r * piece->sums_stride);
+    }
 }
 
 static void finish_pairs(void *user, int64_t begin, int64_t end, int thread)

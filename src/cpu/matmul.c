@@ -53,16 +53,6 @@ cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device 
     return sizes;
 }
 
-/* The output row of every stored row of a piece. */
-static void finish_piece(const cpu_pass *pass, const cpu_piece *piece)
-{
-    int64_t count = ESP_MIN(piece->tokens, pass->tokens - piece->token);
-    for (int64_t r = 0; r < piece->rows; r++) {
-        int64_t o = esp_host_row(piece->weight, piece->row + r);
-        cpu_finish_row(pass, o, piece->token, count, piece->sums + r * piece->sums_stride);
-    }
-}
-
 static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int thread)
 {
     const esp_host_weight *weight = pass->call->args->weight->state;
@@ -88,7 +78,7 @@ static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int th
         scratch + CPU_MAX_ROWS * (few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
     if (piece.rows > 0) {
         (few ? pass->level->few : pass->level->many)[variant->format](&piece);
-        finish_piece(pass, &piece);
+        cpu_finish_piece(pass, &piece);
     }
 }
 

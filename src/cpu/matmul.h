@@ -38,8 +38,8 @@ typedef struct cpu_pass {
 } cpu_pass;
 
 void cpu_pack_x(const cpu_pass *pass);
-/* Epilogue of output row o for `count` tokens of the pass from `first` on: sums are overwritten. */
-void cpu_finish_row(const cpu_pass *pass, int64_t o, int64_t first, int64_t count, float *sums);
+/* Epilogue of a computed piece, into Y or, for swiglu, into pass->raw; its sums are overwritten. */
+void cpu_finish_piece(const cpu_pass *pass, const cpu_piece *piece);
 /* Joins pass->raw. */
 void cpu_finish_swiglu(const cpu_pass *pass);
 
