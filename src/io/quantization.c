@@ -158,6 +158,20 @@ static esp_stored *find_part(const esp_checkpoint *folder, const char *name, con
                                                        : NULL;
 }
 
+static const char *mismatch_code(const esp_sparse_part *part, const esp_tensor_info *have)
+{
+    const esp_tensor *want = &part->tensor;
+    if (want->dtype == have->dtype && want->rank == have->rank) {
+        if (strcmp(part->name, "columns") == 0 && want->shape[0] != have->shape[0]) {
+            return "checkpoint.panel_count";
+        }
+        if (strcmp(part->name, "rows") == 0) {
+            return "checkpoint.rows_length";
+        }
+    }
+    return "checkpoint.part_mismatch";
+}
+
 static esp_status check_part(const esp_checkpoint *folder, const esp_weight *weight,
                              const esp_sparse_part *part, const esp_stored *stored,
                              esp_error *error)
@@ -177,7 +191,7 @@ static esp_status check_part(const esp_checkpoint *folder, const esp_weight *wei
     snprintf(what, sizeof what, "is %s of %s in %s, expected %s of %s", found,
              esp_dtype_name(have->dtype), esp_io_show(folder->file_names[stored->file]).text,
              wanted, esp_dtype_name(want->dtype));
-    return part_failed(folder, "checkpoint.part_mismatch", weight, part->name, what, error);
+    return part_failed(folder, mismatch_code(part, have), weight, part->name, what, error);
 }
 
 static esp_status take_part(esp_checkpoint *folder, esp_weight *weight, const esp_sparse_part *part,
