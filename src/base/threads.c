@@ -1,6 +1,10 @@
-/* The pool: workers wait for a new job number, first spinning briefly (a model's layers follow each
+/* The pool: a worker waits for a new job, first spinning briefly (a model's layers follow each
  * other within microseconds), then asleep on a condition variable. Pieces of a job are taken from
- * an atomic counter. */
+ * an atomic counter.
+ *
+ * Joining is optional: a worker that gets no core in time does not hold up the job. One 64-bit word
+ * holds the job's number, whether it is open, and how many workers are inside; the caller closes
+ * the job when no piece is left and waits only for those inside. */
 #include "base/threads.h"
 
 #include <pthread.h>
@@ -12,22 +16,25 @@
 #include "base/memory.h"
 
 #define SPINS 4000
+#define INSIDE_MASK UINT64_C(0xffffffff)
+#define OPEN (UINT64_C(1) << 32)
+#define NEXT_JOB (UINT64_C(1) << 33)
 
 struct esp_pool {
     int workers; /* threads besides the caller */
     pthread_t *handles;
     struct worker *records;
     pthread_mutex_t in_use; /* held by the caller whose job runs */
-    pthread_mutex_t lock;   /* guards sleeping and the job number's publication */
+    pthread_mutex_t lock;   /* with wake: for sleeping only */
     pthread_cond_t wake;
-    atomic_uint job; /* grows by one per job */
-    atomic_int running;
+    _Atomic uint64_t state; /* job number, OPEN, workers inside */
+    atomic_int sleepers;
     atomic_bool quit;
-    /* the job */
+    /* the job: written by the caller while no worker is inside and the job is closed */
     esp_loop_fn body;
     void *user;
     int64_t count, grain;
-    atomic_llong next;
+    _Atomic int64_t next;
 };
 
 struct worker {
@@ -60,52 +67,66 @@ static void run_pieces(esp_pool *pool, int thread)
     }
 }
 
-static unsigned wait_for_job(esp_pool *pool, unsigned seen)
+/* Enters the open job if it is another one than `seen`. */
+static bool try_join(esp_pool *pool, uint64_t *seen)
+{
+    uint64_t state = atomic_load(&pool->state);
+    while ((state & OPEN) != 0 && state / NEXT_JOB != *seen) {
+        if (atomic_compare_exchange_weak(&pool->state, &state, state + 1)) {
+            *seen = state / NEXT_JOB;
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Returns inside a job, or with false when the pool ends. */
+static bool wait_for_job(esp_pool *pool, uint64_t *seen)
 {
     for (int i = 0; i < SPINS; i++) {
-        unsigned job = atomic_load_explicit(&pool->job, memory_order_acquire);
-        if (job != seen) {
-            return job;
+        if (try_join(pool, seen)) {
+            return true;
         }
         relax();
     }
+    bool joined = false;
     pthread_mutex_lock(&pool->lock);
-    unsigned job;
-    while ((job = atomic_load_explicit(&pool->job, memory_order_acquire)) == seen) {
+    atomic_fetch_add(&pool->sleepers, 1); /* before the last look: see wake_workers */
+    while (!(joined = try_join(pool, seen)) && !atomic_load(&pool->quit)) {
         pthread_cond_wait(&pool->wake, &pool->lock);
     }
+    atomic_fetch_sub(&pool->sleepers, 1);
     pthread_mutex_unlock(&pool->lock);
-    return job;
+    return joined;
 }
 
 static void *worker_main(void *argument)
 {
     struct worker *self = argument;
-    esp_pool *pool = self->pool;
-    unsigned seen = 0;
+    uint64_t seen = 0;
     current_thread = self->index;
-    for (;;) {
-        seen = wait_for_job(pool, seen);
-        if (atomic_load_explicit(&pool->quit, memory_order_acquire)) {
-            return NULL;
-        }
-        run_pieces(pool, self->index);
-        atomic_fetch_sub_explicit(&pool->running, 1, memory_order_release);
+    while (wait_for_job(self->pool, &seen)) {
+        run_pieces(self->pool, self->index);
+        atomic_fetch_sub(&self->pool->state, 1);
     }
+    return NULL;
 }
 
-static void publish(esp_pool *pool)
+/* After a change that sleepers wait for. Either this sees the sleeper, or the sleeper the change.
+ */
+static void wake_workers(esp_pool *pool)
 {
-    pthread_mutex_lock(&pool->lock);
-    atomic_fetch_add_explicit(&pool->job, 1, memory_order_release);
-    pthread_cond_broadcast(&pool->wake);
-    pthread_mutex_unlock(&pool->lock);
+    if (atomic_load(&pool->sleepers) > 0) {
+        pthread_mutex_lock(&pool->lock);
+        pthread_cond_broadcast(&pool->wake);
+        pthread_mutex_unlock(&pool->lock);
+    }
 }
 
 static void stop_workers(esp_pool *pool)
 {
-    atomic_store_explicit(&pool->quit, true, memory_order_release);
-    publish(pool);
+    atomic_store(&pool->quit, true);
+    wake_workers(pool);
     for (int i = 0; i < pool->workers; i++) {
         pthread_join(pool->handles[i], NULL);
     }
@@ -179,6 +200,30 @@ static void run_alone(int64_t count, int64_t grain, esp_loop_fn body, void *user
     current_thread = outer;
 }
 
+/* The caller holds in_use. */
+static void run_shared(esp_pool *pool, int64_t count, int64_t grain, esp_loop_fn body, void *user)
+{
+    pool->body = body;
+    pool->user = user;
+    pool->count = count;
+    pool->grain = grain;
+    atomic_store(&pool->next, 0);
+    uint64_t job = atomic_load(&pool->state) / NEXT_JOB + 1;
+    atomic_store(&pool->state, job * NEXT_JOB | OPEN);
+    wake_workers(pool);
+    current_thread = 0;
+    run_pieces(pool, 0);
+    current_thread = -1;
+    atomic_fetch_and(&pool->state, ~OPEN);
+    for (int spins = 0; (atomic_load(&pool->state) & INSIDE_MASK) != 0; spins++) {
+        if (spins < SPINS) {
+            relax();
+        } else {
+            sched_yield(); /* a worker that lost its core is given one */
+        }
+    }
+}
+
 void esp_parallel_for(esp_context *context, int64_t count, int64_t grain, esp_loop_fn body,
                       void *user)
 {
@@ -192,23 +237,6 @@ void esp_parallel_for(esp_context *context, int64_t count, int64_t grain, esp_lo
         run_alone(count, grain, body, user);
         return;
     }
-    pool->body = body;
-    pool->user = user;
-    pool->count = count;
-    pool->grain = grain;
-    atomic_store_explicit(&pool->next, 0, memory_order_relaxed);
-    atomic_store_explicit(&pool->running, pool->workers, memory_order_relaxed);
-    publish(pool);
-    current_thread = 0;
-    run_pieces(pool, 0);
-    current_thread = -1;
-    /* A worker without a core of its own is given one. */
-    for (int spins = 0; atomic_load_explicit(&pool->running, memory_order_acquire) > 0; spins++) {
-        if (spins < SPINS) {
-            relax();
-        } else {
-            sched_yield();
-        }
-    }
+    run_shared(pool, count, grain, body, user);
     pthread_mutex_unlock(&pool->in_use);
 }
