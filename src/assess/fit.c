@@ -163,7 +163,7 @@ static void print_fits(fit_state *state, char text[ESP_FIT_TEXT_MAX])
         heights[g] = best_height(state, g);
         bool implied = false;
         for (int larger = 0; larger < g; larger++) {
-            implied |= heights[larger] >= heights[g] && group_sizes[larger] % group_sizes[g] == 0;
+            implied |= heights[larger] >= heights[g]; /* sparser, and at least as tall */
         }
         if (heights[g] >= 0 && !implied) {
             char name[32];
