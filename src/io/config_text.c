@@ -68,7 +68,11 @@ static bool find_member(const char *text, span *member)
             return true;
         }
         if (found) { /* the last one: the comma before it goes too */
-            *member = (span){comma != 0 ? comma : begin, at};
+            size_t end = at;
+            while (isspace((unsigned char)text[end - 1])) {
+                end--;
+            }
+            *member = (span){comma != 0 ? comma : begin, end};
             return true;
         }
         if (text[at] != ',') {

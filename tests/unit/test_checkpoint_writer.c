@@ -1,0 +1,568 @@
+/* Folders are written whole or not at all: round trips, what goes along, what may be replaced, and
+ * failures and kills at any moment. */
+#include <dirent.h>
+#include <errno.h>
+#include <fcntl.h>
+#include <limits.h>
+#include <signal.h>
+#include <sys/file.h>
+#include <sys/resource.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include "io/config_text.h"
+#include "model_folder.h"
+
+typedef struct place {
+    char parent[900], source[1000], target[1000];
+} place;
+
+/* A fresh parent folder with a source model in it. */
+static place make_place(test_run *run, esp_context *context)
+{
+    static int number;
+    place made;
+    snprintf(made.parent, sizeof made.parent, "%s/place%d", test_folder(run), number++);
+    snprintf(made.source, sizeof made.source, "%s/source", made.parent);
+    snprintf(made.target, sizeof made.target, "%s/target", made.parent);
+    mkdir(made.parent, 0700);
+    make_source_folder(run, context, made.source);
+    return made;
+}
+
+static int entries_of(const char *path)
+{
+    int count = 0;
+    DIR *folder = opendir(path);
+    if (folder == NULL) {
+        return -1;
+    }
+    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
+        count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    }
+    closedir(folder);
+    return count;
+}
+
+static bool exists(const char *folder, const char *name)
+{
+    return access(test_path(folder, name), F_OK) == 0;
+}
+
+static void check_text_file(test_run *run, esp_context *context, const char *path,
+                            const char *expected)
+{
+    char *text = NULL;
+    size_t length = 0;
+    REQUIRE_OK(esp_file_read_all(context, path, 1 << 20, "x", &text, &length, error));
+    CHECK_TEXT(text, expected);
+    esp_release(context, text);
+}
+
+/* ---- round trips ---- */
+
+static void compressed_and_back(test_run *run)
+{
+    esp_context *context = test_context(run, 2);
+    place at = make_place(run, context);
+    char dense[1000];
+    snprintf(dense, sizeof dense, "%s/dense", at.parent);
+    test_sub(run, "compressed");
+    CHECK_OK(write_folder(run, context, at.source, at.target, false, false, 0, error));
+    check_folder(run, context, at.target, true, 0);
+    CHECK_INT(entries_of(at.parent), 2);
+    test_sub(run, "what goes along");
+    CHECK(exists(at.target, "tokenizer.json") && exists(at.target, "README.md") &&
+          exists(at.target, "espalier.json"));
+    CHECK(!exists(at.target, "pytorch_model.bin") && !exists(at.target, "onnx") &&
+          !exists(at.target, "model.safetensors.index.json"));
+    CHECK_INT(entries_of(at.target), 5);
+    check_text_file(run, context, test_path(at.target, "tokenizer.json"), "{\"version\": \"1.0\"}");
+    test_sub(run, "back to dense: an ordinary folder");
+    CHECK_OK(write_folder(run, context, at.target, dense, false, true, 0, error));
+    check_folder(run, context, dense, false, 0);
+    check_text_file(run, context, test_path(dense, "config.json"), folder_config);
+    test_context_free(run, context);
+}
+
+/* The keys of a config.json stay in order and in spelling. */
+static void config_texts(test_run *run)
+{
+    static const struct {
+        const char *name, *config, *quantization, *expected;
+    } rows[] = {
+        {"added", "{\"a\": 1e-05}", "{\"x\": 1}",
+         "{\"a\": 1e-05,\n  \"quantization_config\": {\"x\": 1}\n}\n"},
+        {"added to nothing", "{}", "{\"x\": 1}", "{\n  \"quantization_config\": {\"x\": 1}\n}\n"},
+        {"replaced at the end", "{\"a\":1.50,\"quantization_config\":{\"y\":[1,\"}\"]}}\n",
+         "{\"x\": 1}", "{\"a\":1.50,\n  \"quantization_config\": {\"x\": 1}\n}\n"},
+        {"replaced in the middle",
+         "{\n  \"a\": 1,\n  \"quantization_config\": {\"y\": 2},\n  \"b\": 1E3\n}\n", "{\"x\": 1}",
+         "{\n  \"a\": 1,\n  \"b\": 1E3,\n  \"quantization_config\": {\"x\": 1}\n}\n"},
+        {"removed at the start", "{\"quantization_config\": null, \"a\": \"\\\"}\"}", NULL,
+         "{\"a\": \"\\\"}\"}"},
+        {"removed at the end", "{\"a\": 1, \"quantization_config\": null}", NULL, "{\"a\": 1}"},
+        {"removed alone", "{\"quantization_config\": {}}", NULL, "{}"},
+        {"nothing to remove", "{\"a\": {\"quantization_config\": 1}} ", NULL,
+         "{\"a\": {\"quantization_config\": 1}} "},
+        {"spelled by an escape", "{\"a\":1e-05,\"quantization\\u005fconfig\":1}", NULL,
+         "{\n  \"a\": 1.0000000000000001e-5\n}\n"},
+    };
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        test_sub(run, "%s", rows[i].name);
+        esp_context *context = test_context(run, 1);
+        char *result = NULL;
+        CHECK_OK(esp_config_rewrite(context, rows[i].config, rows[i].quantization, &result, error));
+        CHECK_TEXT(result, rows[i].expected);
+        esp_release(context, result);
+        test_context_free(run, context);
+    }
+}
+
+static void golden_config(test_run *run)
+{
+    static const char expected[] =
+        "{\n  \"model_type\": \"llama\",\n  \"rms_norm_eps\": 1e-05,\n"
+        "  \"nested\": {\"x\": [1.0, \"}\"]},\n  \"quantization_config\": {\n"
+        "    \"quant_method\": \"espalier\",\n    \"format_version\": 1,\n    \"tensors\": {\n"
+        "      \"ids\": {\"pattern\": \"dense\", \"shape\": [3], \"dtype\": \"I64\", \"crc32c\": ";
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    char *text = NULL;
+    size_t length = 0;
+    CHECK_OK(write_folder(run, context, at.source, at.target, false, false, 0, error));
+    REQUIRE_OK(esp_file_read_all(context, test_path(at.target, "config.json"), 1 << 20, "x", &text,
+                                 &length, error));
+    CHECK(strncmp(text, expected, sizeof expected - 1) == 0);
+    esp_release(context, text);
+    test_context_free(run, context);
+}
+
+/* ---- replacing ---- */
+
+static void refused_targets(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    char path[1200];
+#define REFUSED(target_path, force, status, code)                                                  \
+    CHECK_FAILS(write_folder(run, context, at.source, target_path, force, false, 0, error),        \
+                status, code)
+    test_sub(run, "the source itself");
+    REFUSED(at.source, true, ESP_BAD_ARGUMENT, "checkpoint.same_folder");
+    test_sub(run, "the source in another spelling");
+    snprintf(path, sizeof path, "%s/../place%s/./source//", at.parent, strrchr(at.parent, 'e') + 1);
+    REFUSED(path, true, ESP_BAD_ARGUMENT, "checkpoint.same_folder");
+    test_sub(run, "the source by a symbolic link");
+    snprintf(path, sizeof path, "%s/link", at.parent);
+    CHECK_INT(symlink("source", path), 0);
+    REFUSED(path, true, ESP_BAD_ARGUMENT, "checkpoint.same_folder");
+    test_sub(run, "a folder that holds the source");
+    REFUSED(at.parent, true, ESP_BAD_ARGUMENT, "checkpoint.same_folder");
+    test_sub(run, "no such parent");
+    snprintf(path, sizeof path, "%s/absent/target", at.parent);
+    REFUSED(path, false, ESP_BAD_ARGUMENT, "checkpoint.no_parent");
+    test_sub(run, "parent is a file");
+    snprintf(path, sizeof path, "%s/config.json/target", at.source);
+    REFUSED(path, false, ESP_BAD_ARGUMENT, "checkpoint.no_parent");
+    test_sub(run, "target is a file");
+    snprintf(path, sizeof path, "%s/file", at.parent);
+    write_text(run, path, "x");
+    REFUSED(path, true, ESP_FAILED, "checkpoint.not_a_folder");
+    test_sub(run, "target is a link to nowhere");
+    snprintf(path, sizeof path, "%s/nowhere", at.parent);
+    CHECK_INT(symlink("absent", path), 0);
+    REFUSED(path, true, ESP_BAD_ARGUMENT, "checkpoint.bad_target");
+    test_sub(run, "no name at all");
+    REFUSED("", false, ESP_BAD_ARGUMENT, "checkpoint.bad_target");
+    REFUSED("/", false, ESP_BAD_ARGUMENT, "checkpoint.bad_target");
+    REFUSED("..", false, ESP_BAD_ARGUMENT, "checkpoint.bad_target");
+    test_sub(run, "a name too long");
+    memset(path, 'n', 300);
+    path[300] = '\0';
+    REFUSED(path, false, ESP_BAD_ARGUMENT, "checkpoint.bad_target");
+    test_sub(run, "exists, without force");
+    mkdir(at.target, 0700);
+    REFUSED(at.target, false, ESP_FAILED, "checkpoint.exists");
+    test_sub(run, "exists, empty, not ours");
+    REFUSED(at.target, true, ESP_FAILED, "checkpoint.not_ours");
+    test_sub(run, "exists with another program's espalier.json");
+    write_text(run, test_path(at.target, "espalier.json"), "{\"made_by\": \"gardener\"}");
+    REFUSED(at.target, true, ESP_FAILED, "checkpoint.not_ours");
+    test_sub(run, "nothing was left behind");
+    CHECK_INT(entries_of(at.parent), 5);
+    CHECK_INT(entries_of(at.target), 1);
+    test_context_free(run, context);
+}
+
+static void parent_not_writable(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    if (access("/proc/self", W_OK) == 0) {
+        test_skip(run, "/proc is writable here");
+    } else {
+        place at = make_place(run, context);
+        CHECK_FAILS(write_folder(run, context, at.source, "/proc/self/out", false, false, 0, error),
+                    ESP_IO, "checkpoint.parent_not_writable");
+    }
+    test_context_free(run, context);
+}
+
+static void force(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 0, error));
+    test_sub(run, "not without force, though it is ours");
+    CHECK_FAILS(write_folder(run, context, at.source, at.target, false, false, 1, error),
+                ESP_FAILED, "checkpoint.exists");
+    check_folder(run, context, at.target, true, 0);
+    test_sub(run, "replaced");
+    CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 1, error));
+    check_folder(run, context, at.target, true, 1);
+    CHECK_INT(entries_of(at.parent), 2);
+    test_sub(run, "replaced through a link");
+    char link[1200];
+    snprintf(link, sizeof link, "%s/link", at.parent);
+    CHECK_INT(symlink("target", link), 0);
+    CHECK_OK(write_folder(run, context, at.source, link, true, true, 2, error));
+    check_folder(run, context, at.target, false, 2);
+    CHECK_INT(entries_of(at.parent), 3);
+    test_sub(run, "not when somebody put a file into it");
+    write_text(run, test_path(at.target, "notes.txt"), "mine");
+    CHECK_FAILS(write_folder(run, context, at.source, at.target, true, false, 3, error), ESP_FAILED,
+                "checkpoint.foreign_files");
+    check_folder(run, context, at.target, false, 2);
+    test_context_free(run, context);
+}
+
+/* ---- a caller's mistakes ---- */
+
+static esp_checkpoint_writer *make_writer(test_run *run, esp_context *context, const place *at)
+{
+    esp_checkpoint *source = NULL;
+    esp_checkpoint_writer *writer = NULL;
+    CHECK_OK(esp_checkpoint_open(context, at->source, &source, error));
+    CHECK_OK(esp_checkpoint_writer_create(context, source, at->target, false, &writer, error));
+    esp_checkpoint_close(source);
+    return writer;
+}
+
+static void free_and_check(test_run *run, const place *at, esp_checkpoint_writer *writer)
+{
+    esp_checkpoint_writer_free(writer);
+    CHECK_INT(entries_of(at->parent), 1);
+}
+
+static void mistakes_in_declaring(test_run *run)
+{
+    static const struct {
+        const char *name, *code;
+        esp_weight_info info;
+    } rows[] = {
+        {"no name", "checkpoint.bad_name", {.name = "", .dtype = ESP_F32}},
+        {"name not UTF-8", "checkpoint.bad_name", {.name = "\xff", .dtype = ESP_F32}},
+        {"compressed vector",
+         "checkpoint.not_a_matrix",
+         {.name = "w",
+          .dtype = ESP_F32,
+          .rank = 1,
+          .shape = {8},
+          .pattern = {.kind = ESP_PATTERN_PANEL}}},
+        {"stored size of no form",
+         "checkpoint.wrong_size",
+         {.name = "w",
+          .dtype = ESP_F32,
+          .rank = 2,
+          .shape = {8, 8},
+          .stored_bytes = 5,
+          .pattern = {.kind = ESP_PATTERN_PANEL}}},
+        {"plain with another size",
+         "checkpoint.wrong_size",
+         {.name = "w", .dtype = ESP_F32, .rank = 1, .shape = {8}, .stored_bytes = 31}},
+        {"negative shape",
+         "tensor.bad_shape",
+         {.name = "w", .dtype = ESP_F32, .rank = 1, .shape = {-8}}},
+    };
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        test_sub(run, "%s", rows[i].name);
+        esp_context *context = test_context(run, 1);
+        place at = make_place(run, context);
+        esp_checkpoint_writer *writer = make_writer(run, context, &at);
+        CHECK_FAILS(esp_checkpoint_writer_declare(writer, &rows[i].info, error), ESP_BAD_ARGUMENT,
+                    rows[i].code);
+        CHECK_FAILS(esp_checkpoint_writer_begin(writer, error), ESP_BAD_ARGUMENT,
+                    "checkpoint.wrong_order");
+        free_and_check(run, &at, writer);
+        test_context_free(run, context);
+    }
+}
+
+static void names_that_collide(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    esp_checkpoint_writer *writer = make_writer(run, context, &at);
+    esp_weight_info part = {
+        .name = "layer.a.weight.values", .dtype = ESP_F32, .rank = 1, .shape = {2}};
+    CHECK_OK(declare_folder_weight(run, writer, &folder_weights[1], false, error));
+    CHECK_OK(esp_checkpoint_writer_declare(writer, &part, error));
+    CHECK_FAILS(esp_checkpoint_writer_begin(writer, error), ESP_BAD_ARGUMENT,
+                "safetensors.declared_twice");
+    free_and_check(run, &at, writer);
+    test_context_free(run, context);
+}
+
+static void mistakes_in_writing(test_run *run)
+{
+    const folder_weight *a = &folder_weights[1], *b = &folder_weights[2],
+                        *norm = &folder_weights[5];
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    esp_checkpoint_writer *writer = make_writer(run, context, &at);
+    esp_tensor dense = folder_tensor(context, a, 0), other = folder_tensor(context, b, 0);
+    CHECK_FAILS(esp_checkpoint_writer_write_dense(writer, "x", &dense, error), ESP_BAD_ARGUMENT,
+                "checkpoint.wrong_order");
+    CHECK_OK(declare_folder_weight(run, writer, a, false, error));
+    CHECK_OK(declare_folder_weight(run, writer, norm, false, error));
+    CHECK_OK(esp_checkpoint_writer_begin(writer, error));
+    CHECK_FAILS(esp_checkpoint_writer_begin(writer, error), ESP_BAD_ARGUMENT,
+                "checkpoint.wrong_order");
+    CHECK_FAILS(esp_checkpoint_writer_write_dense(writer, "x", &dense, error), ESP_BAD_ARGUMENT,
+                "checkpoint.not_declared");
+    CHECK_FAILS(esp_checkpoint_writer_write_dense(writer, a->name, &dense, error), ESP_BAD_ARGUMENT,
+                "checkpoint.not_as_declared");
+    CHECK_FAILS(esp_checkpoint_writer_write_dense(writer, norm->name, &dense, error),
+                ESP_BAD_ARGUMENT, "checkpoint.not_as_declared");
+    esp_sparse *sparse = folder_sparse(run, context, b, &other);
+    CHECK_FAILS(esp_checkpoint_writer_write_sparse(writer, a->name, sparse, error),
+                ESP_BAD_ARGUMENT, "checkpoint.not_as_declared");
+    esp_sparse_free(sparse);
+    CHECK_OK(write_folder_weight(run, context, writer, a, false, 0, error));
+    CHECK_FAILS(write_folder_weight(run, context, writer, a, false, 0, error), ESP_BAD_ARGUMENT,
+                "checkpoint.written_twice");
+    CHECK_FAILS(esp_checkpoint_writer_finish(writer, error), ESP_BAD_ARGUMENT,
+                "checkpoint.not_written");
+    free_and_check(run, &at, writer);
+    esp_tensor_free(context, &dense);
+    esp_tensor_free(context, &other);
+    test_context_free(run, context);
+}
+
+static void lone_source(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    char path[1100];
+    snprintf(path, sizeof path, "%s/model.safetensors", at.source);
+    CHECK_FAILS(write_folder(run, context, path, at.target, false, false, 0, error),
+                ESP_BAD_ARGUMENT, "checkpoint.no_config");
+    CHECK_INT(entries_of(at.parent), 1);
+    esp_checkpoint_writer_free(NULL);
+    test_context_free(run, context);
+}
+
+/* ---- disks ---- */
+
+static void no_space(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    esp_checkpoint_writer *writer = make_writer(run, context, &at);
+    esp_weight_info info = {.name = "w", .dtype = ESP_U8, .rank = 1, .shape = {(int64_t)1 << 59}};
+    CHECK_OK(esp_checkpoint_writer_declare(writer, &info, error));
+    CHECK_FAILS(esp_checkpoint_writer_begin(writer, error), ESP_IO, "checkpoint.no_space");
+    free_and_check(run, &at, writer);
+    test_context_free(run, context);
+}
+
+/* A file size limit stands for a disk that fills up while writing. */
+static void disk_fills_up(test_run *run)
+{
+    struct rlimit old, limit;
+    esp_context *context = test_context(run, 1);
+    REQUIRE(getrlimit(RLIMIT_FSIZE, &old) == 0);
+    signal(SIGXFSZ, SIG_IGN);
+    for (rlim_t bytes = 1; bytes < 2600; bytes += 100) {
+        test_sub(run, "at %d bytes", (int)bytes);
+        place at = make_place(run, context);
+        esp_error error = {0};
+        limit = (struct rlimit){.rlim_cur = bytes, .rlim_max = old.rlim_max};
+        setrlimit(RLIMIT_FSIZE, &limit);
+        esp_status status =
+            write_folder(run, context, at.source, at.target, false, false, 0, &error);
+        setrlimit(RLIMIT_FSIZE, &old);
+        if (status == ESP_OK) {
+            CHECK(bytes > 1000);
+            check_folder(run, context, at.target, true, 0);
+        } else {
+            CHECK_INT(status, ESP_IO);
+            CHECK_TEXT(error.code, "file.write_failed");
+            CHECK_INT(entries_of(at.parent), 1);
+        }
+    }
+    signal(SIGXFSZ, SIG_DFL);
+    test_context_free(run, context);
+}
+
+/* ---- killed ---- */
+
+static void write_until_killed(test_run *run, const place *at)
+{
+    esp_context_options options = {.threads = 1};
+    esp_context *context = NULL;
+    CHECK_OK(esp_context_create(&options, &context, error));
+    for (int variant = 1;; variant = 3 - variant) {
+        CHECK_OK(write_folder(run, context, at->source, at->target, true, false, variant, error));
+        if (test_failed(run)) {
+            _exit(1);
+        }
+    }
+}
+
+/* Variant of a complete folder; the whole of it is checked. */
+static int variant_of(test_run *run, esp_context *context, const char *path)
+{
+    esp_checkpoint *checkpoint = NULL;
+    unsigned char first[24] = {0};
+    esp_tensor ids = {.dtype = ESP_I64, .rank = 1, .shape = {3}, .data = first};
+    CHECK_OK(esp_checkpoint_open(context, path, &checkpoint, error));
+    if (checkpoint == NULL) {
+        return -1;
+    }
+    CHECK_OK(
+        esp_checkpoint_read_dense(checkpoint, esp_checkpoint_find(checkpoint, "ids"), &ids, error));
+    esp_checkpoint_close(checkpoint);
+    return first[0] - 0x11;
+}
+
+/* How long one folder takes here, at most 100 ms: kills shall fall before and after its end. */
+static uint64_t write_microseconds(test_run *run, esp_context *context, const place *at)
+{
+    char path[1100];
+    snprintf(path, sizeof path, "%s/timed", at->source);
+    double started = esp_seconds();
+    CHECK_OK(write_folder(run, context, at->source, path, false, false, 0, error));
+    double taken = (esp_seconds() - started) * 1e6;
+    return taken < 1000 ? 1000 : taken > 100000 ? 100000 : (uint64_t)taken;
+}
+
+static void killed_at_any_moment(test_run *run)
+{
+    esp_random random;
+    int leftovers = 0, appeared = 0;
+    esp_random_seed(&random, test_seed(run));
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    uint64_t window = 2 * write_microseconds(run, context, &at);
+    for (int round = 0; round < 50; round++) {
+        test_sub(run, "kill %d", round);
+        fflush(stdout);
+        pid_t child = fork();
+        if (child == 0) {
+            write_until_killed(run, &at);
+        }
+        usleep((useconds_t)esp_random_below(&random, window));
+        kill(child, SIGKILL);
+        int how = 0;
+        waitpid(child, &how, 0);
+        CHECK(WIFSIGNALED(how)); /* it did not fail by itself */
+        bool there = access(at.target, F_OK) == 0;
+        appeared += there;
+        leftovers += entries_of(at.parent) > 1 + there;
+        if (there) {
+            check_folder(run, context, at.target, true, variant_of(run, context, at.target));
+        }
+    }
+    test_sub(run, "some kills left something, which the next writer removes");
+    CHECK(appeared > 0);
+    CHECK(leftovers > 0);
+    CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 0, error));
+    check_folder(run, context, at.target, true, 0);
+    CHECK_INT(entries_of(at.parent), 2);
+    test_context_free(run, context);
+}
+
+/* What looks like a leftover and is none stays. */
+static void others_stay(test_run *run)
+{
+    static const char *const names[] = {
+        ".target.espalier-1-0123456789abcdef",       /* alive */
+        ".target.espalier-99999999-0123456789abcde", /* no name of ours */
+        ".target.espalier-99999999-0123456789abcdefg", ".target.espalier-x-0123456789abcdef",
+        ".other.espalier-99999999-0123456789abcdef", /* another target's */
+    };
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        mkdir(test_path(at.parent, names[i]), 0700);
+        char marker[100];
+        snprintf(marker, sizeof marker, "%s/espalier.json", names[i]);
+        write_text(run, test_path(at.parent, marker), "{}");
+    }
+    const char *unmarked = ".target.espalier-99999999-00000000000000aa";
+    const char *locked = ".target.espalier-99999999-00000000000000bb";
+    const char *dead = ".target.espalier-99999999-00000000000000cc";
+    char path[200];
+    mkdir(test_path(at.parent, unmarked), 0700);
+    snprintf(path, sizeof path, "%s/file", unmarked);
+    write_text(run, test_path(at.parent, path), "x");
+    mkdir(test_path(at.parent, locked), 0700);
+    snprintf(path, sizeof path, "%s/espalier.json", locked);
+    write_text(run, test_path(at.parent, path), "{}");
+    int lock = open(test_path(at.parent, path), O_RDONLY);
+    CHECK_INT(flock(lock, LOCK_EX), 0);
+    mkdir(test_path(at.parent, dead), 0700);
+    snprintf(path, sizeof path, "%s/espalier.json", dead);
+    write_text(run, test_path(at.parent, path), "{}");
+    CHECK_OK(write_folder(run, context, at.source, at.target, false, false, 0, error));
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        test_sub(run, "%s stays", names[i]);
+        CHECK(exists(at.parent, names[i]));
+    }
+    test_sub(run, "without a marker: stays");
+    CHECK(exists(at.parent, unmarked));
+    test_sub(run, "locked: stays");
+    CHECK(exists(at.parent, locked));
+    close(lock);
+    test_sub(run, "dead: goes");
+    CHECK(!exists(at.parent, dead));
+    test_context_free(run, context);
+}
+
+/* A target that appears while another is being written is not replaced. */
+static void target_appears(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    esp_checkpoint_writer *writer = make_writer(run, context, &at);
+    CHECK_OK(declare_folder_weight(run, writer, &folder_weights[0], false, error));
+    CHECK_OK(esp_checkpoint_writer_begin(writer, error));
+    CHECK_OK(write_folder_weight(run, context, writer, &folder_weights[0], false, 0, error));
+    mkdir(at.target, 0700);
+    write_text(run, test_path(at.target, "precious"), "x");
+    CHECK_FAILS(esp_checkpoint_writer_finish(writer, error), ESP_FAILED, "checkpoint.exists");
+    esp_checkpoint_writer_free(writer);
+    CHECK_INT(entries_of(at.parent), 2);
+    CHECK(exists(at.target, "precious"));
+    test_context_free(run, context);
+}
+
+static const test_case cases[] = {
+    {"compressed and back", compressed_and_back},
+    {"config texts", config_texts},
+    {"golden config", golden_config},
+    {"refused targets", refused_targets},
+    {"parent not writable", parent_not_writable},
+    {"force", force},
+    {"mistakes in declaring", mistakes_in_declaring},
+    {"names that collide", names_that_collide},
+    {"mistakes in writing", mistakes_in_writing},
+    {"lone source", lone_source},
+    {"no space", no_space},
+    {"disk fills up", disk_fills_up},
+    {"killed at any moment", killed_at_any_moment},
+    {"others stay", others_stay},
+    {"target appears", target_appears},
+};
+TEST_MAIN(cases)
