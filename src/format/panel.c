@@ -1,11 +1,11 @@
 /* The panel family: 2:4, V:2:M and free columns are one form. Stored rows lie in panels of V; a
  * panel lists the input columns that it keeps; on those columns every row is an ordinary 2:4 row.
  *
- *   values     dtype   [out][kept / 2]           v0 v1 | v2 v3 | ...    two of each four kept
- * columns positions  U8      [out][ceil(kept / 8)]     one nibble a group of four, first group low:
- *                                                bits 0-1 lower position, bits 2-3 higher position
- *   columns    U16/32  [ceil(out / V)][kept]     c0 c1 c2 c3 | c4 ...   absent for 2:4
- *   rows       U16/32  [out]                     optional: stored row i is output row rows[i]
+ *   values     dtype   [out][kept / 2]         v0 v1 | v2 v3 | ...    two of each four columns
+ *   positions  U8      [out][ceil(kept / 8)]   one nibble a group of four, first group low:
+ *                                              bits 0-1 lower, bits 2-3 higher position
+ *   columns    U16/32  [ceil(out / V)][kept]   c0 c1 c2 c3 | c4 ...   absent for 2:4
+ *   rows       U16/32  [out]                   optional: stored row i is output row rows[i]
  *
  * W[row(i)][columns[i / V][4 g + position]] = value, everything else +0.0. Invariants: positions of
  * a group strictly increase; a group with fewer than two non-zeros is filled by +0.0 at the lowest
