@@ -3,6 +3,7 @@
 #ifndef TESTS_GOLDEN_MODEL_H
 #define TESTS_GOLDEN_MODEL_H
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
