@@ -193,6 +193,30 @@ static void refused_parts(test_run *run)
     }
 }
 
+/* A row order of another length, in a folder made by hand because sizes shift. */
+static void row_order_length(test_run *run)
+{
+    static const char header[] =
+        "{\"w.columns\":{\"dtype\":\"U16\",\"shape\":[2,8],\"data_offsets\":[0,32]},"
+        "\"w.rows\":{\"dtype\":\"U16\",\"shape\":[7],\"data_offsets\":[32,46]},"
+        "\"w.values\":{\"dtype\":\"F16\",\"shape\":[8,4],\"data_offsets\":[46,110]},"
+        "\"w.positions\":{\"dtype\":\"U8\",\"shape\":[8,1],\"data_offsets\":[110,118]}}";
+    esp_context *context = test_context(run, 1);
+    esp_checkpoint *checkpoint = NULL;
+    char path[1000];
+    snprintf(path, sizeof path, "%s/rows", test_folder(run));
+    mkdir(path, 0700);
+    write_safetensors(run, test_path(path, "model.safetensors"), header, NULL, 118);
+    write_text(run, test_path(path, "config.json"),
+               "{\"quantization_config\":{\"quant_method\":\"espalier\",\"format_version\":1,"
+               "\"tensors\":{\"w\":{\"pattern\":\"panel:4@0.75\",\"shape\":[8,16],"
+               "\"dtype\":\"F16\",\"crc32c\":\"00000000\"}}}}");
+    test_sub(run, "90 row order too short");
+    CHECK_FAILS(esp_checkpoint_open(context, path, &checkpoint, error), ESP_BAD_FILE,
+                "checkpoint.rows_length");
+    test_context_free(run, context);
+}
+
 /* One byte of a part changes to a value. */
 static void change_data(test_run *run, esp_context *context, const char *folder, const char *part,
                         uint64_t at, unsigned char value)
@@ -267,6 +291,7 @@ static const test_case cases[] = {
     {"refused configs", refused_configs},
     {"tensors not an object", tensors_not_an_object},
     {"refused parts", refused_parts},
+    {"row order length", row_order_length},
     {"refused contents", refused_contents},
 };
 TEST_MAIN(cases)
