@@ -13,8 +13,9 @@ typedef enum esp_score {
     ESP_SCORE_SQUARE   /* w^2 */
 } esp_score;
 
-/* How V:N:M picks four columns of each group. Free panels take, per panel, the better of the columns of
- * largest summed score and of such a search over neighbouring columns (GREEDY: the former alone). */
+/* How V:N:M picks four columns of each group. Free panels take, per panel, the better of the
+ * columns of largest summed score and of such a search over neighbouring columns (GREEDY: the
+ * former alone). */
 typedef enum esp_search {
     ESP_SEARCH_AUTO = 0, /* exact for M <= 10, swaps above */
     ESP_SEARCH_GREEDY,   /* the four columns of largest summed score over the panel's rows */

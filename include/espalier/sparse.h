@@ -77,9 +77,9 @@ ESP_MUST_CHECK ESP_API esp_status esp_sparse_layout_bytes(const esp_pattern *pat
                                                           size_t *bytes, esp_error *error);
 
 /* Compresses dense [out][in] under a mask. mask NULL: the non-zeros of dense (pattern dense: every
- * entry verbatim, -0.0 too). Live entries keep their bits (NaN payload included; -0.0 becomes +0.0).
- * ESP_CHECK_FAILED "format.mask_mismatch", naming row, column and group, when the mask does not fit
- * the pattern. */
+ * entry verbatim, -0.0 too). Live entries keep their bits (NaN payload included; -0.0 becomes
+ * +0.0). ESP_CHECK_FAILED "format.mask_mismatch", naming row, column and group, when the mask does
+ * not fit the pattern. */
 ESP_MUST_CHECK ESP_API esp_status esp_sparse_encode(esp_context *context,
                                                     const esp_pattern *pattern,
                                                     const esp_tensor *dense, const esp_mask *mask,
