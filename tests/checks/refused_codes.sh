@@ -9,9 +9,9 @@ page=docs/refused-inputs.md
 families='safetensors|file|json|index|sharded|checkpoint|pattern|sparse|config|model|tokenizer'
 # Strings of the same shape that are no codes: file names, and keys of tokenizer.json.
 no_code='\.(json|safetensors|txt|md|weight|merges|vocab)$'
-# Faults of the operating system or sizes that no test can bring about.
+# Faults of the operating system, sizes and inner faults that no test can bring about.
 untested='file.read_failed file.create_failed file.sync_failed file.rename_failed file.no_exchange
-file.no_disk_facts sharded.too_many_tensors'
+file.no_disk_facts sharded.too_many_tensors model.operation_failed tokenizer.normalize'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
