@@ -153,8 +153,10 @@ static void compare_model(test_run *run, esp_context *context, const char *name,
                      ways[i].batch);
             feed_and_compare(run, &opened, loaded.model, ways[i].piece, ways[i].batch, &worst);
         }
-        test_sub(run, "%s on %s, greedy continuation", name, device);
-        compare_generation(run, &opened, loaded.model);
+        if (!slow || name[0] == 'b') {
+            test_sub(run, "%s on %s, greedy continuation", name, device);
+            compare_generation(run, &opened, loaded.model);
+        }
     }
     golden_close(&loaded);
     golden_free(&opened);
@@ -217,7 +219,7 @@ static void ways_to_stop(test_run *run)
     golden_ids(json_object_get(opened.json, "continuation"), expected, NEW_TOKENS);
     const char *folder = golden_folder(run, context, opened.json);
     char text[128];
-    snprintf(text, sizeof text, "{\"eos_token_id\": [258, %d]}", (int)expected[4]);
+    snprintf(text, sizeof text, "{\"eos_token_id\": [258, %d]}", (int)expected[6]);
     test_write_file(run, test_path(folder, "generation_config.json"), text, strlen(text));
     CHECK_OK(golden_load(context, folder, "cpu", ESP_COMPUTE_F32, &loaded, error));
     const struct {
@@ -226,12 +228,12 @@ static void ways_to_stop(test_run *run)
         int limit;
         esp_stop stop;
         int64_t new_tokens;
-    } rows[] = {{"eos of generation_config.json", 300, 16, 99, ESP_STOP_EOS, 5},
+    } rows[] = {{"eos of generation_config.json", 300, 16, 99, ESP_STOP_EOS, 7},
                 {"limit", 300, 3, 99, ESP_STOP_LIMIT, 3},
                 {"nothing asked", 300, 0, 99, ESP_STOP_LIMIT, 0},
                 {"callback", 300, 16, 2, ESP_STOP_CALLBACK, 2},
-                {"context full", 202, 16, 99, ESP_STOP_CONTEXT, 3},
-                {"context full at the prompt", 200, 16, 99, ESP_STOP_CONTEXT, 1}};
+                {"context full", 122, 16, 99, ESP_STOP_CONTEXT, 3},
+                {"context full at the prompt", 120, 16, 99, ESP_STOP_CONTEXT, 1}};
     for (int i = 0; i < ESP_COUNT(rows) && loaded.model != NULL; i++) {
         esp_session *session = NULL;
         collected all = {.limit = rows[i].limit};

@@ -42,11 +42,11 @@ MODELS = {
     "c_head_dim_biases": ("F16", 33, 3, shape(
         130, 96, 200, 2, 4, 2, head_dim=32, attention_bias=True, mlp_bias=True,
         tie_word_embeddings=False, rope_theta=10000.0, rms_norm_eps=1e-6)),
-    "d_llama3_rope": ("F32", 200, 20, shape(259, 128, 176, 3, 4, 1, rope_parameters=LLAMA3)),
+    "d_llama3_rope": ("F32", 120, 12, shape(259, 128, 176, 3, 4, 1, rope_parameters=LLAMA3)),
     "e_linear_rope": ("F32", 60, 6, shape(
         77, 80, 96, 2, 5, 5, head_dim=None, rope_theta=20000.0,
         rope_scaling={"type": "linear", "factor": 2.5})),
-    "f_hidden_1024": ("BF16", 48, 8, shape(257, 1024, 688, 2, 16, 4, rope_theta=10000.0)),
+    "f_hidden_1024": ("BF16", 20, 4, shape(257, 1024, 688, 2, 16, 4, rope_theta=10000.0)),
 }
 MASK = numpy.uint64(0xFFFFFFFFFFFFFFFF)
 
