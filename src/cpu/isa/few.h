@@ -8,6 +8,7 @@
 #ifndef ESP_CPU_ISA_FEW_H
 #define ESP_CPU_ISA_FEW_H
 
+#include "cpu/isa/nm.h"
 #include "cpu/isa/vec.h"
 #include "cpu/level.h"
 
@@ -201,32 +202,45 @@ static void few_panel(const cpu_piece *piece)
 
 /* ---- nm: columns entry by entry ---- */
 
-static void few_nm(const cpu_piece *piece)
+ALWAYS_INLINE void nm_dots(const cpu_piece *piece, esp_dtype dtype, int64_t r)
 {
     const esp_host_weight *weight = piece->weight;
-    for (int64_t r = 0; r < piece->rows; r++) {
-        vec sum[CPU_FEW_TOKENS] = {0};
-        int64_t row = piece->row + r;
-        for (int64_t j = 0; j < weight->row_values; j += LANES) {
-            int64_t count = ESP_MIN(LANES, weight->row_values - j);
-            vec w =
-                weight->dtype == ESP_F32   ? load_weights_upto(ESP_F32, weight->values,
-                                                               row * weight->row_values + j, count)
-                : weight->dtype == ESP_F16 ? load_weights_upto(ESP_F16, weight->values,
-                                                               row * weight->row_values + j, count)
-                                           : load_weights_upto(ESP_BF16, weight->values,
-                                                               row * weight->row_values + j, count);
-            for (int64_t t = 0; t < piece->tokens; t++) {
-                float lanes[LANES] = {0};
-                for (int64_t i = 0; i < count; i++) {
-                    lanes[i] =
-                        piece->x[t * piece->x_stride + esp_host_nm_column(weight, row, j + i)];
-                }
-                sum[t] = vec_fma(w, vec_load(lanes), sum[t]);
-            }
+    int64_t row = piece->row + r;
+    vec sum[CPU_FEW_TOKENS] = {0};
+    for (int64_t j = 0; j < weight->row_values; j += LANES) {
+        uint32_t columns[LANES];
+        int64_t count = ESP_MIN(LANES, weight->row_values - j);
+        vec w = load_weights_upto(dtype, weight->values, row * weight->row_values + j, count);
+        nm_columns(weight, row, j, count, 1, columns);
+        for (int64_t i = count; i < LANES; i++) {
+            columns[i] = (uint32_t)weight->in_features; /* zero */
         }
         for (int64_t t = 0; t < piece->tokens; t++) {
-            piece->sums[r * piece->sums_stride + t] = vec_sum(sum[t]);
+            const float *x = piece->x + t * piece->x_stride;
+            float lanes[LANES];
+            for (int i = 0; i < LANES; i++) {
+                lanes[i] = x[columns[i]];
+            }
+            sum[t] = vec_fma(w, vec_load(lanes), sum[t]);
+        }
+    }
+    for (int64_t t = 0; t < piece->tokens; t++) {
+        piece->sums[r * piece->sums_stride + t] = vec_sum(sum[t]);
+    }
+}
+
+static void few_nm(const cpu_piece *piece)
+{
+    for (int64_t r = 0; r < piece->rows; r++) {
+        switch (piece->weight->dtype) {
+        case ESP_F32:
+            nm_dots(piece, ESP_F32, r);
+            break;
+        case ESP_F16:
+            nm_dots(piece, ESP_F16, r);
+            break;
+        default:
+            nm_dots(piece, ESP_BF16, r);
         }
     }
 }

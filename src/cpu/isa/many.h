@@ -10,6 +10,7 @@
 #ifndef ESP_CPU_ISA_MANY_H
 #define ESP_CPU_ISA_MANY_H
 
+#include "cpu/isa/nm.h"
 #include "cpu/isa/vec.h"
 #include "cpu/level.h"
 
@@ -301,14 +302,6 @@ static void many_panel(const cpu_piece *piece)
     }
 }
 
-static void decode_nm_row(const esp_host_weight *weight, int64_t row, int64_t first, int64_t count,
-                          uint32_t *offsets)
-{
-    for (int64_t i = 0; i < count; i++) {
-        offsets[i] = (uint32_t)esp_host_nm_column(weight, row, first + i) * VECTOR_BYTES;
-    }
-}
-
 static void many_nm(const cpu_piece *piece)
 {
     const esp_host_weight *weight = piece->weight;
@@ -320,7 +313,8 @@ static void many_nm(const cpu_piece *piece)
             int64_t row = piece->row + r;
             decode_values(piece, row * weight->row_values + j, block.depth,
                           block.values + r * CPU_SPARSE_DEPTH);
-            decode_nm_row(weight, row, j, block.depth, block.offsets + r * CPU_SPARSE_DEPTH);
+            nm_columns(weight, row, j, block.depth, VECTOR_BYTES,
+                       block.offsets + r * CPU_SPARSE_DEPTH);
         }
         sparse_tiles_run(piece, &block, j == 0);
     }
