@@ -69,7 +69,7 @@ esp_status esp_tensor_create(esp_context *context, esp_dtype dtype, int rank, co
                              esp_tensor *tensor, esp_error *error)
 {
     esp_tensor made = {.dtype = dtype, .rank = rank};
-    size_t bytes;
+    size_t bytes = 0;
     if (rank >= 0 && rank <= ESP_MAX_RANK) {
         memcpy(made.shape, shape, (size_t)rank * sizeof *shape);
     }
