@@ -98,8 +98,9 @@ ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_create(esp_context *cont
                                                                esp_checkpoint_writer **writer,
                                                                esp_error *error);
 /* Declares a tensor before begin. Rank-2 with any pattern; other ranks must be dense. Of the info,
- * stored_bytes tells whether a row order will be stored: 0, or the layout's size without one or with
- * one (as esp_sparse_bytes and the info of an open checkpoint say); anything else is refused. */
+ * stored_bytes tells whether a row order will be stored: 0, or the layout's size without one or
+ * with one (as esp_sparse_bytes and the info of an open checkpoint say); anything else is refused.
+ */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_declare(esp_checkpoint_writer *writer,
                                                                 const esp_weight_info *weight,
                                                                 esp_error *error);

@@ -88,7 +88,8 @@ static esp_status consider(esp_carry *carry, int folder, const char *name, esp_e
 {
     struct stat facts;
     uint64_t limit = limit_of(name);
-    if (limit == 0 || fstatat(folder, name, &facts, 0) != 0 || !S_ISREG(facts.st_mode)) {
+    if (limit == 0 || !esp_io_name_is_fine(name) || fstatat(folder, name, &facts, 0) != 0 ||
+        !S_ISREG(facts.st_mode)) {
         return ESP_OK;
     }
     if ((uint64_t)facts.st_size > limit) {

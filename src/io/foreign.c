@@ -60,7 +60,7 @@ esp_status esp_foreign_refuse_file(const char *path, esp_error *error)
 {
     const char *slash = strrchr(path, '/');
     const foreign_kind *kind = kind_of(slash != NULL ? slash + 1 : path);
-    if (kind == NULL || esp_io_ends_with(path, ".safetensors")) {
+    if (kind == NULL || esp_io_ends_with(path, ".safetensors") || !esp_path_exists(path)) {
         return ESP_OK;
     }
     return esp_fail(error, ESP_BAD_FILE, kind->code, "%s: is %s, not safetensors; %s", path,

@@ -67,7 +67,7 @@ static esp_status split(esp_target *target, char *text, esp_error *error)
                         "%s: there is no such folder to put \"%s\" into; make it first", parent,
                         esp_io_show(name).text);
     }
-    if (access(real, W_OK | X_OK) != 0) {
+    if (faccessat(AT_FDCWD, real, W_OK | X_OK, AT_EACCESS) != 0) {
         return esp_fail_errno(error, errno, "checkpoint.parent_not_writable",
                               "%s: nothing may be written there; choose another place", real);
     }

@@ -270,7 +270,8 @@ static void refused_folders(test_run *run)
     char path[1100];
     snprintf(path, sizeof path, "%s/" INDEX, folder);
     check_refused(run, path, ESP_BAD_FILE, "safetensors.is_json");
-    test_sub(run, "nothing there");
+    test_sub(run, "nothing there, whatever it is called");
+    check_refused(run, test_path(folder, "absent.bin"), ESP_BAD_FILE, "file.not_found");
     check_refused(run, test_path(folder, "absent"), ESP_BAD_FILE, "file.not_found");
 }
 
