@@ -114,7 +114,7 @@ typedef struct esp_ops {
 /* ---- back ends ---- */
 
 struct esp_backend {
-    const char *name;                 /* "ref", "cpu", "cuda" */
+    const char *name; /* "ref", "cpu", "cuda" */
     /* The devices of this back end that the machine shows, usable or not: writes at most `capacity`
      * entries and returns how many there are. */
     int (*enumerate)(esp_context *context, esp_device_info *infos, int capacity);

@@ -1,5 +1,5 @@
 #!/bin/sh
-# clang-format 14 leaves every C file as it is, and no file grows past 600 lines.
+# clang-format 14 leaves every C file as it is, and no file grows past 600 lines (a test program: 900).
 # Usage: style.sh SOURCE_DIR
 set -eu
 cd "$1"
@@ -12,8 +12,9 @@ for candidate in clang-format-14 clang-format; do
     fi
 done
 for file in $(find include src cli tests bench examples -name '*.[ch]' 2>/dev/null | sort); do
-    if [ "$(wc -l <"$file")" -gt 600 ]; then
-        echo "FAIL style: $file has more than 600 lines: one idea a file"
+    case $file in tests/*) most=900 ;; *) most=600 ;; esac
+    if [ "$(wc -l <"$file")" -gt "$most" ]; then
+        echo "FAIL style: $file has more than $most lines: one idea a file"
         failed=$((failed + 1))
     elif [ -z "$formatter" ]; then
         skipped=$((skipped + 1))
