@@ -1,0 +1,323 @@
+#!/bin/sh
+# Tests of the program as a user meets it: exit codes, stdout, stderr, JSON, files left behind.
+# Usage: run.sh BUILD_DIR SOURCE_DIR. Needs a POSIX shell and perl (JSON is parsed by JSON::PP).
+# A case runs one command line; what it should print is in tests/cli/expected/NAME.out, or is checked
+# by a pattern. UPDATE=1 rewrites the expected files.
+set -u
+build=$(cd "$1" && pwd)
+source=$(cd "$2" && pwd)
+program=$build/espalier
+expected=$source/tests/cli/expected
+passed=0 failed=0 skipped=0
+work=$(mktemp -d "${TMPDIR:-/tmp}/espalier-cli-XXXXXX")
+trap 'rm -rf "$work"' EXIT
+unset ESPALIER_THREADS ESPALIER_CPU NO_COLOR
+TMPDIR=$work/tmp
+export TMPDIR
+mkdir "$TMPDIR"
+cd "$work" || exit 1
+
+for kind in plain nan vocabulary no-bos; do
+    "$build/tests/make_tiny_model" "$kind" "$kind" || exit 1
+done
+printf 'A small text.\nIt has two lines, and more than one word in each of them.\n' >text.txt
+printf 'no newline at the end' >short.txt
+: >empty.txt
+
+ok() { passed=$((passed + 1)); }
+bad() {
+    failed=$((failed + 1))
+    echo "FAIL cli: $name: $*"
+    sed 's/^/    out: /' out | head -n 5
+    sed 's/^/    err: /' err | head -n 5
+}
+
+# t NAME CODE ARGUMENTS...: runs the program; out and err hold what it printed.
+t() {
+    name=$1
+    code=$2
+    shift 2
+    "$program" "$@" >out 2>err </dev/null
+    got=$?
+    if [ "$got" = "$code" ]; then ok; else bad "exit code $got, expected $code: $*"; fi
+}
+# What the last command printed must hold (or not hold) an extended regular expression.
+out_has() { if grep -Eq -- "$1" out; then ok; else bad "stdout does not hold /$1/"; fi; }
+err_has() { if grep -Eq -- "$1" err; then ok; else bad "stderr does not hold /$1/"; fi; }
+out_lacks() { if grep -Eq -- "$1" out; then bad "stdout holds /$1/"; else ok; fi; }
+quiet_out() { if [ -s out ]; then bad "stdout should be empty"; else ok; fi; }
+quiet_err() { if [ -s err ]; then bad "stderr should be empty"; else ok; fi; }
+one_line_err() { if [ "$(wc -l <err)" = 1 ]; then ok; else bad "stderr should be one line"; fi; }
+# Byte for byte, from a file.
+same_out() {
+    if [ "${UPDATE:-}" = 1 ]; then cp out "$expected/$1.out"; fi
+    if cmp -s out "$expected/$1.out"; then ok; else
+        bad "stdout differs from tests/cli/expected/$1.out"
+        diff out "$expected/$1.out" | head -n 10
+    fi
+}
+# json NAME EXPRESSION: every line of stdout is JSON with schema and version; the expression is true of
+# the first ($j) and of all (@j).
+json() {
+    if perl -MJSON::PP -e '
+        my @j = map { decode_json($_) } <STDIN>;
+        die "no line\n" if !@j;
+        for (@j) { die "no schema\n" if $_->{schema} !~ /^espalier\.\w+$/ || $_->{version} != 1; }
+        my $j = $j[0];
+        exit(eval($ARGV[0]) ? 0 : 1);' "$1" <out 2>json.err; then ok; else
+        bad "JSON: $1 $(cat json.err)"
+    fi
+}
+no_leftovers() {
+    left=$(find "$TMPDIR" . -mindepth 1 -maxdepth 1 | grep -E 'espalier-|\.tmp|partial' | head -n 3)
+    if [ -z "$left" ]; then ok; else bad "left over: $left"; fi
+}
+
+# ---- help, version, usage ----
+t "help" 0 --help; same_out help; quiet_err
+t "short help" 0 -h; same_out help
+t "version" 0 --version; out_has '^espalier [0-9]+\.[0-9]+\.[0-9]+ \(.+\)$'; quiet_err
+for command in info prune convert eval run bench verify kernels devices; do
+    t "$command --help" 0 "$command" --help; same_out "help-$command"; quiet_err
+    t "$command -h after others" 0 "$command" --json -h; same_out "help-$command"
+    t "$command: unknown option" 2 "$command" --no-such-thing; quiet_out; one_line_err
+    err_has "^espalier: error: unknown option '--no-such-thing'.*see 'espalier $command --help' \[usage.unknown_option\]$"
+    t "$command: threads not a number" 2 "$command" --threads 2x plain
+    err_has "^espalier: error: --threads '2x': a whole number from 0 to 1024 was expected.*\[usage.bad_value\]$"
+    t "$command: threads out of range" 2 "$command" --threads 1025
+    t "$command: threads negative" 2 "$command" --threads=-1
+    t "$command: value missing" 2 "$command" --threads; err_has 'usage.missing_value'
+    t "$command: compute unknown" 2 "$command" --compute f64; err_has 'one of auto, f32, bf16'
+    t "$command: value for a flag" 2 "$command" --json=yes; err_has 'takes no value.*usage.extra_value'
+    t "$command: JSON error" 2 "$command" --json --thread 1
+    json '$j->{schema} eq "espalier.error" && $j->{code} eq "usage.unknown_option" && $j->{exit_code} == 2 && $j->{status} eq "bad_argument"'
+    err_has 'did you mean --threads'
+done
+for command in info prune convert eval run verify; do
+    t "$command: no model" 2 "$command"; err_has 'usage.missing_argument'; one_line_err
+    t "$command: two models" 2 "$command" plain nan; err_has "unexpected argument 'nan'"
+done
+t "no command" 2; err_has 'usage.missing_command'
+t "unknown command" 2 prun; err_has "unknown command 'prun'; did you mean prune\?; see 'espalier --help' \[usage.unknown_command\]"
+t "far from any command" 2 frobnicate; err_has "unknown command 'frobnicate'; see"
+t "unknown command, JSON" 2 frobnicate --json; json '$j->{code} eq "usage.unknown_command"'
+t "unknown short option" 2 info -Z plain; err_has "unknown option '-Z'"
+t "control bytes in a message" 2 "$(printf 'a\033[31mb')"; err_has "unknown command 'a\?\[31mb'"
+t "options after --" 3 info -- --json; err_has 'file.not_found|checkpoint'
+t "prune: no pattern" 2 prune plain -o x; err_has '\-\-pattern PATTERN must be given'
+t "prune: no target" 2 prune plain -p 2:4; err_has '\-\-out FOLDER must be given'
+t "prune: wrong pattern" 2 prune plain -p 2:x -o x; err_has '\[pattern\.'
+t "prune: wrong score" 2 prune plain -p 2:4 -o x --score cube; err_has 'one of abs, square'
+t "prune: rule without =" 2 prune plain -p 2:4 -o x --pattern-for abc; err_has 'GLOB=PATTERN'
+t "prune: rule with a wrong pattern" 2 prune plain -p 2:4 -o x --pattern-for 'a=4:2'
+t "prune: rule that matches nothing" 2 prune plain -p 2:4 -o x --pattern-for 'zzz*=2:4'; err_has 'prune.glob_matches_nothing'
+t "prune: skip that matches nothing" 2 prune plain -p 2:4 -o x --skip zzz; err_has 'prune.glob_matches_nothing'
+t "convert: neither" 2 convert plain -o x; err_has 'either --compress or --dense'
+t "convert: both" 2 convert plain -o x --dense --compress -p 2:4
+t "convert: no pattern" 2 convert plain -o x --compress; err_has 'needs --pattern'
+t "convert: dense with a pattern" 2 convert plain -o x --dense -p 2:4; err_has 'usage.extra_option'
+t "convert: no target" 2 convert plain --dense; err_has '\-\-out FOLDER must be given'
+t "eval: no text" 2 eval plain; err_has '\-\-text FILE must be given'
+t "run: two prompts" 2 run plain --prompt a --prompt-file text.txt; err_has 'exclude each other'
+t "run: temperature" 2 run plain --prompt a --temperature nan; err_has 'a number from 0 to 100'
+t "run: temperature below 0" 2 run plain --prompt a --temperature=-0.1
+t "run: top-p" 2 run plain --prompt a --top-p 1.5
+t "run: seed" 2 run plain --prompt a --seed 99999999999999999999
+t "bench: patterns without a model" 2 bench --patterns 2:4; err_has 'needs one model'
+t "bench: empty pattern" 2 bench plain --patterns 2:4,,4:8; err_has '\[pattern\.'
+t "device unknown" 2 eval plain --text text.txt --device gpu; err_has 'device.unknown'
+t "problem wrong" 2 kernels matmul/2:4/bf16/64x64; err_has '\[problem\.|\[matmul\.'
+
+# ---- info, verify, kernels, devices ----
+t "info" 0 info plain; same_out info; quiet_err
+t "info --tensors" 0 info plain --tensors; same_out info-tensors
+t "info, JSON" 0 info plain --json --tensors; quiet_err
+json '@j == 1 && $j->{parameters} == 108992 && @{$j->{tensors}} == 20 && !$j->{compressed} && $j->{config}{architecture} eq "LlamaForCausalLM" && $j->{patterns}[0]{pattern} eq "dense"'
+t "info of a lone file" 0 info plain/model.safetensors; out_has 'parameters +108992'
+t "info of nothing" 3 info absent; quiet_out; one_line_err
+t "info of nothing, JSON" 3 info absent --json; json '$j->{schema} eq "espalier.error" && $j->{exit_code} == 3 && length $j->{message}'
+t "info of a text" 3 info text.txt
+t "verify" 0 verify plain; same_out verify; quiet_err
+t "verify, JSON" 0 verify plain --json; json '$j->{tensors} == 20 && @{$j->{layers}} == 20 && $j->{nans} == 0'
+t "verify: NaN warns" 0 verify nan; err_has 'warning: there are NaN'
+t "verify: NaN, strict" 5 verify nan --strict; err_has '\[model.not_finite\]'
+t "verify: NaN, strict, JSON" 5 verify nan --strict --json; json '$j->{code} eq "model.not_finite" && $j->{exit_code} == 5'
+t "kernels" 0 kernels; out_has '^kernel +device +format'; out_has 'matmul_panel_'
+t "kernels, JSON" 0 kernels --json; json '@{$j->{kernels}} >= 3 && !grep { !length $_->{idea} } @{$j->{kernels}}'
+t "kernels for a problem" 0 kernels matmul/64:2:8/bf16/256x256x1; out_has ' chosen$'
+t "kernels for a problem, JSON" 0 kernels --json matmul/2:4/f32/64x64x3 --device ref
+json '$j->{device} eq "ref" && (grep { $_->{name} eq $j->{chosen} && $_->{can_run} } @{$j->{kernels}}) == 1'
+t "kernels: none of that name" 4 kernels matmul/2:4/f32/64x64x3 --kernel 'zzz*'; err_has '\[plan.no_kernel\]'
+t "devices" 0 devices; out_has '^ref '; out_has '^cpu '
+t "devices, JSON" 0 devices --json; json '(grep { $_->{name} eq "cpu" && $_->{usable} } @{$j->{devices}}) == 1'
+
+# ---- prune, convert ----
+t "dry run" 0 prune plain -p 128:2:8 --dry-run; same_out prune-dry-run; quiet_err
+t "dry run makes nothing" 0 prune plain -p 2:4 -n -o dry
+if [ -e dry ]; then bad "the folder is there"; else ok; fi
+t "prune" 0 prune plain -p 64:2:8 -o p; quiet_err
+out_has '^model.layers.0.mlp.up_proj.weight +176x64 +bf16 +64:2:8 +0.7500 '
+out_has 'V=64 clamped to out=32'; out_has '14 of 14 linear layers change: 184320 -> 53[0-9]{3} bytes, ratio 0\.2[0-9]'
+out_has 'weights/s'; out_has '^written: p$'; no_leftovers
+t "prune again" 1 prune plain -p 64:2:8 -o p; err_has '\[checkpoint.exists\]'
+t "prune, forced" 0 prune plain -p 64:2:8 -o p --force
+t "prune over a folder that is not ours" 1 prune plain -p 2:4 -o nan --force; err_has '\[checkpoint.not_ours\]'
+t "prune what is pruned" 2 prune p -p 2:4 -o pp; err_has '\[prune.already_compressed\]'
+t "prune, JSON" 0 prune plain -p 2:4 -o p24 --json --pattern-for '*.mlp.*=64:2:5' --skip '*q_proj'
+json '$j->{schema} eq "espalier.prune" && $j->{pruned_layers} == 12 && @{$j->{layers}} == 20 && !$j->{dry_run} && $j->{out} eq "p24"'
+json '(grep { $_->{pattern} eq "64:2:5" } @{$j->{layers}}) == 6 && (grep { $_->{note} eq "skipped" } @{$j->{layers}}) == 2'
+json '!grep { $_->{pruned} && !($_->{retained_energy} > 0 && $_->{retained_energy} < 1) } @{$j->{layers}}'
+for search in greedy exact swaps; do
+    t "search $search" 0 prune plain -p 64:2:8 -o "s-$search" --search "$search" --score square
+done
+t "search exact above M 10" 2 prune plain -p 64:2:16 -o x --search exact
+t "prune without a format" 4 prune plain -p block:4x4@0.5 -o x
+t "prune into a folder that is not there" 2 prune plain -p 2:4 -o nowhere/x; err_has 'checkpoint.no_parent'
+t "prune where nothing can be written" 1 prune plain -p 2:4 -o /proc/x
+no_leftovers
+t "info of a pruned model" 0 info p; same_out info-pruned
+t "verify a pruned model" 0 verify p; out_has '14 compressed tensors'; quiet_err
+t "convert to dense" 0 convert p --dense -o d; out_has 'was 64:2:8'
+t "verify finds the pattern" 0 verify d --json
+json '(grep { $_->{fits} =~ /^(64|32):2:8, 2:4$/ && $_->{pattern} eq "dense" } @{$j->{layers}}) == 14'
+t "convert back" 0 convert d --compress -p 64:2:8 -o c
+name="the same bytes again"; if cmp -s c/model.safetensors p/model.safetensors; then ok; else bad "they differ"; fi
+t "convert what does not fit" 5 convert plain --compress -p 64:2:8 -o x
+err_has 'model.layers.0.*does not fit 64:2:8: panel 0.*\[convert.does_not_fit\]'
+t "convert dense to dense" 2 convert d --dense -o x; err_has '\[convert.not_compressed\]'
+cp -r p damaged
+printf '\001' | dd of=damaged/model.safetensors bs=1 seek=60000 conv=notrunc 2>dd.err
+t "verify a damaged model" 3 verify damaged; one_line_err
+t "eval of a damaged model" 3 eval damaged --text text.txt
+head -c 5000 p/model.safetensors >damaged/model.safetensors
+t "verify a cut model" 3 verify damaged; err_has 'espalier: error: '
+name="no target was left"; if [ -e x ]; then bad "x is there"; else ok; fi
+
+# ---- eval ----
+t "eval" 0 eval plain --text text.txt; out_has '^perplexity +[0-9.]+$'; out_has 'context 128, stride 127, prefix 1 \(BOS\)'; quiet_err
+t "eval, JSON" 0 eval p --text text.txt --baseline plain --context 32 --stride 16 --json --compute f32
+json '$j->{tokens} == 72 && $j->{text_bytes} == 72 && $j->{context} == 32 && $j->{stride} == 16 && $j->{compute} eq "f32"'
+json 'abs($j->{perplexity} - exp($j->{nats} / 72)) < 1e-6 * $j->{perplexity} && $j->{mean_kl} > 0 && $j->{baseline_perplexity} > 1'
+t "eval against itself" 0 eval plain --text text.txt --baseline plain --json
+json 'abs($j->{mean_kl}) < 1e-9 && $j->{top1_agreement} == 1 && $j->{perplexity_ratio} == 1'
+t "eval on ref" 0 eval plain --text short.txt --device ref --json; json '$j->{device} eq "ref" && $j->{tokens} == 21'
+ref=$(perl -MJSON::PP -e 'print decode_json(<STDIN>)->{nats}' <out)
+t "eval on cpu agrees with ref" 0 eval plain --text short.txt --compute f32 --json
+json "abs(\$j->{nats} - $ref) < 1e-3"
+t "eval without BOS" 0 eval no-bos --text short.txt; out_has 'no BOS; the first token is not scored'
+t "eval --max-tokens" 0 eval plain --text text.txt --max-tokens 10 --json; json '$j->{tokens} == 10'
+t "eval of an empty text" 2 eval plain --text empty.txt; err_has '\[eval.no_text\]'
+t "eval of no file" 3 eval plain --text absent.txt; err_has '\[text.unreadable\]'
+t "eval of a folder" 3 eval plain --text plain; err_has '\[text.unreadable\]'
+t "eval: another vocabulary" 2 eval plain --text text.txt --baseline vocabulary; err_has '\[eval.vocabulary_differs\]'
+t "eval: context too long" 2 eval plain --text text.txt --context 129; err_has '\[eval.bad_context\]'
+t "eval: stride too long" 2 eval plain --text text.txt --context 32 --stride 32; err_has '\[eval.bad_stride\]'
+t "eval: NaN" 5 eval nan --text text.txt; err_has '\[eval.not_finite\]'
+t "eval: kernel forced" 0 eval plain --text short.txt --kernel '*portable*' --json
+json '$j->{kernels}[0]{name} =~ /portable/'
+t "eval: no such kernel" 4 eval plain --text short.txt --kernel 'zzz*'
+name="eval from standard input"
+"$program" eval plain --text - --json <text.txt >out 2>err && json '$j->{tokens} == 72'
+
+# ---- run ----
+t "run" 0 run plain --prompt hello -n 8; err_has 'prompt 6 tokens.*new 8 tokens.*stopped by limit'; err_has 'decode kernels: matmul_'
+t "run is repeatable" 0 run plain --prompt hello -n 20 --temperature 1 --seed 7 --quiet; cp out first; quiet_err
+t "run is repeatable, again" 0 run plain --prompt hello -n 20 --temperature 1 --seed 7 --quiet --threads 1
+if cmp -s out first; then ok; else bad "the same seed gave another text"; fi
+t "run, another seed" 0 run plain --prompt hello -n 20 --temperature 1 --seed 8 --quiet
+if cmp -s out first; then bad "another seed gave the same text"; else ok; fi
+name="run prints whole UTF-8"
+if perl -MEncode -e 'local $/; my $t = <STDIN>; decode("UTF-8", $t, Encode::FB_CROAK); 1' <first 2>err; then ok; else bad "not UTF-8"; fi
+t "run, JSON" 0 run plain --prompt hello -n 5 --json; quiet_err
+json '$j->{prompt_tokens} == 6 && $j->{new_tokens} == 5 && $j->{stop} eq "limit" && defined $j->{text} && @{$j->{kernels}{decode}} > 0'
+t "run until the context is full" 0 run plain --prompt hello -n 1000 --json
+json '$j->{stop} eq "context" || $j->{stop} eq "eos"'
+t "run --no-special" 0 run plain --prompt hello --no-special -n 1 --json; json '$j->{prompt_tokens} == 5'
+t "run: empty prompt with BOS" 0 run plain --prompt '' -n 1 --json; json '$j->{prompt_tokens} == 1'
+t "run: empty prompt without BOS" 2 run no-bos --prompt ''; err_has '\[run.empty_prompt\]'
+t "run: no new tokens" 0 run plain --prompt hello -n 0 --json; json '$j->{new_tokens} == 0'
+t "run: prompt too long" 2 run plain --prompt-file "$source/LICENSE"; err_has "context holds 128.*\[run.prompt_too_long\]"
+name="run from standard input"
+printf hello | "$program" run plain -n 3 --json >out 2>err && json '$j->{prompt_tokens} == 6'
+
+# ---- bench ----
+t "bench of problems" 0 bench matmul/64:2:8/bf16/128x128x1 matmul/dense/f32/64x96x20 -r 3 --rotate 0
+out_has '^matmul/64:2:8/bf16/128x128x1'; out_has 'rival +matmul_dense_'; quiet_err
+t "bench, JSON lines" 0 bench matmul/2:4/bf16/64x64x4 matmul/4:8/f16/96x80x33/ep:bias+silu plain -r 3 --json --rotate 100000
+json '@j == 3 && $j->{kind} eq "problem" && $j->{median_us} > 0 && $j->{min_us} <= $j->{median_us} && %{$j->{rivals}} && $j->{ratio_to_dense} > 0 && $j->{weight_copies} > 1 && length $j->{commit} && $j->{compute} ne "auto"'
+json '$j[2]{kind} eq "model" && $j[2]{prefill_tokens_per_s} > 0 && $j[2]{decode_tokens_per_s} > 0'
+t "bench of patterns" 0 bench plain --patterns 2:4,128:2:8 --text text.txt -r 3; out_has '^128:2:8 '; out_has 'was clamped'
+no_leftovers
+t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept
+json '@j == 3 && $j[0]{pattern} eq "dense" && $j[0]{file_ratio} == 1 && $j[1]{mean_kl} > 0 && $j[2]{linear_ratio} < 0.6'
+t "bench kept the folders" 0 verify kept/64-2-5
+t "bench: wrong problem" 2 bench matmul/2:4/bf16/0x64x4
+t "bench: too many tokens" 2 bench plain --prompt-tokens 128 --new-tokens 1; err_has 'bench.context_too_short'
+t "bench of nothing" 3 bench absent
+
+# ---- environment ----
+name="ESPALIER_THREADS"
+ESPALIER_THREADS=1 "$program" eval plain --text short.txt --json >out 2>err; json '$j->{threads} == 1'
+name="an option wins over ESPALIER_THREADS"
+ESPALIER_THREADS=1 "$program" eval plain --text short.txt --json --threads 2 >out 2>err; json '$j->{threads} == 2'
+name="wrong ESPALIER_THREADS"
+ESPALIER_THREADS=many "$program" devices >out 2>err
+if [ $? = 2 ]; then ok; else bad "exit code"; fi
+err_has "ESPALIER_THREADS 'many'"
+name="ESPALIER_CPU"
+ESPALIER_CPU=portable "$program" eval plain --text short.txt --json >out 2>err; json '$j->{kernels}[0]{name} =~ /portable|openblas/'
+name="wrong ESPALIER_CPU"
+ESPALIER_CPU=mmx "$program" devices >out 2>err
+if [ $? = 2 ]; then ok; else bad "exit code"; fi
+
+# ---- output that cannot be written, interrupts ----
+if [ -w /dev/full ]; then
+    for arguments in --help --version "info plain" "info plain --json" kernels "prune plain -p 2:4 -n" "run plain --prompt a -n 3" "verify plain"; do
+        name="full disk: $arguments"
+        # shellcheck disable=SC2086
+        "$program" $arguments >/dev/full 2>err
+        code=$?
+        : >out
+        if [ "$code" = 1 ]; then ok; else bad "exit code $code, expected 1"; fi
+    done
+else
+    skipped=$((skipped + 1))
+    echo "not run cli: full disk: there is no /dev/full"
+fi
+name="closed pipe"
+{ "$program" kernels --json; echo $? >code; } 2>err | true
+sleep 0.2
+: >out
+if [ "$(cat code)" = 1 ] || [ "$(cat code)" = 0 ]; then ok; else bad "exit code $(cat code)"; fi
+name="closed standard output"
+"$program" kernels >&- 2>err
+code=$?
+if [ "$code" = 1 ]; then ok; else bad "exit code $code, expected 1"; fi
+
+# A signal ends long work with 130 and leaves nothing half written.
+for signal in INT TERM; do
+    name="SIG$signal while generating"
+    # The shell makes background jobs ignore SIGINT; perl puts the default back.
+    perl -e '$SIG{INT} = "DEFAULT"; exec @ARGV' \
+        "$program" bench plain -r 10000 >out 2>err &
+    child=$!
+    sleep 0.5
+    kill -s $signal $child
+    wait $child
+    code=$?
+    if [ "$code" = 130 ]; then ok; else bad "exit code $code, expected 130"; fi
+    err_has '\[cancelled\]'
+    name="SIG$signal while pruning into patterns"
+    perl -e '$SIG{INT} = "DEFAULT"; exec @ARGV' \
+        "$program" bench plain --patterns 2:4,64:2:8 -r 10000 >out 2>err &
+    child=$!
+    sleep 0.7
+    kill -s $signal $child
+    wait $child
+    code=$?
+    if [ "$code" = 130 ]; then ok; else bad "exit code $code, expected 130"; fi
+    no_leftovers
+done
+
+echo "cli: $passed passed, $failed failed, $skipped skipped"
+[ "$failed" = 0 ]
