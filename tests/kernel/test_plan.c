@@ -273,6 +273,79 @@ static void dense_packs_as_it_is(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- the n-th allocation fails, for every n ---- */
+
+typedef struct failing_heap {
+    int left; /* allocations until one fails; below 0: none does */
+    int live;
+} failing_heap;
+
+static void *failing_allocate(void *user, size_t bytes, size_t alignment)
+{
+    failing_heap *heap = user;
+    if (heap->left == 0) {
+        return NULL;
+    }
+    heap->left--;
+    heap->live++;
+    return aligned_alloc(alignment, bytes);
+}
+
+static void failing_release(void *user, void *memory)
+{
+    ((failing_heap *)user)->live--;
+    free(memory);
+}
+
+/* Everything that allocates between a compressed weight and a plan; all out-parameters stay NULL on
+ * failure. */
+static esp_status open_pack_plan(esp_context *context, const char *device_name,
+                                 const esp_sparse *sparse, const esp_matmul_problem *problem)
+{
+    esp_device *device = NULL;
+    esp_packed *packed = NULL;
+    esp_plan *plan = NULL;
+    esp_status status = esp_device_open(context, device_name, &device, NULL);
+    if (status == ESP_OK) {
+        status = esp_pack(device, sparse, &packed, NULL);
+    }
+    if (status == ESP_OK) {
+        status = esp_plan_create(device, problem, NULL, &plan, NULL);
+    }
+    esp_plan_free(plan);
+    esp_packed_free(packed);
+    esp_device_close(device);
+    return status;
+}
+
+static void memory_runs_out(test_run *run)
+{
+    esp_matmul_problem problem = problem_of(run, "matmul/16:2:8/bf16/32x64x3/a:f32");
+    for (int i = 0; i < 2; i++) {
+        const char *device = i == 0 ? "ref" : "cpu";
+        failing_heap heap = {.left = -1};
+        esp_context_options options = {.threads = 1,
+                                       .allocator = {failing_allocate, failing_release, &heap}};
+        esp_context *context = NULL;
+        REQUIRE_OK(esp_context_create(&options, &context, error));
+        product p = product_make(run, context, &problem, 5, INTEGERS, true, false);
+        int before = heap.live, failures = 0;
+        esp_status status = ESP_OUT_OF_MEMORY;
+        for (; status == ESP_OUT_OF_MEMORY && failures < 100; failures++) {
+            test_sub(run, "%s: allocation %d fails", device, failures);
+            heap.left = failures;
+            status = open_pack_plan(context, device, p.sparse, &problem);
+            heap.left = -1;
+            CHECK_INT(heap.live, before);
+        }
+        CHECK_INT(status, ESP_OK);
+        CHECK(failures > 5);
+        product_free(&p);
+        esp_context_free(context);
+        CHECK_INT(heap.live, 0);
+    }
+}
+
 static const test_case cases[] = {
     {"strings_round_trip", strings_round_trip},
     {"wrong_strings", wrong_strings},
@@ -281,6 +354,7 @@ static const test_case cases[] = {
     {"everything_has_a_kernel", everything_has_a_kernel},
     {"choices", choices},
     {"run_checks", run_checks},
+    {"memory_runs_out", memory_runs_out},
     {"dense_packs", dense_packs_as_it_is},
 };
 TEST_MAIN(cases)
