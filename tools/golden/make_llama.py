@@ -129,9 +129,11 @@ def make(name, dtype, tokens, every, config):
 
 def greedy(model, ids):
     """16 tokens, by transformers' own generate; None when one of them is a close call."""
-    out = model.generate(torch.tensor([ids]), do_sample=False, max_new_tokens=16, min_new_tokens=16,
-                         eos_token_id=None, pad_token_id=0, return_dict_in_generate=True,
-                         output_logits=True)
+    given = torch.tensor([ids])
+    # Without a mask generate() would take every token 0 of the prompt for padding.
+    out = model.generate(given, attention_mask=torch.ones_like(given), do_sample=False,
+                         max_new_tokens=16, min_new_tokens=16, eos_token_id=None, pad_token_id=0,
+                         return_dict_in_generate=True, output_logits=True)
     for step in out.logits:
         top = step[0].topk(2).values
         if top[0] - top[1] < 1e-3 * step[0].abs().max():
