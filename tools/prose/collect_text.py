@@ -100,8 +100,8 @@ def tree_paragraphs(root):
         if tag:
             tag = tag.rsplit("}", 1)[-1].rsplit(":", 1)[-1].lower()
         ids = (e.get("class") or "") + " " + (e.get("id") or "") if tag else ""
-        if tag == "body" or tag == "html":
-            ids = ""
+        if tag in ("body", "html") or re.search("wy-|bodywrapper|qtdocheader", ids):
+            ids = ""                                   # page frames, "nav" in the name or not
         if tag and tag not in DROP and depth < 200 and not (ids.strip() and DROP_CLASS.search(ids)):
             block = tag in BLOCK
             if block:
@@ -138,7 +138,7 @@ def from_html(data, name):
 def from_xml(data, name):                              # DocBook and Mallard
     text = data.decode("utf-8", "replace")
     ents = dict(re.findall(r'<!ENTITY\s+([\w.-]+)\s+"([^"<]*)"', text))
-    text = re.sub(r"<!DOCTYPE.*?(\]\s*>|>)", "", text, count=1, flags=re.S)
+    text = re.sub(r"<!DOCTYPE[^\[>]*(\[.*?\]\s*)?>", "", text, count=1, flags=re.S)
     text = re.sub(r"<\?.*?\?>", "", text, flags=re.S)
     text = re.sub(r"&([\w.-]+);", lambda m: ents.get(m[1]) or (
         m[0] if m[1] in ("lt", "gt", "amp", "quot", "apos") else
@@ -243,12 +243,6 @@ def from_dict(data, name):                              # dictd: head words at c
         yield f"{name}#{i // 150}", out
 
 
-def from_wesnoth(data, name):                           # translatable strings of campaigns
-    text = data.decode("utf-8", "replace")
-    out = [clean(s.replace('""', '"')) for s in re.findall(r'_\s*"((?:[^"]|"")*)"', text)]
-    yield name, [re.sub(r"</?\w+[^>]*>", "", s) for s in out]
-
-
 def from_endless(data, name):                           # conversations, mission by mission
     text = data.decode("utf-8", "replace")
     for i, part in enumerate(re.split(r"\n(?=\S)", text)):
@@ -268,7 +262,6 @@ FORMATS = {   # kind: (function, path pattern)
     "pod": (from_pod, r"\.pod$"),
     "text": (from_text, r"\.(md|txt)(\.gz)?$"),
     "dict": (from_dict, r"\.dict\.dz$"),
-    "wesnoth": (from_wesnoth, r"/campaigns/.*\.cfg$"),
     "endless": (from_endless, r"/data/.*\.txt$"),
     "crawl": (from_crawl, r"/dat/(database|descript)/[^/]*\.txt$"),
     "sword": (None, r"\.[bc]z[sz]$"),
