@@ -68,6 +68,8 @@ typedef struct model_row {
     int64_t prompt_tokens, new_tokens;
     double *prefill_s, *decode_s; /* per round */
     double prefill_rate, decode_rate;
+    char prefill_kernels[KERNELS_TEXT_MAX], decode_kernels[KERNELS_TEXT_MAX];
+    cli_record kernels; /* the same as JSON */
     bool has_eval;
     esp_eval_result eval;
     int clamped; /* layers whose V was clamped */
@@ -79,10 +81,12 @@ ESP_MUST_CHECK esp_status bench_row_open(cli_state *cli, model_row *row, bool wi
 /* Interleaved rounds over all rows, then medians. */
 ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count,
                                              esp_error *error);
+/* Gives back the model and its memory; what was measured stays. */
+void bench_row_release(model_row *row);
 void bench_row_close(model_row *row);
 ESP_MUST_CHECK esp_status bench_model(cli_state *cli, const char *path, esp_error *error);
-/* What every JSON line of a model holds. */
-cli_record bench_row_json(const cli_state *cli, const model_row *row, const char *kind);
+/* What every JSON line of a model holds; takes the row's kernels. */
+cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind);
 
 /* --patterns: prunes, evaluates and measures. */
 ESP_MUST_CHECK esp_status bench_patterns(cli_state *cli, const char *path, esp_error *error);

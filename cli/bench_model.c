@@ -83,6 +83,17 @@ esp_status bench_row_open(cli_state *cli, model_row *row, bool with_tokenizer, e
     return take_memory(cli->args, row, error);
 }
 
+static void remember_kernels(model_row *row)
+{
+    model_kernels_text(row->loaded.model, row->prompt_tokens, row->prefill_kernels);
+    model_kernels_text(row->loaded.model, 1, row->decode_kernels);
+    record_free(&row->kernels);
+    row->kernels = record_object();
+    record_child(&row->kernels, "prefill",
+                 model_kernels_json(row->loaded.model, row->prompt_tokens));
+    record_child(&row->kernels, "decode", model_kernels_json(row->loaded.model, 1));
+}
+
 esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count, esp_error *error)
 {
     const bench_args *args = cli->args;
@@ -101,29 +112,40 @@ esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count, esp_er
         model_row *row = &rows[i];
         row->prefill_rate = (double)row->prompt_tokens / bench_median(row->prefill_s, rounds);
         row->decode_rate = (double)row->new_tokens / bench_median(row->decode_s, rounds);
+        remember_kernels(row);
     }
     return ESP_OK;
 }
 
-void bench_row_close(model_row *row)
+void bench_row_release(model_row *row)
 {
+    esp_model_info info = row->loaded.info;
+    uint64_t file_bytes = row->loaded.file_bytes;
     esp_session_free(row->session);
     loaded_model_free(&row->loaded);
+    row->session = NULL;
+    row->loaded.info = info;
+    row->loaded.file_bytes = file_bytes;
+}
+
+void bench_row_close(model_row *row)
+{
+    bench_row_release(row);
+    record_free(&row->kernels);
     free(row->ids);
     free(row->logits);
     free(row->prefill_s);
     free(row->decode_s);
-    row->session = NULL;
     row->ids = NULL;
     row->logits = NULL;
     row->prefill_s = row->decode_s = NULL;
 }
 
-cli_record bench_row_json(const cli_state *cli, const model_row *row, const char *kind)
+cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind)
 {
     const bench_args *args = cli->args;
     const esp_model_info *info = &row->loaded.info;
-    cli_record record = record_begin("bench"), kernels = record_object();
+    cli_record record = record_begin("bench");
     record_text(&record, "kind", kind);
     record_text(&record, "model", row->path);
     record_int(&record, "file_bytes", (int64_t)row->loaded.file_bytes);
@@ -136,9 +158,8 @@ cli_record bench_row_json(const cli_state *cli, const model_row *row, const char
     record_int(&record, "rounds", args->rounds);
     record_real(&record, "prefill_tokens_per_s", row->prefill_rate);
     record_real(&record, "decode_tokens_per_s", row->decode_rate);
-    record_child(&kernels, "prefill", model_kernels_json(row->loaded.model, row->prompt_tokens));
-    record_child(&kernels, "decode", model_kernels_json(row->loaded.model, 1));
-    record_child(&record, "kernels", kernels);
+    record_child(&record, "kernels", row->kernels);
+    row->kernels = (cli_record){0};
     record_int(&record, "threads", esp_context_threads(cli->context));
     record_text(&record, "compute", esp_compute_name(info->compute));
     record_text(&record, "device", esp_device_name(cli->device));
@@ -149,17 +170,16 @@ cli_record bench_row_json(const cli_state *cli, const model_row *row, const char
 static void print_row(const cli_state *cli, const model_row *row)
 {
     const esp_model_info *info = &row->loaded.info;
-    char size[SIZE_TEXT_MAX], kernels[KERNELS_TEXT_MAX], a[SIZE_TEXT_MAX], b[SIZE_TEXT_MAX];
+    char size[SIZE_TEXT_MAX], a[SIZE_TEXT_MAX], b[SIZE_TEXT_MAX];
     printf("%-10s %s, %s resident\n", "model", row->path,
            size_bytes((double)info->resident_bytes, size));
     printf("%-10s %s, compute %s, %d threads, %lld rounds, median\n", "run",
            esp_device_name(cli->device), esp_compute_name(info->compute),
            esp_context_threads(cli->context), (long long)((const bench_args *)cli->args)->rounds);
     printf("%-10s %s tokens/s (%lld tokens): %s\n", "prefill", size_number(row->prefill_rate, a),
-           (long long)row->prompt_tokens,
-           model_kernels_text(row->loaded.model, row->prompt_tokens, kernels));
+           (long long)row->prompt_tokens, row->prefill_kernels);
     printf("%-10s %s tokens/s (%lld tokens): %s\n", "decode", size_number(row->decode_rate, b),
-           (long long)row->new_tokens, model_kernels_text(row->loaded.model, 1, kernels));
+           (long long)row->new_tokens, row->decode_kernels);
 }
 
 esp_status bench_model(cli_state *cli, const char *path, esp_error *error)

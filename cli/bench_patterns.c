@@ -1,8 +1,8 @@
 /* `espalier bench MODEL --patterns ...`: one table of what each pattern costs and gains.
  *
  * The model is pruned into one folder per pattern, each is evaluated against the dense one, then
- * all are timed in interleaved rounds (in turn when they do not fit memory together). Where a
- * pattern is slower than dense, a line below the table says so. */
+ * all are timed in interleaved rounds (or, when their files are large, one after the other). Where
+ * a pattern is slower than dense, a line below the table says so. */
 #include <errno.h>
 #include <ftw.h>
 #include <math.h>
@@ -185,6 +185,7 @@ static esp_status measure_in_turn(pattern_job *job, esp_error *error)
         TRY(bench_row_open(job->cli, &job->rows[i], false, error));
         TRY(evaluate_row(job, &job->rows[i], error));
         TRY(bench_rows_measure(job->cli, &job->rows[i], 1, error));
+        bench_row_release(&job->rows[i]);
     }
     return ESP_OK;
 }
@@ -249,17 +250,14 @@ static esp_status print_kernel_table(const pattern_job *job, esp_error *error)
 {
     static const char *const heads[] = {"<pattern", "<phase", "<kernels that ran x layers"};
     cli_table table;
-    char prefill[KERNELS_TEXT_MAX], decode[KERNELS_TEXT_MAX];
     table_begin(&table, COUNT(heads), heads);
     for (int i = 0; i < job->count; i++) {
         const model_row *row = &job->rows[i];
-        model_kernels_text(row->loaded.model, row->prompt_tokens, prefill);
-        model_kernels_text(row->loaded.model, 1, decode);
-        if (strcmp(prefill, decode) == 0) {
-            add_kernels(&table, row, "both", prefill);
+        if (strcmp(row->prefill_kernels, row->decode_kernels) == 0) {
+            add_kernels(&table, row, "both", row->prefill_kernels);
         } else {
-            add_kernels(&table, row, "prefill", prefill);
-            add_kernels(&table, row, "decode", decode);
+            add_kernels(&table, row, "prefill", row->prefill_kernels);
+            add_kernels(&table, row, "decode", row->decode_kernels);
         }
     }
     printf("\n");
@@ -318,10 +316,11 @@ static esp_status print_text(const pattern_job *job, esp_error *error)
     return ESP_OK;
 }
 
-static esp_status print_json(const pattern_job *job, esp_error *error)
+static esp_status print_json(pattern_job *job, esp_error *error)
 {
     for (int i = 0; i < job->count; i++) {
-        const model_row *row = &job->rows[i], *dense = &job->rows[0];
+        model_row *row = &job->rows[i];
+        const model_row *dense = &job->rows[0];
         double unknown = (double)NAN;
         cli_record record = bench_row_json(job->cli, row, "pattern");
         record_text(&record, "pattern", row->label);
