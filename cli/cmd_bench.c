@@ -102,7 +102,7 @@ static esp_status print_table(const cli_state *cli, const problem_result *result
            "dense kernel's time\nover this one's, GFLOP/s count the dense product\n",
            esp_device_name(cli->device), esp_context_threads(cli->context), results[0].rounds);
     for (int i = 0; i < count; i++) {
-        if (results[i].rival_count > 0 && results[i].ratio_to_dense < 1) {
+        if (results[i].rival_count > 0 && results[i].ratio_to_dense < 0.995) {
             printf("%s is slower than the fastest dense kernel on this machine: %.2fx\n",
                    results[i].problem, results[i].ratio_to_dense);
         }

@@ -1,4 +1,5 @@
 /* JSON lines, by jansson. */
+#include <errno.h>
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -105,11 +106,13 @@ esp_status record_print(cli_record *record, esp_error *error)
     if (text == NULL) {
         return cli_fail_memory(error, "JSON output");
     }
-    fputs(text, stdout);
-    fputc('\n', stdout);
-    fflush(stdout);
+    errno = 0;
+    bool written = fputs(text, stdout) >= 0 && fputc('\n', stdout) != EOF && fflush(stdout) == 0;
+    int why = errno;
     free(text);
-    return ESP_OK;
+    return written ? ESP_OK
+                   : cli_fail(error, ESP_IO, "output.write_failed",
+                              "standard output could not be written: %s", strerror(why));
 }
 
 void record_free(cli_record *record)

@@ -198,7 +198,8 @@ int main(int argc, char **argv)
     esp_status status = run_program(argc, argv, &error);
     if (status != ESP_OK) {
         output_error(&error, status, is_json_asked(argc, argv));
+        fflush(stdout);
+        return output_exit_code(status);
     }
-    bool written = output_finish();
-    return status != ESP_OK ? output_exit_code(status) : written ? 0 : 1;
+    return output_finish() ? 0 : 1;
 }

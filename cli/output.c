@@ -102,9 +102,7 @@ void output_error(const esp_error *error, esp_status status, bool json)
         record_text(&record, "code", error->code);
         record_text(&record, "message", error->message);
         record_int(&record, "exit_code", output_exit_code(status));
-        if (record_print(&record, NULL) != ESP_OK) {
-            fputs("espalier: error: out of memory while reporting an error\n", stderr);
-        }
+        (void)!record_print(&record, NULL); /* the line on stderr follows anyway */
     }
     fprintf(stderr, "espalier: error: %s [%s]\n", error->message, error->code);
 }
