@@ -2,9 +2,10 @@
  *
  * The text is tokenised once, without template. A window holds the template's prefix (BOS), then
  * tokens of the text, `context` in all; its last `stride` tokens are scored, the ones before them
- * are context only. The last token of a window is never fed, only predicted. Without a prefix the
- * first token of the text has nothing before it and is context only. Softmax and sums are in
- * double, and sums run in token order, so that a result does not depend on the number of threads.
+ * are context only; the last window is shorter, not longer in context. The last token of a window
+ * is never fed, only predicted. Without a prefix the first token of the text has nothing before it
+ * and is context only. Softmax and sums are in double, and sums run in token order, so that a
+ * result does not depend on the number of threads.
  */
 #include <math.h>
 #include <string.h>
@@ -147,7 +148,8 @@ static esp_status score_window(eval_run *run, int64_t begin, int64_t end, double
                                double *agreeing, esp_error *error)
 {
     int64_t prefix = run->result.prefix;
-    int64_t start = ESP_MAX(0, end - (run->result.context - prefix));
+    int64_t overlap = run->result.context - prefix - run->result.stride;
+    int64_t start = ESP_MAX(0, begin - overlap);
     int64_t length = prefix + (end - start) - 1;     /* fed */
     int64_t unscored = prefix + (begin - start) - 1; /* of those, only context */
     memcpy(run->window, run->prefix, (size_t)prefix * sizeof *run->window);

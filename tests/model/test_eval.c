@@ -111,7 +111,7 @@ static score_count count_again(test_run *run, const test_subject *subject,
     }
     for (int64_t first = prefix > 0 ? 0 : 1; first < count; first += stride) {
         int64_t end = ESP_MIN(count, first + stride);
-        int64_t start = ESP_MAX(0, end - (context - prefix));
+        int64_t start = ESP_MAX(0, first - (context - prefix - stride));
         for (int64_t token = first; token < end; token++) {
             int64_t length = 0;
             for (int64_t i = 0; i < prefix; i++) {
