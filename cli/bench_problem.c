@@ -15,7 +15,7 @@
 
 #define FEW_TOKENS 16
 #define MAX_COPIES 256
-#define LEAST_ROUND_S 1e-3
+#define LEAST_ROUND_S 5e-3
 
 /* A weight on the device, several times. */
 typedef struct weight_copies {
