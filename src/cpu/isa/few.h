@@ -23,31 +23,29 @@ ALWAYS_INLINE vec load_last_weights(esp_dtype dtype, const void *values, int64_t
     return vec_load_weights(dtype, tail, 0);
 }
 
-ALWAYS_INLINE vec load_weights_upto(esp_dtype dtype, const void *values, int64_t at, int64_t count)
-{
-    return count >= LANES ? vec_load_weights(dtype, values, at)
-                          : load_last_weights(dtype, values, at, count);
-}
-
 /* ---- dense ---- */
 
-ALWAYS_INLINE void dense_dots(const cpu_piece *piece, esp_dtype dtype, int rows, int tokens,
-                              int64_t row)
+/* One vector of columns from k on; whole: all LANES of them exist. */
+ALWAYS_INLINE void dense_step(const cpu_piece *piece, esp_dtype dtype, int rows, int tokens,
+                              int64_t row, int64_t k, bool whole, vec sum[FEW_ROWS][CPU_FEW_TOKENS])
 {
     const esp_host_weight *weight = piece->weight;
     int64_t in = weight->in_features;
-    vec sum[FEW_ROWS][CPU_FEW_TOKENS] = {0};
-    for (int64_t k = 0; k < in; k += LANES) {
 #pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            vec w =
-                load_weights_upto(dtype, weight->values, (piece->row + row + r) * in + k, in - k);
+    for (int r = 0; r < rows; r++) {
+        int64_t at = (piece->row + row + r) * in + k;
+        vec w = whole ? vec_load_weights(dtype, weight->values, at)
+                      : load_last_weights(dtype, weight->values, at, in - k);
 #pragma GCC unroll 4
-            for (int t = 0; t < tokens; t++) {
-                sum[r][t] = vec_fma(w, vec_load(piece->x + t * piece->x_stride + k), sum[r][t]);
-            }
+        for (int t = 0; t < tokens; t++) {
+            sum[r][t] = vec_fma(w, vec_load(piece->x + t * piece->x_stride + k), sum[r][t]);
         }
     }
+}
+
+ALWAYS_INLINE void store_dots(const cpu_piece *piece, int rows, int tokens, int64_t row,
+                              vec sum[FEW_ROWS][CPU_FEW_TOKENS])
+{
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
 #pragma GCC unroll 4
@@ -55,6 +53,20 @@ ALWAYS_INLINE void dense_dots(const cpu_piece *piece, esp_dtype dtype, int rows,
             piece->sums[(row + r) * piece->sums_stride + t] = vec_sum(sum[r][t]);
         }
     }
+}
+
+ALWAYS_INLINE void dense_dots(const cpu_piece *piece, esp_dtype dtype, int rows, int tokens,
+                              int64_t row)
+{
+    int64_t in = piece->weight->in_features, k = 0;
+    vec sum[FEW_ROWS][CPU_FEW_TOKENS] = {0};
+    for (; k + LANES <= in; k += LANES) {
+        dense_step(piece, dtype, rows, tokens, row, k, true, sum);
+    }
+    if (k < in) {
+        dense_step(piece, dtype, rows, tokens, row, k, false, sum);
+    }
+    store_dots(piece, rows, tokens, row, sum);
 }
 
 /* ---- panel ---- */
@@ -65,43 +77,69 @@ typedef struct gathered_x {
     int64_t stride;
 } gathered_x;
 
-ALWAYS_INLINE uvec load_index_upto(const uint8_t *positions, int64_t count)
+ALWAYS_INLINE uvec load_last_index(const uint8_t *positions, int64_t count)
 {
-    if (count >= LANES) {
-        return vec_kept_index(positions);
-    }
     uint8_t bytes[4] = {0};
     memcpy(bytes, positions, (size_t)(count + 3) / 4);
     return vec_kept_index(bytes);
 }
 
+/* One vector of stored values from j on; whole: all LANES of them exist. */
+ALWAYS_INLINE void panel_step(const cpu_piece *piece, const gathered_x *gathered, esp_dtype dtype,
+                              int rows, int tokens, int64_t row, int64_t j, bool whole,
+                              vec sum[FEW_ROWS][CPU_FEW_TOKENS])
+{
+    const esp_host_weight *weight = piece->weight;
+    int64_t left = weight->row_values - j;
+#pragma GCC unroll 4
+    for (int r = 0; r < rows; r++) {
+        int64_t stored = piece->row + row + r, at = stored * weight->row_values + j;
+        const uint8_t *positions = weight->positions + stored * weight->position_bytes + j / 4;
+        vec w = whole ? vec_load_weights(dtype, weight->values, at)
+                      : load_last_weights(dtype, weight->values, at, left);
+        uvec index = whole ? vec_kept_index(positions) : load_last_index(positions, left);
+#pragma GCC unroll 4
+        for (int t = 0; t < tokens; t++) {
+            vec x = vec_pick(gathered->x + t * gathered->stride + 2 * j, index);
+            sum[r][t] = vec_fma(w, x, sum[r][t]);
+        }
+    }
+}
+
 ALWAYS_INLINE void panel_dots(const cpu_piece *piece, const gathered_x *gathered, esp_dtype dtype,
                               int rows, int tokens, int64_t row)
 {
-    const esp_host_weight *weight = piece->weight;
+    int64_t count = piece->weight->row_values, j = 0;
     vec sum[FEW_ROWS][CPU_FEW_TOKENS] = {0};
-    for (int64_t j = 0; j < weight->row_values; j += LANES) {
-        int64_t left = weight->row_values - j;
-#pragma GCC unroll 4
-        for (int r = 0; r < rows; r++) {
-            int64_t stored = piece->row + row + r;
-            vec w = load_weights_upto(dtype, weight->values, stored * weight->row_values + j, left);
-            uvec index =
-                load_index_upto(weight->positions + stored * weight->position_bytes + j / 4, left);
-#pragma GCC unroll 4
-            for (int t = 0; t < tokens; t++) {
-                vec x = vec_pick(gathered->x + t * gathered->stride + 2 * j, index);
-                sum[r][t] = vec_fma(w, x, sum[r][t]);
-            }
-        }
+    for (; j + LANES <= count; j += LANES) {
+        panel_step(piece, gathered, dtype, rows, tokens, row, j, true, sum);
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < rows; r++) {
-#pragma GCC unroll 4
-        for (int t = 0; t < tokens; t++) {
-            piece->sums[(row + r) * piece->sums_stride + t] = vec_sum(sum[r][t]);
-        }
+    if (j < count) {
+        panel_step(piece, gathered, dtype, rows, tokens, row, j, false, sum);
     }
+    store_dots(piece, rows, tokens, row, sum);
+}
+
+/* LANES columns of a list from j on; padding, and what is behind the list, is column `in`. */
+ALWAYS_INLINE uvec load_columns(const esp_host_weight *weight, int64_t panel, int64_t j)
+{
+    uvec in = (uvec){0} + (uint32_t)weight->in_features, columns = in;
+    int64_t at = panel * weight->kept + j;
+    if (weight->kept - j < LANES) {
+        for (int64_t i = 0; i < weight->kept - j; i++) {
+            columns[i] = (uint32_t)esp_host_column(weight, panel, j + i);
+        }
+        return columns;
+    }
+    if (weight->columns_wide) {
+        memcpy(&columns, (const uint32_t *)weight->columns + at, sizeof columns);
+    } else {
+        hvec half;
+        memcpy(&half, (const uint16_t *)weight->columns + at, sizeof half);
+        columns = __builtin_convertvector(half, uvec);
+    }
+    uvec padding = (uvec)(columns == (weight->columns_wide ? UINT32_MAX : UINT16_MAX));
+    return (columns & ~padding) | (in & padding);
 }
 
 /* 2:4 keeps all columns: X itself is the gathered form. */
@@ -113,15 +151,14 @@ static gathered_x gather_panel(const cpu_piece *piece)
     }
     int64_t panel = piece->row / weight->panel_rows;
     int64_t stride = (weight->kept + 4 * LANES - 1) / (2 * LANES) * (2 * LANES);
-    for (int64_t j = 0; j < weight->kept; j++) {
-        int64_t column = esp_host_column(weight, panel, j);
-        for (int64_t t = 0; t < piece->tokens; t++) {
-            piece->scratch[t * stride + j] = piece->x[t * piece->x_stride + column];
+    for (int64_t j = 0; j < stride; j += LANES) {
+        uvec columns = (uvec){0} + (uint32_t)weight->in_features; /* zero */
+        if (j < weight->kept) {
+            columns = load_columns(weight, panel, j);
         }
-    }
-    for (int64_t t = 0; t < piece->tokens; t++) {
-        for (int64_t j = weight->kept; j < stride; j++) {
-            piece->scratch[t * stride + j] = 0;
+        for (int64_t t = 0; t < piece->tokens; t++) {
+            vec_store(piece->scratch + t * stride + j,
+                      vec_gather(piece->x + t * piece->x_stride, columns));
         }
     }
     return (gathered_x){piece->scratch, stride};
@@ -202,26 +239,31 @@ static void few_panel(const cpu_piece *piece)
 
 /* ---- nm: columns entry by entry ---- */
 
-ALWAYS_INLINE void nm_dots(const cpu_piece *piece, esp_dtype dtype, int64_t r)
+#define NM_BLOCK (8 * LANES) /* columns found at a time: vector loads soon after would stall */
+
+ALWAYS_INLINE void nm_dots(const cpu_piece *piece, esp_dtype dtype, const uint32_t *bases,
+                           int64_t r)
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t row = piece->row + r;
+    int64_t row = piece->row + r, all = weight->row_values, first = row * all;
     vec sum[CPU_FEW_TOKENS] = {0};
-    for (int64_t j = 0; j < weight->row_values; j += LANES) {
-        uint32_t columns[LANES];
-        int64_t count = ESP_MIN(LANES, weight->row_values - j);
-        vec w = load_weights_upto(dtype, weight->values, row * weight->row_values + j, count);
-        nm_columns(weight, row, j, count, 1, columns);
-        for (int64_t i = count; i < LANES; i++) {
+    for (int64_t j = 0; j < all; j += NM_BLOCK) {
+        uint32_t columns[NM_BLOCK];
+        int64_t count = ESP_MIN(NM_BLOCK, all - j);
+        nm_columns(weight, row, j, count, 1, bases + j, columns);
+        for (int64_t i = count; i % LANES != 0; i++) {
             columns[i] = (uint32_t)weight->in_features; /* zero */
         }
-        for (int64_t t = 0; t < piece->tokens; t++) {
-            const float *x = piece->x + t * piece->x_stride;
-            float lanes[LANES];
-            for (int i = 0; i < LANES; i++) {
-                lanes[i] = x[columns[i]];
+        for (int64_t i = 0; i < count; i += LANES) {
+            uvec index;
+            memcpy(&index, columns + i, sizeof index);
+            vec w = count - i >= LANES
+                        ? vec_load_weights(dtype, weight->values, first + j + i)
+                        : load_last_weights(dtype, weight->values, first + j + i, count - i);
+            for (int64_t t = 0; t < piece->tokens; t++) {
+                vec x = vec_gather(piece->x + t * piece->x_stride, index);
+                sum[t] = vec_fma(w, x, sum[t]);
             }
-            sum[t] = vec_fma(w, vec_load(lanes), sum[t]);
         }
     }
     for (int64_t t = 0; t < piece->tokens; t++) {
@@ -231,16 +273,18 @@ ALWAYS_INLINE void nm_dots(const cpu_piece *piece, esp_dtype dtype, int64_t r)
 
 static void few_nm(const cpu_piece *piece)
 {
+    uint32_t *bases = (uint32_t *)(void *)piece->scratch;
+    nm_bases(piece->weight, 0, piece->weight->row_values, 1, bases);
     for (int64_t r = 0; r < piece->rows; r++) {
         switch (piece->weight->dtype) {
         case ESP_F32:
-            nm_dots(piece, ESP_F32, r);
+            nm_dots(piece, ESP_F32, bases, r);
             break;
         case ESP_F16:
-            nm_dots(piece, ESP_F16, r);
+            nm_dots(piece, ESP_F16, bases, r);
             break;
         default:
-            nm_dots(piece, ESP_BF16, r);
+            nm_dots(piece, ESP_BF16, bases, r);
         }
     }
 }

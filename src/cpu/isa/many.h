@@ -309,11 +309,13 @@ static void many_nm(const cpu_piece *piece)
     block.offsets = (uint32_t *)(void *)(piece->scratch + CPU_MAX_ROWS * CPU_SPARSE_DEPTH);
     for (int64_t j = 0; j < weight->row_values; j += CPU_SPARSE_DEPTH) {
         block.depth = ESP_MIN(CPU_SPARSE_DEPTH, weight->row_values - j);
+        uint32_t bases[CPU_SPARSE_DEPTH];
+        nm_bases(weight, j, block.depth, VECTOR_BYTES, bases);
         for (int64_t r = 0; r < piece->rows; r++) {
             int64_t row = piece->row + r;
             decode_values(piece, row * weight->row_values + j, block.depth,
                           block.values + r * CPU_SPARSE_DEPTH);
-            nm_columns(weight, row, j, block.depth, VECTOR_BYTES,
+            nm_columns(weight, row, j, block.depth, VECTOR_BYTES, bases,
                        block.offsets + r * CPU_SPARSE_DEPTH);
         }
         sparse_tiles_run(piece, &block, j == 0);

@@ -62,14 +62,19 @@ ALWAYS_INLINE vec vec_fma(vec a, vec b, vec c)
 /* In a fixed order: halves onto each other. */
 ALWAYS_INLINE float vec_sum(vec value)
 {
-    float lanes[LANES];
-    vec_store(lanes, value);
-    for (int width = LANES / 2; width > 0; width /= 2) {
-        for (int i = 0; i < width; i++) {
-            lanes[i] += lanes[i + width];
-        }
-    }
-    return lanes[0];
+    typedef float quarter __attribute__((vector_size(16)));
+#if LANES == 4
+    quarter low = value;
+#else
+#if LANES == 16
+    __m256 half = _mm256_add_ps(_mm512_castps512_ps256((__m512)value),
+                                _mm512_extractf32x8_ps((__m512)value, 1));
+#else
+    __m256 half = (__m256)value;
+#endif
+    quarter low = (quarter)_mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+#endif
+    return (low[0] + low[2]) + (low[1] + low[3]);
 }
 
 /* LANES weights widened to f32. */
@@ -104,6 +109,18 @@ ALWAYS_INLINE vec vec_round_bf16(vec value)
     uvec quiet = (bits | 0x400000u) & 0xffff0000u;
     uvec is_nan = (uvec)(value != value);
     return (vec)((rounded & ~is_nan) | (quiet & is_nan));
+}
+
+/* from[index[i]] */
+ALWAYS_INLINE vec vec_gather(const float *from, uvec index)
+{
+#if LANES == 16
+    return (vec)_mm512_i32gather_ps((__m512i)index, from, 4);
+#elif LANES == 8
+    return (vec)_mm256_i32gather_ps(from, (__m256i)index, 4);
+#else
+    return (vec){from[index[0]], from[index[1]], from[index[2]], from[index[3]]};
+#endif
 }
 
 /* Which of 2 * LANES kept columns each of LANES stored values stands at: two bits a value, two
