@@ -10,6 +10,9 @@
 #include "model/llama.h"
 #include "test.h"
 
+#define GOLDEN_MAX_IDS 256
+#define GOLDEN_NEW_TOKENS 16
+
 static const char *const golden_names[] = {"a_tiny_mha",    "a_tiny_mha_f16",    "a_tiny_mha_bf16",
                                            "b_gqa_head64",  "c_head_dim_biases", "d_llama3_rope",
                                            "e_linear_rope", "f_hidden_1024"};
@@ -169,6 +172,32 @@ static inline esp_status golden_load(esp_context *context, const char *folder, c
         *loaded = (golden_model){0};
     }
     return status;
+}
+
+/* A description with its token ids and expected outputs. */
+typedef struct golden_data {
+    const char *name;
+    json_t *json;
+    float *outputs;
+    size_t output_floats;
+    int32_t ids[GOLDEN_MAX_IDS];
+    int64_t count, vocabulary;
+} golden_data;
+
+static inline bool golden_open(golden_data *opened, const char *name)
+{
+    *opened = (golden){.name = name, .json = golden_json(name)};
+    opened->outputs = golden_outputs(name, &opened->output_floats);
+    opened->count = golden_ids(json_object_get(opened->json, "ids"), opened->ids, GOLDEN_MAX_IDS);
+    const json_t *config = json_object_get(opened->json, "config");
+    opened->vocabulary = json_integer_value(json_object_get(config, "vocab_size"));
+    return opened->outputs != NULL && opened->count > 0 && opened->count <= GOLDEN_MAX_IDS;
+}
+
+static inline void golden_free(golden_data *opened)
+{
+    json_decref(opened->json);
+    free(opened->outputs);
 }
 
 #endif

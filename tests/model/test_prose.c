@@ -57,6 +57,33 @@ static void strings(test_run *run)
     test_context_free(run, context);
 }
 
+/* The whole held-out text gives as many tokens as it gave when the model was judged. */
+static void token_count(test_run *run)
+{
+    if (!present(run, FOLDER "/expected.json")) {
+        return;
+    }
+    esp_context *context = test_context(run, 1);
+    esp_tokenizer *tokenizer = NULL;
+    int32_t *ids = NULL;
+    int64_t count = 0;
+    char *text = NULL;
+    size_t length = 0;
+    json_t *json = read_json(FOLDER "/expected.json");
+    const json_t *evaluation = json_object_get(json, "evaluation");
+    CHECK_OK(esp_tokenizer_open(context, FOLDER, &tokenizer, error));
+    CHECK_OK(esp_file_read_all(context, FOLDER "/heldout.txt", 1 << 20, "too_large", &text, &length,
+                               error));
+    CHECK_INT(length, json_integer_value(json_object_get(evaluation, "bytes")));
+    CHECK_OK(esp_tokenizer_encode(tokenizer, text, length, false, &ids, &count, error));
+    CHECK_INT(count, json_integer_value(json_object_get(evaluation, "tokens")));
+    esp_ids_free(tokenizer, ids);
+    esp_release(context, text);
+    esp_tokenizer_close(tokenizer);
+    json_decref(json);
+    test_context_free(run, context);
+}
+
 /* ---- the held-out text ---- */
 
 typedef struct watcher {
@@ -278,6 +305,7 @@ static void greedy(test_run *run)
 
 static const test_case cases[] = {
     {"strings", strings},
+    {"tokens of the held-out text", token_count},
     {"held-out text", heldout},
     {"greedy continuations", greedy},
 };
