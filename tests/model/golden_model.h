@@ -186,7 +186,7 @@ typedef struct golden_data {
 
 static inline bool golden_open(golden_data *opened, const char *name)
 {
-    *opened = (golden){.name = name, .json = golden_json(name)};
+    *opened = (golden_data){.name = name, .json = golden_json(name)};
     opened->outputs = golden_outputs(name, &opened->output_floats);
     opened->count = golden_ids(json_object_get(opened->json, "ids"), opened->ids, GOLDEN_MAX_IDS);
     const json_t *config = json_object_get(opened->json, "config");
