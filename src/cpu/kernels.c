@@ -47,7 +47,7 @@ static size_t workspace_bytes(const esp_kernel *kernel, const esp_device *device
 double cpu_memory_us(const esp_device *device, double bytes)
 {
     double threads = (double)device->context->threads;
-    return bytes / (12e3 * ESP_MIN(threads, 16)); /* 12 GB/s a thread */
+    return bytes / (25e3 * ESP_MIN(threads, 16)); /* 25 GB/s a thread */
 }
 
 double cpu_compute_us(const esp_device *device, double multiply_adds, double per_ns)
@@ -59,7 +59,7 @@ double cpu_compute_us(const esp_device *device, double multiply_adds, double per
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
-    static const double rates[3][3] = {{9, 3, 8}, {35, 12, 32}, {80, 25, 70}};
+    static const double rates[3][3] = {{19, 21, 22}, {65, 36, 48}, {120, 50, 70}};
     const cpu_variant *variant = kernel->variant;
     double out = (double)problem->out_features, tokens = (double)problem->tokens;
     int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);

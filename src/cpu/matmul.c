@@ -5,7 +5,6 @@
 
 #define GROUP 128         /* smallest token group: the widest tile */
 #define SUMS_PADDING 16   /* keeps rows of sums off the same cache sets */
-#define FEW_PASSES 2      /* beyond FEW_PASSES * CPU_FEW_TOKENS tokens tiles are faster */
 #define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
 
 static int64_t round_up(int64_t value, int64_t step)
@@ -30,12 +29,18 @@ static int64_t kept_columns(const esp_matmul_problem *problem)
     return kept > 0 ? kept : problem->in_features;
 }
 
+/* Beyond so many tokens tiles are faster (docs/kernels.md has the measurements). */
+static int64_t few_limit(esp_host_format format)
+{
+    return format == ESP_HOST_NM ? 2 : 2 * CPU_FEW_TOKENS;
+}
+
 cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
                                    const esp_matmul_problem *problem)
 {
     cpu_workspace sizes = {0};
     int64_t tokens = problem->tokens;
-    sizes.few = tokens <= FEW_PASSES * CPU_FEW_TOKENS && !rounds(problem);
+    sizes.few = tokens <= few_limit(variant->format) && !rounds(problem);
     sizes.block = sizes.few ? ESP_MIN(tokens, CPU_FEW_TOKENS)
                             : round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
     int64_t row = sizes.few ? few_stride(problem->in_features) : problem->in_features + 1;
