@@ -1,48 +1,13 @@
 /* prune and convert on whole folders: what is written is what mask and format say, nothing else
  * changes, and after any failure the target is as it was and nothing is left over. */
-#include <dirent.h>
-#include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
-#include "cli/tiny_model.h"
-#include "pipeline/pipeline.h"
 #include "safetensors_bytes.h"
-#include "test.h"
+#include "unit/pipeline_tools.h"
 
 /* ---- tools ---- */
-
-/* The dense model that all cases start from; test_path's buffers are reused, this one is not. */
-static const char *tiny_dense(test_run *run)
-{
-    static char path[1024];
-    snprintf(path, sizeof path, "%s/dense", test_folder(run));
-    if (!esp_path_exists(path) && !tiny_model_write(path, "plain")) {
-        test_fail(run, __FILE__, __LINE__, "%s could not be made", path);
-    }
-    return path;
-}
-
-static esp_prune_options with_pattern(test_run *run, const char *text)
-{
-    esp_prune_options options = {0};
-    CHECK_OK(esp_pattern_parse(text, &options.pattern, error));
-    return options;
-}
-
-static int entries_of(const char *folder)
-{
-    int count = 0;
-    DIR *open_folder = opendir(folder);
-    while (open_folder != NULL && readdir(open_folder) != NULL) {
-        count++;
-    }
-    if (open_folder != NULL) {
-        closedir(open_folder);
-    }
-    return count;
-}
 
 static bool same_file(const char *a, const char *b)
 {
@@ -546,125 +511,6 @@ static void compressed_layers_are_carried_over(test_run *run)
     test_context_free(run, context);
 }
 
-/* ---- memory ---- */
-
-typedef struct metered {
-    atomic_llong now, peak, calls;
-    long long fail_at; /* 0: never */
-} metered;
-
-static void *metered_allocate(void *user, size_t bytes, size_t alignment)
-{
-    metered *meter = user;
-    if (atomic_fetch_add(&meter->calls, 1) + 1 == meter->fail_at) {
-        return NULL;
-    }
-    size_t head = alignment > 64 ? alignment : 64;
-    char *memory = aligned_alloc(head, (bytes + head + head - 1) / head * head);
-    if (memory == NULL) {
-        return NULL;
-    }
-    memcpy(memory, &bytes, sizeof bytes);
-    memcpy(memory + sizeof bytes, &head, sizeof head);
-    long long now = atomic_fetch_add(&meter->now, (long long)bytes) + (long long)bytes;
-    long long peak = atomic_load(&meter->peak);
-    while (now > peak && !atomic_compare_exchange_weak(&meter->peak, &peak, now)) {
-    }
-    return memory + head;
-}
-
-static void metered_release(void *user, void *memory)
-{
-    metered *meter = user;
-    size_t bytes, head = 64; /* the library asks for at most 64 */
-    char *block = (char *)memory - head;
-    memcpy(&bytes, block, sizeof bytes);
-    atomic_fetch_sub(&meter->now, (long long)bytes);
-    free(block);
-}
-
-/* 12 matrices of 512 x 768 bf16: 9.4 MB, the largest 0.8 MB. */
-static const char *write_many(test_run *run)
-{
-    enum { COUNT = 12, BYTES = 512 * 768 * 2 };
-    const char *folder = test_path(test_folder(run), "many");
-    char header[4096] = "{";
-    for (int i = 0; i < COUNT; i++) {
-        size_t used = strlen(header);
-        snprintf(
-            header + used, sizeof header - used,
-            "%s\"layers.%d.weight\":{\"dtype\":\"BF16\",\"shape\":[512,768],\"data_offsets\":[%d,"
-            "%d]}",
-            i > 0 ? "," : "", i, i * BYTES, (i + 1) * BYTES);
-    }
-    strcat(header, "}");
-    uint16_t *values = malloc((size_t)COUNT * BYTES);
-    esp_random random;
-    esp_random_seed(&random, test_seed(run));
-    for (size_t i = 0; values != NULL && i < (size_t)COUNT * BYTES / 2; i++) {
-        values[i] = esp_bf16_of_float((float)esp_random_uniform(&random) - 0.5f);
-    }
-    CHECK_OK(esp_folder_create(folder, error));
-    write_safetensors(run, test_path(folder, "model.safetensors"), header, values,
-                      (size_t)COUNT * BYTES);
-    write_text(run, test_path(folder, "config.json"), "{\"architectures\": [\"None\"]}");
-    free(values);
-    return folder;
-}
-
-static void peak_memory_follows_the_largest_tensor(test_run *run)
-{
-    static const char *const measured[] = {"2:4",     "64:2:8", "128:2:5",
-                                           "64:2:16", "4:8",    "panel:64@0.75"};
-    const char *folder = write_many(run), *out = test_path(test_folder(run), "many-out");
-    double largest = 512 * 768 * 2;
-    for (int i = 0; i < ESP_COUNT(measured); i++) {
-        test_sub(run, "%s", measured[i]);
-        metered meter = {0};
-        esp_context_options context_options = {
-            .threads = 2, .allocator = {metered_allocate, metered_release, &meter}};
-        esp_context *context = NULL;
-        REQUIRE_OK(esp_context_create(&context_options, &context, error));
-        esp_prune_options options = with_pattern(run, measured[i]);
-        options.force = true;
-        CHECK_OK(esp_prune_checkpoint(context, folder, out, &options, NULL, error));
-        esp_context_free(context);
-        CHECK_INT(atomic_load(&meter.now), 0);
-        double ratio = (double)atomic_load(&meter.peak) / largest;
-        if (ratio > 4.25) {
-            test_fail(run, __FILE__, __LINE__, "peak is %.2f times the largest tensor", ratio);
-        }
-    }
-}
-
-/* The n-th allocation fails, for every n: no leak, no half folder, the right status. */
-static void every_failed_allocation(test_run *run)
-{
-    const char *dense = tiny_dense(run), *folder = test_folder(run);
-    const char *out = test_path(folder, "starved");
-    int before = entries_of(folder);
-    bool done = false;
-    for (long long n = 1; n < 20000 && !done && !test_failed(run); n++) {
-        metered meter = {.fail_at = n};
-        esp_context_options context_options = {
-            .threads = 1, .allocator = {metered_allocate, metered_release, &meter}};
-        esp_context *context = NULL;
-        esp_error error = {0};
-        esp_status status = esp_context_create(&context_options, &context, &error);
-        if (status == ESP_OK) {
-            esp_prune_options options = with_pattern(run, "64:2:8");
-            status = esp_prune_checkpoint(context, dense, out, &options, NULL, &error);
-            esp_context_free(context);
-        }
-        done = status == ESP_OK;
-        CHECK(done || status == ESP_OUT_OF_MEMORY);
-        CHECK(done || error.message[0] != '\0');
-        CHECK_INT(atomic_load(&meter.now), 0);
-        CHECK_INT(entries_of(folder), before + done);
-    }
-    CHECK(done);
-}
-
 static const test_case cases[] = {
     {"written is what was masked", written_is_what_was_masked},
     {"dry run foretells", dry_run_foretells},
@@ -675,7 +521,5 @@ static const test_case cases[] = {
     {"forms round trip", forms_round_trip},
     {"misfits are named", misfits_are_named},
     {"compressed layers are carried over", compressed_layers_are_carried_over},
-    {"peak memory follows the largest tensor", peak_memory_follows_the_largest_tensor},
-    {"every failed allocation", every_failed_allocation},
 };
 TEST_MAIN(cases)
