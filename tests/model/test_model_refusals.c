@@ -458,9 +458,43 @@ static void missing_operation(test_run *run)
     test_context_free(run, context);
 }
 
+/* Random bytes of config.json changed: what is accepted is within every limit. */
+static void changed_configs(test_run *run)
+{
+    json_t *golden = golden_json("d_llama3_rope");
+    char *good = json_dumps(json_object_get(golden, "config"), 0), *changed = strdup(good);
+    size_t length = strlen(good);
+    int accepted = 0;
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    for (int round = 0; round < 20000; round++) {
+        static const char likely[] = "0123456789-.eE\"{}[],:nul truefas";
+        esp_llama_config config;
+        memcpy(changed, good, length);
+        for (uint64_t n = 1 + esp_random_below(&random, 4); n > 0; n--) {
+            size_t at = (size_t)esp_random_below(&random, length);
+            changed[at] = likely[esp_random_below(&random, sizeof likely - 1)];
+        }
+        if (esp_llama_config_parse(changed, "config.json", &config, NULL) != ESP_OK) {
+            continue;
+        }
+        accepted++;
+        CHECK(config.layers >= 1 && config.layers <= 1000);
+        CHECK(config.hidden >= 1 && config.hidden <= 1 << 20);
+        CHECK(config.vocabulary >= 1 && config.vocabulary <= 1 << 24);
+        CHECK(config.head_dim >= 2 && config.head_dim <= 4096 && config.head_dim % 2 == 0);
+        CHECK(config.kv_heads >= 1 && config.heads % config.kv_heads == 0);
+        CHECK(config.rms_norm_eps > 0 && config.eos_count >= 0 && config.eos_count <= ESP_MAX_EOS);
+    }
+    CHECK(accepted > 0);
+    free(good);
+    free(changed);
+    json_decref(golden);
+}
+
 static const test_case cases[] = {
-    {"config.json and tensors", refused_and_taken}, {"broken files", broken_files},
-    {"compressed embedding", compressed_embedding}, {"cancelled, no kernel", cancelled},
-    {"missing operation", missing_operation},
+    {"changed configs", changed_configs}, {"config.json and tensors", refused_and_taken},
+    {"broken files", broken_files},       {"compressed embedding", compressed_embedding},
+    {"cancelled, no kernel", cancelled},  {"missing operation", missing_operation},
 };
 TEST_MAIN(cases)

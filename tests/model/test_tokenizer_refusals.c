@@ -353,6 +353,50 @@ static void cut_files(test_run *run)
     test_context_free(run, context);
 }
 
+/* Random bytes changed: whatever opens must encode without a fault. */
+static void changed_files(test_run *run)
+{
+    static const char text[] = "Hello \xc3\xa9t\xc3\xa9 <|start|> 123 \xff\n\n  end";
+    esp_context *context = test_context(run, 1);
+    json_t *json = good_file();
+    char *good = json_dumps(json, JSON_COMPACT), *changed = strdup(good);
+    size_t length = strlen(good);
+    const char *folder = test_folder(run), *path = test_path(folder, "tokenizer.json");
+    int opened = 0;
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    for (int round = 0; round < 300; round++) {
+        memcpy(changed, good, length);
+        /* half of the rounds in the first kilobyte, where the pipeline is described */
+        size_t span = round % 2 == 0 ? ESP_MIN(length, 1024) : length;
+        for (uint64_t n = 1 + esp_random_below(&random, 3); n > 0; n--) {
+            changed[esp_random_below(&random, span)] = (char)(' ' + esp_random_below(&random, 95));
+        }
+        esp_tokenizer *tokenizer = NULL;
+        int32_t *ids = NULL;
+        int64_t count = 0;
+        test_write_file(run, path, changed, length);
+        if (esp_tokenizer_open(context, folder, &tokenizer, NULL) != ESP_OK) {
+            CHECK(tokenizer == NULL);
+            continue;
+        }
+        opened++;
+        if (esp_tokenizer_encode(tokenizer, text, sizeof text - 1, true, &ids, &count, NULL) ==
+            ESP_OK) {
+            for (int64_t i = 0; i < count; i++) {
+                CHECK(ids[i] >= 0 && ids[i] < esp_tokenizer_size(tokenizer));
+            }
+        }
+        esp_ids_free(tokenizer, ids);
+        esp_tokenizer_close(tokenizer);
+    }
+    CHECK(opened > 0);
+    free(good);
+    free(changed);
+    json_decref(json);
+    test_context_free(run, context);
+}
+
 static const test_case cases[] = {
     {"parts", refused_and_taken},
     {"files", files},
@@ -360,5 +404,6 @@ static const test_case cases[] = {
     {"endless regex", endless_regex},
     {"respelled patterns", respelled_patterns},
     {"cut files", cut_files},
+    {"changed files", changed_files},
 };
 TEST_MAIN(cases)
