@@ -111,7 +111,9 @@ ALWAYS_INLINE vec vec_round_bf16(vec value)
     return (vec)((rounded & ~is_nan) | (quiet & is_nan));
 }
 
-/* from[index[i]] */
+/* from[index[i]]. Without optimisation the intrinsic is a macro, with a conversion of its own. */
+#pragma GCC diagnostic push
+#pragma GCC diagnostic ignored "-Wsign-conversion"
 ALWAYS_INLINE vec vec_gather(const float *from, uvec index)
 {
 #if LANES == 16
@@ -122,6 +124,7 @@ ALWAYS_INLINE vec vec_gather(const float *from, uvec index)
     return (vec){from[index[0]], from[index[1]], from[index[2]], from[index[3]]};
 #endif
 }
+#pragma GCC diagnostic pop
 
 /* Which of 2 * LANES kept columns each of LANES stored values stands at: two bits a value, two
  * values of each four columns. Reads LANES / 4 bytes. */
