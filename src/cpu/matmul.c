@@ -116,7 +116,8 @@ static void cut(cpu_pass *pass)
     if (threads == 1) {
         return;
     }
-    while (rows > 24 && pass->chunks < 4 * threads) {
+    int64_t enough = pass->sizes.few ? 2 * threads : 4 * threads; /* few: each piece gathers X */
+    while (rows > 24 && pass->chunks < enough) {
         rows /= 2;
         set_chunks(pass, rows);
     }
