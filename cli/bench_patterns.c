@@ -96,12 +96,13 @@ static esp_status name_folders(pattern_job *job, const char *model, esp_error *e
 {
     job->rows[0].path = model;
     for (int i = 1; i < job->count; i++) {
-        int used =
-            snprintf(job->paths[i], PATH_MAX_BYTES, "%s/%s", job->folder, job->rows[i].label);
+        char path[PATH_MAX_BYTES]; /* gcc cannot see that fields of one struct do not overlap */
+        int used = snprintf(path, sizeof path, "%s/%s", job->folder, job->rows[i].label);
         if (used < 0 || used >= PATH_MAX_BYTES) {
             return cli_fail(error, ESP_BAD_ARGUMENT, "bench.path_too_long",
                             "%s: the path is too long; give a shorter --work", job->folder);
         }
+        memcpy(job->paths[i], path, sizeof path);
         for (char *at = job->paths[i] + strlen(job->folder) + 1; *at != '\0'; at++) {
             *at = *at == ':' ? '-' : *at;
         }
