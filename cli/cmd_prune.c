@@ -7,8 +7,8 @@
 
 typedef struct prune_args {
     pattern_args which;
-    const char *out;
-    int score, search; /* esp_score, esp_search */
+    const char *out, *shard_size;
+    int score, search, scope; /* esp_score, esp_search, esp_scope */
     bool dry_run, force;
 } prune_args;
 
@@ -43,10 +43,12 @@ static esp_status run(cli_state *cli, esp_error *error)
                         "--pattern PATTERN must be given, for example -p 64:2:8; see 'espalier "
                         "prune --help'");
     }
-    esp_prune_options options = {
-        .mask = {.score = (esp_score)args->score, .search = (esp_search)args->search},
-        .dry_run = args->dry_run,
-        .force = args->force};
+    esp_prune_options options = {.mask = {.score = (esp_score)args->score,
+                                          .search = (esp_search)args->search,
+                                          .scope = (esp_scope)args->scope},
+                                 .dry_run = args->dry_run,
+                                 .force = args->force};
+    TRY(parse_shard_size(args->shard_size, &options.shard_bytes, error));
     esp_pattern_rule *rules;
     TRY(parse_patterns(&args->which, &options, &rules, error));
     esp_status status = prune(cli, &options, error);
@@ -56,6 +58,7 @@ static esp_status run(cli_state *cli, esp_error *error)
 
 static const char *const scores[] = {"abs", "square", NULL};
 static const char *const searches[] = {"auto", "greedy", "exact", "swaps", NULL};
+static const char *const scopes[] = {"tensor", "row", NULL};
 
 #define FIELD(member) offsetof(prune_args, member)
 static const cli_option options[] = {
@@ -80,11 +83,19 @@ static const cli_option options[] = {
      .help = "how V:N:M picks four columns of M; auto: exact for M <= 10, swaps above",
      .fallback = "auto",
      .choices = searches},
+    {.name = "scope",
+     .kind = OPTION_CHOICE,
+     .offset = FIELD(scope),
+     .argument = "SCOPE",
+     .help = "among what the weights of unstructured@S compete",
+     .fallback = "tensor",
+     .choices = scopes},
     {.name = "dry-run",
      .letter = 'n',
      .kind = OPTION_FLAG,
      .offset = FIELD(dry_run),
      .help = "show layers and bytes, write nothing"},
+    SHARD_OPTION(prune_args),
     {.name = "force",
      .letter = 'f',
      .kind = OPTION_FLAG,

@@ -23,9 +23,16 @@ typedef enum esp_search {
     ESP_SEARCH_SWAPS /* greedy, then replace one kept column by a dropped one while that gains */
 } esp_search;
 
+/* Among what the weights of unstructured@s compete. */
+typedef enum esp_scope {
+    ESP_SCOPE_TENSOR = 0,
+    ESP_SCOPE_ROW /* each row keeps as many; the first rows one more where it does not divide */
+} esp_scope;
+
 typedef struct esp_mask_options {
     esp_score score;
     esp_search search;
+    esp_scope scope;
 } esp_mask_options;
 
 typedef struct esp_mask_report {
@@ -39,12 +46,66 @@ typedef struct esp_mask_report {
 
 /* dense: [out][in] F32/F16/BF16, any alignment. Equal scores keep the lowest index; NaN scores
  * above everything, so that it is never hidden. options NULL: |w|, auto. report may be NULL.
- * ESP_UNSUPPORTED "prune.unsupported_pattern" for kinds without a mask method yet.
+ * Blocks, rows and columns are kept by their mean score over real weights, and as many of them (of
+ * entries for unstructured@s) as docs/formats.md says that the pattern stores.
  * V:N:M: Zhao et al., "Beyond 2:4" (arXiv 2410.16135) for greedy; VENOM (2310.02065) for exact. */
 ESP_MUST_CHECK ESP_API esp_status esp_prune_mask(esp_context *context, const esp_tensor *dense,
                                                  const esp_pattern *pattern,
                                                  const esp_mask_options *options, esp_mask **mask,
                                                  esp_mask_report *report, esp_error *error);
+
+/* ---- other masks of one tensor ---- */
+
+typedef enum esp_norm { ESP_NORM_L2 = 0 /* w^2 */, ESP_NORM_L1 /* |w| */ } esp_norm;
+
+/* PyTorch's WeightNormSparsifier (torch.ao.pruning): which blocks are sparse at all, and how many
+ * zeros each of those has. */
+typedef struct esp_weight_norm_options {
+    double level; /* share of blocks; <= 0: none, >= 1: all, else never the last one */
+    int64_t block_rows, block_cols; /* 1..65536 */
+    int64_t zeros_per_block;        /* 0..block_rows * block_cols; -1: whole blocks */
+    esp_norm norm;
+} esp_weight_norm_options;
+#define ESP_WEIGHT_NORM_DEFAULTS                                                                   \
+    {                                                                                              \
+        0.5, 1, 4, -1, ESP_NORM_L2                                                                 \
+    }
+
+/* An entry lives when the tensor mask or the block mask keeps it. The tensor mask drops the
+ * round(level * blocks) (halves to even) blocks of lowest mean score, edge blocks averaging their
+ * real weights, but never the last block unless level >= 1. The block mask, which exists when
+ * zeros_per_block is less than a block, drops the zeros_per_block lowest scores of every block;
+ * what an edge block lacks scores highest. Equal on tie-free input whose blocks divide the shape;
+ * our rules elsewhere: equal scores keep the lowest index, NaN scores highest, the mask has the
+ * shape of the weight. previous: entries dropped by the step before score 0 (NULL: none), so that
+ * steps in a row rank the already masked weight. options NULL: the defaults. ESP_BAD_ARGUMENT
+ * "prune.bad_level", "prune.bad_block", "prune.bad_score", "prune.bad_tensor". */
+ESP_MUST_CHECK ESP_API esp_status esp_weight_norm_mask(esp_context *context,
+                                                       const esp_tensor *dense,
+                                                       const esp_weight_norm_options *options,
+                                                       const esp_mask *previous, esp_mask **mask,
+                                                       esp_error *error);
+/* Zhu and Gupta, "To prune, or not to prune" (arXiv 1710.01878): sf + (s0 - sf) * (1 - (t - t0) /
+ * (n
+ * * dt))^3, held between s0 and sf; sf when n * dt <= 0. */
+ESP_API double esp_cubic_sparsity(double s0, double sf, int64_t t, int64_t t0, int64_t n,
+                                  int64_t dt);
+
+typedef enum esp_two_way_method {
+    ESP_TWO_WAY_GREEDY = 0, /* largest |w| first, while its row and its column have room */
+    ESP_TWO_WAY_EXACT       /* the best sum of |w| among the 90 masks of a tile */
+} esp_two_way_method;
+
+/* Two of four along rows and along columns: every 4 x 4 tile keeps exactly two entries of each row
+ * and column, so that the weight and its transpose are both 2:4 (Hubara et al., arXiv 2102.08124).
+ * Greedy takes equal |w| in row-major order; when it ends with seven entries, one row and one
+ * column lacking one, the exchange that keeps most gives both their second (lowest row, then
+ * column, of equal ones). Exact takes the first of equal masks, ordered by the columns of row 0,
+ * then row 1, ... (01, 02, 03, 12, 13, 23). Tiles at the edge are completed by zeros and cut off
+ * again, so their rows and columns may keep fewer. NaN counts as the largest. */
+ESP_MUST_CHECK ESP_API esp_status esp_two_way_mask(esp_context *context, const esp_tensor *dense,
+                                                   esp_two_way_method method, esp_mask **mask,
+                                                   esp_error *error);
 
 /* ---- whole checkpoints: tensor by tensor, peak memory about four times the largest tensor ---- */
 
@@ -76,8 +137,9 @@ typedef struct esp_prune_options {
     const char *const *skips; /* globs that stay dense; skips win over rules */
     int skip_count;
     esp_mask_options mask;
-    bool dry_run; /* report only; out_dir is not touched and may be NULL */
-    bool force;   /* replace out_dir if it is a folder made by espalier */
+    bool dry_run;         /* report only; out_dir is not touched and may be NULL */
+    bool force;           /* replace out_dir if it is a folder made by espalier */
+    uint64_t shard_bytes; /* tensor bytes of one file, at most; 0: all in one file */
     esp_layer_report_fn on_layer;
     esp_progress_fn progress;
     void *user; /* for both callbacks */
@@ -106,13 +168,17 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_checkpoint(esp_context *context, con
 
 typedef enum esp_convert_target {
     ESP_CONVERT_COMPRESS =
-        0,            /* dense folder whose zeros already fit options.pattern -> compressed */
-    ESP_CONVERT_DENSE /* compressed folder -> dense with zeros, loads in transformers */
+        0,             /* dense folder whose zeros already fit options.pattern -> compressed */
+    ESP_CONVERT_DENSE, /* compressed folder -> dense with zeros, loads in transformers */
+    /* compressed-tensors' forms, from a dense folder with zeros or a compressed one */
+    ESP_CONVERT_SPARSE_24_BITMASK, /* layers must be 2:4 */
+    ESP_CONVERT_SPARSE_BITMASK     /* any zeros; layers that would not get smaller stay dense */
 } esp_convert_target;
 
 /* Changes a folder's form without choosing masks. COMPRESS refuses ("convert.does_not_fit", naming
- * layer and place) a layer that prune would have taken by options but whose zeros do not fit. Of
- * options, mask and dry_run are ignored, and for DENSE pattern, rules and skips too. */
+ * layer and place) a layer that prune would have taken by options but whose zeros do not fit; so
+ * does SPARSE_24_BITMASK. Of options, mask and dry_run are ignored, for the bitmasks pattern and
+ * rules too, and for DENSE also the skips. */
 ESP_MUST_CHECK ESP_API esp_status esp_convert_checkpoint(
     esp_context *context, const char *model_dir, const char *out_dir, esp_convert_target target,
     const esp_prune_options *options, esp_prune_summary *summary, esp_error *error);

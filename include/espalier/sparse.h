@@ -55,16 +55,16 @@ typedef struct esp_sparse esp_sparse;
 #define ESP_SPARSE_MAX_PARTS 4
 
 /* One stored array of a compressed weight: file name is WEIGHT + "." + name ("values", "positions",
- * "columns", "rows"); a dense weight has one part with an empty name, stored under WEIGHT itself.
- */
+ * "columns", "rows", "row_offsets", "block_columns", "block_row_offsets"); a dense weight has one
+ * part with an empty name, stored under WEIGHT itself. */
 typedef struct esp_sparse_part {
     const char *name;
     esp_tensor tensor;
 } esp_sparse_part;
 
 /* Shapes and dtypes of the parts of a weight, without building it (data pointers NULL): what a file
- * header needs. dtype F32/F16/BF16. has_rows: with a row order. Returns the number of parts in
- * *count. ESP_UNSUPPORTED "format.unsupported_pattern" for a pattern that has no format yet. */
+ * header needs. dtype F32/F16/BF16. has_rows: with a row order (panels only). Returns the number of
+ * parts in *count. */
 ESP_MUST_CHECK ESP_API esp_status esp_sparse_layout(const esp_pattern *pattern, esp_dtype dtype,
                                                     int64_t out_features, int64_t in_features,
                                                     bool has_rows,
@@ -111,6 +111,29 @@ ESP_API esp_sparse_part esp_sparse_get_part(const esp_sparse *sparse, int index)
 ESP_API size_t esp_sparse_bytes(const esp_sparse *sparse);
 /* crc32c over the bytes of all parts in layout order: the checksum that config.json holds. */
 ESP_API uint32_t esp_sparse_crc32c(const esp_sparse *sparse);
+
+/* ---- coordinates: a view for import and export, never stored ---- */
+
+/* Entry i is values[i] (of dtype) at row rows[i], column columns[i]. */
+typedef struct esp_coo {
+    esp_dtype dtype; /* F32, F16, BF16 */
+    int64_t out_features, in_features;
+    int64_t count;
+    uint32_t *rows, *columns;
+    void *values;
+} esp_coo;
+
+/* The non-zeros, row by row, columns ascending; arrays of the context's memory, freed by
+ * esp_coo_free. Needs memory for the dense weight meanwhile. */
+ESP_MUST_CHECK ESP_API esp_status esp_sparse_to_coo(const esp_sparse *sparse, esp_coo *coo,
+                                                    esp_error *error);
+ESP_API void esp_coo_free(esp_context *context, esp_coo *coo);
+/* Compresses entries given in any order. ESP_BAD_ARGUMENT "coo.out_of_range" and "coo.duplicate",
+ * naming entry, row and column; "format.mask_mismatch" when they do not fit the pattern. */
+ESP_MUST_CHECK ESP_API esp_status esp_sparse_from_coo(esp_context *context,
+                                                      const esp_pattern *pattern,
+                                                      const esp_coo *coo, esp_sparse **sparse,
+                                                      esp_error *error);
 
 /* Called with pieces of text. */
 typedef void (*esp_write_fn)(void *user, const char *text, size_t length);

@@ -117,7 +117,14 @@ KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_LEVEL(avx512),   LIST_OF_LEVEL(avx2),
+    LIST_OF_LEVEL(avx512),
+    LIST_OF_LEVEL(avx2),
 #endif
-    LIST_OF_LEVEL(portable), &esp_cpu_openblas_kernel, NULL,
+    LIST_OF_LEVEL(portable),
+    &esp_cpu_openblas_kernel,
+    &esp_cpu_csr_kernel,
+    &esp_cpu_bsr_kernel,
+    &esp_cpu_rows_kernel,
+    &esp_cpu_cols_kernel,
+    NULL,
 };

@@ -8,6 +8,10 @@
 extern const esp_kernel *const esp_cpu_kernels[];
 extern const esp_ops esp_cpu_ops; /* ops.c */
 
+/* matmul_runs.c */
+extern const esp_kernel esp_cpu_csr_kernel, esp_cpu_bsr_kernel;
+extern const esp_kernel esp_cpu_rows_kernel, esp_cpu_cols_kernel;
+
 /* Dense products of libraries that may or may not be there (found at run time). */
 extern const esp_kernel esp_cpu_openblas_kernel; /* openblas.c */
 

@@ -17,7 +17,7 @@ struct esp_sparse {
     esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
 };
 
-/* One record per format: panel.c, nm.c, dense.c. */
+/* One record per format: panel.c, nm.c, dense.c, csr.c, bsr.c, rows_cols.c. */
 typedef struct esp_format {
     const char *name;
     bool (*accepts)(const esp_pattern *pattern);
@@ -34,6 +34,10 @@ typedef struct esp_format {
 
 /* NULL when no format takes the pattern. */
 const esp_format *esp_format_for(const esp_pattern *pattern);
+
+/* Of `total` entries, blocks, rows or columns, how many a pattern with a plain sparsity keeps:
+ * total - round_half_up(sparsity * total), at least 1 where there is any. */
+int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total);
 
 /* The part by name, or NULL. */
 const esp_tensor *esp_sparse_find_part(const esp_sparse *sparse, const char *name);

@@ -7,6 +7,10 @@
 extern const esp_format esp_format_dense; /* dense.c */
 extern const esp_format esp_format_nm;    /* nm.c */
 extern const esp_format esp_format_panel; /* panel.c */
+extern const esp_format esp_format_csr;   /* csr.c */
+extern const esp_format esp_format_bsr;   /* bsr.c */
+extern const esp_format esp_format_rows;  /* rows_cols.c */
+extern const esp_format esp_format_cols;  /* rows_cols.c */
 
 /* Column lists stop below 2^32 - 1, the mark of a missing column. */
 #define ESP_FORMAT_MAX_FEATURES 4294967295

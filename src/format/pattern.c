@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 
+#include "format/format.h"
 #include "format/pattern_fault.h"
 
 /* ---- ranges ---- */
@@ -229,4 +230,10 @@ int64_t esp_pattern_kept(const esp_pattern *pattern, int64_t in_features)
     }
     double quads = floor((1 - pattern->sparsity) * (double)in_features / 2 + 0.5);
     return 4 * ESP_MAX(1, (int64_t)quads);
+}
+
+int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total)
+{
+    int64_t dropped = (int64_t)floor(pattern->sparsity * (double)total + 0.5);
+    return ESP_MIN(total, ESP_MAX(1, total - dropped));
 }

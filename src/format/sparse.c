@@ -2,7 +2,9 @@
  * themselves are records in an explicit list. */
 #include "format/formats.h"
 
-static const esp_format *const formats[] = {&esp_format_dense, &esp_format_panel, &esp_format_nm};
+static const esp_format *const formats[] = {&esp_format_dense, &esp_format_panel, &esp_format_nm,
+                                            &esp_format_csr,   &esp_format_bsr,   &esp_format_rows,
+                                            &esp_format_cols};
 
 const esp_format *esp_format_for(const esp_pattern *pattern)
 {
@@ -31,14 +33,6 @@ static esp_status find_format(const esp_pattern *pattern, const esp_format **for
 {
     ESP_TRY(esp_pattern_check(pattern, error));
     *format = esp_format_for(pattern);
-    if (*format == NULL) {
-        char text[ESP_PATTERN_TEXT_MAX];
-        esp_pattern_print(pattern, text);
-        return esp_fail(error, ESP_UNSUPPORTED, "format.unsupported_pattern",
-                        "no format stores pattern %s yet; dense, 2:4, other keep:group, V:2:M "
-                        "(64:2:8) and panel:V@S (panel:64@0.75) are stored",
-                        text);
-    }
     return ESP_OK;
 }
 
@@ -254,7 +248,7 @@ static esp_status check_shape(const esp_sparse_part *wanted, const esp_tensor *g
     bool printable = given->rank >= 0 && given->rank <= ESP_MAX_RANK;
     esp_shape_print(printable ? given->rank : 0, given->shape, is, sizeof is);
     esp_shape_print(right->rank, right->shape, should_be, sizeof should_be);
-    if (strcmp(wanted->name, "columns") == 0 && given->rank == 2 &&
+    if (strcmp(wanted->name, "columns") == 0 && right->rank == 2 && given->rank == 2 &&
         given->shape[0] != right->shape[0]) {
         return esp_fail(error, ESP_BAD_FILE, "sparse.panel_count",
                         "columns is %s: %lld panels, expected %lld (out / V rounded up), %s", is,

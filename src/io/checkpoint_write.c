@@ -74,7 +74,8 @@ static bool is_as_declared(const esp_promised *weight, const esp_sparse *sparse)
            info->dtype == esp_sparse_dtype(sparse) &&
            info->shape[0] == esp_sparse_out_features(sparse) &&
            info->shape[1] == esp_sparse_in_features(sparse) &&
-           weight->has_rows == (esp_sparse_find_part(sparse, "rows") != NULL);
+           weight->has_rows ==
+               (pattern.kind == ESP_PATTERN_PANEL && esp_sparse_find_part(sparse, "rows") != NULL);
 }
 
 static esp_status write_sparse(esp_checkpoint_writer *writer, const char *name,

@@ -162,7 +162,8 @@ static const char *mismatch_code(const esp_sparse_part *part, const esp_tensor_i
 {
     const esp_tensor *want = &part->tensor;
     if (want->dtype == have->dtype && want->rank == have->rank) {
-        if (strcmp(part->name, "columns") == 0 && want->shape[0] != have->shape[0]) {
+        if (strcmp(part->name, "columns") == 0 && want->rank == 2 &&
+            want->shape[0] != have->shape[0]) {
             return "checkpoint.panel_count";
         }
         if (strcmp(part->name, "rows") == 0) {

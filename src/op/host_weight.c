@@ -7,7 +7,11 @@ const char *esp_host_format_why_not(esp_host_format format, const esp_pattern *p
         const char *why_not;
     } formats[] = {{ESP_PATTERN_DENSE, "it reads dense weights only"},
                    {ESP_PATTERN_NM, "it reads keep:group weights (other than 2:4) only"},
-                   {ESP_PATTERN_PANEL, "it reads panels (2:4, V:2:M, panel:V) only"}};
+                   {ESP_PATTERN_PANEL, "it reads panels (2:4, V:2:M, panel:V) only"},
+                   {ESP_PATTERN_UNSTRUCTURED, "it reads unstructured weights only"},
+                   {ESP_PATTERN_BLOCK, "it reads blocks only"},
+                   {ESP_PATTERN_ROWS, "it reads weights of kept rows only"},
+                   {ESP_PATTERN_COLS, "it reads weights of kept columns only"}};
     return pattern->kind == formats[format].kind ? NULL : formats[format].why_not;
 }
 
@@ -52,12 +56,63 @@ static void view_nm(const esp_pattern *pattern, const esp_tensor *positions,
     }
 }
 
+int64_t esp_host_find(const esp_host_weight *weight, int64_t wanted)
+{
+    int64_t low = 0, high = weight->listed; /* wanted is in [low, high) if anywhere */
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        int64_t held = esp_host_index(weight->list, weight->list_wide, middle);
+        if (held == wanted) {
+            return middle;
+        }
+        low = held < wanted ? middle + 1 : low;
+        high = held < wanted ? high : middle;
+    }
+    return -1;
+}
+
+/* csr, bsr, rows, cols: false for any other pattern. */
+static bool view_list(const esp_sparse *sparse, const esp_pattern *pattern, esp_host_weight *weight)
+{
+    static const struct {
+        esp_pattern_kind kind;
+        esp_host_format format;
+        const char *list, *offsets;
+    } forms[] = {{ESP_PATTERN_UNSTRUCTURED, ESP_HOST_CSR, "columns", "row_offsets"},
+                 {ESP_PATTERN_BLOCK, ESP_HOST_BSR, "block_columns", "block_row_offsets"},
+                 {ESP_PATTERN_ROWS, ESP_HOST_ROWS, "rows", NULL},
+                 {ESP_PATTERN_COLS, ESP_HOST_COLS, "columns", NULL}};
+    int i = 0;
+    while (i < ESP_COUNT(forms) && forms[i].kind != pattern->kind) {
+        i++;
+    }
+    esp_tensor values, list, offsets = {0};
+    if (i == ESP_COUNT(forms) || find_part(sparse, "values", &values) == NULL ||
+        find_part(sparse, forms[i].list, &list) == NULL ||
+        (forms[i].offsets != NULL && find_part(sparse, forms[i].offsets, &offsets) == NULL)) {
+        return false;
+    }
+    weight->format = forms[i].format;
+    weight->values = values.data;
+    weight->list = list.data;
+    weight->list_wide = list.dtype == ESP_U32;
+    weight->listed = list.shape[0];
+    weight->offsets = offsets.data;
+    weight->offsets_wide = offsets.dtype == ESP_U64;
+    weight->block_rows = pattern->block_rows;
+    weight->block_cols = pattern->block_cols;
+    return true;
+}
+
 static esp_status view_parts(const esp_sparse *sparse, esp_host_weight *weight, esp_error *error)
 {
     esp_pattern pattern = esp_sparse_pattern(sparse);
     *weight = (esp_host_weight){.dtype = esp_sparse_dtype(sparse),
                                 .out_features = esp_sparse_out_features(sparse),
                                 .in_features = esp_sparse_in_features(sparse)};
+    if (view_list(sparse, &pattern, weight)) {
+        return ESP_OK;
+    }
     bool dense = pattern.kind == ESP_PATTERN_DENSE;
     esp_tensor values, positions, rows;
     bool has_positions = find_part(sparse, "positions", &positions) != NULL;

@@ -8,10 +8,18 @@
 #include "base/base.h"
 #include "tensor/tensor.h"
 
-typedef enum esp_host_format { ESP_HOST_DENSE = 0, ESP_HOST_NM, ESP_HOST_PANEL } esp_host_format;
+typedef enum esp_host_format {
+    ESP_HOST_DENSE = 0,
+    ESP_HOST_NM,
+    ESP_HOST_PANEL,
+    ESP_HOST_CSR, /* from here on: runs, see esp_host_run_at */
+    ESP_HOST_BSR,
+    ESP_HOST_ROWS,
+    ESP_HOST_COLS
+} esp_host_format;
 
 /* Stored rows i = 0..out-1 hold `row_values` values each: dense all columns, nm the kept ones,
- * panel two of each four kept columns. */
+ * panel two of each four kept columns. csr, bsr, rows and cols list what they hold instead. */
 typedef struct esp_host_weight {
     esp_host_format format;
     esp_dtype dtype;
@@ -27,7 +35,16 @@ typedef struct esp_host_weight {
     bool columns_wide;        /* u32 */
     const void *rows;         /* [out], u16 or u32; NULL: identity */
     bool rows_wide;
+    const void *list;    /* csr, bsr, rows, cols: [listed], u16 or u32: (block) columns or rows */
+    const void *offsets; /* csr, bsr: where the list's (block) rows begin, u32 or u64 */
+    bool list_wide, offsets_wide;
+    int64_t listed, block_rows, block_cols;
 } esp_host_weight;
+
+/* Stored values side by side that stand at neighbouring columns. */
+typedef struct esp_host_run {
+    int64_t value, column, length; /* first index in values, first column */
+} esp_host_run;
 
 /* NULL when a weight of the pattern can be read by host kernels of `format`, else the reason. */
 const char *esp_host_format_why_not(esp_host_format format, const esp_pattern *pattern);
@@ -84,6 +101,49 @@ static inline int64_t esp_host_nm_column(const esp_host_weight *weight, int64_t 
     return j / weight->keep * weight->group +
            (int64_t)esp_host_nm_position(weight->positions + i * weight->position_bytes, j,
                                          weight->position_bits);
+}
+
+/* Position of `wanted` in the ascending list, or -1. */
+int64_t esp_host_find(const esp_host_weight *weight, int64_t wanted);
+
+static inline int64_t esp_host_offset(const esp_host_weight *weight, int64_t i)
+{
+    return weight->offsets_wide ? (int64_t)((const uint64_t *)weight->offsets)[i]
+                                : (int64_t)((const uint32_t *)weight->offsets)[i];
+}
+
+/* Runs of output row i are first .. first + count - 1; rows: `first` is the stored row. */
+static inline int64_t esp_host_runs(const esp_host_weight *weight, int64_t i, int64_t *first)
+{
+    switch (weight->format) {
+    case ESP_HOST_CSR:
+        *first = esp_host_offset(weight, i);
+        return esp_host_offset(weight, i + 1) - *first;
+    case ESP_HOST_BSR:
+        *first = esp_host_offset(weight, i / weight->block_rows);
+        return esp_host_offset(weight, i / weight->block_rows + 1) - *first;
+    case ESP_HOST_ROWS:
+        *first = esp_host_find(weight, i);
+        return *first >= 0;
+    default:
+        *first = 0;
+        return weight->listed;
+    }
+}
+
+/* Padding of blocks at the right edge is left out. */
+static inline esp_host_run esp_host_run_at(const esp_host_weight *weight, int64_t i, int64_t k)
+{
+    if (weight->format == ESP_HOST_ROWS) {
+        return (esp_host_run){k * weight->in_features, 0, weight->in_features};
+    }
+    int64_t column = esp_host_index(weight->list, weight->list_wide, k);
+    if (weight->format == ESP_HOST_BSR) {
+        int64_t width = weight->block_cols, left = weight->in_features - column * width;
+        return (esp_host_run){(k * weight->block_rows + i % weight->block_rows) * width,
+                              column * width, ESP_MIN(width, left)};
+    }
+    return (esp_host_run){weight->format == ESP_HOST_CSR ? k : i * weight->listed + k, column, 1};
 }
 
 #endif

@@ -58,7 +58,7 @@ typedef struct esp_matmul_call {
 struct esp_kernel {
     const char *name;   /* matmul_<format>_<weight>_<activation>__<device>_<level>[_<variant>] */
     const char *device; /* "ref", "cpu", "cuda" */
-    const char *format; /* "dense", "nm", "panel" */
+    const char *format; /* "dense", "nm", "panel", "csr", "bsr", "rows", "cols" */
     const char *level; /* "scalar", "portable", "avx2", "avx512", "openblas", "onednn", "sm90"... */
     const char *idea;  /* one line for `espalier kernels` */
     /* NULL if it can run the problem on this device, else a reason (static text). */

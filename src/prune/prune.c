@@ -13,14 +13,21 @@ static void keep_all(const esp_prune_job *job)
     }
 }
 
-static esp_status unsupported(const esp_pattern *pattern, esp_error *error)
+/* Rows and columns are blocks that span the weight. */
+static esp_status select_units(const esp_prune_job *job, esp_error *error)
 {
-    char text[ESP_PATTERN_TEXT_MAX];
-    esp_pattern_print(pattern, text);
-    return esp_fail(error, ESP_UNSUPPORTED, "prune.unsupported_pattern",
-                    "no method chooses masks of pattern %s yet; 2:4, other keep:group, V:2:M "
-                    "(64:2:8) and panel:V@S (panel:64@0.75) are chosen",
-                    text);
+    const esp_pattern *pattern = job->pattern;
+    int64_t out = ESP_MAX(1, job->out), in = ESP_MAX(1, job->in);
+    if (pattern->kind == ESP_PATTERN_ROWS) {
+        return esp_select_units(job, 1, in, esp_pattern_kept_of(pattern, job->out), error);
+    }
+    if (pattern->kind == ESP_PATTERN_COLS) {
+        return esp_select_units(job, out, 1, esp_pattern_kept_of(pattern, job->in), error);
+    }
+    int64_t blocks =
+        esp_ceil_div(job->out, pattern->block_rows) * esp_ceil_div(job->in, pattern->block_cols);
+    return esp_select_units(job, pattern->block_rows, pattern->block_cols,
+                            esp_pattern_kept_of(pattern, blocks), error);
 }
 
 static esp_status select_mask(const esp_prune_job *job, esp_error *error)
@@ -37,15 +44,15 @@ static esp_status select_mask(const esp_prune_job *job, esp_error *error)
             return esp_select_nm(job, 2, 4, error);
         }
         return pattern->m != 0 ? esp_select_vnm(job, error) : esp_select_free_panels(job, error);
+    case ESP_PATTERN_UNSTRUCTURED:
+        return esp_select_unstructured(job, error);
     default:
-        return unsupported(pattern, error);
+        return select_units(job, error);
     }
 }
 
-static esp_status check_request(const esp_tensor *dense, const esp_pattern *pattern,
-                                const esp_mask_options *options, esp_error *error)
+esp_status esp_prune_check_tensor(const esp_tensor *dense, esp_error *error)
 {
-    ESP_TRY(esp_pattern_check(pattern, error));
     if (dense->rank != 2 || !esp_dtype_is_weight(dense->dtype)) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_tensor",
                         "a weight must be F32, F16 or BF16 of rank 2, not %s of rank %d",
@@ -56,6 +63,14 @@ static esp_status check_request(const esp_tensor *dense, const esp_pattern *patt
                         "a weight has at most 4294967294 columns here, not %lld",
                         (long long)dense->shape[1]);
     }
+    return ESP_OK;
+}
+
+static esp_status check_request(const esp_tensor *dense, const esp_pattern *pattern,
+                                const esp_mask_options *options, esp_error *error)
+{
+    ESP_TRY(esp_pattern_check(pattern, error));
+    ESP_TRY(esp_prune_check_tensor(dense, error));
     if (options->score != ESP_SCORE_ABS && options->score != ESP_SCORE_SQUARE) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_score", "score %d is none of esp_score",
                         (int)options->score);
@@ -63,6 +78,10 @@ static esp_status check_request(const esp_tensor *dense, const esp_pattern *patt
     if (options->search < ESP_SEARCH_AUTO || options->search > ESP_SEARCH_SWAPS) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_search",
                         "search %d is none of esp_search", (int)options->search);
+    }
+    if (options->scope != ESP_SCOPE_TENSOR && options->scope != ESP_SCOPE_ROW) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_scope", "scope %d is none of esp_scope",
+                        (int)options->scope);
     }
     if (options->search == ESP_SEARCH_EXACT && pattern->kind == ESP_PATTERN_PANEL &&
         pattern->m > ESP_EXACT_MAX_WIDTH) {
@@ -94,6 +113,7 @@ esp_status esp_prune_mask(esp_context *context, const esp_tensor *dense, const e
                          .pattern = pattern,
                          .score = options->score,
                          .search = search_of(options, pattern),
+                         .scope = options->scope,
                          .out = dense->shape[0],
                          .in = dense->shape[1]};
     ESP_TRY(esp_mask_create(context, job.out, job.in, &job.mask, error));

@@ -10,6 +10,7 @@ typedef struct esp_prune_job {
     const esp_pattern *pattern;
     esp_score score;
     esp_search search; /* never AUTO */
+    esp_scope scope;
     int64_t out, in;
     esp_mask *mask;
 } esp_prune_job;
@@ -38,6 +39,22 @@ typedef struct esp_ranked {
 /* Brings the `keep` best to the front, in no order. 0 <= keep <= count. */
 void esp_take_best(esp_ranked *entries, int64_t count, int64_t keep);
 
+/* ---- best.c ---- */
+
+/* lines * width keys, larger is better, equal ones: lower line, then lower place. */
+typedef struct esp_contest {
+    esp_context *context;
+    const void *user;
+    /* All keys of one line; asked for several times, by several threads. */
+    void (*keys)(const void *user, int64_t line, int thread, uint64_t *keys);
+    int64_t lines, width;
+    int key_bits;   /* 16, 32 or 64: keys are below 2^key_bits */
+    int64_t grain;  /* lines of one piece of work */
+    uint64_t *bits; /* out: [lines][ceil(width / 64)], the best are set; zero before */
+} esp_contest;
+/* 0 <= keep <= lines * width */
+esp_status esp_keep_best(const esp_contest *contest, int64_t keep, esp_error *error);
+
 /* The two largest keys of up to four, as bits; equal keys: lower index. */
 static inline unsigned esp_best_two(const uint32_t *keys, int count)
 {
@@ -57,6 +74,11 @@ static inline unsigned esp_best_two(const uint32_t *keys, int count)
 esp_status esp_select_nm(const esp_prune_job *job, int64_t keep, int64_t group, esp_error *error);
 esp_status esp_select_vnm(const esp_prune_job *job, esp_error *error);
 esp_status esp_select_free_panels(const esp_prune_job *job, esp_error *error);
+/* unit_mask.c */
+esp_status esp_select_unstructured(const esp_prune_job *job, esp_error *error);
+/* The `keep` blocks of rows x columns of largest mean score. */
+esp_status esp_select_units(const esp_prune_job *job, int64_t rows, int64_t columns, int64_t keep,
+                            esp_error *error);
 
 /* Two of each four listed columns, row by row. columns: [ceil(out / v)][kept]. */
 esp_status esp_select_in_panels(const esp_prune_job *job, int64_t v, int64_t kept,
@@ -70,6 +92,9 @@ void esp_exact_columns(const esp_prune_job *job, int64_t row, int64_t rows, int6
 /* vnm_swaps.c: the same by column sums, then, with swaps, improved. scratch: 6 * width doubles. */
 void esp_greedy_columns(const esp_prune_job *job, int64_t row, int64_t rows, int64_t column,
                         int width, bool swaps, double *scratch, uint32_t kept[4]);
+
+/* prune.c: "prune.bad_tensor", "format.too_large" */
+esp_status esp_prune_check_tensor(const esp_tensor *dense, esp_error *error);
 
 /* report.c */
 esp_status esp_mask_judge(const esp_prune_job *job, esp_mask_report *report, esp_error *error);

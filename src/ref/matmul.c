@@ -1,10 +1,10 @@
 /* What a product means. Every stored entry of a row is multiplied with the activation of its column
  * and summed in double, entry after entry, then rounded to f32 once; the epilogue follows in f32.
  *
- * Which columns take part: dense uses all of them, so 0 * Inf is NaN there. nm and panel use the
- * stored entries only, fill entries of value +0.0 included (they stand at a real column); columns
- * that are not stored, and the padding of a panel's column list, are never read, whatever they
- * hold.
+ * Which columns take part: dense uses all of them, so 0 * Inf is NaN there. The sparse formats use
+ * the stored entries only, fill entries of value +0.0 included (they stand at a real column);
+ * columns that are not stored, and the padding of a panel's column list or of an edge block, are
+ * never read, whatever they hold.
  *
  * Rounding points: compute F32 widens both inputs exactly; BF16 rounds both to bf16. */
 #include "op/op.h"
@@ -48,23 +48,46 @@ static void load_x(const esp_matmul_call *call, int64_t column, int64_t token, i
     }
 }
 
+/* Adds the product of one stored value and the activations of its column. */
+static void add_entry(const esp_matmul_call *call, int64_t value_index, int64_t column,
+                      int64_t token, int64_t count, double sums[BLOCK])
+{
+    const esp_host_weight *weight = call->args->weight->state;
+    float x[BLOCK];
+    load_x(call, column, token, count, x);
+    double w = (double)round_input(call, esp_weight_at(weight->dtype, weight->values, value_index));
+    for (int64_t t = 0; t < count; t++) {
+        sums[t] += w * (double)x[t];
+    }
+}
+
+/* csr, bsr, rows, cols. */
+static void add_runs(const esp_matmul_call *call, int64_t i, int64_t token, int64_t count,
+                     double sums[BLOCK])
+{
+    const esp_host_weight *weight = call->args->weight->state;
+    int64_t first, runs = esp_host_runs(weight, i, &first);
+    for (int64_t k = first; k < first + runs; k++) {
+        esp_host_run run = esp_host_run_at(weight, i, k);
+        for (int64_t j = 0; j < run.length; j++) {
+            add_entry(call, run.value + j, run.column + j, token, count, sums);
+        }
+    }
+}
+
 /* raw[t] = sum over the entries of stored row i, for `count` <= BLOCK tokens. */
 static void sum_row(const esp_matmul_call *call, int64_t i, int64_t token, int64_t count,
                     float raw[BLOCK])
 {
     const esp_host_weight *weight = call->args->weight->state;
     double sums[BLOCK] = {0};
-    for (int64_t j = 0; j < weight->row_values; j++) {
+    if (weight->format >= ESP_HOST_CSR) {
+        add_runs(call, i, token, count, sums);
+    }
+    for (int64_t j = 0; j < weight->row_values; j++) { /* none where there are runs */
         int64_t column = entry_column(weight, i, j);
-        if (column >= weight->in_features) {
-            continue;
-        }
-        float x[BLOCK];
-        load_x(call, column, token, count, x);
-        float value = esp_weight_at(weight->dtype, weight->values, i * weight->row_values + j);
-        double w = (double)round_input(call, value);
-        for (int64_t t = 0; t < count; t++) {
-            sums[t] += w * (double)x[t];
+        if (column < weight->in_features) {
+            add_entry(call, i * weight->row_values + j, column, token, count, sums);
         }
     }
     for (int64_t t = 0; t < count; t++) {
@@ -194,5 +217,11 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 REF_KERNEL(dense, ESP_HOST_DENSE);
 REF_KERNEL(nm, ESP_HOST_NM);
 REF_KERNEL(panel, ESP_HOST_PANEL);
+REF_KERNEL(csr, ESP_HOST_CSR);
+REF_KERNEL(bsr, ESP_HOST_BSR);
+REF_KERNEL(rows, ESP_HOST_ROWS);
+REF_KERNEL(cols, ESP_HOST_COLS);
 
-const esp_kernel *const esp_ref_kernels[] = {&dense_kernel, &nm_kernel, &panel_kernel, NULL};
+const esp_kernel *const esp_ref_kernels[] = {&dense_kernel, &nm_kernel,  &panel_kernel,
+                                             &csr_kernel,   &bsr_kernel, &rows_kernel,
+                                             &cols_kernel,  NULL};

@@ -171,7 +171,16 @@ for search in greedy exact swaps; do
     t "search $search" 0 prune plain -p 64:2:8 -o "s-$search" --search "$search" --score square
 done
 t "search exact above M 10" 2 prune plain -p 64:2:16 -o x --search exact
-t "prune without a format" 4 prune plain -p block:4x4@0.5 -o x
+for pattern in unstructured@0.7 block:4x8@0.5 rows@0.5 cols@0.5; do
+    t "prune to $pattern" 0 prune plain -p "$pattern" -o "zoo-$pattern" --scope row
+    t "verify $pattern" 0 verify "zoo-$pattern"; out_has 'compressed tensors'
+    t "evaluate $pattern" 0 eval "zoo-$pattern" --text text.txt; out_has 'perplexity'
+    mv out cpu.out
+    t "evaluate $pattern by the reference" 0 eval "zoo-$pattern" --text text.txt --device ref
+    cat cpu.out out | awk '/^perplexity/ { p[n++] = $2 } END { d = (p[0] - p[1]) / p[1]; exit !(n == 2 && d * d < 1e-8) }' &&
+        ok || bad "cpu and ref differ"
+done
+t "an unknown scope" 2 prune plain -p unstructured@0.7 -o x --scope all
 t "prune into a folder that is not there" 2 prune plain -p 2:4 -o nowhere/x; err_has 'checkpoint.no_parent'
 t "prune where nothing can be written" 1 prune plain -p 2:4 -o /proc/x
 no_leftovers

@@ -265,14 +265,6 @@ static void impossible_requests(test_run *run)
     int count = 77;
     size_t bytes = 77;
     esp_pattern two_four = pattern_of(run, "2:4"), nm = pattern_of(run, "4:8");
-    static const char *const later[] = {"block:32x32@0.8", "unstructured@0.9", "rows@0.5",
-                                        "cols@0.5"};
-    for (int i = 0; i < ESP_COUNT(later); i++) {
-        test_sub(run, "%s", later[i]);
-        esp_pattern pattern = pattern_of(run, later[i]);
-        CHECK_FAILS(esp_sparse_layout(&pattern, ESP_BF16, 8, 8, false, parts, &count, error),
-                    ESP_UNSUPPORTED, "format.unsupported_pattern");
-    }
     test_sub(run, "a row order without panels");
     CHECK_FAILS(esp_sparse_layout(&nm, ESP_BF16, 8, 8, true, parts, &count, error), ESP_UNSUPPORTED,
                 "format.no_row_order");
