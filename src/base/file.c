@@ -1,6 +1,5 @@
 #include "base/file.h"
 
-#include <dirent.h>
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
@@ -185,11 +184,29 @@ esp_status esp_folder_create(const char *path, esp_error *error)
 
 esp_status esp_folder_sync(const char *path, esp_error *error)
 {
-    int descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    int descriptor;
+    do {
+        descriptor = open(path, O_RDONLY | O_DIRECTORY | O_CLOEXEC);
+    } while (descriptor < 0 && errno == EINTR);
     if (descriptor < 0) {
         return esp_fail_errno(error, errno, "file.sync_failed", "%s: opening the folder", path);
     }
     return esp_file_sync_close(descriptor, path, error);
+}
+
+esp_status esp_folder_next(DIR *folder, const char *path, const char **name, esp_error *error)
+{
+    struct dirent *entry;
+    do {
+        errno = 0;
+        entry = readdir(folder);
+    } while (entry != NULL &&
+             (strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0));
+    if (entry == NULL && errno != 0) {
+        return esp_fail_errno(error, errno, "file.read_failed", "%s: listing the folder", path);
+    }
+    *name = entry != NULL ? entry->d_name : NULL;
+    return ESP_OK;
 }
 
 void esp_folder_remove(const char *path)
@@ -239,7 +256,11 @@ esp_status esp_rename_exchange(const char *a, const char *b, esp_error *error)
 esp_status esp_free_disk(const char *path, uint64_t *bytes, esp_error *error)
 {
     struct statvfs facts;
-    if (statvfs(path, &facts) != 0) {
+    int known;
+    do {
+        known = statvfs(path, &facts);
+    } while (known != 0 && errno == EINTR);
+    if (known != 0) {
         return esp_fail_errno(error, errno, "file.no_disk_facts", "%s: asking for free disk", path);
     }
     *bytes = (uint64_t)facts.f_bavail * facts.f_frsize;
@@ -249,7 +270,8 @@ esp_status esp_free_disk(const char *path, uint64_t *bytes, esp_error *error)
 bool esp_path_exists(const char *path)
 {
     struct stat facts;
-    return lstat(path, &facts) == 0;
+    return lstat(path, &facts) == 0 ||
+           (errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG);
 }
 
 bool esp_path_is_folder(const char *path)

@@ -3,6 +3,7 @@
 #ifndef ESP_BASE_FILE_H
 #define ESP_BASE_FILE_H
 
+#include <dirent.h>
 #include <espalier/base.h>
 
 /* Opens a regular file for reading, following symbolic links. Codes: "file.not_found",
@@ -27,6 +28,11 @@ ESP_MUST_CHECK esp_status esp_file_read_all(esp_context *context, const char *pa
 
 ESP_MUST_CHECK esp_status esp_folder_create(const char *path, esp_error *error);
 ESP_MUST_CHECK esp_status esp_folder_sync(const char *path, esp_error *error);
+/* The next name in an open folder, but "." and ".."; *name is NULL at its end. The end and a fault
+ * look the same to readdir: a folder that cannot be read to its end must not pass for a short one.
+ */
+ESP_MUST_CHECK esp_status esp_folder_next(DIR *folder, const char *path, const char **name,
+                                          esp_error *error);
 /* Deletes a folder of plain files (no sub-folders); best effort, says nothing. */
 void esp_folder_remove(const char *path);
 /* Renames onto nothing: "file.exists" if the target is there. */
@@ -35,7 +41,8 @@ ESP_MUST_CHECK esp_status esp_rename_new(const char *from, const char *to, esp_e
  */
 ESP_MUST_CHECK esp_status esp_rename_exchange(const char *a, const char *b, esp_error *error);
 ESP_MUST_CHECK esp_status esp_free_disk(const char *path, uint64_t *bytes, esp_error *error);
-bool esp_path_exists(const char *path); /* also a dangling link */
+/* Also for a dangling link, and when the system cannot tell: whoever opens it learns why. */
+bool esp_path_exists(const char *path);
 bool esp_path_is_folder(const char *path);
 
 #endif

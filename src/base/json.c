@@ -50,7 +50,8 @@ esp_status esp_json_parse(const char *text, size_t length, const char *file, jso
     json_error_t problem;
     json_t *parsed = json_loadb(text, length, JSON_REJECT_DUPLICATES, &problem);
     if (parsed == NULL) {
-        if (json_error_code(&problem) == json_error_out_of_memory) {
+        /* jansson says nothing at all where it found no memory */
+        if (json_error_code(&problem) == json_error_out_of_memory || problem.text[0] == '\0') {
             return esp_fail_memory(error, length, file);
         }
         return esp_fail(error, ESP_BAD_FILE, code_of(&problem),

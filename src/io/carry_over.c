@@ -88,8 +88,16 @@ static esp_status consider(esp_carry *carry, int folder, const char *name, esp_e
 {
     struct stat facts;
     uint64_t limit = limit_of(name);
-    if (limit == 0 || !esp_io_name_is_fine(name) || fstatat(folder, name, &facts, 0) != 0 ||
-        !S_ISREG(facts.st_mode)) {
+    if (limit == 0 || !esp_io_name_is_fine(name)) {
+        return ESP_OK;
+    }
+    if (fstatat(folder, name, &facts, 0) != 0) {
+        bool dangling = errno == ENOENT || errno == ENOTDIR || errno == ELOOP;
+        return dangling ? ESP_OK
+                        : esp_fail_errno(error, errno, "file.unreadable", "%s/%s", carry->source,
+                                         esp_io_show(name).text);
+    }
+    if (!S_ISREG(facts.st_mode)) {
         return ESP_OK;
     }
     if ((uint64_t)facts.st_size > limit) {
@@ -116,10 +124,13 @@ esp_status esp_carry_list(esp_context *context, const char *source, esp_carry *c
     if (folder == NULL) {
         return esp_fail_errno(error, errno, "file.unreadable", "%s: listing the folder", source);
     }
-    esp_status status = ESP_OK;
-    struct dirent *entry;
-    while (status == ESP_OK && (entry = readdir(folder)) != NULL) {
-        status = consider(carry, dirfd(folder), entry->d_name, error);
+    const char *name = NULL;
+    esp_status status = esp_folder_next(folder, source, &name, error);
+    while (status == ESP_OK && name != NULL) {
+        status = consider(carry, dirfd(folder), name, error);
+        if (status == ESP_OK) {
+            status = esp_folder_next(folder, source, &name, error);
+        }
     }
     closedir(folder);
     if (status == ESP_OK && carry->count > 0) {

@@ -116,7 +116,8 @@ static void edit(const char *config, const char *quantization, esp_buffer *resul
 static json_t *wanted_object(json_t *config, json_t *quantization)
 {
     json_t *wanted = json_copy(config);
-    if (wanted == NULL) {
+    if (json_object_size(wanted) != json_object_size(config)) {
+        json_decref(wanted); /* a copy may lack what there was no memory for */
         return NULL;
     }
     (void)json_object_del(wanted, KEY);
@@ -127,17 +128,25 @@ static json_t *wanted_object(json_t *config, json_t *quantization)
     return wanted;
 }
 
-static bool means(const char *text, size_t length, json_t *wanted)
+/* A key that is spelled by an escape is not found by the edit, and then occurs twice. */
+static esp_status means(const char *text, size_t length, json_t *wanted, bool *same,
+                        esp_error *error)
 {
     json_t *parsed = NULL;
-    bool same = esp_json_parse(text, length, "", &parsed, NULL) == ESP_OK &&
-                json_equal(parsed, wanted) == 1;
+    esp_error local = {0};
+    esp_status status = esp_json_parse(text, length, "config.json", &parsed, &local);
+    if (status != ESP_OK && strcmp(local.code, "json.duplicate_key") != 0) {
+        return esp_fail(error, status, local.code, "%s", local.message);
+    }
+    *same = status == ESP_OK && json_equal(parsed, wanted) == 1;
     json_decref(parsed);
-    return same;
+    return ESP_OK;
 }
 
 static esp_status print_object(json_t *wanted, esp_buffer *result, esp_error *error)
 {
+    json_free_t release; /* a program may have given jansson functions of its own */
+    json_get_alloc_funcs(NULL, &release);
     char *text = json_dumps(wanted, JSON_PRESERVE_ORDER | JSON_INDENT(2) | JSON_REAL_PRECISION(17));
     if (text == NULL) {
         return esp_fail_memory(error, result->length, "config.json");
@@ -145,15 +154,19 @@ static esp_status print_object(json_t *wanted, esp_buffer *result, esp_error *er
     esp_buffer_clear(result);
     esp_buffer_text(result, text);
     esp_buffer_text(result, "\n");
-    free(text);
+    release(text);
     return ESP_OK;
 }
 
 static esp_status rewrite(const char *config, const char *quantization, json_t *wanted,
                           esp_buffer *result, esp_error *error)
 {
+    bool same = true;
     edit(config, quantization, result);
-    if (!result->failed && !means(result->data, result->length, wanted)) {
+    if (!result->failed) {
+        ESP_TRY(means(result->data, result->length, wanted, &same, error));
+    }
+    if (!same) {
         ESP_TRY(print_object(wanted, result, error));
     }
     return result->failed ? esp_fail_memory(error, result->length, "config.json") : ESP_OK;

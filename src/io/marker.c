@@ -38,17 +38,16 @@ static bool lists(json_t *files, const char *name)
 /* Everything in the folder is listed. */
 static esp_status check_files(const char *path, json_t *files, esp_error *error)
 {
-    esp_status status = ESP_OK;
+    const char *name = NULL;
     DIR *folder = opendir(path);
-    struct dirent *entry;
     if (folder == NULL) {
         return esp_fail_errno(error, errno, "file.unreadable", "%s: listing the folder", path);
     }
-    while (status == ESP_OK && (entry = readdir(folder)) != NULL) {
-        const char *name = entry->d_name;
-        bool ours = strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
-                    strcmp(name, ESP_MARKER_FILE) == 0 || lists(files, name);
-        if (!ours) {
+    esp_status status = esp_folder_next(folder, path, &name, error);
+    while (status == ESP_OK && name != NULL) {
+        if (strcmp(name, ESP_MARKER_FILE) == 0 || lists(files, name)) {
+            status = esp_folder_next(folder, path, &name, error);
+        } else {
             status =
                 esp_fail(error, ESP_FAILED, "checkpoint.foreign_files",
                          "%s: holds \"%s\", which espalier did not put there and would delete: "
@@ -67,10 +66,11 @@ esp_status esp_marker_check(esp_context *context, const char *path, esp_error *e
     if (file == NULL) {
         return esp_fail_memory(error, strlen(path), "a path");
     }
-    esp_status status = esp_json_load(context, file, MARKER_MAX_BYTES, &marker, NULL, NULL);
+    esp_error local = {0};
+    esp_status status = esp_json_load(context, file, MARKER_MAX_BYTES, &marker, NULL, &local);
     esp_release(context, file);
-    if (status == ESP_OUT_OF_MEMORY) {
-        return esp_fail_memory(error, MARKER_MAX_BYTES, ESP_MARKER_FILE);
+    if (status == ESP_OUT_OF_MEMORY || status == ESP_IO) {
+        return esp_fail(error, status, local.code, "%s", local.message);
     }
     const char *maker = json_string_value(json_object_get(marker, "made_by"));
     json_t *files = json_object_get(marker, "files");

@@ -38,7 +38,11 @@ static esp_status plain_path(const char *path, char *text, esp_error *error)
     }
     memcpy(text, path, length);
     text[length] = '\0';
-    if (lstat(text, &facts) == 0 && S_ISLNK(facts.st_mode)) {
+    bool there = lstat(text, &facts) == 0;
+    if (!there && errno != ENOENT && errno != ENOTDIR && errno != ENAMETOOLONG) {
+        return esp_fail_errno(error, errno, "file.unreadable", "%s", path);
+    }
+    if (there && S_ISLNK(facts.st_mode)) {
         char real[PATH_MAX];
         if (realpath(text, real) == NULL) {
             return bad_target(path, "is a symbolic link that leads nowhere", error);
@@ -89,7 +93,8 @@ static esp_status check_source(const esp_target *target, const char *source, esp
     struct stat from, to;
     char real[PATH_MAX];
     if (stat(source, &from) != 0 || stat(target->path, &to) != 0) {
-        return ESP_OK;
+        bool gone = errno == ENOENT || errno == ENOTDIR || errno == ELOOP;
+        return gone ? ESP_OK : esp_fail_errno(error, errno, "file.unreadable", "%s", target->path);
     }
     size_t length = strlen(target->path);
     bool inside = realpath(source, real) != NULL && strncmp(real, target->path, length) == 0 &&
@@ -183,8 +188,9 @@ static esp_status probe_exchange(esp_target *target, esp_error *error)
         status = esp_rename_exchange(paths[0], paths[1], error);
     }
     for (int i = 0; i < 2; i++) {
-        if (paths[i] != NULL) {
-            rmdir(paths[i]);
+        if (paths[i] != NULL && rmdir(paths[i]) != 0 && status == ESP_OK) {
+            /* what stays would be a foreign thing in the finished folder */
+            status = esp_fail_errno(error, errno, "file.rename_failed", "removing %s", paths[i]);
         }
         esp_release(target->context, paths[i]);
     }
@@ -264,15 +270,8 @@ static void forget_temporary(esp_target *target)
     target->temporary = NULL;
 }
 
-static esp_status move_into_place(esp_target *target, bool exists, esp_error *error)
+static esp_status rename_new(const esp_target *target, esp_error *error)
 {
-    if (exists) {
-        ESP_TRY(esp_rename_exchange(target->temporary, target->path, error));
-        esp_status status = esp_folder_sync(target->parent, error);
-        esp_target_remove(target->temporary); /* now the old one */
-        forget_temporary(target);
-        return status;
-    }
     esp_error local = {0};
     esp_status status = esp_rename_new(target->temporary, target->path, &local);
     if (status != ESP_OK) {
@@ -281,8 +280,34 @@ static esp_status move_into_place(esp_target *target, bool exists, esp_error *er
                         appeared ? "checkpoint.exists" : local.code, "%s%s", local.message,
                         appeared ? " (it was made while this was being written)" : "");
     }
+    return ESP_OK;
+}
+
+/* The renaming is not known to be on disk. Where it cannot be taken back either, both folders stay:
+ * each is complete, and the old one may be the only one on disk. */
+static void take_back(esp_target *target, bool exists)
+{
+    esp_status status = exists ? esp_rename_exchange(target->temporary, target->path, NULL)
+                               : esp_rename_new(target->path, target->temporary, NULL);
+    if (status != ESP_OK) {
+        forget_temporary(target);
+    }
+}
+
+static esp_status move_into_place(esp_target *target, bool exists, esp_error *error)
+{
+    ESP_TRY(exists ? esp_rename_exchange(target->temporary, target->path, error)
+                   : rename_new(target, error));
+    esp_status status = esp_folder_sync(target->parent, error);
+    if (status != ESP_OK) {
+        take_back(target, exists);
+        return status;
+    }
+    if (exists) {
+        esp_target_remove(target->temporary); /* now the old one */
+    }
     forget_temporary(target);
-    return esp_folder_sync(target->parent, error);
+    return ESP_OK;
 }
 
 esp_status esp_target_install(esp_target *target, esp_error *error)
