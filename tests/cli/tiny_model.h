@@ -15,7 +15,20 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { TINY_HIDDEN = 64, TINY_FFN = 176, TINY_LAYERS = 2, TINY_KV = 32, TINY_MAX_TENSORS = 64 };
+/* A test that needs a smaller one still defines these before. */
+#ifndef TINY_HIDDEN_SIZE
+#define TINY_HIDDEN_SIZE 64
+#define TINY_FFN_SIZE 176
+#define TINY_LAYER_COUNT 2
+#endif
+
+enum {
+    TINY_HIDDEN = TINY_HIDDEN_SIZE,
+    TINY_FFN = TINY_FFN_SIZE,
+    TINY_LAYERS = TINY_LAYER_COUNT,
+    TINY_KV = TINY_HIDDEN / 2,
+    TINY_MAX_TENSORS = 64
+};
 
 typedef struct tiny_tensor {
     char name[96];
@@ -58,11 +71,11 @@ static inline void tiny_write_config(const tiny_model *model)
         file,
         "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\",\n"
         " \"hidden_size\": %d, \"intermediate_size\": %d, \"num_hidden_layers\": %d,\n"
-        " \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": 32,\n"
+        " \"num_attention_heads\": 2, \"num_key_value_heads\": 1, \"head_dim\": %d,\n"
         " \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-05, \"rope_theta\": 10000.0,\n"
         " \"max_position_embeddings\": 128, \"vocab_size\": %d, \"bos_token_id\": 256,\n"
         " \"eos_token_id\": 257, \"tie_word_embeddings\": true, \"torch_dtype\": \"bfloat16\"}\n",
-        TINY_HIDDEN, TINY_FFN, TINY_LAYERS, model->vocabulary);
+        TINY_HIDDEN, TINY_FFN, TINY_LAYERS, TINY_KV, model->vocabulary);
     tiny_close_file(file);
     file = tiny_open_file(model, "generation_config.json");
     fputs("{\"bos_token_id\": 256, \"eos_token_id\": 257}\n", file);
