@@ -2,7 +2,7 @@
 JOBS ?= $(shell nproc)
 CUDA_FOR_DEMO = $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo AUTO || echo OFF)
 
-.PHONY: demo test build format clean
+.PHONY: demo test build format api-docs clean
 
 demo:
 	@sh tools/setup.sh demo
@@ -24,6 +24,9 @@ build:
 
 format:
 	clang-format-14 -i $$(find include src cli tests examples -name '*.[ch]')
+
+api-docs:
+	perl tools/api_docs.pl include/espalier >docs/api.md
 
 clean:
 	rm -rf build build-dev build-asan build-cuda

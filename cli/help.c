@@ -30,7 +30,7 @@ static void print_wrapped(FILE *stream, const char *text, int indent, int column
     fputc('\n', stream);
 }
 
-static void print_range(const cli_option *option, char *text, size_t capacity)
+void options_range(const cli_option *option, char *text, size_t capacity)
 {
     size_t used = 0;
     text[0] = '\0';
@@ -58,7 +58,7 @@ static void print_option(const cli_option *option, FILE *stream)
     int used = snprintf(head, sizeof head, "  %s--%s%s%s", letter, option->name,
                         option->argument != NULL ? " " : "",
                         option->argument != NULL ? option->argument : "");
-    print_range(option, range, sizeof range);
+    options_range(option, range, sizeof range);
     snprintf(help, sizeof help, "%s%s", option->help, range);
     fprintf(stream, "%-*s", HELP_COLUMN, head);
     if (used >= HELP_COLUMN) {

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "cli.h"
+#include "generate.h"
 #include "output.h"
 
 #ifndef ESPALIER_COMMIT
@@ -171,6 +172,9 @@ static esp_status run_program(int argc, char **argv, esp_error *error)
     }
     if (strcmp(name, "--version") == 0) {
         printf("espalier %s (%s)\n", esp_version(), cli_commit());
+        return ESP_OK;
+    }
+    if (strcmp(name, "--generate") == 0 && argc == 3 && generate(argv[2], stdout)) {
         return ESP_OK;
     }
     if (name[0] == '\0') {

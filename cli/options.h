@@ -47,6 +47,8 @@ void options_free(cli_state *cli);
 /* Help texts: of the program, of one command. */
 void options_help_program(FILE *stream);
 void options_help_command(const cli_command *command, FILE *stream);
+/* Choices, default and environment variable of an option, as its help ends; "" for none. */
+void options_range(const cli_option *option, char *text, size_t capacity);
 
 /* The candidate nearest to text, NULL when none is near. candidates: NULL-terminated. */
 const char *options_nearest(const char *text, const char *const *candidates);

@@ -3,8 +3,8 @@
  *   dense                    every weight
  *   2:4                      two of each four input columns, per row (the hardware pattern)
  *   4:8, 1:16, ...           keep:group, any other n:m
- *   64:2:8                   V:N:M, N = 2: panels of V rows keep 4 of each M columns, rows 2 of
- * those 4 panel:64@0.75            panels of V rows, any columns, overall sparsity in [0.5, 1)
+ *   64:2:8                   V:N:M, N = 2: panels of V rows keep 4 of M columns, rows 2 of the 4
+ *   panel:64@0.75            panels of V rows, any columns, overall sparsity in [0.5, 1)
  *   block:32x32@0.8          whole blocks
  *   unstructured@0.9  rows@0.5  cols@0.5
  */
