@@ -8,6 +8,7 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <limits.h>
+#include <signal.h>
 #include <stdarg.h>
 #include <stdbool.h>
 #include <stdio.h>
@@ -49,6 +50,7 @@ static const char *const call_names[CALL_COUNT] = {
     "mkdir",    "rename",    "renameat2", "opendir", "fdopendir", "readdir", "unlinkat", "rmdir"};
 
 #define MAX_CALLS 4000
+#define STRIKE_DEAD (-1) /* an "errno": the process is killed instead of making the call */
 
 static struct {
     bool armed;
@@ -102,6 +104,9 @@ static bool strike(file_call call)
                   (number == files_layer.at || (files_layer.persist && number > files_layer.at));
     if (!chosen || !can_take(call, files_layer.error)) {
         return false;
+    }
+    if (files_layer.error == STRIKE_DEAD) {
+        kill(getpid(), SIGKILL);
     }
     files_layer.struck++;
     files_layer.in_removal |= call == CALL_UNLINKAT || call == CALL_RMDIR ||
