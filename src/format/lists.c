@@ -259,11 +259,11 @@ static esp_status check_line(void *user, int64_t line, int thread, esp_error *er
         int64_t place = esp_list_place(view, k);
         bool zero = false;
         if (place >= view->places) {
-            return esp_list_bad_unit(view, "sparse.column_out_of_range", view->words->list, line, k,
+            return esp_list_bad_unit(view, "sparse.index_out_of_range", view->words->list, line, k,
                                      "it does not exist in a weight of this shape", error);
         }
         if (place < next) {
-            return esp_list_bad_unit(view, "sparse.columns_not_ascending", view->words->list, line,
+            return esp_list_bad_unit(view, "sparse.indices_not_ascending", view->words->list, line,
                                      k, "it must be above the one before", error);
         }
         gap |= place > next;

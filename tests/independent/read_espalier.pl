@@ -12,9 +12,11 @@ use warnings;
 use integer;
 use Digest::MD5 qw(md5_hex);
 use JSON::PP;
+use FindBin;
+require "$FindBin::Bin/read_listed.pl"; # section 6
 
-my %width = (F32 => 4, F16 => 2, BF16 => 2, U8 => 1, U16 => 2, U32 => 4);
-my %letter = (1 => 'C*', 2 => 'v*', 4 => 'V*');
+our %width = (F32 => 4, F16 => 2, BF16 => 2, U8 => 1, U16 => 2, U32 => 4, U64 => 8);
+our %letter = (1 => 'C*', 2 => 'v*', 4 => 'V*', 8 => 'Q<*');
 my %option = map { $_ => 1 } grep { /^--/ } @ARGV;
 my ($folder, $regex) = grep { !/^--/ } @ARGV;
 die "usage: read_espalier.pl [--crc] [--plain] MODEL_DIR [NAME_REGEX]\n" if !defined $folder;
@@ -139,6 +141,7 @@ for my $name (sort grep { !defined $regex || /$regex/ } keys %$tensors) {
         my ($v, $quads) = ($1, do { no integer; int((1 - $2) * $in / 2 + 0.5) });
         @read = $panel->($v, 4 * ($quads > 1 ? $quads : 1)); }
     elsif ($pattern =~ /^(\d+):(\d+)$/) { @read = read_nm($name, $dtype, $out, $in, $1, $2); }
+    elsif (@read = read_listed_pattern($name, $pattern, $dtype, $out, $in)) { }
     else { die "$name: pattern $pattern has no stored form\n"; }
     my ($dense, @parts) = @read;
     die "$name: crc32c\n" if $option{'--crc'} && $quantization && crc32c(@parts) ne $tensors->{$name}{crc32c};

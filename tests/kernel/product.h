@@ -157,6 +157,28 @@ static inline void mask_groups(esp_random *random, const esp_pattern *pattern, e
     free(order);
 }
 
+/* Blocks, rows, columns or single entries, as many as the pattern keeps. */
+static inline void mask_units(esp_random *random, const esp_pattern *pattern, esp_mask *mask)
+{
+    int64_t out = esp_mask_out_features(mask), in = esp_mask_in_features(mask);
+    bool block = pattern->kind == ESP_PATTERN_BLOCK;
+    int64_t rows = block ? pattern->block_rows : pattern->kind == ESP_PATTERN_COLS ? out : 1;
+    int64_t columns = block ? pattern->block_cols : pattern->kind == ESP_PATTERN_ROWS ? in : 1;
+    int64_t across = esp_ceil_div(in, columns), units = across * esp_ceil_div(out, rows);
+    int64_t kept = units - (int64_t)(pattern->sparsity * (double)units + 0.5);
+    uint32_t *order = malloc((size_t)units * sizeof *order);
+    random_order(random, order, units);
+    for (int64_t i = 0; i < ESP_MAX(1, kept); i++) {
+        int64_t row = order[i] / across * rows, column = order[i] % across * columns;
+        for (int64_t r = row; r < ESP_MIN(out, row + rows); r++) {
+            for (int64_t c = column; c < ESP_MIN(in, column + columns); c++) {
+                esp_mask_set(mask, r, c, true);
+            }
+        }
+    }
+    free(order);
+}
+
 static inline esp_sparse *random_weight(test_run *run, esp_context *context, esp_random *random,
                                         const esp_matmul_problem *problem, inputs kind,
                                         bool reorder)
@@ -181,6 +203,8 @@ static inline esp_sparse *random_weight(test_run *run, esp_context *context, esp
         status = mask_panels(random, pattern, mask, reorder, error);
     } else if (status == ESP_OK && pattern->kind == ESP_PATTERN_NM) {
         mask_groups(random, pattern, mask);
+    } else if (status == ESP_OK && pattern->kind >= ESP_PATTERN_BLOCK) {
+        mask_units(random, pattern, mask);
     }
     if (status == ESP_OK) {
         status = esp_sparse_encode(context, pattern, &dense, mask, &sparse, error);

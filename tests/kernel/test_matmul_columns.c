@@ -30,6 +30,12 @@ static bool *taken_columns(const product *p)
     }
     const esp_host_weight *weight = packed->state;
     for (int64_t i = 0; i < weight->out_features; i++) {
+        int64_t first = 0;
+        int64_t runs = weight->format >= ESP_HOST_CSR ? esp_host_runs(weight, i, &first) : 0;
+        for (int64_t k = first; k < first + runs; k++) {
+            esp_host_run held = esp_host_run_at(weight, i, k);
+            memset(taken + held.column, true, (size_t)held.length);
+        }
         for (int64_t j = 0; j < weight->row_values; j++) {
             int64_t column = j;
             if (weight->format == ESP_HOST_NM) {
@@ -53,6 +59,10 @@ static void untaken_columns_are_not_read(test_run *run)
 {
     static const char *const texts[] = {
         "matmul/16:2:16/f32/16x103x1",
+        "matmul/unstructured@0.99/f32/3x103x1",
+        "matmul/unstructured@0.99/bf16/3x103x37/a:f32",
+        "matmul/cols@0.8/f16/16x103x5/a:f32",
+        "matmul/block:16x4@0.8/f32/16x103x17",
         "matmul/16:2:16/bf16/16x103x3/a:f32",
         "matmul/16:2:16/f32/16x103x37",
         "matmul/16:2:16/f16/16x103x130/a:f32/x:tok",

@@ -34,9 +34,23 @@ static void compare_all(test_run *run, const char *text, uint64_t seed, bool reo
     test_context_free(run, context);
 }
 
-static const char *const patterns[] = {"dense",   "2:4",    "1:4",          "4:8",
-                                       "3:7",     "64:2:8", "16:2:5",       "5:2:16",
-                                       "128:2:8", "1:2:9",  "panel:24@0.8", "panel:7@0.5"};
+static const char *const patterns[] = {"dense",
+                                       "2:4",
+                                       "1:4",
+                                       "4:8",
+                                       "3:7",
+                                       "64:2:8",
+                                       "16:2:5",
+                                       "5:2:16",
+                                       "128:2:8",
+                                       "1:2:9",
+                                       "panel:24@0.8",
+                                       "panel:7@0.5",
+                                       "unstructured@0.7",
+                                       "block:4x8@0.5",
+                                       "block:16x3@0.3",
+                                       "rows@0.4",
+                                       "cols@0.6"};
 
 static void token_tails(test_run *run)
 {
@@ -80,7 +94,9 @@ static void layouts_and_types(test_run *run)
     static const char *const options[] = {
         "/x:tok/a:f32", "/y:tok/a:f32",        "/x:tok/y:tok/a:f32", "",        "/x:tok/y:tok",
         "/a:f16/o:f32", "/a:bf16/o:f16/y:tok", "/c:bf16/a:f32",      "/c:bf16", "/a:f32/o:bf16"};
-    static const char *const some[] = {"dense", "2:4", "4:8", "16:2:7", "panel:24@0.8"};
+    static const char *const some[] = {"dense",         "2:4",          "4:8",
+                                       "16:2:7",        "panel:24@0.8", "unstructured@0.7",
+                                       "block:4x8@0.5", "rows@0.4",     "cols@0.6"};
     for (int i = 0; i < ESP_COUNT(options); i++) {
         for (int j = 0; j < ESP_COUNT(some); j++) {
             for (int k = 0; k < 2; k++) {
@@ -106,7 +122,9 @@ static void epilogues(test_run *run)
                                            "scale+bias+relu",
                                            "bias+residual",
                                            "scale+bias+relu+residual"};
-    static const char *const some[] = {"dense", "2:4", "1:4", "16:2:7"};
+    static const char *const some[] = {
+        "dense",         "2:4",      "1:4",     "16:2:7", "unstructured@0.7",
+        "block:4x8@0.5", "rows@0.4", "cols@0.6"};
     for (int i = 0; i < ESP_COUNT(epilogue); i++) {
         for (int j = 0; j < ESP_COUNT(some); j++) {
             for (int k = 0; k < 4; k++) {
@@ -126,6 +144,10 @@ static void wide_inputs(test_run *run)
     compare_all(run, "matmul/4:2:8/f32/6x70001x17", test_seed(run), true, false);
     compare_all(run, "matmul/1:8/f32/3x70001x17", test_seed(run), false, false);
     compare_all(run, "matmul/dense/f16/3x70001x1/a:f32", test_seed(run), false, false);
+    compare_all(run, "matmul/unstructured@0.9/f32/3x70001x17", test_seed(run), false, false);
+    compare_all(run, "matmul/cols@0.5/f32/3x70001x1", test_seed(run), false, false);
+    compare_all(run, "matmul/block:2x3@0.5/f32/5x70001x2", test_seed(run), false, false);
+    compare_all(run, "matmul/rows@0.5/f32/70001x3x2", test_seed(run), false, false);
 }
 
 static const test_case cases[] = {{"token_tails", token_tails},

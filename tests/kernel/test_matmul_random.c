@@ -99,7 +99,7 @@ static void compare(test_run *run, const product *p, const double *sums, const f
 
 static void random_pattern(esp_random *random, char *text, size_t capacity)
 {
-    switch (esp_random_below(random, 6)) {
+    switch (esp_random_below(random, 8)) {
     case 0:
         snprintf(text, capacity, "dense");
         break;
@@ -115,6 +115,16 @@ static void random_pattern(esp_random *random, char *text, size_t capacity)
     case 3:
         snprintf(text, capacity, "panel:%lld@%.2f", (long long)random_log(random, 1, 300),
                  0.5 + 0.49 * esp_random_uniform(random));
+        break;
+    case 4: {
+        static const char *const words[] = {"unstructured", "rows", "cols"};
+        snprintf(text, capacity, "%s@%.2f", words[esp_random_below(random, 3)],
+                 0.01 + 0.98 * esp_random_uniform(random));
+        break;
+    }
+    case 5:
+        snprintf(text, capacity, "block:%lldx%lld@%.2f", (long long)random_log(random, 1, 100),
+                 (long long)random_log(random, 1, 100), 0.01 + 0.98 * esp_random_uniform(random));
         break;
     default:
         snprintf(text, capacity, "%lld:2:%lld", (long long)random_log(random, 1, 300),

@@ -25,6 +25,12 @@ static const struct {
     {"nm_4_8_bf16", "4:8", ESP_BF16, 3, 16, false},
     {"nm_3_7_f16_remainder", "3:7", ESP_F16, 4, 17, false},
     {"nm_1_300_f32", "1:300", ESP_F32, 2, 700, false},
+    {"csr_bf16", "unstructured@0.75", ESP_BF16, 5, 12, false},
+    {"csr_f32", "unstructured@0.9", ESP_F32, 3, 20, false},
+    {"bsr_f16_edges", "block:2x4@0.5", ESP_F16, 5, 10, false},
+    {"bsr_f32", "block:3x1@0.6", ESP_F32, 6, 5, false},
+    {"rows_bf16", "rows@0.5", ESP_BF16, 5, 6, false},
+    {"cols_f16", "cols@0.6", ESP_F16, 3, 10, false},
 };
 
 static void append_hex(esp_buffer *text, const char *key, const void *data, size_t bytes)
@@ -103,7 +109,8 @@ static void read_back(test_run *run, esp_context *context, const char *text)
     esp_dtype dtype = esp_dtype_from_name(dtype_name);
     esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
     int count = 0;
-    bool has_rows = find_value(text, "part.rows", &length) != NULL;
+    bool has_rows =
+        pattern.kind == ESP_PATTERN_PANEL && find_value(text, "part.rows", &length) != NULL;
     REQUIRE_OK(esp_sparse_layout(&pattern, dtype, out, in, has_rows, parts, &count, error));
     for (int i = 0; i < count; i++) {
         char key[32];

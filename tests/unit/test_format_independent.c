@@ -14,15 +14,30 @@ static const struct {
     int out, in;
     bool with_rows;
 } weights[] = {
-    {"dense", ESP_BF16, 7, 9, false},        {"2:4", ESP_BF16, 64, 64, false},
-    {"2:4", ESP_F32, 33, 71, true},          {"4:8", ESP_F16, 40, 100, false},
-    {"3:7", ESP_F32, 9, 50, false},          {"1:300", ESP_BF16, 5, 1000, false},
-    {"5:65536", ESP_BF16, 2, 70001, false},  {"64:2:8", ESP_BF16, 256, 384, false},
-    {"16:2:5", ESP_F16, 50, 77, true},       {"64:2:10", ESP_F32, 10, 1, false},
-    {"4:2:1024", ESP_BF16, 11, 3000, false}, {"2:2:8", ESP_BF16, 3, 65535, false},
-    {"2:2:8", ESP_BF16, 3, 65536, true},     {"panel:8@0.75", ESP_BF16, 50, 200, false},
-    {"panel:3@0.5", ESP_F32, 10, 22, true},  {"panel:2@0.9", ESP_F16, 3, 70001, false},
-    {"64:2:8", ESP_BF16, 1024, 1024, false},
+    {"dense", ESP_BF16, 7, 9, false},
+    {"2:4", ESP_BF16, 64, 64, false},
+    {"2:4", ESP_F32, 33, 71, true},
+    {"4:8", ESP_F16, 40, 100, false},
+    {"3:7", ESP_F32, 9, 50, false},
+    {"1:300", ESP_BF16, 5, 1000, false},
+    {"5:65536", ESP_BF16, 2, 70001, false},
+    {"64:2:8", ESP_BF16, 256, 384, false},
+    {"16:2:5", ESP_F16, 50, 77, true},
+    {"64:2:10", ESP_F32, 10, 1, false},
+    {"4:2:1024", ESP_BF16, 11, 3000, false},
+    {"2:2:8", ESP_BF16, 3, 65535, false},
+    {"2:2:8", ESP_BF16, 3, 65536, true},
+    {"panel:8@0.75", ESP_BF16, 50, 200, false},
+    {"panel:3@0.5", ESP_F32, 10, 22, true},
+    {"panel:2@0.9", ESP_F16, 3, 70001, false},
+    {"unstructured@0.9", ESP_BF16, 100, 90, false},
+    {"unstructured@0.5", ESP_F32, 3, 65537, false},
+    {"block:32x32@0.8", ESP_BF16, 130, 200, false},
+    {"block:3x5@0.4", ESP_F32, 10, 22, false},
+    {"rows@0.5", ESP_F16, 33, 20, false},
+    {"cols@0.3", ESP_BF16, 20, 70, false},
+    {"rows@0.9", ESP_F32, 65537, 2, false},
+    {"64:2:8", ESP_BF16, 1024, 1024, false}, /* last: the one that is damaged below */
 };
 
 /* Files under construction: header and data of a safetensors file, and config.json's tensors. */

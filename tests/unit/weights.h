@@ -174,6 +174,39 @@ static inline void fill_panels(test_run *run, esp_random *random, const esp_patt
     free(columns);
 }
 
+/* Whole units of rows x columns at random: as many as the pattern keeps, or fewer, with holes. */
+static inline void fill_units(esp_random *random, const esp_pattern *pattern, esp_mask *mask)
+{
+    int64_t out = esp_mask_out_features(mask), in = esp_mask_in_features(mask);
+    bool block = pattern->kind == ESP_PATTERN_BLOCK;
+    int64_t rows = block ? pattern->block_rows : pattern->kind == ESP_PATTERN_COLS ? out : 1;
+    int64_t columns = block ? pattern->block_cols : pattern->kind == ESP_PATTERN_ROWS ? in : 1;
+    int64_t across = esp_ceil_div(in, ESP_MAX(1, columns));
+    int64_t units = esp_ceil_div(out, ESP_MAX(1, rows)) * across;
+    if (out == 0 || in == 0) {
+        return;
+    }
+    uint32_t *order = malloc((size_t)(units + 1) * sizeof *order);
+    for (int64_t i = 0; i < units; i++) {
+        order[i] = (uint32_t)i;
+    }
+    shuffle(random, order, units);
+    int64_t kept = units - (int64_t)(pattern->sparsity * (double)units + 0.5);
+    kept = kept < 1 ? 1 : kept;
+    kept = esp_random_below(random, 3) == 0 ? (int64_t)esp_random_below(random, (uint64_t)kept + 1)
+                                            : kept;
+    for (int64_t i = 0; i < kept; i++) {
+        int64_t row = order[i] / across * rows, column = order[i] % across * columns;
+        bool holes = units > 1 && esp_random_below(random, 4) == 0;
+        for (int64_t r = row; r < ESP_MIN(out, row + rows); r++) {
+            for (int64_t c = column; c < ESP_MIN(in, column + columns); c++) {
+                esp_mask_set(mask, r, c, !holes || esp_random_below(random, 2) == 0);
+            }
+        }
+    }
+    free(order);
+}
+
 /* A mask that fits the pattern; panels get a random row order when with_rows. */
 static inline esp_mask *random_mask(test_run *run, esp_context *context, esp_random *random,
                                     const esp_pattern *pattern, int64_t out, int64_t in,
@@ -193,6 +226,10 @@ static inline esp_mask *random_mask(test_run *run, esp_context *context, esp_ran
     if (pattern->kind == ESP_PATTERN_PANEL && pattern->v != 0) {
         fill_panels(run, random, pattern, mask, rows);
         free(rows);
+        return mask;
+    }
+    if (pattern->kind >= ESP_PATTERN_BLOCK) {
+        fill_units(random, pattern, mask);
         return mask;
     }
     bool nm = pattern->kind == ESP_PATTERN_NM;
