@@ -122,6 +122,8 @@ const esp_kernel *const esp_cpu_kernels[] = {
 #endif
     LIST_OF_LEVEL(portable),
     &esp_cpu_openblas_kernel,
+    &esp_cpu_onednn_f32_kernel,
+    &esp_cpu_onednn_bf16_kernel,
     &esp_cpu_csr_kernel,
     &esp_cpu_bsr_kernel,
     &esp_cpu_rows_kernel,

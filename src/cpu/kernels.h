@@ -13,7 +13,8 @@ extern const esp_kernel esp_cpu_csr_kernel, esp_cpu_bsr_kernel;
 extern const esp_kernel esp_cpu_rows_kernel, esp_cpu_cols_kernel;
 
 /* Dense products of libraries that may or may not be there (found at run time). */
-extern const esp_kernel esp_cpu_openblas_kernel; /* openblas.c */
+extern const esp_kernel esp_cpu_openblas_kernel;                               /* openblas.c */
+extern const esp_kernel esp_cpu_onednn_f32_kernel, esp_cpu_onednn_bf16_kernel; /* onednn.c */
 
 /* device->state of a cpu device. Libraries are opened when first asked for. */
 typedef struct cpu_state cpu_state;
@@ -31,6 +32,20 @@ typedef struct cpu_openblas {
     int (*get_threads)(void);
 } cpu_openblas;
 const cpu_openblas *cpu_openblas_of(const esp_device *device);
+
+/* The functions of libdnnl and of its OpenMP, or NULL. gemm is row-major; 0 is success. */
+typedef struct cpu_onednn {
+    void *library;
+    int (*sgemm)(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+                 const float *a, int64_t lda, const float *b, int64_t ldb, float beta, float *c,
+                 int64_t ldc);
+    int (*gemm_bf16)(char trans_a, char trans_b, int64_t m, int64_t n, int64_t k, float alpha,
+                     const uint16_t *a, int64_t lda, const uint16_t *b, int64_t ldb, float beta,
+                     float *c, int64_t ldc);
+    void (*set_threads)(int threads); /* of the calling thread */
+    int (*get_threads)(void);
+} cpu_onednn;
+const cpu_onednn *cpu_onednn_of(const esp_device *device);
 
 /* What scoring assumes of the machine, per thread and for all. */
 double cpu_memory_us(const esp_device *device, double bytes);

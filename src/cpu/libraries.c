@@ -7,8 +7,9 @@
 
 struct cpu_state {
     pthread_mutex_t lock;
-    bool asked;
+    bool openblas_asked, onednn_asked;
     cpu_openblas openblas; /* library NULL: not there */
+    cpu_onednn onednn;
 };
 
 esp_status cpu_state_open(esp_device *device, esp_error *error)
@@ -27,6 +28,9 @@ void cpu_state_close(esp_device *device)
     cpu_state *state = device->state;
     if (state->openblas.library != NULL) {
         dlclose(state->openblas.library);
+    }
+    if (state->onednn.library != NULL) {
+        dlclose(state->onednn.library);
     }
     pthread_mutex_destroy(&state->lock);
     esp_release(device->context, state);
@@ -59,10 +63,42 @@ const cpu_openblas *cpu_openblas_of(const esp_device *device)
 {
     cpu_state *state = device->state;
     pthread_mutex_lock(&state->lock);
-    if (!state->asked) {
-        state->asked = true;
+    if (!state->openblas_asked) {
+        state->openblas_asked = true;
         open_openblas(&state->openblas);
     }
     pthread_mutex_unlock(&state->lock);
     return state->openblas.library != NULL ? &state->openblas : NULL;
+}
+
+/* NODELETE: OpenMP's threads outlive the device and must not lose their code. */
+static void open_onednn(cpu_onednn *dnnl)
+{
+    static const char *const names[] = {"libdnnl.so.3", "libdnnl.so.2"};
+    for (int i = 0; i < ESP_COUNT(names) && dnnl->library == NULL; i++) {
+        void *library = dlopen(names[i], RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
+        if (library == NULL) {
+            continue;
+        }
+        if (find(library, "dnnl_sgemm", &dnnl->sgemm) &&
+            find(library, "dnnl_gemm_bf16bf16f32", &dnnl->gemm_bf16) &&
+            find(library, "omp_set_num_threads", &dnnl->set_threads) &&
+            find(library, "omp_get_max_threads", &dnnl->get_threads)) {
+            dnnl->library = library;
+        } else {
+            dlclose(library);
+        }
+    }
+}
+
+const cpu_onednn *cpu_onednn_of(const esp_device *device)
+{
+    cpu_state *state = device->state;
+    pthread_mutex_lock(&state->lock);
+    if (!state->onednn_asked) {
+        state->onednn_asked = true;
+        open_onednn(&state->onednn);
+    }
+    pthread_mutex_unlock(&state->lock);
+    return state->onednn.library != NULL ? &state->onednn : NULL;
 }
