@@ -47,7 +47,8 @@ done
 for program in "$build"/tests/test_*; do
     run "$(basename "$program")" "$program"
 done
-for script in "$source"/tests/cli/run.sh "$source"/tests/independent/run.sh; do
+for script in "$source"/tests/cli/run.sh "$source"/tests/independent/run.sh \
+    "$source"/tests/install/run.sh; do
     [ -f "$script" ] && run "$(basename "$(dirname "$script")")" sh "$script" "$build" "$source"
 done
 if [ -d "$asan/tests" ]; then

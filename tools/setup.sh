@@ -8,7 +8,7 @@ dense=
 [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] && dense="libopenblas0-pthread libdnnl2"
 case ${1:-} in
 demo) packages="$build $dense" ;;
-test) packages="$build $dense g++ perl binutils" ;;
+test) packages="$build $dense g++ perl binutils dpkg-dev file groff-base" ;;
 *)
     echo "usage: $0 demo|test" >&2
     exit 2
