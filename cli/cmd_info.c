@@ -142,12 +142,20 @@ static cli_record config_json(const checkpoint_facts *found)
     return record;
 }
 
+/* NULL: ours, or nothing is compressed. */
+static const char *foreign_form(const esp_checkpoint *checkpoint)
+{
+    static const char *const names[] = {NULL, "sparse-24-bitmask", "sparse-bitmask"};
+    return names[esp_checkpoint_form(checkpoint)];
+}
+
 static esp_status print_json(const cli_state *cli, const checkpoint_facts *found, esp_error *error)
 {
     const info_args *args = cli->args;
     cli_record record = record_begin("info"), groups = record_list();
     record_text(&record, "path", esp_checkpoint_path(found->checkpoint));
     record_bool(&record, "compressed", esp_checkpoint_is_compressed(found->checkpoint));
+    record_text(&record, "foreign_form", foreign_form(found->checkpoint));
     if (found->config != NULL) {
         record_child(&record, "config", config_json(found));
     }
@@ -193,8 +201,9 @@ static void print_facts(const checkpoint_facts *found)
     uint64_t bytes = esp_checkpoint_file_bytes(found->checkpoint);
     printf("%-24s %llu bytes (%s)\n", "files", (unsigned long long)bytes,
            size_bytes((double)bytes, size));
-    printf("%-24s %s\n\n", "compressed",
-           esp_checkpoint_is_compressed(found->checkpoint) ? "yes" : "no");
+    const char *foreign = foreign_form(found->checkpoint);
+    bool compressed = esp_checkpoint_is_compressed(found->checkpoint);
+    printf("%-24s %s\n\n", "compressed", foreign != NULL ? foreign : compressed ? "yes" : "no");
 }
 
 static void group_row(cli_table *table, const weight_group *group, const char *pattern,

@@ -54,6 +54,17 @@ esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
     return ESP_OK;
 }
 
+esp_status parse_shard_size(const char *text, uint64_t *bytes, esp_error *error)
+{
+    *bytes = 0;
+    return text == NULL || size_parse(text, bytes)
+               ? ESP_OK
+               : cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
+                          "--shard-size '%s': a number and a unit were expected, for example 5GB, "
+                          "500MB or 2GiB",
+                          text);
+}
+
 /* ---- rows ---- */
 
 void layer_report_begin(layer_report *report, cli_state *cli, bool dry_run)

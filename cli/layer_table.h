@@ -35,6 +35,16 @@ typedef struct pattern_args {
 ESP_MUST_CHECK esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
                                          esp_pattern_rule **rules, esp_error *error);
 
+/* An entry of an option table for the struct `type` with a member shard_size, a text. */
+#define SHARD_OPTION(type)                                                                         \
+    {                                                                                              \
+        .name = "shard-size", .kind = OPTION_TEXT, .offset = offsetof(type, shard_size),           \
+        .argument = "SIZE",                                                                        \
+        .help = "several files of at most so many bytes of tensors, such as 5GB or 500MB"          \
+    }
+/* Its value in bytes; 0 for NULL. */
+ESP_MUST_CHECK esp_status parse_shard_size(const char *text, uint64_t *bytes, esp_error *error);
+
 /* ---- the report ---- */
 
 typedef struct layer_report {

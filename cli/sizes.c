@@ -1,7 +1,9 @@
 #include "sizes.h"
 
+#include <ctype.h>
 #include <math.h>
 #include <stdio.h>
+#include <string.h>
 
 /* Steps of a thousand; below that a whole number with the first unit. */
 static const char *scaled(double value, const char *const *units, int count,
@@ -53,4 +55,61 @@ const char *size_shape(int rank, const int64_t *shape, char text[SHAPE_TEXT_MAX]
                                  (long long)shape[i]);
     }
     return text;
+}
+
+/* ---- parsing ---- */
+
+static uint64_t unit_bytes(const char *unit)
+{
+    static const struct {
+        const char *name;
+        uint64_t bytes;
+    } units[] = {{"B", 1},
+                 {"KB", 1000},
+                 {"MB", 1000000},
+                 {"GB", 1000000000},
+                 {"TB", 1000000000000},
+                 {"KiB", (uint64_t)1 << 10},
+                 {"MiB", (uint64_t)1 << 20},
+                 {"GiB", (uint64_t)1 << 30},
+                 {"TiB", (uint64_t)1 << 40}};
+    for (size_t i = 0; i < sizeof units / sizeof *units; i++) {
+        if (strcmp(unit, units[i].name) == 0) {
+            return units[i].bytes;
+        }
+    }
+    return 0;
+}
+
+/* Up to 15 digits, so that the number is exact and never overflows; NULL without any. */
+static const char *read_digits(const char *text, uint64_t *number, uint64_t *scale)
+{
+    const char *at = text;
+    for (; isdigit((unsigned char)*at); at++) {
+        if (at - text == 15) {
+            return NULL;
+        }
+        *number = 10 * *number + (uint64_t)(*at - '0');
+        *scale *= 10;
+    }
+    return at != text ? at : NULL;
+}
+
+bool size_parse(const char *text, uint64_t *bytes)
+{
+    uint64_t whole = 0, part = 0, scale = 1, ignored = 1;
+    const char *at = read_digits(text, &whole, &ignored);
+    if (at != NULL && *at == '.') {
+        at = read_digits(at + 1, &part, &scale);
+    }
+    uint64_t unit = at != NULL ? unit_bytes(at) : 0;
+    if (unit == 0) {
+        return false;
+    }
+    long double value = ((long double)whole + (long double)part / (long double)scale) * unit;
+    if (value < 1 || value > (long double)INT64_MAX) {
+        return false;
+    }
+    *bytes = (uint64_t)value;
+    return true;
 }

@@ -2,6 +2,7 @@
 #ifndef CLI_SIZES_H
 #define CLI_SIZES_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -13,6 +14,10 @@ const char *size_bytes(double bytes, char text[SIZE_TEXT_MAX]);
 const char *size_count(double count, char text[SIZE_TEXT_MAX]);
 /* Three significant digits, no exponent for usual values: "1234", "56.7", "0.123". */
 const char *size_number(double value, char text[SIZE_TEXT_MAX]);
+
+/* "500MB", "4.5GB", "2GiB", "4096B": a decimal number and one of the units B, KB, MB, GB, TB
+ * (powers of 1000), KiB, MiB, GiB, TiB (of 1024). False for anything else, and below one byte. */
+bool size_parse(const char *text, uint64_t *bytes);
 
 #define SHAPE_TEXT_MAX 176
 /* "128x256", "scalar" for rank 0. */

@@ -73,6 +73,17 @@ ESP_API int64_t esp_checkpoint_find(const esp_checkpoint *checkpoint, const char
 ESP_API uint64_t esp_checkpoint_file_bytes(const esp_checkpoint *checkpoint);
 /* True when config.json carries our quantization_config. */
 ESP_API bool esp_checkpoint_is_compressed(const esp_checkpoint *checkpoint);
+
+/* Whose way of storing compressed weights a folder follows. The other two are those of
+ * compressed-tensors (docs/formats.md, "Foreign forms"). Weights of a sparse-24-bitmask folder have
+ * the pattern 2:4; those of a sparse-bitmask folder read as dense weights with zeros, their
+ * stored_bytes being what the files hold. */
+typedef enum esp_folder_form {
+    ESP_FORM_ESPALIER = 0, /* ours, and plain folders */
+    ESP_FORM_SPARSE_24_BITMASK,
+    ESP_FORM_SPARSE_BITMASK
+} esp_folder_form;
+ESP_API esp_folder_form esp_checkpoint_form(const esp_checkpoint *checkpoint);
 /* Dense form into caller's memory (dtype and shape as in esp_weight_info); decodes if compressed.
  */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_read_dense(const esp_checkpoint *checkpoint,
@@ -104,6 +115,19 @@ ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_create(esp_context *cont
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_declare(esp_checkpoint_writer *writer,
                                                                 const esp_weight_info *weight,
                                                                 esp_error *error);
+/* Stores compressed weights in another program's form. Before the first declare. A weight declared
+ * as 2:4 becomes a part of sparse-24-bitmask and is written as such (write_sparse; in a multiple of
+ * 4); one declared as unstructured becomes a part of sparse-bitmask, is written by write_dense, and
+ * its stored_bytes say how many non-zeros will come:
+ * nonzeros * bytes of dtype + out * (ceil(in / 8) + 8) + 16. */
+ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_set_form(esp_checkpoint_writer *writer,
+                                                                 esp_folder_form form,
+                                                                 esp_error *error);
+/* Starts another file whenever the tensors of one would take more than shard_bytes (0: never). A
+ * weight's parts stay together; one that is larger has a file to itself. Before the first declare.
+ */
+ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_set_shard_bytes(
+    esp_checkpoint_writer *writer, uint64_t shard_bytes, esp_error *error);
 /* Checks free disk, writes the header. */
 ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_writer_begin(esp_checkpoint_writer *writer,
                                                               esp_error *error);

@@ -1,14 +1,14 @@
 /* Model folders: config.json and the tensors of all their files as one list of logical weights.
  *
- * A plain tensor is a weight; in a folder of ours the parts of a compressed weight are gathered
- * into one. Everything is checked when the folder is opened, but for the contents of tensors, which
- * are checked when they are read. */
+ * A plain tensor is a weight; in a folder of ours, or one that compressed-tensors wrote, the parts
+ * of a compressed weight are gathered into one. Everything is checked when the folder is opened,
+ * but for the contents of tensors, which are checked when they are read. */
 #include <string.h>
 
 #include "io/folder.h"
 
-static esp_status fill_plain(const esp_checkpoint *folder, esp_weight *weight, uint32_t index,
-                             esp_error *error)
+esp_status esp_folder_fill_plain(const esp_checkpoint *folder, esp_weight *weight, uint32_t index,
+                                 esp_error *error)
 {
     const esp_stored *stored = &folder->stored[index];
     if (stored->info.rank > ESP_MAX_RANK) {
@@ -38,7 +38,7 @@ static esp_status list_plain(esp_checkpoint *folder, esp_error *error)
                                "a table of weights");
     }
     for (size_t i = 0; i < folder->stored_count; i++) {
-        ESP_TRY(fill_plain(folder, &folder->weights[i], (uint32_t)i, error));
+        ESP_TRY(esp_folder_fill_plain(folder, &folder->weights[i], (uint32_t)i, error));
     }
     folder->weight_count = folder->stored_count;
     return ESP_OK;
@@ -124,7 +124,7 @@ static esp_status load(esp_checkpoint *folder, esp_error *error)
     } else {
         ESP_TRY(esp_folder_open_lone(folder, error));
     }
-    if (!folder->compressed) {
+    if (!folder->compressed && folder->form == ESP_FORM_ESPALIER) {
         ESP_TRY(list_plain(folder, error));
     }
     return sort_weights(folder, error);
@@ -158,6 +158,9 @@ void esp_checkpoint_close(esp_checkpoint *checkpoint)
     for (int i = 0; i < checkpoint->file_count; i++) {
         esp_safetensors_close(checkpoint->files[i]);
         esp_release(context, checkpoint->file_names[i]);
+    }
+    for (size_t i = 0; i < checkpoint->weight_count; i++) {
+        esp_release(context, checkpoint->weights[i].owned_name);
     }
     json_decref(checkpoint->config);
     esp_release(context, checkpoint->files);
@@ -223,4 +226,15 @@ uint64_t esp_checkpoint_file_bytes(const esp_checkpoint *checkpoint)
 bool esp_checkpoint_is_compressed(const esp_checkpoint *checkpoint)
 {
     return checkpoint->compressed;
+}
+
+esp_folder_form esp_checkpoint_form(const esp_checkpoint *checkpoint)
+{
+    return checkpoint->form;
+}
+
+bool esp_checkpoint_is_plain(const esp_checkpoint *checkpoint, int64_t index)
+{
+    const esp_weight *weight = &checkpoint->weights[index];
+    return weight->form == ESP_FORM_ESPALIER && weight->info.pattern.kind == ESP_PATTERN_DENSE;
 }

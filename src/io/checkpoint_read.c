@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "io/folder.h"
+#include "io/foreign_sparse.h"
 
 static esp_status check_crc(const esp_checkpoint *folder, const esp_weight *weight, uint32_t crc,
                             esp_error *error)
@@ -82,6 +83,9 @@ esp_status esp_checkpoint_read_sparse(const esp_checkpoint *checkpoint, int64_t 
             "%s: tensor \"%s\" is no matrix of F32, F16 or BF16; read it as a dense tensor",
             checkpoint->path, esp_io_show(info->name).text);
     }
+    if (weight->form != ESP_FORM_ESPALIER) {
+        return esp_foreign_read_sparse(checkpoint, weight, sparse, error);
+    }
     ESP_TRY(esp_sparse_layout(&info->pattern, info->dtype, info->shape[0], info->shape[1],
                               weight->has_rows, parts, &count, error));
     for (int i = 0; i < count; i++) {
@@ -121,6 +125,9 @@ esp_status esp_checkpoint_read_dense(const esp_checkpoint *checkpoint, int64_t i
 {
     const esp_weight *weight = &checkpoint->weights[index];
     ESP_TRY(check_target(checkpoint, &weight->info, dense, error));
+    if (weight->form != ESP_FORM_ESPALIER) {
+        return esp_foreign_read_dense(checkpoint, weight, dense, error);
+    }
     if (weight->info.pattern.kind == ESP_PATTERN_DENSE) {
         ESP_TRY(read_stored(checkpoint, weight->parts[0], dense->data, error));
         return check_crc(

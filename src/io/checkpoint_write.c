@@ -4,6 +4,7 @@
 
 #include "io/checkpoint_writer.h"
 #include "io/config_text.h"
+#include "io/foreign_write.h"
 
 /* ---- write ---- */
 
@@ -51,16 +52,21 @@ static esp_status write_dense(esp_checkpoint_writer *writer, const char *name,
     size_t bytes = 0;
     ESP_TRY(find_weight(writer, name, &weight, error));
     const esp_weight_info *info = &weight->info;
-    bool same = info->pattern.kind == ESP_PATTERN_DENSE && dense->dtype == info->dtype &&
-                dense->rank == info->rank;
+    bool bitmask =
+        writer->form == ESP_FORM_SPARSE_BITMASK && info->pattern.kind == ESP_PATTERN_UNSTRUCTURED;
+    bool same = (info->pattern.kind == ESP_PATTERN_DENSE || bitmask) &&
+                dense->dtype == info->dtype && dense->rank == info->rank;
     for (int i = 0; same && i < info->rank; i++) {
         same = dense->shape[i] == info->shape[i];
     }
     if (!same) {
         return not_as_declared(weight, error);
     }
+    if (bitmask) {
+        return esp_foreign_write(writer, weight, dense, error);
+    }
     ESP_TRY(esp_tensor_size(dense, NULL, &bytes, error));
-    ESP_TRY(esp_safetensors_writer_write(writer->file, name, dense->data, error));
+    ESP_TRY(esp_shards_write(&writer->shards, weight->shard, name, dense->data, error));
     weight->crc = esp_crc32c(0, dense->data, bytes);
     weight->written = true;
     return ESP_OK;
@@ -78,6 +84,32 @@ static bool is_as_declared(const esp_promised *weight, const esp_sparse *sparse)
                (pattern.kind == ESP_PATTERN_PANEL && esp_sparse_find_part(sparse, "rows") != NULL);
 }
 
+esp_status esp_writer_write_part(esp_checkpoint_writer *writer, const esp_promised *weight,
+                                 const esp_sparse_part *part, esp_error *error)
+{
+    char *stored = NULL;
+    ESP_TRY(esp_writer_part_name(writer, weight->info.name, part->name, &stored, error));
+    esp_status status =
+        esp_shards_write(&writer->shards, weight->shard, stored, part->tensor.data, error);
+    esp_release(writer->context, stored);
+    return status;
+}
+
+/* Bitmasks are made from dense weights. */
+static esp_status write_decoded(esp_checkpoint_writer *writer, esp_promised *weight,
+                                const esp_sparse *sparse, esp_error *error)
+{
+    esp_tensor dense;
+    ESP_TRY(esp_tensor_create(writer->context, weight->info.dtype, 2, weight->info.shape, &dense,
+                              error));
+    esp_status status = esp_sparse_decode(sparse, &dense, error);
+    if (status == ESP_OK) {
+        status = esp_foreign_write(writer, weight, &dense, error);
+    }
+    esp_tensor_free(writer->context, &dense);
+    return status;
+}
+
 static esp_status write_sparse(esp_checkpoint_writer *writer, const char *name,
                                const esp_sparse *sparse, esp_error *error)
 {
@@ -86,14 +118,12 @@ static esp_status write_sparse(esp_checkpoint_writer *writer, const char *name,
     if (!is_as_declared(weight, sparse)) {
         return not_as_declared(weight, error);
     }
+    if (writer->form != ESP_FORM_ESPALIER && weight->info.pattern.kind != ESP_PATTERN_DENSE) {
+        return write_decoded(writer, weight, sparse, error);
+    }
     for (int i = 0; i < esp_sparse_part_count(sparse); i++) {
         esp_sparse_part part = esp_sparse_get_part(sparse, i);
-        char *stored = NULL;
-        ESP_TRY(esp_writer_part_name(writer->context, name, part.name, &stored, error));
-        esp_status status =
-            esp_safetensors_writer_write(writer->file, stored, part.tensor.data, error);
-        esp_release(writer->context, stored);
-        ESP_TRY(status);
+        ESP_TRY(esp_writer_write_part(writer, weight, &part, error));
     }
     weight->crc = esp_sparse_crc32c(sparse);
     weight->written = true;
@@ -158,38 +188,20 @@ static bool print_quantization(const esp_checkpoint_writer *writer, esp_buffer *
     return compressed;
 }
 
-static esp_status write_text(esp_checkpoint_writer *writer, const char *name, const char *text,
-                             esp_error *error)
-{
-    int descriptor = -1;
-    char *path = NULL;
-    ESP_TRY(esp_target_add(&writer->target, name, &path, error));
-    esp_status status = esp_file_create(path, &descriptor, error);
-    if (status == ESP_OK) {
-        status = esp_file_write_at(descriptor, path, text, strlen(text), 0, error);
-        if (status == ESP_OK) {
-            status = esp_file_sync_close(descriptor, path, error);
-        } else {
-            esp_file_close(descriptor);
-        }
-    }
-    esp_release(writer->context, path);
-    return status;
-}
-
 static esp_status write_config(esp_checkpoint_writer *writer, esp_error *error)
 {
     char *config = NULL;
     esp_buffer text;
     esp_buffer_init(&text, writer->context);
-    bool compressed = print_quantization(writer, &text);
+    bool compressed = writer->form != ESP_FORM_ESPALIER ? esp_foreign_print_config(writer, &text)
+                                                        : print_quantization(writer, &text);
     esp_status status = text.failed
                             ? esp_fail_memory(error, text.length, "config.json")
                             : esp_config_rewrite(writer->context, writer->config,
                                                  compressed ? text.data : NULL, &config, error);
     esp_buffer_free(&text);
     if (status == ESP_OK) {
-        status = write_text(writer, ESP_CONFIG_FILE, config, error);
+        status = esp_target_write_text(&writer->target, ESP_CONFIG_FILE, config, error);
     }
     esp_release(writer->context, config);
     return status;
@@ -212,7 +224,7 @@ esp_status esp_checkpoint_writer_finish(esp_checkpoint_writer *writer, esp_error
     ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_WRITING, error));
     ESP_TRY(check_written(writer, error));
     writer->state = ESP_WRITER_BROKEN;
-    ESP_TRY(esp_safetensors_writer_finish(writer->file, error));
+    ESP_TRY(esp_shards_finish(&writer->shards, &writer->target, error));
     ESP_TRY(write_config(writer, error));
     ESP_TRY(esp_target_install(&writer->target, error));
     writer->state = ESP_WRITER_FINISHED;

@@ -6,6 +6,8 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "io/foreign_write.h"
+
 /* Room for config.json's new key, the marker and the file system's own needs. */
 #define SPARE_BYTES ((uint64_t)1 << 20)
 
@@ -27,7 +29,7 @@ static esp_status prepare(esp_checkpoint_writer *writer, const esp_checkpoint *s
     }
     ESP_TRY(esp_target_open(context, source->path, target_dir, force, &writer->target, error));
     ESP_TRY(esp_carry_list(context, source->path, &writer->carry, error));
-    return esp_safetensors_writer_create(context, &writer->file, error);
+    return esp_shards_open(context, &writer->shards, error);
 }
 
 esp_status esp_checkpoint_writer_create(esp_context *context, const esp_checkpoint *source,
@@ -55,7 +57,7 @@ void esp_checkpoint_writer_free(esp_checkpoint_writer *writer)
         return;
     }
     esp_context *context = writer->context;
-    esp_safetensors_writer_free(writer->file);
+    esp_shards_free(&writer->shards);
     esp_target_close(&writer->target);
     esp_carry_free(&writer->carry);
     for (size_t i = 0; i < writer->count; i++) {
@@ -79,10 +81,35 @@ esp_status esp_writer_check_state(const esp_checkpoint_writer *writer, esp_write
                      writer->target.path);
 }
 
+/* ---- how ---- */
+
+static esp_status check_nothing_declared(const esp_checkpoint_writer *writer, esp_error *error)
+{
+    /* Declared to is no longer declaring from the start: the same fault, the same message. */
+    return esp_writer_check_state(
+        writer, writer->count == 0 ? ESP_WRITER_DECLARING : ESP_WRITER_BROKEN, error);
+}
+
+esp_status esp_checkpoint_writer_set_form(esp_checkpoint_writer *writer, esp_folder_form form,
+                                          esp_error *error)
+{
+    ESP_TRY(check_nothing_declared(writer, error));
+    writer->form = form;
+    return ESP_OK;
+}
+
+esp_status esp_checkpoint_writer_set_shard_bytes(esp_checkpoint_writer *writer,
+                                                 uint64_t shard_bytes, esp_error *error)
+{
+    ESP_TRY(check_nothing_declared(writer, error));
+    writer->shards.limit = shard_bytes;
+    return ESP_OK;
+}
+
 /* ---- declare ---- */
 
 /* Parts of a weight in the file: one of any dtype and rank when plain. */
-static esp_status layout_of(const esp_weight_info *info, bool has_rows,
+static esp_status layout_of(esp_folder_form form, const esp_weight_info *info, bool has_rows,
                             esp_sparse_part parts[ESP_SPARSE_MAX_PARTS], int *count,
                             esp_error *error)
 {
@@ -93,6 +120,9 @@ static esp_status layout_of(const esp_weight_info *info, bool has_rows,
         *count = 1;
         return ESP_OK;
     }
+    if (form != ESP_FORM_ESPALIER) {
+        return esp_foreign_layout(form, info, parts, count, error);
+    }
     if (info->rank != 2) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "checkpoint.not_a_matrix",
                         "tensor \"%s\" has rank %d; only matrices can be compressed",
@@ -102,13 +132,13 @@ static esp_status layout_of(const esp_weight_info *info, bool has_rows,
                              parts, count, error);
 }
 
-static esp_status stored_bytes(const esp_weight_info *info, bool has_rows, size_t *bytes,
-                               esp_error *error)
+static esp_status stored_bytes(esp_folder_form form, const esp_weight_info *info, bool has_rows,
+                               size_t *bytes, esp_error *error)
 {
     esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
     int count = 0;
     *bytes = 0;
-    ESP_TRY(layout_of(info, has_rows, parts, &count, error));
+    ESP_TRY(layout_of(form, info, has_rows, parts, &count, error));
     for (int i = 0; i < count; i++) {
         size_t part;
         ESP_TRY(esp_tensor_size(&parts[i].tensor, NULL, &part, error));
@@ -118,16 +148,17 @@ static esp_status stored_bytes(const esp_weight_info *info, bool has_rows, size_
 }
 
 /* Only the declared size tells whether a row order will come. */
-static esp_status find_rows(const esp_weight_info *info, bool *has_rows, esp_error *error)
+static esp_status find_rows(esp_folder_form form, const esp_weight_info *info, bool *has_rows,
+                            esp_error *error)
 {
     size_t plain, ordered;
-    ESP_TRY(stored_bytes(info, false, &plain, error));
+    ESP_TRY(stored_bytes(form, info, false, &plain, error));
     *has_rows = false;
     if (info->stored_bytes == 0 || info->stored_bytes == plain) {
         return ESP_OK;
     }
-    if (info->pattern.kind == ESP_PATTERN_PANEL) {
-        ESP_TRY(stored_bytes(info, true, &ordered, error));
+    if (info->pattern.kind == ESP_PATTERN_PANEL && form == ESP_FORM_ESPALIER) {
+        ESP_TRY(stored_bytes(form, info, true, &ordered, error));
         *has_rows = info->stored_bytes == ordered;
     }
     return *has_rows
@@ -154,12 +185,13 @@ static esp_status grow(esp_checkpoint_writer *writer, esp_error *error)
     return ESP_OK;
 }
 
-esp_status esp_writer_part_name(esp_context *context, const char *weight, const char *part,
-                                char **name, esp_error *error)
+esp_status esp_writer_part_name(const esp_checkpoint_writer *writer, const char *weight,
+                                const char *part, char **name, esp_error *error)
 {
     esp_buffer text;
-    esp_buffer_init(&text, context);
-    esp_buffer_text(&text, weight);
+    bool foreign = writer->form != ESP_FORM_ESPALIER && part[0] != '\0';
+    esp_buffer_init(&text, writer->context);
+    esp_buffer_append(&text, weight, strlen(weight) - (foreign ? strlen(".weight") : 0));
     if (part[0] != '\0') {
         esp_buffer_text(&text, ".");
         esp_buffer_text(&text, part);
@@ -177,13 +209,13 @@ static esp_status declare_parts(esp_checkpoint_writer *writer, const esp_promise
 {
     esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
     int count = 0;
-    esp_status status = layout_of(&weight->info, weight->has_rows, parts, &count, error);
+    esp_status status =
+        layout_of(writer->form, &weight->info, weight->has_rows, parts, &count, error);
     for (int i = 0; i < count && status == ESP_OK; i++) {
         char *name = NULL;
-        status =
-            esp_writer_part_name(writer->context, weight->info.name, parts[i].name, &name, error);
+        status = esp_writer_part_name(writer, weight->info.name, parts[i].name, &name, error);
         if (status == ESP_OK) {
-            status = esp_safetensors_writer_declare(writer->file, name, &parts[i].tensor, error);
+            status = esp_shards_declare(&writer->shards, name, &parts[i].tensor, error);
         }
         esp_release(writer->context, name);
     }
@@ -194,19 +226,23 @@ static esp_status declare(esp_checkpoint_writer *writer, const esp_weight_info *
                           esp_error *error)
 {
     bool has_rows;
+    size_t bytes;
+    uint32_t shard;
     if (info->name == NULL || !esp_io_name_is_fine(info->name)) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "checkpoint.bad_name",
                         "\"%s\" cannot name a tensor: 1 to %d bytes of UTF-8 were expected",
                         info->name != NULL ? esp_io_show(info->name).text : "", ESP_IO_NAME_MAX);
     }
-    ESP_TRY(find_rows(info, &has_rows, error));
+    ESP_TRY(find_rows(writer->form, info, &has_rows, error));
+    ESP_TRY(stored_bytes(writer->form, info, has_rows, &bytes, error));
     ESP_TRY(grow(writer, error));
+    ESP_TRY(esp_shards_next(&writer->shards, bytes, &shard, error));
     char *name = esp_strdup(writer->context, info->name);
     if (name == NULL) {
         return esp_fail_memory(error, strlen(info->name) + 1, "a tensor name");
     }
     esp_promised *weight = &writer->weights[writer->count++];
-    *weight = (esp_promised){.info = *info, .has_rows = has_rows};
+    *weight = (esp_promised){.info = *info, .has_rows = has_rows, .shard = shard};
     weight->info.name = name;
     return declare_parts(writer, weight, error);
 }
@@ -259,15 +295,11 @@ static esp_status check_disk(const esp_checkpoint_writer *writer, uint64_t file_
 static esp_status begin(esp_checkpoint_writer *writer, esp_error *error)
 {
     uint64_t bytes = 0;
-    char *path = NULL;
     ESP_TRY(sort_names(writer, error));
-    ESP_TRY(esp_safetensors_writer_place(writer->file, &bytes, error));
+    ESP_TRY(esp_shards_place(&writer->shards, &bytes, error));
     ESP_TRY(check_disk(writer, bytes, error));
     ESP_TRY(esp_carry_copy(&writer->carry, &writer->target, error));
-    ESP_TRY(esp_target_add(&writer->target, ESP_WEIGHTS_FILE, &path, error));
-    esp_status status = esp_safetensors_writer_begin(writer->file, path, error);
-    esp_release(writer->context, path);
-    return status;
+    return esp_shards_begin(&writer->shards, &writer->target, error);
 }
 
 esp_status esp_checkpoint_writer_begin(esp_checkpoint_writer *writer, esp_error *error)

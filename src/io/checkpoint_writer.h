@@ -1,9 +1,10 @@
-/* The inside of a checkpoint writer, shared by the two files that make it. */
+/* The inside of a checkpoint writer, shared by the files that make it. */
 #ifndef ESP_IO_CHECKPOINT_WRITER_H
 #define ESP_IO_CHECKPOINT_WRITER_H
 
 #include "io/carry_over.h"
 #include "io/folder.h"
+#include "io/shard_set.h"
 #include "io/target.h"
 
 typedef struct esp_promised {
@@ -11,6 +12,8 @@ typedef struct esp_promised {
     bool has_rows;
     bool written;
     uint32_t crc;
+    uint32_t shard;
+    int64_t zeros; /* left out in a foreign form */
 } esp_promised;
 
 typedef enum esp_writer_state {
@@ -29,13 +32,19 @@ struct esp_checkpoint_writer {
     esp_promised *weights;
     size_t count, capacity;
     uint32_t *by_name;
-    esp_safetensors_writer *file;
+    esp_shard_set shards;
+    esp_folder_form form;
 };
 
 ESP_MUST_CHECK esp_status esp_writer_check_state(const esp_checkpoint_writer *writer,
                                                  esp_writer_state wanted, esp_error *error);
 /* The name of a part in the file; *name: esp_release. */
-ESP_MUST_CHECK esp_status esp_writer_part_name(esp_context *context, const char *weight,
-                                               const char *part, char **name, esp_error *error);
+ESP_MUST_CHECK esp_status esp_writer_part_name(const esp_checkpoint_writer *writer,
+                                               const char *weight, const char *part, char **name,
+                                               esp_error *error);
+/* One part of a weight, as declared. */
+ESP_MUST_CHECK esp_status esp_writer_write_part(esp_checkpoint_writer *writer,
+                                                const esp_promised *weight,
+                                                const esp_sparse_part *part, esp_error *error);
 
 #endif

@@ -9,6 +9,9 @@
 
 #define KEY "quantization_config"
 
+/* Keys that say how weights are stored: ours, and those of older compressed-tensors folders. */
+static const char *const storage_keys[] = {KEY, "compression_config", "sparsity_config"};
+
 typedef struct span {
     size_t begin, end;
 } span;
@@ -51,7 +54,7 @@ static size_t skip_value(const char *text, size_t at)
 }
 
 /* The key with its value and one of the commas beside it; false when it is not there. */
-static bool find_member(const char *text, span *member)
+static bool find_member(const char *text, const char *key, span *member)
 {
     size_t at = skip_space(text, 0), comma = 0;
     if (text[at] != '{') {
@@ -59,8 +62,8 @@ static bool find_member(const char *text, span *member)
     }
     for (at = skip_space(text, at + 1); text[at] == '"'; at = skip_space(text, at + 1)) {
         size_t begin = at, after_key = skip_string(text, at);
-        bool found = after_key - at == strlen("\"" KEY "\"") &&
-                     memcmp(text + at, "\"" KEY "\"", after_key - at) == 0;
+        bool found =
+            after_key - at == strlen(key) + 2 && memcmp(text + at + 1, key, strlen(key)) == 0;
         at = skip_space(text, after_key);
         at = skip_value(text, text[at] == ':' ? at + 1 : at);
         if (found && text[at] == ',') {
@@ -83,16 +86,21 @@ static bool find_member(const char *text, span *member)
     return false;
 }
 
-/* config without the key, up to its last brace; then the new key. */
-static void edit(const char *config, const char *quantization, esp_buffer *result)
+static void remove_member(esp_buffer *text, const char *key)
 {
     span member;
-    size_t length = strlen(config);
-    if (find_member(config, &member)) {
-        esp_buffer_append(result, config, member.begin);
-        esp_buffer_append(result, config + member.end, length - member.end);
-    } else {
-        esp_buffer_append(result, config, length);
+    if (!text->failed && find_member(text->data, key, &member)) {
+        memmove(text->data + member.begin, text->data + member.end, text->length - member.end + 1);
+        text->length -= member.end - member.begin;
+    }
+}
+
+/* config without the old keys, up to its last brace; then the new key. */
+static void edit(const char *config, const char *quantization, esp_buffer *result)
+{
+    esp_buffer_text(result, config);
+    for (int i = 0; i < ESP_COUNT(storage_keys); i++) {
+        remove_member(result, storage_keys[i]);
     }
     if (quantization == NULL || result->failed) {
         return;
@@ -120,7 +128,9 @@ static json_t *wanted_object(json_t *config, json_t *quantization)
         json_decref(wanted); /* a copy may lack what there was no memory for */
         return NULL;
     }
-    (void)json_object_del(wanted, KEY);
+    for (int i = 0; i < ESP_COUNT(storage_keys); i++) {
+        (void)json_object_del(wanted, storage_keys[i]);
+    }
     if (quantization != NULL && json_object_set(wanted, KEY, quantization) != 0) {
         json_decref(wanted);
         return NULL;

@@ -4,9 +4,10 @@
 
 #include "io/io.h"
 
-/* config: valid JSON object. The result has no "quantization_config", or `quantization` (JSON text)
- * as its last key; every other byte of the text stays as it is where possible, so that numbers keep
- * their spelling. *result: esp_release. */
+/* config: valid JSON object. The result has none of the keys that say how weights are stored
+ * ("quantization_config", "compression_config", "sparsity_config"), or `quantization` (JSON text)
+ * as its last key, "quantization_config"; every other byte of the text stays as it is where
+ * possible, so that numbers keep their spelling. *result: esp_release. */
 ESP_MUST_CHECK esp_status esp_config_rewrite(esp_context *context, const char *config,
                                              const char *quantization, char **result,
                                              esp_error *error);

@@ -22,7 +22,9 @@ typedef struct esp_stored {
 
 typedef struct esp_weight {
     esp_weight_info info;
-    bool has_rows; /* one of the parts is the row order */
+    bool has_rows;        /* one of the parts is the row order */
+    esp_folder_form form; /* other than ours: parts are those of a bitmask */
+    char *owned_name;     /* info.name, where no stored tensor has that name; else NULL */
     int part_count;
     uint32_t parts[ESP_SPARSE_MAX_PARTS]; /* indexes into stored, in layout order */
 } esp_weight;
@@ -33,6 +35,7 @@ struct esp_checkpoint {
     char *config_text; /* NULL for a lone file */
     json_t *config;
     bool compressed;
+    esp_folder_form form;
     esp_safetensors **files;
     char **file_names; /* plain names within the folder; for a lone file its path */
     int file_count;
@@ -48,6 +51,10 @@ ESP_MUST_CHECK esp_status esp_folder_open_lone(esp_checkpoint *folder, esp_error
 ESP_MUST_CHECK esp_status esp_folder_open_files(esp_checkpoint *folder, esp_error *error);
 /* NULL when there is none. */
 esp_stored *esp_folder_find_stored(const esp_checkpoint *folder, const char *name);
+
+/* checkpoint.c: a stored tensor that is a weight as it is. */
+ESP_MUST_CHECK esp_status esp_folder_fill_plain(const esp_checkpoint *folder, esp_weight *weight,
+                                                uint32_t index, esp_error *error);
 
 /* quantization.c: the weights of a compressed folder, from its quantization_config. Fills weights
  * (unsorted) and compressed; a folder without that key is left alone. */

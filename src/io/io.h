@@ -17,6 +17,15 @@
 /* The file that says a folder was made by espalier. */
 #define ESP_MARKER_FILE "espalier.json"
 
+/* "sparse-24-bitmask"; "espalier" for our own form. */
+const char *esp_form_name(esp_folder_form form);
+/* Whether a tensor lies in the files as it is, not as parts. */
+bool esp_checkpoint_is_plain(const esp_checkpoint *checkpoint, int64_t index);
+/* What a matrix with `live` non-zeros takes in a foreign form, all parts together. The dense weight
+ * exists, so nothing overflows. */
+size_t esp_bitmask_bytes(esp_folder_form form, esp_dtype dtype, int64_t out_features,
+                         int64_t in_features, int64_t live);
+
 /* ---- writing one safetensors file: all sizes first, then the data in any order ---- */
 
 typedef struct esp_safetensors_writer esp_safetensors_writer;

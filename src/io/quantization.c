@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "io/folder.h"
+#include "io/foreign_sparse.h"
 
 #define AGAIN "make the folder again with `espalier prune` or `espalier convert`"
 
@@ -352,6 +353,21 @@ static esp_status check_top_names(const esp_checkpoint *folder, json_t *quantiza
     return ESP_OK;
 }
 
+/* compressed-tensors of any age; the first ones gave no method. */
+static bool is_sparse_foreign(json_t *quantization, json_t *method)
+{
+    return (method == NULL || (json_is_string(method) &&
+                               strcmp(json_string_value(method), "compressed-tensors") == 0)) &&
+           esp_foreign_has_sparsity(quantization);
+}
+
+/* Before there was a section for compression. */
+static bool is_oldest_foreign(const esp_checkpoint *folder)
+{
+    json_t *sparsity = json_object_get(folder->config, "sparsity_config");
+    return json_object_get(sparsity, "format") != NULL;
+}
+
 esp_status esp_folder_read_quantization(esp_checkpoint *folder, esp_error *error)
 {
     json_t *quantization = json_object_get(folder->config, "quantization_config");
@@ -359,9 +375,13 @@ esp_status esp_folder_read_quantization(esp_checkpoint *folder, esp_error *error
         quantization = json_object_get(folder->config, "compression_config");
     }
     if (quantization == NULL || json_is_null(quantization)) {
-        return ESP_OK;
+        return is_oldest_foreign(folder) ? esp_foreign_read_config(folder, folder->config, error)
+                                         : ESP_OK;
     }
     json_t *method = json_object_get(quantization, "quant_method");
+    if (is_sparse_foreign(quantization, method)) {
+        return esp_foreign_read_config(folder, quantization, error);
+    }
     if (!json_is_string(method)) {
         return foreign(folder, "(no quant_method)", error);
     }

@@ -244,6 +244,25 @@ esp_status esp_target_add(esp_target *target, const char *name, char **path, esp
     return ESP_OK;
 }
 
+esp_status esp_target_write_text(esp_target *target, const char *name, const char *text,
+                                 esp_error *error)
+{
+    int descriptor = -1;
+    char *path = NULL;
+    ESP_TRY(esp_target_add(target, name, &path, error));
+    esp_status status = esp_file_create(path, &descriptor, error);
+    if (status == ESP_OK) {
+        status = esp_file_write_at(descriptor, path, text, strlen(text), 0, error);
+        if (status == ESP_OK) {
+            status = esp_file_sync_close(descriptor, path, error);
+        } else {
+            esp_file_close(descriptor);
+        }
+    }
+    esp_release(target->context, path);
+    return status;
+}
+
 /* ---- into place ---- */
 
 /* The marker stays open, and so locked, until the folder has its place. */

@@ -24,6 +24,9 @@ ESP_MUST_CHECK esp_status esp_target_open(esp_context *context, const char *sour
 /* temporary/name, remembered for the marker; owned by the caller (esp_release). */
 ESP_MUST_CHECK esp_status esp_target_add(esp_target *target, const char *name, char **path,
                                          esp_error *error);
+/* A small file, written and synced. */
+ESP_MUST_CHECK esp_status esp_target_write_text(esp_target *target, const char *name,
+                                                const char *text, esp_error *error);
 /* All files are written and synced: completes the marker and renames into place. */
 ESP_MUST_CHECK esp_status esp_target_install(esp_target *target, esp_error *error);
 /* Removes the temporary folder if there is one. */

@@ -1,8 +1,9 @@
-/* convert: another form of the same weights. COMPRESS stores zeros that are there already, and
- * never makes new ones; DENSE writes the zeros out. */
+/* convert: another form of the same weights. COMPRESS and the bitmasks store zeros that are there
+ * already, and never make new ones; DENSE writes the zeros out. */
 #include <math.h>
 #include <stdio.h>
 
+#include "io/io.h"
 #include "pipeline/rewrite.h"
 
 static esp_status encode_as_it_is(esp_rewrite *rewrite, const esp_choice *choice,
@@ -14,8 +15,10 @@ static esp_status encode_as_it_is(esp_rewrite *rewrite, const esp_choice *choice
     int64_t live = esp_mask_count(zeros);
     esp_mask_free(zeros);
     esp_error why = {0};
-    esp_status status =
-        esp_sparse_encode(rewrite->context, &choice->pattern, dense, NULL, sparse, &why);
+    bool left_to_writer = rewrite->form == ESP_FORM_SPARSE_BITMASK;
+    esp_status status = left_to_writer ? ESP_OK
+                                       : esp_sparse_encode(rewrite->context, &choice->pattern,
+                                                           dense, NULL, sparse, &why);
     if (status == ESP_CHECK_FAILED) {
         char pattern[ESP_PATTERN_TEXT_MAX];
         esp_pattern_print(&choice->pattern, pattern);
@@ -39,7 +42,7 @@ static esp_status encode_as_it_is(esp_rewrite *rewrite, const esp_choice *choice
 static bool is_any_compressed(const esp_checkpoint *source)
 {
     for (int64_t i = 0; i < esp_checkpoint_count(source); i++) {
-        if (esp_checkpoint_get(source, i).pattern.kind != ESP_PATTERN_DENSE) {
+        if (!esp_checkpoint_is_plain(source, i)) {
             return true;
         }
     }
@@ -63,10 +66,20 @@ static esp_status select_none(esp_context *context, const esp_checkpoint *source
             char stored[ESP_PATTERN_TEXT_MAX];
             esp_pattern_print(&weight.pattern, stored);
             snprintf(choices[i].note, sizeof choices[i].note, "was %s", stored);
+        } else if (!esp_checkpoint_is_plain(source, i)) {
+            snprintf(choices[i].note, sizeof choices[i].note, "was %s",
+                     esp_form_name(esp_checkpoint_form(source)));
         }
     }
     *selection = (esp_selection){context, choices, count};
     return ESP_OK;
+}
+
+static esp_folder_form form_of(esp_convert_target target)
+{
+    return target == ESP_CONVERT_SPARSE_24_BITMASK ? ESP_FORM_SPARSE_24_BITMASK
+           : target == ESP_CONVERT_SPARSE_BITMASK  ? ESP_FORM_SPARSE_BITMASK
+                                                   : ESP_FORM_ESPALIER;
 }
 
 static esp_status convert_open(esp_context *context, const esp_checkpoint *source,
@@ -75,7 +88,8 @@ static esp_status convert_open(esp_context *context, const esp_checkpoint *sourc
                                esp_error *error)
 {
     bool to_dense = target == ESP_CONVERT_DENSE;
-    if (to_dense && !is_any_compressed(source)) {
+    esp_folder_form form = form_of(target);
+    if (to_dense && !is_any_compressed(source) && options->shard_bytes == 0) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "convert.not_compressed",
                         "%s: is dense already; there is nothing to convert",
                         esp_checkpoint_path(source));
@@ -85,6 +99,8 @@ static esp_status convert_open(esp_context *context, const esp_checkpoint *sourc
     esp_selection selection;
     if (to_dense) {
         ESP_TRY(select_none(context, source, &selection, error));
+    } else if (form != ESP_FORM_ESPALIER) {
+        ESP_TRY(esp_select_for_bitmask(context, source, form, &used, &selection, error));
     } else {
         ESP_TRY(esp_select_layers(context, source, &used, &selection, error));
     }
@@ -94,7 +110,8 @@ static esp_status convert_open(esp_context *context, const esp_checkpoint *sourc
                            .options = &used,
                            .what = "converting",
                            .encode = encode_as_it_is,
-                           .decode_rest = to_dense};
+                           .form = form,
+                           .decode_rest = to_dense || form != ESP_FORM_ESPALIER};
     esp_status status = esp_rewrite_run(&rewrite, out_dir, error);
     esp_selection_free(&selection);
     if (status == ESP_OK && summary != NULL) {

@@ -3,6 +3,21 @@
  * times the largest tensor whatever the size of the checkpoint. */
 #include "pipeline/rewrite.h"
 
+#include "io/io.h"
+
+/* What our form takes of a weight that comes from a foreign one. */
+static size_t own_bytes(const esp_weight_info *weight)
+{
+    size_t bytes = weight->dense_bytes;
+    if (weight->pattern.kind != ESP_PATTERN_DENSE) {
+        esp_status status =
+            esp_sparse_layout_bytes(&weight->pattern, weight->dtype, weight->shape[0],
+                                    weight->shape[1], false, &bytes, NULL);
+        return status == ESP_OK ? bytes : 0; /* 0: the writer will say what is wrong */
+    }
+    return bytes;
+}
+
 /* As the target folder will hold the tensor. */
 static esp_weight_info target_weight(const esp_rewrite *rewrite, int64_t index)
 {
@@ -14,6 +29,8 @@ static esp_weight_info target_weight(const esp_rewrite *rewrite, int64_t index)
     } else if (rewrite->decode_rest) {
         weight.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
         weight.stored_bytes = weight.dense_bytes;
+    } else if (esp_checkpoint_form(rewrite->source) != ESP_FORM_ESPALIER) {
+        weight.stored_bytes = own_bytes(&weight);
     }
     weight.has_crc32c = false;
     return weight;
@@ -62,8 +79,11 @@ static esp_status change(esp_rewrite *rewrite, int64_t index, const esp_weight_i
         status = rewrite->encode(rewrite, &rewrite->selection->choices[index], weight, &dense,
                                  &sparse, report, error);
     }
+    if (status == ESP_OK && sparse == NULL) {
+        status = esp_checkpoint_writer_write_dense(writer, weight->name, &dense, error);
+    }
     esp_tensor_free(rewrite->context, &dense);
-    if (status == ESP_OK) {
+    if (status == ESP_OK && sparse != NULL) {
         status = esp_checkpoint_writer_write_sparse(writer, weight->name, sparse, error);
     }
     esp_sparse_free(sparse);
@@ -78,7 +98,7 @@ static void add_to_summary(esp_rewrite *rewrite, int64_t index, const esp_weight
     summary->layers += choice->linear;
     summary->source_bytes += source.stored_bytes;
     summary->stored_bytes += target->stored_bytes;
-    bool decoded = rewrite->decode_rest && source.pattern.kind != ESP_PATTERN_DENSE;
+    bool decoded = rewrite->decode_rest && !esp_checkpoint_is_plain(rewrite->source, index);
     if (choice->pruned || decoded) {
         summary->pruned_layers++;
         summary->pruned_weights += source.shape[0] * source.shape[1];
@@ -169,6 +189,8 @@ static esp_status rewrite_all(esp_rewrite *rewrite, esp_checkpoint_writer *write
 
 static esp_status write_all(esp_rewrite *rewrite, esp_checkpoint_writer *writer, esp_error *error)
 {
+    ESP_TRY(esp_checkpoint_writer_set_form(writer, rewrite->form, error));
+    ESP_TRY(esp_checkpoint_writer_set_shard_bytes(writer, rewrite->options->shard_bytes, error));
     for (int64_t i = 0; i < esp_checkpoint_count(rewrite->source); i++) {
         esp_weight_info weight = target_weight(rewrite, i);
         ESP_TRY(esp_checkpoint_writer_declare(writer, &weight, error));

@@ -4,7 +4,8 @@
 
 #include "pipeline/selection.h"
 
-/* Turns one chosen dense weight into its stored form; fills report as far as it knows it. */
+/* Turns one chosen dense weight into its stored form, or leaves *sparse NULL when the writer does
+ * so itself; fills report as far as it knows it. */
 typedef struct esp_rewrite esp_rewrite;
 typedef esp_status (*esp_encode_fn)(esp_rewrite *rewrite, const esp_choice *choice,
                                     const esp_weight_info *weight, const esp_tensor *dense,
@@ -17,6 +18,7 @@ struct esp_rewrite {
     const esp_prune_options *options;
     const char *what;     /* for the progress display */
     esp_encode_fn encode; /* for chosen tensors; NULL: nothing is read or written (dry run) */
+    esp_folder_form form; /* of the target */
     bool decode_rest; /* tensors that are not chosen are written dense, else as they are stored */
     esp_prune_summary summary;
 };

@@ -23,7 +23,7 @@ static bool glob_names(const char *glob, const char *name)
     return esp_glob_match(glob, stem);
 }
 
-static bool skipped(const esp_prune_options *options, const char *name)
+bool esp_selection_skips(const esp_prune_options *options, const char *name)
 {
     for (int i = 0; i < options->skip_count; i++) {
         if (glob_names(options->skips[i], name)) {
@@ -56,8 +56,8 @@ static bool reaches(const esp_checkpoint *source, const char *glob, bool linear_
     return false;
 }
 
-static esp_status check_globs(const esp_checkpoint *source, const esp_prune_options *options,
-                              esp_error *error)
+esp_status esp_selection_check_globs(const esp_checkpoint *source, const esp_prune_options *options,
+                                     esp_error *error)
 {
     const char *path = esp_checkpoint_path(source);
     for (int i = 0; i < options->rule_count; i++) {
@@ -106,7 +106,7 @@ static esp_pattern clamp_pattern(const esp_pattern *pattern, const esp_weight_in
     return stored;
 }
 
-static void stay_dense(esp_choice *choice, const esp_weight_info *weight, const char *note)
+void esp_choice_stay_dense(esp_choice *choice, const esp_weight_info *weight, const char *note)
 {
     choice->pruned = false;
     choice->pattern = weight->pattern;
@@ -115,35 +115,37 @@ static void stay_dense(esp_choice *choice, const esp_weight_info *weight, const 
 }
 
 static esp_status choose(const esp_prune_options *options, const esp_weight_info *weight,
-                         const char *path, esp_choice *choice, esp_error *error)
+                         const esp_checkpoint *source, esp_choice *choice, esp_error *error)
 {
     const char *why_not = esp_linear_layer_why_not(weight);
     const esp_pattern_rule *rule = rule_for(options, weight->name);
     const esp_pattern *pattern = rule != NULL ? &rule->pattern : &options->pattern;
     choice->linear = why_not == NULL;
     if (why_not != NULL) {
-        stay_dense(choice, weight, why_not);
+        esp_choice_stay_dense(choice, weight, why_not);
         return ESP_OK;
     }
-    if (skipped(options, weight->name)) {
-        stay_dense(choice, weight, "skipped");
+    if (esp_selection_skips(options, weight->name)) {
+        esp_choice_stay_dense(choice, weight, "skipped");
         return ESP_OK;
     }
     if (pattern->kind == ESP_PATTERN_DENSE) {
-        stay_dense(choice, weight, rule != NULL ? "dense by rule" : "dense");
+        esp_choice_stay_dense(choice, weight, rule != NULL ? "dense by rule" : "dense");
         return ESP_OK;
     }
     if (weight->shape[0] == 0 || weight->shape[1] == 0) {
-        stay_dense(choice, weight, "empty");
+        esp_choice_stay_dense(choice, weight, "empty");
         return ESP_OK;
     }
-    if (weight->pattern.kind != ESP_PATTERN_DENSE) {
+    /* A foreign form is only a way of storing zeros: from there everything may be chosen anew. */
+    bool ours = esp_checkpoint_form(source) == ESP_FORM_ESPALIER;
+    if (weight->pattern.kind != ESP_PATTERN_DENSE && ours) {
         char stored[ESP_PATTERN_TEXT_MAX];
         esp_pattern_print(&weight->pattern, stored);
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.already_compressed",
                         "%s: %s is stored as %s already; start from the dense model, or make one "
                         "with 'espalier convert --dense'",
-                        path, weight->name, stored);
+                        esp_checkpoint_path(source), weight->name, stored);
     }
     choice->pruned = true;
     choice->pattern = clamp_pattern(pattern, weight, choice);
@@ -152,7 +154,7 @@ static esp_status choose(const esp_prune_options *options, const esp_weight_info
         return esp_fail_within(error, ESP_UNSUPPORTED, "%s", weight->name);
     }
     if (choice->stored_bytes >= weight->dense_bytes) {
-        stay_dense(choice, weight, "would not get smaller");
+        esp_choice_stay_dense(choice, weight, "would not get smaller");
     }
     return ESP_OK;
 }
@@ -162,7 +164,7 @@ esp_status esp_select_layers(esp_context *context, const esp_checkpoint *source,
                              esp_error *error)
 {
     ESP_TRY(check_patterns(options, error));
-    ESP_TRY(check_globs(source, options, error));
+    ESP_TRY(esp_selection_check_globs(source, options, error));
     int64_t count = esp_checkpoint_count(source);
     esp_choice *choices = esp_alloc_array(context, (size_t)count, sizeof *choices);
     if (choices == NULL) {
@@ -170,8 +172,7 @@ esp_status esp_select_layers(esp_context *context, const esp_checkpoint *source,
     }
     for (int64_t i = 0; i < count; i++) {
         esp_weight_info weight = esp_checkpoint_get(source, i);
-        esp_status status =
-            choose(options, &weight, esp_checkpoint_path(source), &choices[i], error);
+        esp_status status = choose(options, &weight, source, &choices[i], error);
         if (status != ESP_OK) {
             esp_release(context, choices);
             return status;
