@@ -28,7 +28,8 @@ typedef struct run_job {
     esp_session *session;
     esp_generation result;
     utf8_stream out;
-    char *text; /* what was generated, when it is not streamed */
+    int32_t place; /* in the text that the prompt begins; see esp_tokenizer_next */
+    char *text;    /* what was generated, when it is not streamed */
     size_t text_bytes;
 } run_job;
 
@@ -41,7 +42,7 @@ static bool on_token(void *user, int32_t id)
 {
     run_job *job = user;
     size_t length = 0;
-    const char *bytes = esp_tokenizer_token(job->model.tokenizer, id, false, &length);
+    const char *bytes = esp_tokenizer_next(job->model.tokenizer, id, false, &job->place, &length);
     if (bytes != NULL) {
         utf8_push(&job->out, bytes, length);
         fflush(job->out.stream);
@@ -78,6 +79,10 @@ static esp_status encode_prompt(run_job *job, esp_error *error)
     if (job->id_count == 0) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "run.empty_prompt",
                         "the prompt is empty and the tokenizer puts no BOS before it; give a text");
+    }
+    for (int64_t i = 0; i < job->id_count; i++) {
+        size_t length;
+        (void)esp_tokenizer_next(job->model.tokenizer, job->ids[i], false, &job->place, &length);
     }
     if (job->id_count > context) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "run.prompt_too_long",

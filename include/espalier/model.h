@@ -31,6 +31,11 @@ ESP_API void esp_ids_free(const esp_tokenizer *tokenizer, int32_t *ids);
  * unknown. Special tokens give length 0 unless show_special. */
 ESP_API const char *esp_tokenizer_token(const esp_tokenizer *tokenizer, int32_t id,
                                         bool show_special, size_t *length);
+/* The same for the tokens of a text one after the other: tokenizers that put a space before a text
+ * (SentencePiece-like ones) do not print it at the start again. *place is 0 before the first token
+ * and belongs to these calls. To print what goes on from a prompt, give the prompt's ids first. */
+ESP_API const char *esp_tokenizer_next(const esp_tokenizer *tokenizer, int32_t id,
+                                       bool show_special, int32_t *place, size_t *length);
 /* Ids that the template puts before a text (BOS); returns the count, writes at most capacity. */
 ESP_API int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity);
 

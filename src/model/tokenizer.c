@@ -13,54 +13,6 @@ static void regex_release(void *memory, void *user)
     esp_release(user, memory);
 }
 
-static esp_status unsupported(const esp_tokenizer *tokenizer, const char *code, const char *part,
-                              const char *type, const char *known, esp_error *error)
-{
-    return esp_fail(error, ESP_UNSUPPORTED, code, "%s: %s %.80s is not supported; known: %s",
-                    tokenizer->path, part, type[0] != '\0' ? type : "without a type", known);
-}
-
-static esp_status load_normalizer(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
-{
-    if (part == NULL || json_is_null(part)) {
-        return ESP_OK;
-    }
-    const char *type = esp_tokenizer_type(part);
-    if (strcmp(type, "NFC") == 0) {
-        tokenizer->nfc = true;
-        return ESP_OK;
-    }
-    const json_t *parts = json_object_get(part, "normalizers");
-    if (strcmp(type, "Sequence") != 0 || !json_is_array(parts)) {
-        return unsupported(tokenizer, "tokenizer.unsupported_normalizer", "normalizer", type,
-                           "null, NFC", error);
-    }
-    for (size_t i = 0; i < json_array_size(parts); i++) {
-        const char *inner = esp_tokenizer_type(json_array_get(parts, i));
-        if (strcmp(inner, "NFC") != 0) {
-            return unsupported(tokenizer, "tokenizer.unsupported_normalizer", "normalizer", inner,
-                               "null, NFC", error);
-        }
-        tokenizer->nfc = true;
-    }
-    return ESP_OK;
-}
-
-static esp_status check_decoder(const esp_tokenizer *tokenizer, const json_t *part,
-                                esp_error *error)
-{
-    const json_t *parts = json_object_get(part, "decoders");
-    if (strcmp(esp_tokenizer_type(part), "Sequence") == 0 && json_array_size(parts) == 1) {
-        part = json_array_get(parts, 0);
-    }
-    const char *type = esp_tokenizer_type(part);
-    if (strcmp(type, "ByteLevel") != 0) {
-        return unsupported(tokenizer, "tokenizer.unsupported_decoder", "decoder", type, "ByteLevel",
-                           error);
-    }
-    return ESP_OK;
-}
-
 /* An option of the BPE model that must be absent, null, false or empty. */
 static esp_status must_be_off(const esp_tokenizer *tokenizer, const json_t *model, const char *key,
                               esp_error *error)
@@ -71,26 +23,28 @@ static esp_status must_be_off(const esp_tokenizer *tokenizer, const json_t *mode
         (json_is_number(value) && json_number_value(value) == 0)) {
         return ESP_OK;
     }
-    return esp_fail(
-        error, ESP_UNSUPPORTED, "tokenizer.unsupported_model",
-        "%s: model.%s is set, which is not supported: only byte-level BPE without it is",
-        tokenizer->path, key);
+    return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_model",
+                    "%s: model.%s is set, which is not supported: only BPE without it is%s",
+                    tokenizer->path, key, tokenizer->byte_level ? " in a byte-level file" : "");
 }
 
 static esp_status check_model(esp_tokenizer *tokenizer, const json_t *model, esp_error *error)
 {
-    static const char *const off[] = {"dropout", "byte_fallback", "continuing_subword_prefix",
-                                      "end_of_word_suffix"};
+    static const char *const off[] = {"dropout", "continuing_subword_prefix", "end_of_word_suffix"};
     const char *type = esp_tokenizer_type(model);
     /* Old files leave the type out; then vocab and merges say that it is BPE. */
     bool untyped = json_is_object(model) && json_object_get(model, "type") == NULL &&
                    json_object_get(model, "merges") != NULL;
     if (strcmp(type, "BPE") != 0 && !untyped) {
-        return unsupported(tokenizer, "tokenizer.unsupported_model", "model", type, "BPE", error);
+        return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_model",
+                        "%s: model %.80s is not supported; known: BPE", tokenizer->path,
+                        type[0] != '\0' ? type : "without a type");
     }
     for (int i = 0; i < ESP_COUNT(off); i++) {
         ESP_TRY(must_be_off(tokenizer, model, off[i], error));
     }
+    ESP_TRY(esp_tokenizer_bool(tokenizer, model, "byte_fallback", false, &tokenizer->byte_fallback,
+                               error));
     return esp_tokenizer_bool(tokenizer, model, "fuse_unk", false, &tokenizer->fuse_unknown, error);
 }
 
@@ -109,9 +63,12 @@ static esp_status load(esp_tokenizer *tokenizer, const json_t *json, esp_error *
         return esp_tokenizer_bad_field(tokenizer, "added_tokens", "an array", error);
     }
     ESP_TRY(check_model(tokenizer, model, error));
-    ESP_TRY(load_normalizer(tokenizer, json_object_get(json, "normalizer"), error));
-    ESP_TRY(check_decoder(tokenizer, json_object_get(json, "decoder"), error));
+    ESP_TRY(esp_tokenizer_load_normalizer(tokenizer, json_object_get(json, "normalizer"), error));
     ESP_TRY(esp_tokenizer_load_steps(tokenizer, json_object_get(json, "pre_tokenizer"), error));
+    if (tokenizer->byte_level) {
+        ESP_TRY(must_be_off(tokenizer, model, "byte_fallback", error));
+    }
+    ESP_TRY(esp_tokenizer_load_decoder(tokenizer, json_object_get(json, "decoder"), error));
     ESP_TRY(esp_tokenizer_load_vocabulary(tokenizer, model, added, error));
     ESP_TRY(esp_tokenizer_load_added(tokenizer, added, error));
     ESP_TRY(esp_tokenizer_load_merges(tokenizer, model, error));
@@ -169,12 +126,16 @@ void esp_tokenizer_close(esp_tokenizer *tokenizer)
     for (int i = 0; i < tokenizer->step_count; i++) {
         pcre2_code_free(tokenizer->steps[i].regex);
     }
+    for (int i = 0; i < tokenizer->fold_count; i++) {
+        pcre2_code_free(tokenizer->folds[i].regex);
+    }
     pcre2_general_context_free(tokenizer->regex_memory);
     esp_buffer_free(&tokenizer->bytes);
     esp_release(context, tokenizer->path);
     esp_release(context, tokenizer->tokens);
     esp_release(context, tokenizer->raw.tokens);
     esp_release(context, tokenizer->normalized.tokens);
+    esp_release(context, tokenizer->characters);
     esp_release(context, tokenizer->merges);
     esp_release(context, tokenizer->words);
     esp_release(context, tokenizer);
@@ -183,18 +144,6 @@ void esp_tokenizer_close(esp_tokenizer *tokenizer)
 int64_t esp_tokenizer_size(const esp_tokenizer *tokenizer)
 {
     return tokenizer->size;
-}
-
-const char *esp_tokenizer_token(const esp_tokenizer *tokenizer, int32_t id, bool show_special,
-                                size_t *length)
-{
-    if (id < 0 || id >= tokenizer->size || !tokenizer->tokens[id].known) {
-        *length = 0;
-        return NULL;
-    }
-    const esp_token *token = &tokenizer->tokens[id];
-    *length = token->special && !show_special ? 0 : token->length;
-    return tokenizer->bytes.data != NULL ? tokenizer->bytes.data + token->offset : "";
 }
 
 int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity)

@@ -1,9 +1,11 @@
 /* Inside of the tokenizer; used by src/model/tokenizer*.c only.
  *
  * A tokenizer.json describes a pipeline: added tokens cut the text, a normalizer rewrites the rest,
- * a list of steps cuts that into words, byte-level BPE turns each word into ids, a template adds
- * BOS. The file writes bytes as printable characters (the GPT-2 alphabet); here everything is
- * turned back into bytes once, while loading. */
+ * a list of steps cuts that into words, BPE turns each word into ids, a template adds BOS. There
+ * are two alphabets. Byte-level files (a ByteLevel pre_tokenizer) write bytes as printable
+ * characters (the GPT-2 alphabet); here everything is turned back into bytes once, while loading.
+ * SentencePiece-like files (all others) are made of characters, with U+2581 for a space and tokens
+ * <0x00>..<0xFF> for what has no token of its own. */
 #ifndef ESP_MODEL_TOKENIZER_H
 #define ESP_MODEL_TOKENIZER_H
 
@@ -19,10 +21,20 @@
 #define ESP_TOKENIZER_MAX_STEPS 16
 #define ESP_TOKENIZER_MAX_TEMPLATE 16
 
-typedef struct esp_token {
+typedef struct esp_span {
     uint32_t offset, length; /* in tokenizer->bytes */
+} esp_span;
+
+typedef struct esp_token {
+    esp_span spelled;        /* what whole words are compared to */
+    esp_span printed, first; /* after others and as the first token of a text */
     bool known, special;
 } esp_token;
+
+/* A character and the token that is just that. */
+typedef struct esp_character {
+    int32_t point, id;
+} esp_character;
 
 typedef struct esp_merge {
     uint64_t pair; /* left id in the high half */
@@ -42,16 +54,61 @@ typedef struct esp_added_set {
     int64_t count;
 } esp_added_set;
 
+typedef enum esp_fold_kind { /* the Unicode forms come first */
+                             ESP_FOLD_NFC = 0,
+                             ESP_FOLD_NFD,
+                             ESP_FOLD_NFKC,
+                             ESP_FOLD_NFKD,
+                             ESP_FOLD_PREPEND, /* put content before the text */
+                             ESP_FOLD_REPLACE  /* put content for each match of regex, which matches
+                                                  no empty text */
+} esp_fold_kind;
+
+/* One part of the normalizer. */
+typedef struct esp_fold {
+    esp_fold_kind kind;
+    pcre2_code *regex;
+    esp_span content;
+} esp_fold;
+
+typedef enum esp_prepend {
+    ESP_PREPEND_ALWAYS = 0,
+    ESP_PREPEND_FIRST,
+    ESP_PREPEND_NEVER
+} esp_prepend;
+
+typedef struct esp_metaspace {
+    char replacement[8]; /* one character */
+    esp_prepend scheme;  /* when replacement goes before a text that does not start with it */
+    bool split;          /* cut before each replacement */
+} esp_metaspace;
+
 typedef enum esp_step_kind {
-    ESP_STEP_SPLIT = 0,   /* cut at matches of regex */
-    ESP_STEP_PREFIX_SPACE /* put ' ' before a text that does not start with one */
+    ESP_STEP_SPLIT = 0,    /* cut at matches of regex */
+    ESP_STEP_PREFIX_SPACE, /* put ' ' before a text that does not start with one */
+    ESP_STEP_METASPACE     /* spaces become the replacement */
 } esp_step_kind;
 
 typedef struct esp_step {
     esp_step_kind kind;
     pcre2_code *regex;
     bool drop_matches, drop_others;
+    esp_metaspace metaspace;
 } esp_step;
+
+typedef struct esp_replace {
+    esp_span from, to;
+} esp_replace;
+
+typedef struct esp_decoder {
+    esp_replace replaces[ESP_TOKENIZER_MAX_STEPS];
+    int replace_count;
+    bool byte_fallback; /* <0xNN> prints a byte */
+    bool fused;
+    bool first_differs; /* the first token of a text prints without what replaces U+2581 */
+    char strip;         /* taken off the start of a text, at most strip_most times */
+    int32_t strip_most;
+} esp_decoder;
 
 struct esp_tokenizer {
     esp_context *context;
@@ -62,25 +119,35 @@ struct esp_tokenizer {
     int64_t size;
     esp_buffer bytes;
 
-    bool nfc;
+    esp_fold folds[ESP_TOKENIZER_MAX_STEPS];
+    int fold_count;
     esp_added_set raw, normalized; /* looked for before and after the normalizer */
     esp_step steps[ESP_TOKENIZER_MAX_STEPS];
     int step_count;
 
-    int32_t byte_ids[256]; /* -1: absent */
-    esp_merge *merges;     /* sorted by pair */
+    bool byte_level;
+    int32_t byte_ids[256];     /* -1: absent; in a file that is not byte-level those of <0xNN> */
+    esp_character *characters; /* sorted by point; NULL in a byte-level file */
+    int64_t character_count;
+    esp_merge *merges; /* sorted by pair */
     int64_t merge_count;
     int32_t *words; /* ids sorted by bytes, when whole words are looked up first; else NULL */
     int64_t word_count;
     int32_t unknown; /* -1: none */
-    bool fuse_unknown;
+    bool fuse_unknown, byte_fallback;
 
+    esp_decoder decoder;
     int32_t prefix[ESP_TOKENIZER_MAX_TEMPLATE], suffix[ESP_TOKENIZER_MAX_TEMPLATE];
     int prefix_count, suffix_count;
 };
 
 /* ---- loading: each reads one part of the file ---- */
 
+ESP_MUST_CHECK esp_status esp_tokenizer_load_normalizer(esp_tokenizer *tokenizer,
+                                                        const json_t *normalizer, esp_error *error);
+/* After the steps, which say whether the file is byte-level. */
+ESP_MUST_CHECK esp_status esp_tokenizer_load_decoder(esp_tokenizer *tokenizer,
+                                                     const json_t *decoder, esp_error *error);
 ESP_MUST_CHECK esp_status esp_tokenizer_load_vocabulary(esp_tokenizer *tokenizer,
                                                         const json_t *model,
                                                         const json_t *added_tokens,
@@ -106,6 +173,19 @@ ESP_MUST_CHECK esp_status esp_tokenizer_bad_field(const esp_tokenizer *tokenizer
 /* An id within limits, or "tokenizer.bad_id" naming the token. */
 ESP_MUST_CHECK esp_status esp_tokenizer_id(const esp_tokenizer *tokenizer, const json_t *value,
                                            const char *token, int32_t *id, esp_error *error);
+/* The members of a Metaspace, which is a pre_tokenizer and a decoder. */
+ESP_MUST_CHECK esp_status esp_tokenizer_metaspace(const esp_tokenizer *tokenizer,
+                                                  const json_t *part, esp_metaspace *metaspace,
+                                                  esp_error *error);
+/* Copies text into tokenizer->bytes. */
+ESP_MUST_CHECK esp_status esp_tokenizer_keep_text(esp_tokenizer *tokenizer, const char *text,
+                                                  esp_span *span, esp_error *error);
+const char *esp_span_text(const esp_tokenizer *tokenizer, esp_span span);
+/* Sets what a token prints, from its spelling in the file. */
+ESP_MUST_CHECK esp_status esp_tokenizer_decode_token(esp_tokenizer *tokenizer, const char *spelled,
+                                                     esp_token *token, esp_error *error);
+/* The byte of "<0x0A>", or -1. */
+int esp_tokenizer_byte_token(const char *text, size_t length);
 /* Bytes of a token as the file spells it, appended to out; text that is not in the byte alphabet
  * stands for itself. */
 void esp_tokenizer_unspell(const char *text, size_t length, esp_buffer *out);
@@ -135,8 +215,8 @@ typedef struct esp_encoder {
     pcre2_match_data *match;
     pcre2_match_context *limits;
     pcre2_jit_stack *stack;
-    esp_buffer prefixed; /* copy of a piece with its prefix space */
-    esp_buffer folded;   /* a normalized piece */
+    esp_buffer prefixed;  /* copy of a piece with its prefix space */
+    esp_buffer folded[2]; /* a normalized piece, and the one before */
     esp_bpe_symbol *symbols;
     esp_bpe_candidate *heap;
     size_t word_capacity; /* symbols; the heap has three times as many */
@@ -144,6 +224,11 @@ typedef struct esp_encoder {
     size_t count, capacity;
 } esp_encoder;
 
+void esp_encoder_begin(esp_encoder *encoder, const esp_tokenizer *tokenizer, esp_error *error);
+/* Frees everything but the ids. */
+void esp_encoder_end(esp_encoder *encoder);
+/* Rewrites *text, which may then point into the encoder. */
+ESP_MUST_CHECK esp_status esp_normalize(esp_encoder *encoder, const char **text, size_t *length);
 ESP_MUST_CHECK esp_status esp_encoder_push(esp_encoder *encoder, int32_t id);
 /* Appends the ids of one word. */
 ESP_MUST_CHECK esp_status esp_bpe_encode(esp_encoder *encoder, const char *word, size_t length);
@@ -154,18 +239,21 @@ ESP_MUST_CHECK esp_status esp_regex_next(esp_encoder *encoder, const pcre2_code 
                                          bool *after_match, bool *found, size_t *start,
                                          size_t *end);
 
-typedef esp_status (*esp_piece_fn)(esp_encoder *encoder, const char *text, size_t length);
+/* first: the piece begins where the whole text does. */
+typedef esp_status (*esp_piece_fn)(esp_encoder *encoder, const char *text, size_t length,
+                                   bool first);
 /* Cuts text at the added tokens of the set: pushes their ids, hands everything between to rest. */
 ESP_MUST_CHECK esp_status esp_added_split(esp_encoder *encoder, const esp_added_set *set,
-                                          const char *text, size_t length, esp_piece_fn rest);
+                                          const char *text, size_t length, bool first,
+                                          esp_piece_fn rest);
 
 /* text with each maximal invalid part replaced by U+FFFD, appended to out. */
 void esp_utf8_repair(const char *text, size_t length, esp_buffer *out);
 bool esp_utf8_valid(const char *text, size_t length);
 /* One valid code point at text; returns its bytes. */
 size_t esp_utf8_next(const char *text, size_t length, int32_t *code_point);
-/* NFC of valid text, appended to out. */
-ESP_MUST_CHECK esp_status esp_utf8_nfc(const char *text, size_t length, esp_buffer *out,
-                                       esp_error *error);
+/* NFC, NFD, NFKC or NFKD of valid text, appended to out. */
+ESP_MUST_CHECK esp_status esp_utf8_normalize(const char *text, size_t length, bool composed,
+                                             bool compatible, esp_buffer *out, esp_error *error);
 
 #endif

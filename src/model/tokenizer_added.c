@@ -5,6 +5,31 @@
 
 #include "model/tokenizer.h"
 
+/* What to look for: the content, rewritten as the text will be. It prints as that, so that a space
+ * that a normalizer makes part of it comes out again. */
+static esp_status keep_content(esp_tokenizer *tokenizer, const char *content, bool normalized,
+                               esp_added_token *token, esp_error *error)
+{
+    esp_encoder encoder;
+    esp_encoder_begin(&encoder, tokenizer, error);
+    size_t length = strlen(content), offset = tokenizer->bytes.length;
+    esp_status status = normalized ? esp_normalize(&encoder, &content, &length) : ESP_OK;
+    if (status == ESP_OK) {
+        esp_buffer_append(&tokenizer->bytes, content, length);
+        token->offset = (uint32_t)offset;
+        token->length = (uint32_t)length;
+    }
+    if (status == ESP_OK && normalized && length > 0) {
+        status =
+            esp_tokenizer_decode_token(tokenizer, content, &tokenizer->tokens[token->id], error);
+    }
+    esp_encoder_end(&encoder);
+    if (tokenizer->bytes.failed || tokenizer->bytes.length > UINT32_MAX) {
+        return esp_fail_memory(error, tokenizer->bytes.length, "reading added tokens");
+    }
+    return status;
+}
+
 static esp_status load_one(esp_tokenizer *tokenizer, const json_t *entry, esp_error *error)
 {
     const char *content = json_string_value(json_object_get(entry, "content"));
@@ -25,18 +50,11 @@ static esp_status load_one(esp_tokenizer *tokenizer, const json_t *entry, esp_er
     ESP_TRY(esp_tokenizer_bool(tokenizer, entry, "lstrip", false, &token.lstrip, error));
     ESP_TRY(esp_tokenizer_bool(tokenizer, entry, "rstrip", false, &token.rstrip, error));
 
-    size_t offset = tokenizer->bytes.length;
-    if (normalized && tokenizer->nfc) {
-        ESP_TRY(esp_utf8_nfc(content, strlen(content), &tokenizer->bytes, error));
-    } else {
-        esp_buffer_text(&tokenizer->bytes, content);
-    }
-    if (tokenizer->bytes.failed || tokenizer->bytes.length > UINT32_MAX) {
-        return esp_fail_memory(error, tokenizer->bytes.length, "reading added tokens");
-    }
-    token.offset = (uint32_t)offset;
-    token.length = (uint32_t)(tokenizer->bytes.length - offset);
+    ESP_TRY(keep_content(tokenizer, content, normalized, &token, error));
     tokenizer->tokens[token.id].special = special;
+    if (token.length == 0) {
+        return ESP_OK; /* a normalizer that takes everything away: never found */
+    }
     esp_added_set *set = normalized ? &tokenizer->normalized : &tokenizer->raw;
     set->tokens[set->count++] = token;
     return ESP_OK;
@@ -190,7 +208,7 @@ static size_t strip_right(const char *text, size_t length, size_t end)
 }
 
 esp_status esp_added_split(esp_encoder *encoder, const esp_added_set *set, const char *text,
-                           size_t length, esp_piece_fn rest)
+                           size_t length, bool first, esp_piece_fn rest)
 {
     const char *bytes = encoder->tokenizer->bytes.data;
     size_t done = 0;
@@ -212,10 +230,10 @@ esp_status esp_added_split(esp_encoder *encoder, const esp_added_set *set, const
             end = strip_right(text, length, end);
         }
         if (start > done) {
-            ESP_TRY(rest(encoder, text + done, start - done));
+            ESP_TRY(rest(encoder, text + done, start - done, first && done == 0));
         }
         ESP_TRY(esp_encoder_push(encoder, token->id));
         done = end;
     }
-    return done < length ? rest(encoder, text + done, length - done) : ESP_OK;
+    return done < length ? rest(encoder, text + done, length - done, first && done == 0) : ESP_OK;
 }

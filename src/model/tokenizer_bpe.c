@@ -1,5 +1,6 @@
-/* Byte pair encoding of one word: of all neighbouring pairs that the merge list knows, the one of
- * lowest rank (the leftmost of equals) is joined, until none is left.
+/* Byte pair encoding of one word (a whole text where the file cuts none): of all neighbouring pairs
+ * that the merge list knows, the one of lowest rank (the leftmost of equals) is joined, until none
+ * is left.
  *
  * Candidates wait in a binary heap, symbols form a linked list in an array; a candidate whose two
  * symbols are no longer what they were when it was found is stale and dropped. A word of n bytes
@@ -132,9 +133,10 @@ static esp_status reserve_word(esp_encoder *encoder, size_t length)
 static int compare_word(const esp_tokenizer *tokenizer, int32_t id, const char *word, size_t length)
 {
     const esp_token *token = &tokenizer->tokens[id];
-    size_t shared = ESP_MIN(token->length, length);
-    int order = shared == 0 ? 0 : memcmp(tokenizer->bytes.data + token->offset, word, shared);
-    return order != 0 ? order : (token->length > length) - (token->length < length);
+    size_t shared = ESP_MIN(token->spelled.length, length);
+    int order =
+        shared == 0 ? 0 : memcmp(tokenizer->bytes.data + token->spelled.offset, word, shared);
+    return order != 0 ? order : (token->spelled.length > length) - (token->spelled.length < length);
 }
 
 /* The id of a whole word, or -1. */
@@ -156,6 +158,13 @@ static int32_t find_word(const esp_tokenizer *tokenizer, const char *word, size_
     return -1;
 }
 
+static void add_symbol(esp_encoder *encoder, int32_t *count, int32_t id)
+{
+    encoder->symbols[*count] =
+        (esp_bpe_symbol){.id = id, .previous = *count - 1, .next = *count + 1};
+    ++*count;
+}
+
 /* One symbol a byte; bytes that no token stands for become the unknown token, a run of them one if
  * the file says so. */
 static int32_t list_bytes(esp_encoder *encoder, const char *word, size_t length)
@@ -170,9 +179,66 @@ static int32_t list_bytes(esp_encoder *encoder, const char *word, size_t length)
             continue;
         }
         was_unknown = unknown;
-        encoder->symbols[count] = (esp_bpe_symbol){
-            .id = unknown ? tokenizer->unknown : id, .previous = count - 1, .next = count + 1};
-        count++;
+        add_symbol(encoder, &count, unknown ? tokenizer->unknown : id);
+    }
+    if (count > 0) {
+        encoder->symbols[count - 1].next = -1;
+    }
+    return count;
+}
+
+static int32_t find_character(const esp_tokenizer *tokenizer, int32_t point)
+{
+    int64_t low = 0, high = tokenizer->character_count;
+    while (low < high) {
+        int64_t middle = low + (high - low) / 2;
+        if (tokenizer->characters[middle].point < point) {
+            low = middle + 1;
+        } else {
+            high = middle;
+        }
+    }
+    bool found = low < tokenizer->character_count && tokenizer->characters[low].point == point;
+    return found ? tokenizer->characters[low].id : -1;
+}
+
+/* Every byte of a character that has no token has one, or the bytes are not used at all. */
+static bool falls_back(const esp_tokenizer *tokenizer, const char *text, size_t length)
+{
+    for (size_t i = 0; i < length; i++) {
+        if (tokenizer->byte_ids[(unsigned char)text[i]] < 0) {
+            return false;
+        }
+    }
+    return tokenizer->byte_fallback;
+}
+
+/* One symbol a character, or one a byte where it falls back, or the unknown token. An unknown one
+ * waits until the next character that is a token: bytes overtake it, as in the other library. */
+static int32_t list_characters(esp_encoder *encoder, const char *word, size_t length)
+{
+    const esp_tokenizer *tokenizer = encoder->tokenizer;
+    int32_t count = 0;
+    bool waiting = false;
+    for (size_t at = 0, bytes; at < length; at += bytes) {
+        int32_t point = 0;
+        bytes = esp_utf8_next(word + at, length - at, &point);
+        int32_t id = find_character(tokenizer, point);
+        bool fallback = id < 0 && falls_back(tokenizer, word + at, bytes);
+        if (waiting && (id >= 0 || (!fallback && !tokenizer->fuse_unknown))) {
+            add_symbol(encoder, &count, tokenizer->unknown);
+            waiting = false;
+        }
+        if (id >= 0) {
+            add_symbol(encoder, &count, id);
+        }
+        for (size_t i = 0; fallback && i < bytes; i++) {
+            add_symbol(encoder, &count, tokenizer->byte_ids[(unsigned char)word[at + i]]);
+        }
+        waiting = waiting || (id < 0 && !fallback && tokenizer->unknown >= 0);
+    }
+    if (waiting) {
+        add_symbol(encoder, &count, tokenizer->unknown);
     }
     if (count > 0) {
         encoder->symbols[count - 1].next = -1;
@@ -191,7 +257,8 @@ esp_status esp_bpe_encode(esp_encoder *encoder, const char *word, size_t length)
         return esp_encoder_push(encoder, whole);
     }
     ESP_TRY(reserve_word(encoder, length));
-    int32_t count = list_bytes(encoder, word, length);
+    int32_t count = encoder->tokenizer->byte_level ? list_bytes(encoder, word, length)
+                                                   : list_characters(encoder, word, length);
     merge_all(encoder, count);
     for (int32_t at = count > 0 ? 0 : -1; at >= 0; at = encoder->symbols[at].next) {
         ESP_TRY(esp_encoder_push(encoder, encoder->symbols[at].id));

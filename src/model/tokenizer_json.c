@@ -37,10 +37,11 @@ esp_status esp_tokenizer_bool(const esp_tokenizer *tokenizer, const json_t *part
 
 static esp_status refuse(const esp_tokenizer *tokenizer, const char *what, esp_error *error)
 {
-    return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_pre_tokenizer",
-                    "%s: pre_tokenizer %.80s is not supported; known are ByteLevel (last), Split "
-                    "(Isolated, Removed), Digits and Sequence of them",
-                    tokenizer->path, what[0] != '\0' ? what : "without a type");
+    return esp_fail(
+        error, ESP_UNSUPPORTED, "tokenizer.unsupported_pre_tokenizer",
+        "%s: pre_tokenizer %.80s is not supported; known are null, ByteLevel (last), Split "
+        "(Isolated, Removed), Digits, Metaspace and Sequence of them",
+        tokenizer->path, what[0] != '\0' ? what : "without a type");
 }
 
 static esp_status new_step(esp_tokenizer *tokenizer, esp_step_kind kind, esp_step **step,
@@ -111,16 +112,58 @@ static esp_status load_byte_level(esp_tokenizer *tokenizer, const json_t *part, 
     return regex ? split_by(tokenizer, GPT2_REGEX, false, &step, error) : ESP_OK;
 }
 
-/* One part that is no Sequence. last: nothing follows it. */
-static esp_status load_step(esp_tokenizer *tokenizer, const json_t *part, bool last,
-                            esp_error *error)
+esp_status esp_tokenizer_metaspace(const esp_tokenizer *tokenizer, const json_t *part,
+                                   esp_metaspace *metaspace, esp_error *error)
+{
+    static const char *const schemes[] = {[ESP_PREPEND_ALWAYS] = "always",
+                                          [ESP_PREPEND_FIRST] = "first",
+                                          [ESP_PREPEND_NEVER] = "never"};
+    const json_t *named = json_object_get(part, "prepend_scheme");
+    const char *name = json_string_value(named);
+    const char *mark = json_string_value(json_object_get(part, "replacement"));
+    int32_t point = 0;
+    if (mark == NULL || mark[0] == '\0' ||
+        esp_utf8_next(mark, strlen(mark), &point) != strlen(mark)) {
+        return esp_tokenizer_bad_field(tokenizer, "Metaspace.replacement", "one character", error);
+    }
+    snprintf(metaspace->replacement, sizeof metaspace->replacement, "%s", mark);
+    int scheme = ESP_PREPEND_ALWAYS;
+    while (name != NULL && scheme < ESP_COUNT(schemes) && strcmp(schemes[scheme], name) != 0) {
+        scheme++;
+    }
+    bool prefix = true;
+    ESP_TRY(esp_tokenizer_bool(tokenizer, part, "add_prefix_space", true, &prefix, error));
+    if (!prefix && named == NULL) {
+        scheme = ESP_PREPEND_NEVER; /* as files say that are older than prepend_scheme */
+    }
+    if (scheme == ESP_COUNT(schemes) || (named != NULL && name == NULL) ||
+        (!prefix && scheme != ESP_PREPEND_NEVER)) {
+        return esp_tokenizer_bad_field(
+            tokenizer, "Metaspace.prepend_scheme",
+            "\"always\", \"first\" or \"never\", and \"never\" beside add_prefix_space false",
+            error);
+    }
+    metaspace->scheme = (esp_prepend)scheme;
+    return esp_tokenizer_bool(tokenizer, part, "split", true, &metaspace->split, error);
+}
+
+static esp_status load_metaspace(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
+{
+    for (int i = 0; i < tokenizer->step_count; i++) {
+        if (tokenizer->steps[i].kind == ESP_STEP_METASPACE) {
+            return refuse(tokenizer, "Metaspace twice", error);
+        }
+    }
+    esp_step *step = NULL;
+    ESP_TRY(new_step(tokenizer, ESP_STEP_METASPACE, &step, error));
+    return esp_tokenizer_metaspace(tokenizer, part, &step->metaspace, error);
+}
+
+/* One part that is no Sequence. ByteLevel, which is the last one, makes the file byte-level. */
+static esp_status load_step(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
 {
     const char *type = esp_tokenizer_type(part);
-    bool byte_level = strcmp(type, "ByteLevel") == 0;
-    if (byte_level != last) {
-        return refuse(tokenizer, byte_level ? "ByteLevel before other parts" : type, error);
-    }
-    if (byte_level) {
+    if (strcmp(type, "ByteLevel") == 0) {
         return load_byte_level(tokenizer, part, error);
     }
     if (strcmp(type, "Split") == 0) {
@@ -129,14 +172,22 @@ static esp_status load_step(esp_tokenizer *tokenizer, const json_t *part, bool l
     if (strcmp(type, "Digits") == 0) {
         return load_digits(tokenizer, part, error);
     }
+    if (strcmp(type, "Metaspace") == 0) {
+        return tokenizer->byte_level ? refuse(tokenizer, "Metaspace beside ByteLevel", error)
+                                     : load_metaspace(tokenizer, part, error);
+    }
     return refuse(tokenizer, type, error);
 }
 
 esp_status esp_tokenizer_load_steps(esp_tokenizer *tokenizer, const json_t *pre_tokenizer,
                                     esp_error *error)
 {
+    if (pre_tokenizer == NULL || json_is_null(pre_tokenizer)) {
+        return ESP_OK;
+    }
     if (strcmp(esp_tokenizer_type(pre_tokenizer), "Sequence") != 0) {
-        return load_step(tokenizer, pre_tokenizer, true, error);
+        tokenizer->byte_level = strcmp(esp_tokenizer_type(pre_tokenizer), "ByteLevel") == 0;
+        return load_step(tokenizer, pre_tokenizer, error);
     }
     const json_t *parts = json_object_get(pre_tokenizer, "pretokenizers");
     size_t count = json_array_size(parts);
@@ -144,7 +195,15 @@ esp_status esp_tokenizer_load_steps(esp_tokenizer *tokenizer, const json_t *pre_
         return refuse(tokenizer, "Sequence without parts", error);
     }
     for (size_t i = 0; i < count; i++) {
-        ESP_TRY(load_step(tokenizer, json_array_get(parts, i), i + 1 == count, error));
+        const json_t *part = json_array_get(parts, i);
+        bool byte_level = strcmp(esp_tokenizer_type(part), "ByteLevel") == 0;
+        if (byte_level && i + 1 < count) {
+            return refuse(tokenizer, "ByteLevel before other parts", error);
+        }
+        tokenizer->byte_level |= byte_level;
+    }
+    for (size_t i = 0; i < count; i++) {
+        ESP_TRY(load_step(tokenizer, json_array_get(parts, i), error));
     }
     return ESP_OK;
 }

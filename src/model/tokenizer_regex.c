@@ -124,8 +124,7 @@ esp_status esp_tokenizer_compile(const esp_tokenizer *tokenizer, const char *pat
     } else if (!esp_regex_translate(pattern, &spelled, &reason)) {
         esp_buffer_free(&spelled);
         return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_regex",
-                        "%s: the pre_tokenizer pattern \"%.200s\" has %s", tokenizer->path, pattern,
-                        reason);
+                        "%s: the pattern \"%.200s\" has %s", tokenizer->path, pattern, reason);
     }
     pcre2_compile_context *limits = pcre2_compile_context_create(tokenizer->regex_memory);
     if (spelled.failed || limits == NULL) {
@@ -148,8 +147,8 @@ esp_status esp_tokenizer_compile(const esp_tokenizer *tokenizer, const char *pat
             return esp_fail_memory(error, strlen(pattern), "compiling a regular expression");
         }
         return esp_fail(error, ESP_BAD_FILE, "tokenizer.bad_regex",
-                        "%s: the pre_tokenizer pattern \"%.200s\" does not compile: %s",
-                        tokenizer->path, pattern, (const char *)text);
+                        "%s: the pattern \"%.200s\" does not compile: %s", tokenizer->path, pattern,
+                        (const char *)text);
     }
     (void)pcre2_jit_compile(compiled, PCRE2_JIT_COMPLETE); /* without JIT it is only slower */
     *regex = compiled;
@@ -185,7 +184,7 @@ static esp_status match_failed(const esp_encoder *encoder, int code)
     }
     pcre2_get_error_message(code, text, sizeof text);
     return esp_fail(encoder->error, ESP_BAD_FILE, "tokenizer.regex_limit",
-                    "%s: a pre_tokenizer pattern takes too much work on this text: %s; the pattern "
+                    "%s: a pattern takes too much work on this text: %s; the pattern "
                     "backtracks without bound or the text is hostile",
                     encoder->tokenizer->path, (const char *)text);
 }

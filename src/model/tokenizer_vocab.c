@@ -79,14 +79,22 @@ static esp_status place(esp_tokenizer *tokenizer, const char *content, int32_t i
                         tokenizer->path, content, (int)id);
     }
     size_t offset = tokenizer->bytes.length;
-    esp_tokenizer_unspell(content, strlen(content), &tokenizer->bytes);
+    if (tokenizer->byte_level) {
+        esp_tokenizer_unspell(content, strlen(content), &tokenizer->bytes);
+    } else {
+        esp_buffer_text(&tokenizer->bytes, content);
+    }
     if (tokenizer->bytes.failed || tokenizer->bytes.length > UINT32_MAX) {
         return esp_fail_memory(error, tokenizer->bytes.length, "reading the vocabulary");
     }
-    *token = (esp_token){.offset = (uint32_t)offset,
-                         .length = (uint32_t)(tokenizer->bytes.length - offset),
+    *token = (esp_token){.spelled = {.offset = (uint32_t)offset,
+                                     .length = (uint32_t)(tokenizer->bytes.length - offset)},
                          .known = true};
-    return ESP_OK;
+    if (tokenizer->byte_level) { /* prints what it is spelled */
+        token->printed = token->first = token->spelled;
+        return ESP_OK;
+    }
+    return esp_tokenizer_decode_token(tokenizer, content, token, error);
 }
 
 /* An added token repeats a token of the vocabulary with the same id, or is a new one with a free
@@ -115,7 +123,36 @@ static esp_status place_added(esp_tokenizer *tokenizer, const json_t *vocabulary
 }
 
 /* Every byte that UTF-8 text can hold needs a token, or text would be lost without a word. */
-static esp_status list_bytes(esp_tokenizer *tokenizer, const json_t *vocabulary, esp_error *error)
+static esp_status check_bytes(const esp_tokenizer *tokenizer, esp_error *error)
+{
+    for (int byte = 0; byte < 0xf5 && tokenizer->unknown < 0; byte++) {
+        if (tokenizer->byte_ids[byte] < 0 && byte != 0xc0 && byte != 0xc1) {
+            return esp_fail(
+                error, ESP_BAD_FILE, "tokenizer.missing_byte",
+                "%s: no token stands for byte 0x%02x and there is no unk_token, so text "
+                "would be lost; train with the whole byte alphabet or with byte_fallback",
+                tokenizer->path, (unsigned)byte);
+        }
+    }
+    return ESP_OK;
+}
+
+/* The byte that a token of one character stands for, or of <0xNN> written as it must be. */
+static int byte_of_token(const esp_tokenizer *tokenizer, const char *token)
+{
+    int32_t point = 0;
+    size_t length = strlen(token);
+    if (tokenizer->byte_level) {
+        return length > 0 && esp_utf8_next(token, length, &point) == length ? byte_of_point(point)
+                                                                            : -1;
+    }
+    char spelled[8];
+    int byte = tokenizer->byte_fallback ? esp_tokenizer_byte_token(token, length) : -1;
+    snprintf(spelled, sizeof spelled, "<0x%02X>", (unsigned)byte & 0xff);
+    return byte >= 0 && strcmp(spelled, token) == 0 ? byte : -1;
+}
+
+static void list_bytes(esp_tokenizer *tokenizer, const json_t *vocabulary)
 {
     const char *token;
     json_t *value;
@@ -124,24 +161,42 @@ static esp_status list_bytes(esp_tokenizer *tokenizer, const json_t *vocabulary,
     }
     json_object_foreach((json_t *)(uintptr_t)vocabulary, token, value)
     {
-        int32_t point = 0;
-        size_t length = strlen(token);
-        int byte = length > 0 && esp_utf8_next(token, length, &point) == length
-                       ? byte_of_point(point)
-                       : -1;
+        int byte = byte_of_token(tokenizer, token);
         if (byte >= 0) {
             tokenizer->byte_ids[byte] = (int32_t)json_integer_value(value);
         }
     }
-    for (int byte = 0; byte < 0xf5 && tokenizer->unknown < 0; byte++) {
-        if (tokenizer->byte_ids[byte] < 0 && byte != 0xc0 && byte != 0xc1) {
-            return esp_fail(
-                error, ESP_BAD_FILE, "tokenizer.missing_byte",
-                "%s: no token stands for byte 0x%02x and there is no unk_token, so text "
-                "would be lost; train with the whole byte alphabet",
-                tokenizer->path, (unsigned)byte);
+}
+
+static int by_point(const void *a, const void *b)
+{
+    int32_t left = ((const esp_character *)a)->point, right = ((const esp_character *)b)->point;
+    return (left > right) - (left < right);
+}
+
+static esp_status list_characters(esp_tokenizer *tokenizer, const json_t *vocabulary,
+                                  esp_error *error)
+{
+    size_t count = json_object_size(vocabulary);
+    tokenizer->characters =
+        esp_alloc_array(tokenizer->context, count, sizeof *tokenizer->characters);
+    if (tokenizer->characters == NULL) {
+        return esp_fail_memory(error, count * sizeof *tokenizer->characters,
+                               "reading the vocabulary");
+    }
+    const char *token;
+    json_t *value;
+    json_object_foreach((json_t *)(uintptr_t)vocabulary, token, value)
+    {
+        int32_t point = 0;
+        size_t length = strlen(token);
+        if (length > 0 && esp_utf8_next(token, length, &point) == length) {
+            tokenizer->characters[tokenizer->character_count++] =
+                (esp_character){.point = point, .id = (int32_t)json_integer_value(value)};
         }
     }
+    qsort(tokenizer->characters, (size_t)tokenizer->character_count, sizeof *tokenizer->characters,
+          by_point);
     return ESP_OK;
 }
 
@@ -190,7 +245,11 @@ esp_status esp_tokenizer_load_vocabulary(esp_tokenizer *tokenizer, const json_t 
         ESP_TRY(place(tokenizer, token, (int32_t)json_integer_value(value), error));
     }
     ESP_TRY(find_unknown(tokenizer, model, vocabulary, error));
-    ESP_TRY(list_bytes(tokenizer, vocabulary, error));
+    list_bytes(tokenizer, vocabulary);
+    ESP_TRY(check_bytes(tokenizer, error));
+    if (!tokenizer->byte_level) {
+        ESP_TRY(list_characters(tokenizer, vocabulary, error));
+    }
     return place_added(tokenizer, vocabulary, added_tokens, error);
 }
 
@@ -273,16 +332,16 @@ static int by_pair(const void *a, const void *b)
 static int by_bytes(const void *a, const void *b, void *user)
 {
     const esp_tokenizer *tokenizer = user;
-    const esp_token *left = &tokenizer->tokens[*(const int32_t *)a];
-    const esp_token *right = &tokenizer->tokens[*(const int32_t *)b];
+    const esp_span *left = &tokenizer->tokens[*(const int32_t *)a].spelled;
+    const esp_span *right = &tokenizer->tokens[*(const int32_t *)b].spelled;
     size_t shared = ESP_MIN(left->length, right->length);
     const char *bytes = tokenizer->bytes.data;
     int order = shared == 0 ? 0 : memcmp(bytes + left->offset, bytes + right->offset, shared);
     return order != 0 ? order : (left->length > right->length) - (left->length < right->length);
 }
 
-/* Whole words are looked up by their spelling, so a token that is not spelled in the byte alphabet
- * can never be one; an empty token neither. */
+/* Whole words are looked up by their spelling, so a token of a byte-level file that is not spelled
+ * in the byte alphabet can never be one; an empty token neither. */
 static esp_status load_words(esp_tokenizer *tokenizer, const json_t *vocabulary, esp_error *error)
 {
     size_t count = json_object_size(vocabulary);
@@ -295,7 +354,8 @@ static esp_status load_words(esp_tokenizer *tokenizer, const json_t *vocabulary,
     json_object_foreach((json_t *)(uintptr_t)vocabulary, token, value)
     {
         bool spelled = token[0] != '\0';
-        for (size_t at = 0, length = strlen(token); at < length && spelled;) {
+        size_t length = tokenizer->byte_level ? strlen(token) : 0;
+        for (size_t at = 0; at < length && spelled;) {
             int32_t point = 0;
             at += esp_utf8_next(token + at, length - at, &point);
             spelled = byte_of_point(point) >= 0;

@@ -1,5 +1,6 @@
-/* UTF-8: decoding, repair of invalid text, NFC. Repair puts one U+FFFD for each maximal part that
- * could have begun a character (Unicode 3.9, the practice of WHATWG and of Python). */
+/* UTF-8: decoding, repair of invalid text, the normal forms. Repair puts one U+FFFD for each
+ * maximal part that could have begun a character (Unicode 3.9, the practice of WHATWG and of
+ * Python). */
 #include <utf8proc.h>
 
 #include "model/tokenizer.h"
@@ -63,9 +64,12 @@ size_t esp_utf8_next(const char *text, size_t length, int32_t *code_point)
     return bytes > 0 ? (size_t)bytes : 1;
 }
 
-esp_status esp_utf8_nfc(const char *text, size_t length, esp_buffer *out, esp_error *error)
+esp_status esp_utf8_normalize(const char *text, size_t length, bool composed, bool compatible,
+                              esp_buffer *out, esp_error *error)
 {
-    const utf8proc_option_t options = UTF8PROC_STABLE | UTF8PROC_COMPOSE;
+    const utf8proc_option_t options = UTF8PROC_STABLE |
+                                      (unsigned)(composed ? UTF8PROC_COMPOSE : UTF8PROC_DECOMPOSE) |
+                                      (unsigned)(compatible ? UTF8PROC_COMPAT : 0);
     const utf8proc_uint8_t *bytes = (const utf8proc_uint8_t *)text;
     utf8proc_ssize_t needed = utf8proc_decompose(bytes, (utf8proc_ssize_t)length, NULL, 0, options);
     if (needed < 0) {

@@ -5,16 +5,10 @@
 
 #include "model/tokenizer.h"
 #include "test.h"
+#include "tokenizer_memory.h"
+#include "tokenizer_texts.h"
 
 static const char *const names[] = {"gpt2", "llama3", "qwen2"};
-
-/* Golden texts hold NUL characters, which the library's own JSON door refuses. */
-static json_t *golden(const char *name)
-{
-    char path[512];
-    snprintf(path, sizeof path, "%s/tests/golden/tokenizer/%s", ESP_SOURCE_DIR, name);
-    return json_load_file(path, JSON_ALLOW_NUL, NULL);
-}
 
 static const char *folder_of(test_run *run, const char *name)
 {
@@ -28,121 +22,6 @@ static const char *folder_of(test_run *run, const char *name)
     free(text);
     json_decref(json);
     return folder;
-}
-
-/* ---- the generator; see piece() in make_tokenizers.py ---- */
-
-typedef struct source {
-    uint64_t state;
-    json_t *json, *fragments, *spaces, *added, *ranges;
-} source;
-
-static size_t below(source *from, size_t bound)
-{
-    return (size_t)(esp_splitmix64(&from->state) % bound);
-}
-
-static void append_choice(source *from, const json_t *list, size_t limit, esp_buffer *out)
-{
-    const json_t *chosen = json_array_get(list, below(from, json_array_size(list)));
-    esp_buffer_append(out, json_string_value(chosen), ESP_MIN(limit, json_string_length(chosen)));
-}
-
-static void append_point(uint32_t point, esp_buffer *out)
-{
-    char bytes[4];
-    size_t count = point < 0x80 ? 1 : point < 0x800 ? 2 : point < 0x10000 ? 3 : 4;
-    for (size_t i = count - 1; i > 0; i--) {
-        bytes[i] = (char)(0x80 | (point & 0x3f));
-        point >>= 6;
-    }
-    static const unsigned char leads[] = {0, 0, 0xc0, 0xe0, 0xf0};
-    bytes[0] = (char)(leads[count] | point);
-    esp_buffer_append(out, bytes, count);
-}
-
-static void append_random(source *from, uint32_t first, size_t span, size_t most, bool raw,
-                          esp_buffer *out)
-{
-    for (size_t count = 1 + below(from, most); count > 0; count--) {
-        uint32_t point = first + (uint32_t)below(from, span);
-        char byte = (char)point;
-        if (raw) {
-            esp_buffer_append(out, &byte, 1);
-        } else {
-            append_point(point, out);
-        }
-    }
-}
-
-static void append_piece(source *from, esp_buffer *out)
-{
-    size_t kind = below(from, 100);
-    if (kind < 40) {
-        append_choice(from, from->fragments, SIZE_MAX, out);
-    } else if (kind < 58) {
-        append_random(from, 'a', 26, 8, true, out);
-    } else if (kind < 72) {
-        const json_t *range =
-            json_array_get(from->ranges, below(from, json_array_size(from->ranges)));
-        json_int_t first = json_integer_value(json_array_get(range, 0));
-        json_int_t last = json_integer_value(json_array_get(range, 1));
-        append_random(from, (uint32_t)first, (size_t)(last - first + 1), 4, false, out);
-    } else if (kind < 80) {
-        for (size_t count = 1 + below(from, 4); count > 0; count--) {
-            append_choice(from, from->spaces, SIZE_MAX, out);
-        }
-    } else if (kind < 86) {
-        append_random(from, '0', 10, 6, true, out);
-    } else if (kind < 90) {
-        append_random(from, 0, 256, 3, true, out);
-    } else if (kind < 97) {
-        append_choice(from, from->added, SIZE_MAX, out);
-    } else {
-        size_t at = out->length;
-        append_choice(from, from->fragments, 1, out);
-        size_t letter = out->length - at;
-        for (size_t count = below(from, 60); count > 0 && letter > 0; count--) {
-            char copy = out->data[at];
-            esp_buffer_append(out, &copy, 1);
-        }
-    }
-}
-
-static void make_text(source *from, esp_buffer *out)
-{
-    esp_buffer_clear(out);
-    for (size_t count = 1 + below(from, 12); count > 0; count--) {
-        append_piece(from, out);
-    }
-}
-
-static bool source_open(source *from, uint64_t seed)
-{
-    from->state = seed;
-    from->json = golden("texts.json");
-    from->fragments = json_object_get(from->json, "fragments");
-    from->spaces = json_object_get(from->json, "spaces");
-    from->added = json_object_get(from->json, "added");
-    from->ranges = json_object_get(from->json, "ranges");
-    return json_array_size(from->ranges) > 0;
-}
-
-static uint64_t fnv(uint32_t value, uint64_t hash)
-{
-    for (int i = 0; i < 4; i++) {
-        hash = (hash ^ (value >> (8 * i) & 0xff)) * 0x100000001b3u;
-    }
-    return hash;
-}
-
-static uint64_t hash_ids(const int32_t *ids, int64_t count, uint64_t hash)
-{
-    hash = fnv((uint32_t)count, hash);
-    for (int64_t i = 0; i < count; i++) {
-        hash = fnv((uint32_t)ids[i], hash);
-    }
-    return hash;
 }
 
 static void compare_batches(test_run *run, const esp_tokenizer *tokenizer, const char *name,
@@ -309,66 +188,12 @@ static void long_words_are_no_attack(test_run *run)
     test_context_free(run, context);
 }
 
-/* ---- every allocation fails in turn ---- */
-
-typedef struct failing {
-    long live, until_failure;
-} failing;
-
-static void *failing_allocate(void *user, size_t bytes, size_t alignment)
-{
-    failing *state = user;
-    if (state->until_failure-- <= 0) {
-        return NULL;
-    }
-    state->live++;
-    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-
-static void failing_release(void *user, void *memory)
-{
-    ((failing *)user)->live--;
-    free(memory);
-}
-
-static esp_status open_and_encode(esp_context *context, const char *folder, const char *text,
-                                  esp_error *error)
-{
-    esp_tokenizer *tokenizer = NULL;
-    int32_t *ids = NULL;
-    int64_t count;
-    ESP_TRY(esp_tokenizer_open(context, folder, &tokenizer, error));
-    esp_status status =
-        esp_tokenizer_encode(tokenizer, text, strlen(text), true, &ids, &count, error);
-    if (status == ESP_OK) {
-        esp_ids_free(tokenizer, ids);
-    }
-    esp_tokenizer_close(tokenizer);
-    return status;
-}
-
 static void failing_memory(test_run *run)
 {
     static const char text[] = "caf\xc3\xa9 e\xcc\x81te\xcc\x81 <both> \xff one_two 33 "
                                "wordswordswordswordswordswordswordswordswordswordswordswords";
     for (int i = 0; i < ESP_COUNT(names); i++) {
-        const char *folder = folder_of(run, names[i]);
-        esp_status status = ESP_FAILED;
-        for (long n = 0; status != ESP_OK && n < 2000; n++) {
-            failing state = {.until_failure = 1000};
-            esp_context_options options = {
-                .threads = 1, .allocator = {failing_allocate, failing_release, &state}};
-            esp_context *context = NULL;
-            esp_error problem = {0};
-            REQUIRE_OK(esp_context_create(&options, &context, error));
-            state.until_failure = n;
-            test_sub(run, "%s allocation %ld", names[i], n);
-            status = open_and_encode(context, folder, text, &problem);
-            CHECK(status == ESP_OK || status == ESP_OUT_OF_MEMORY);
-            esp_context_free(context);
-            CHECK_INT(state.live, 0);
-        }
-        CHECK_INT(status, ESP_OK);
+        check_failing_memory(run, folder_of(run, names[i]), text);
     }
 }
 
