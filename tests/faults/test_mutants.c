@@ -10,7 +10,7 @@
 #include "faults/small_model.h"
 #include "model_folder.h"
 
-#define MUTANTS 1000
+#define MUTANTS 2000
 #define MOST_SECONDS 10
 #define MOST_BYTES ((long long)64 << 20)
 
