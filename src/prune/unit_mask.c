@@ -201,7 +201,7 @@ esp_status esp_select_units(const esp_prune_job *prune, int64_t rows, int64_t co
     if (job.scores == NULL || job.row_scores == NULL || job.bits == NULL) {
         status = esp_fail_memory(error, fits ? blocks * sizeof *job.scores : SIZE_MAX, "scores");
     } else {
-        status = keep_units(&job, keep, error);
+        status = keep_units(&job, ESP_MIN(keep, job.down * job.across), error); /* empty weights */
     }
     esp_release(context, job.scores);
     esp_release(context, job.row_scores);

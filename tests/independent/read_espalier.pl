@@ -62,7 +62,7 @@ sub part { my ($name, $dtype, @shape) = @_;
     die "$name: wrong size\n" if $width{$dtype} && $t->{bytes} != $width{$dtype} * product(@shape);
     return bytes_at($t->{file}, $t->{at}, $t->{bytes}, $name); }
 
-# ---- section 7 ----
+# ---- section 8 ----
 my @table = map { my $c = $_; $c = $c & 1 ? $c >> 1 ^ 0x82F63B78 : $c >> 1 for 1 .. 8; $c } 0 .. 255;
 sub crc32c { my $crc = 0xFFFFFFFF;
     for (@_) { $crc = $crc >> 8 ^ $table[($crc ^ $_) & 255] for unpack 'C*', $_ }
