@@ -43,6 +43,8 @@ typedef struct problem_result {
     kernel_times chosen;
     kernel_times rivals[BENCH_MAX_KERNELS]; /* dense candidates, the chosen one excepted */
     int rival_count;
+    kernel_times widened[BENCH_MAX_KERNELS]; /* libraries on the same values as f32 weights */
+    int wide_count;
     double dense_us; /* fastest dense candidate, the chosen one included */
     double ratio_to_dense;
     double gb_per_s, gflops;

@@ -9,9 +9,9 @@
 
 /* What is measured when nothing is asked for: decode (1 token) and prefill of one 7B-like layer. */
 static const char *const default_problems[] = {
-    "matmul/dense/bf16/4096x4096x1",  "matmul/2:4/bf16/4096x4096x1",
-    "matmul/64:2:8/bf16/4096x4096x1", "matmul/dense/bf16/4096x4096x128",
-    "matmul/2:4/bf16/4096x4096x128",  "matmul/64:2:8/bf16/4096x4096x128"};
+    "matmul/dense/bf16/4096x4096x1/a:f32",  "matmul/2:4/bf16/4096x4096x1/a:f32",
+    "matmul/64:2:8/bf16/4096x4096x1/a:f32", "matmul/dense/bf16/4096x4096x128/a:f32",
+    "matmul/2:4/bf16/4096x4096x128/a:f32",  "matmul/64:2:8/bf16/4096x4096x128/a:f32"};
 
 /* ---- numbers ---- */
 
@@ -38,9 +38,15 @@ double bench_least(const double *values, int count)
 
 /* ---- output of problems ---- */
 
+/* Variables by which users steer the libraries; a set one belongs to the reading. */
+static const char *const library_variables[] = {
+    "OPENBLAS_CORETYPE", "OPENBLAS_NUM_THREADS", "OPENBLAS_L2_SIZE",   "OMP_NUM_THREADS",
+    "OMP_WAIT_POLICY",   "OMP_PROC_BIND",        "ONEDNN_MAX_CPU_ISA", "DNNL_MAX_CPU_ISA"};
+
 static esp_status print_json(const cli_state *cli, const problem_result *result, esp_error *error)
 {
     cli_record record = record_begin("bench"), rivals = record_object();
+    cli_record least = record_object(), widened = record_object(), variables = record_object();
     record_text(&record, "kind", "problem");
     record_text(&record, "problem", result->problem);
     record_text(&record, "kernel", result->chosen.name);
@@ -48,8 +54,20 @@ static esp_status print_json(const cli_state *cli, const problem_result *result,
     record_real(&record, "min_us", result->chosen.least_us);
     for (int i = 0; i < result->rival_count; i++) {
         record_real(&rivals, result->rivals[i].name, result->rivals[i].median_us);
+        record_real(&least, result->rivals[i].name, result->rivals[i].least_us);
     }
     record_child(&record, "rivals", rivals);
+    record_child(&record, "rivals_min_us", least);
+    for (int i = 0; i < result->wide_count; i++) {
+        record_real(&widened, result->widened[i].name, result->widened[i].median_us);
+    }
+    record_child(&record, "f32_weight_libraries", widened);
+    for (int i = 0; i < COUNT(library_variables); i++) {
+        if (getenv(library_variables[i]) != NULL) {
+            record_text(&variables, library_variables[i], getenv(library_variables[i]));
+        }
+    }
+    record_child(&record, "library_variables", variables);
     record_real(&record, "ratio_to_dense", result->ratio_to_dense);
     record_real(&record, "gb_per_s", result->gb_per_s);
     record_real(&record, "gflops", result->gflops);
@@ -65,6 +83,20 @@ static esp_status print_json(const cli_state *cli, const problem_result *result,
     return record_print(&record, error);
 }
 
+static void rival_rows(cli_table *table, const char *label, const kernel_times *times, int count,
+                       double dense_us)
+{
+    for (int i = 0; i < count; i++) {
+        table_cell(table, "%s", label);
+        table_cell(table, "%s", times[i].name);
+        table_cell(table, "%.1f", times[i].median_us);
+        table_cell(table, "%.1f", times[i].least_us);
+        table_cell(table, "%.2fx", dense_us / times[i].median_us);
+        table_cell(table, "%s", "");
+        table_cell(table, "%s", "");
+    }
+}
+
 static void problem_rows(cli_table *table, const problem_result *result)
 {
     bool lone = result->rival_count == 0;
@@ -75,15 +107,9 @@ static void problem_rows(cli_table *table, const problem_result *result)
     table_cell(table, lone ? "-" : "%.2fx", result->ratio_to_dense);
     table_cell(table, "%.2f", result->gb_per_s);
     table_cell(table, "%.1f", result->gflops);
-    for (int i = 0; i < result->rival_count; i++) {
-        table_cell(table, "  rival");
-        table_cell(table, "%s", result->rivals[i].name);
-        table_cell(table, "%.1f", result->rivals[i].median_us);
-        table_cell(table, "%.1f", result->rivals[i].least_us);
-        table_cell(table, "%.2fx", result->dense_us / result->rivals[i].median_us);
-        table_cell(table, "%s", "");
-        table_cell(table, "%s", "");
-    }
+    rival_rows(table, "  rival", result->rivals, result->rival_count, result->dense_us);
+    rival_rows(table, "  context: f32 weights", result->widened, result->wide_count,
+               result->dense_us);
 }
 
 static esp_status print_table(const cli_state *cli, const problem_result *results, int count,
@@ -105,6 +131,12 @@ static esp_status print_table(const cli_state *cli, const problem_result *result
         if (results[i].rival_count > 0 && results[i].ratio_to_dense < 0.995) {
             printf("%s is slower than the fastest dense kernel on this machine: %.2fx\n",
                    results[i].problem, results[i].ratio_to_dense);
+        }
+    }
+    for (int i = 0; i < COUNT(library_variables); i++) {
+        if (getenv(library_variables[i]) != NULL) {
+            printf("%s=%s steers the libraries\n", library_variables[i],
+                   getenv(library_variables[i]));
         }
     }
     return status;
@@ -256,6 +288,7 @@ const cli_command bench_command = {
     .notes =
         "PROBLEM is matmul/PATTERN/TYPE/OUTxINxTOKENS; without any, a few are measured. The "
         "weights are random and pruned by magnitude; results are compared with the reference "
-        "before they are timed (exit code 5 when they differ). Rivals are all dense kernels that "
-        "can run the shape. A MODEL is measured at prefill and decode on random tokens. With "
+        "before they are timed (exit code 5 when they differ). Rivals are the dense kernels that "
+        "can run the shape: ours and every library's. A MODEL is measured at prefill and decode "
+        "on random tokens. With "
         "--patterns, one table compares the dense model with its pruned forms."};
