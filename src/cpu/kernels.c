@@ -71,6 +71,15 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     double padded = tokens <= 8 ? tokens : (double)esp_ceil_div(problem->tokens, 16) * 16;
     double compute =
         cpu_compute_us(device, out * stored * padded, rates[variant->needs][variant->format]);
+    if (variant->format == ESP_HOST_DENSE) { /* the only format with rivals: measured closer */
+        double weights = out * stored, threads = (double)device->context->threads;
+        if (tokens <= 8) {
+            double passes = tokens <= 4 ? 1 : 2;
+            memory = passes * ESP_MAX(memory, 1.3e-4 * weights / threads);
+        } else {
+            compute += 2e-4 * weights / threads;
+        }
+    }
     double packing = cpu_memory_us(device, (double)problem->in_features * tokens * 8);
     return 2 + ESP_MAX(memory, compute) + packing;
 }
@@ -117,16 +126,9 @@ KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_LEVEL(avx512),
-    LIST_OF_LEVEL(avx2),
+    LIST_OF_LEVEL(avx512),       LIST_OF_LEVEL(avx2),
 #endif
-    LIST_OF_LEVEL(portable),
-    &esp_cpu_openblas_kernel,
-    &esp_cpu_onednn_f32_kernel,
-    &esp_cpu_onednn_bf16_kernel,
-    &esp_cpu_csr_kernel,
-    &esp_cpu_bsr_kernel,
-    &esp_cpu_rows_kernel,
-    &esp_cpu_cols_kernel,
-    NULL,
+    LIST_OF_LEVEL(portable),     &esp_cpu_openblas_kernel, &esp_cpu_onednn_f32_kernel,
+    &esp_cpu_onednn_bf16_kernel, &esp_cpu_csr_kernel,      &esp_cpu_bsr_kernel,
+    &esp_cpu_rows_kernel,        &esp_cpu_cols_kernel,     NULL,
 };
