@@ -45,7 +45,7 @@ static double f32_score_us(const esp_kernel *kernel, const esp_device *device,
 {
     (void)kernel;
     static const cpu_library_speed speeds[] = {
-        {5, 0.27, 0.1, 18}, {5, 0.27, 0.1, 60}, {5, 0.27, 0.1, 110}};
+        {5.3, 0.26, 0.08, 18}, {5.3, 0.26, 0.08, 60}, {5.3, 0.26, 0.08, 120}};
     return cpu_library_score_us(device, problem, &speeds[device->context->cpu.level]);
 }
 
@@ -53,7 +53,7 @@ static double bf16_score_us(const esp_kernel *kernel, const esp_device *device,
                             const esp_matmul_problem *problem)
 {
     (void)kernel;
-    static const cpu_library_speed speed = {2, 0.22, 0.13, 255};
+    static const cpu_library_speed speed = {2, 0.235, 0.13, 255};
     double rounding =
         cpu_memory_us(device, (double)problem->in_features * (double)problem->tokens * 8);
     return cpu_library_score_us(device, problem, &speed) + rounding;

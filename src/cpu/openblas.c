@@ -24,7 +24,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 {
     (void)kernel;
     static const cpu_library_speed speeds[] = {
-        {4, 0.42, 0.25, 18}, {4, 0.42, 0.25, 60}, {4, 0.42, 0.25, 119}};
+        {4.5, 0.42, 0.25, 18}, {4.5, 0.42, 0.25, 60}, {4.5, 0.42, 0.25, 119}};
     return cpu_library_score_us(device, problem, &speeds[device->context->cpu.level]);
 }
 
