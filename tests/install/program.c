@@ -1,4 +1,5 @@
-/* A user's program in C: the version of header and library agree, and a pattern is read and printed. */
+/* A user's program in C: the version of header and library agree, and a pattern is read and
+ * printed. */
 #include <espalier/espalier.h>
 #include <stdio.h>
 #include <string.h>
