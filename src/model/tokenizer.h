@@ -219,7 +219,7 @@ typedef struct esp_encoder {
     esp_buffer folded[2]; /* a normalized piece, and the one before */
     esp_bpe_symbol *symbols;
     esp_bpe_candidate *heap;
-    size_t word_capacity; /* symbols; the heap has three times as many */
+    size_t word_capacity; /* symbols; the heap has twice as many */
     int32_t *ids;
     size_t count, capacity;
 } esp_encoder;

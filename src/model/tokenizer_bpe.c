@@ -112,8 +112,8 @@ static esp_status reserve_word(esp_encoder *encoder, size_t length)
     size_t capacity = ESP_MAX(length, 64), candidates;
     esp_bpe_symbol *symbols = NULL;
     esp_bpe_candidate *heap = NULL;
-    /* n - 1 pairs at the start and two more for each of at most n - 1 merges. */
-    if (length <= INT32_MAX && esp_mul_size(capacity, 3, &candidates)) {
+    /* n - 1 pairs at the start; each of at most n - 1 merges takes one out and puts two in. */
+    if (length <= INT32_MAX && esp_mul_size(capacity, 2, &candidates)) {
         symbols = esp_alloc_array(context, capacity, sizeof *symbols);
         heap = esp_alloc_array(context, candidates, sizeof *heap);
     }
