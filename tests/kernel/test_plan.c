@@ -181,10 +181,11 @@ static void choices(test_run *run)
     CHECK_TEXT(error.code, "plan.no_kernel");
     CHECK(strstr(error.message, "sgemm") != NULL);
 
-    test_sub(run, "a pattern without kernels");
+    test_sub(run, "kernels of every other pattern");
     problem = problem_of(run, "matmul/block:4x4@0.5/f32/64x64x4");
-    CHECK_INT(esp_plan_create(device, &problem, NULL, &plan, &error), ESP_UNSUPPORTED);
+    CHECK_INT(esp_plan_create(device, &problem, "matmul_[cdnpr]*", &plan, &error), ESP_UNSUPPORTED);
     CHECK_TEXT(error.code, "plan.no_kernel");
+    CHECK(plan == NULL);
     CHECK(strlen(error.message) < sizeof error.message - 1);
 
     test_sub(run, "a problem that is none");

@@ -376,10 +376,6 @@ static void refusals(test_run *run)
                 ESP_BAD_ARGUMENT, "checkpoint.same_folder");
     test_sub(run, "forced over our own");
     CHECK_OK(esp_prune_checkpoint(context, dense, pruned, &options, NULL, error));
-    test_sub(run, "pattern without a format");
-    options = with_pattern(run, "block:4x4@0.5");
-    CHECK_FAILS(esp_prune_checkpoint(context, dense, out, &options, NULL, error), ESP_UNSUPPORTED,
-                NULL);
     test_sub(run, "pattern out of range");
     options.pattern = (esp_pattern){.kind = ESP_PATTERN_NM, .keep = 5, .group = 4};
     CHECK_FAILS(esp_prune_checkpoint(context, dense, out, &options, NULL, error), ESP_BAD_ARGUMENT,
