@@ -194,6 +194,32 @@ name="the same bytes again"; if cmp -s c/model.safetensors p/model.safetensors; 
 t "convert what does not fit" 5 convert plain --compress -p 64:2:8 -o x
 err_has 'model.layers.0.*does not fit 64:2:8: panel 0.*\[convert.does_not_fit\]'
 t "convert dense to dense" 2 convert d --dense -o x; err_has '\[convert.not_compressed\]'
+for form in sparse-24-bitmask sparse-bitmask; do
+    t "convert to $form" 0 convert p --to $form -o f-$form --shard-size 20KB; out_has '14 of 14 linear layers'
+    t "info of $form" 0 info f-$form; out_has "compressed +$form"
+    t "info of $form as JSON" 0 info f-$form --json; json "\$j->{foreign_form} eq '$form'"
+    t "verify $form" 0 verify f-$form; quiet_err
+    t "run $form" 0 run f-$form --prompt a --max-tokens 2 -q
+    t "eval of $form" 0 eval f-$form --text text.txt -q
+    t "convert $form to ours" 0 convert f-$form --compress -p 64:2:8 -o c-$form
+    name="the same bytes from $form"
+    if cmp -s c-$form/model.safetensors p/model.safetensors; then ok; else bad "they differ"; fi
+    t "convert $form to dense" 0 convert f-$form --dense -o d-$form
+    name="the same dense bytes from $form"
+    if cmp -s d-$form/model.safetensors d/model.safetensors; then ok; else bad "they differ"; fi
+done
+t "prune a bitmask folder" 0 prune f-sparse-24-bitmask -p 64:2:16 -o pf; out_has '64:2:16'
+t "convert to 2:4 what does not fit" 5 convert plain --to sparse-24-bitmask -o x
+err_has 'model.layers.0.*does not fit 2:4.*row 0.*\[convert.does_not_fit\]'
+t "convert to an unknown form" 2 convert p --to marlin-24 -o x; err_has 'sparse-24-bitmask or sparse-bitmask'
+t "convert two ways" 2 convert p --to sparse-bitmask --dense -o x; err_has 'or --to FORM'
+t "convert --to with a pattern" 2 convert p --to sparse-bitmask -p 2:4 -o x; err_has 'usage.extra_option'
+t "prune in shards" 0 prune plain -p 64:2:8 -o ps --shard-size 0.05MB
+name="shards are there"; if [ -f ps/model-00001-of-00002.safetensors ]; then ok; else bad "$(ls ps)"; fi
+t "verify shards" 0 verify ps; out_has '14 compressed tensors'; quiet_err
+for size in 5 GB 0B 5gb '5 GB' -5GB 1e3MB 99999999TB .5GB 5.GB 0.1B 1234567890123456KB; do
+    t "shard size $size" 2 prune plain -p 2:4 -o x "--shard-size=$size"; err_has 'usage.bad_value'
+done
 cp -r p damaged
 printf '\001' | dd of=damaged/model.safetensors bs=1 seek=60000 conv=notrunc 2>dd.err
 t "verify a damaged model" 3 verify damaged; one_line_err
