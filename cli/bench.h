@@ -51,6 +51,7 @@ typedef struct problem_result {
     size_t weight_bytes, dense_bytes; /* resident, of one copy */
     int copies;                       /* of the weight, used in turn */
     int rounds;
+    double load_average; /* of the last minute, at the end: above the threads: others ran too */
 } problem_result;
 
 ESP_MUST_CHECK esp_status bench_problem(cli_state *cli, const char *text, problem_result *result,

@@ -244,6 +244,8 @@ static void summarise(problem_job *job)
     result->dense_bytes = job->dense_weight.bytes;
     result->copies = weight->count;
     result->rounds = rounds;
+    result->load_average = (double)NAN;
+    (void)!getloadavg(&result->load_average, 1);
     result->gb_per_s =
         1e-9 * ((double)weight->bytes + (double)job->x_bytes + (double)job->y_bytes) / seconds;
     result->gflops = 2e-9 * (double)problem->out_features * (double)problem->in_features *

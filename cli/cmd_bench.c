@@ -77,6 +77,7 @@ static esp_status print_json(const cli_state *cli, const problem_result *result,
     record_int(&record, "weight_copies", result->copies);
     record_int(&record, "rounds", result->rounds);
     record_int(&record, "threads", esp_context_threads(cli->context));
+    record_real(&record, "load_average", result->load_average);
     record_text(&record, "compute", esp_compute_name(result->compute));
     record_text(&record, "device", esp_device_name(cli->device));
     record_text(&record, "commit", cli_commit());
