@@ -20,7 +20,7 @@
 #include "test.h"
 
 typedef struct small_place {
-    char parent[800], source[900], compressed[900], target[900];
+    char parent[800], source[900], compressed[900], bitmask[900], target[900];
 } small_place;
 
 static inline esp_prune_options small_options(test_run *run, bool force)
@@ -30,14 +30,26 @@ static inline esp_prune_options small_options(test_run *run, bool force)
     return options;
 }
 
-/* PARENT/source (dense), PARENT/compressed, and PARENT/out/target, which is not there yet. */
+/* Before the first test_folder: thousands of small folders need no real disk where there is none to
+ * spare. TMPDIR decides if it is set. */
+static inline void prefer_memory_disk(void)
+{
+    if (access("/dev/shm", W_OK | X_OK) == 0) {
+        setenv("TMPDIR", "/dev/shm", 0);
+    }
+}
+
+/* PARENT/source (dense), PARENT/compressed, PARENT/bitmask, and PARENT/out/target, which is not
+ * there yet. */
 static inline small_place make_small_place(test_run *run, esp_context *context, const char *name)
 {
     small_place at;
     char out[900];
+    prefer_memory_disk();
     snprintf(at.parent, sizeof at.parent, "%s/%s", test_folder(run), name);
     snprintf(at.source, sizeof at.source, "%s/source", at.parent);
     snprintf(at.compressed, sizeof at.compressed, "%s/compressed", at.parent);
+    snprintf(at.bitmask, sizeof at.bitmask, "%s/bitmask", at.parent);
     snprintf(out, sizeof out, "%s/out", at.parent);
     snprintf(at.target, sizeof at.target, "%s/target", out);
     mkdir(at.parent, 0700);
@@ -45,6 +57,8 @@ static inline small_place make_small_place(test_run *run, esp_context *context, 
     esp_prune_options options = small_options(run, false);
     CHECK(tiny_model_write(at.source, "plain"));
     CHECK_OK(esp_prune_checkpoint(context, at.source, at.compressed, &options, NULL, error));
+    CHECK_OK(esp_convert_checkpoint(context, at.compressed, at.bitmask, ESP_CONVERT_SPARSE_BITMASK,
+                                    &options, NULL, error));
     return at;
 }
 

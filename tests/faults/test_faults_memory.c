@@ -73,6 +73,30 @@ static esp_status to_dense(subject *on, uint64_t *sum, esp_error *error)
                                   &options, NULL, error);
 }
 
+static esp_status prune_into_shards(subject *on, uint64_t *sum, esp_error *error)
+{
+    esp_prune_options options = small_options(on->run, true);
+    options.shard_bytes = 1500;
+    *sum = 0;
+    return esp_prune_checkpoint(on->context, on->at.source, on->at.target, &options, NULL, error);
+}
+
+static esp_status to_bitmask(subject *on, uint64_t *sum, esp_error *error)
+{
+    esp_prune_options options = {.force = true};
+    *sum = 0;
+    return esp_convert_checkpoint(on->context, on->at.compressed, on->at.target,
+                                  ESP_CONVERT_SPARSE_BITMASK, &options, NULL, error);
+}
+
+static esp_status from_bitmask(subject *on, uint64_t *sum, esp_error *error)
+{
+    esp_prune_options options = {.force = true};
+    *sum = 0;
+    return esp_convert_checkpoint(on->context, on->at.bitmask, on->at.target, ESP_CONVERT_DENSE,
+                                  &options, NULL, error);
+}
+
 static esp_status verify(subject *on, uint64_t *sum, esp_error *error)
 {
     esp_verify_options options = {0};
@@ -187,6 +211,9 @@ static const stage stages[] = {
     {"prune into a new folder", prune, remove_target, true},
     {"prune over an old folder", prune, place_old_target, true},
     {"convert to dense", to_dense, remove_target, true},
+    {"prune into shards", prune_into_shards, remove_target, true},
+    {"convert to a bitmask", to_bitmask, remove_target, true},
+    {"convert from a bitmask", from_bitmask, remove_target, true},
     {"verify", verify, reset_nothing, false},
     {"a tokenizer", open_tokenizer, reset_nothing, false},
     {"load", load, reset_nothing, false},

@@ -334,6 +334,7 @@ static subject open_subject(test_run *run, const char *kind)
     subject on = {.run = run, .kind = kind};
     injecting.source = INJECT_NEVER;
     injector_hook_json();
+    prefer_memory_disk();
     signal(SIGALRM, hang);
     CHECK_OK(injector_context(1, &on.context, error));
     return on;
@@ -437,6 +438,7 @@ static void models(test_run *run)
 {
     static const char *const files[] = {"config.json", "generation_config.json"};
     char folder[800];
+    prefer_memory_disk();
     snprintf(folder, sizeof folder, "%s/model", test_folder(run));
     CHECK(tiny_model_write(folder, "plain"));
     for (int i = 0; i < ESP_COUNT(files); i++) {
