@@ -38,6 +38,7 @@ typedef struct eval_run {
     int32_t *ids; /* of the text */
     int64_t count;
     int64_t first; /* scored tokens are [first, count) */
+    int32_t place; /* of esp_tokenizer_next: a space put before the text is no byte of it */
     int32_t *window;
     token_score *scores; /* [batch] */
     esp_eval_result result;
@@ -118,6 +119,14 @@ static esp_status report(const eval_run *run, esp_error *error)
     return ESP_OK;
 }
 
+/* Bytes of the text that a token stands for; to be asked of each token once, in order. */
+static size_t next_bytes(eval_run *run, int64_t token)
+{
+    size_t length = 0;
+    (void)esp_tokenizer_next(run->tokenizer, run->ids[token], true, &run->place, &length);
+    return length;
+}
+
 /* Adds `rows` scores; the first one is of text token `token`. */
 static esp_status add_scores(eval_run *run, int64_t token, int64_t rows, double *baseline_nats,
                              double *agreeing, esp_error *error)
@@ -131,9 +140,7 @@ static esp_status add_scores(eval_run *run, int64_t token, int64_t rows, double 
                             "'espalier verify --strict' looks for NaN and infinity in its weights",
                             isfinite(score->nats) ? "baseline" : "model", (long long)(token + row));
         }
-        size_t length = 0;
-        (void)esp_tokenizer_token(run->tokenizer, run->ids[token + row], true, &length);
-        result->text_bytes += length;
+        result->text_bytes += next_bytes(run, token + row);
         result->nats += score->nats;
         *baseline_nats += score->baseline_nats;
         result->mean_kl += score->kl;
@@ -234,6 +241,9 @@ static esp_status choose_tokens(eval_run *run, esp_error *error)
         return esp_fail(error, ESP_BAD_ARGUMENT, "eval.no_text",
                         "the text has %lld tokens, so none can be scored; give a longer text",
                         (long long)run->count);
+    }
+    for (int64_t token = 0; token < run->first; token++) {
+        (void)next_bytes(run, token);
     }
     if (most > 0 && run->count - run->first > most) {
         run->count = run->first + most;
