@@ -519,6 +519,58 @@ static void writer_refusals(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- memory ---- */
+
+typedef struct meter {
+    long long calls, fail_at, held;
+} meter;
+
+static void *meter_allocate(void *user, size_t bytes, size_t alignment)
+{
+    meter *m = user;
+    size_t step = alignment > 64 ? alignment : 64;
+    if (++m->calls == m->fail_at) {
+        return NULL;
+    }
+    m->held++;
+    return aligned_alloc(step, (bytes + step) / step * step);
+}
+
+static void meter_release(void *user, void *memory)
+{
+    ((meter *)user)->held--;
+    free(memory);
+}
+
+/* The n-th allocation fails, for every n: out of memory, nothing is left, nothing leaks. */
+static void every_allocation(test_run *run)
+{
+    for (int k = 0; k < 2; k++) {
+        esp_status status = ESP_OUT_OF_MEMORY;
+        long long n = 1;
+        test_sub(run, "in shards to %s", targets[k].name);
+        for (; status != ESP_OK && n < 5000; n++) {
+            meter m = {.fail_at = n};
+            esp_context *context = NULL;
+            esp_error error = {0};
+            esp_prune_options options = {.shard_bytes = 100};
+            char out[1000];
+            snprintf(out, sizeof out, "%s/memory-%d", test_folder(run), k);
+            esp_context_options set = {.threads = 1,
+                                       .allocator = {meter_allocate, meter_release, &m}};
+            status = esp_context_create(&set, &context, &error);
+            if (status == ESP_OK) {
+                status = esp_convert_checkpoint(context, GOLDEN "sparse-24-bitmask", out,
+                                                targets[k].target, &options, NULL, &error);
+            }
+            esp_context_free(context);
+            CHECK_INT(m.held, 0);
+            CHECK(status == ESP_OK || (status == ESP_OUT_OF_MEMORY && !esp_path_exists(out)));
+        }
+        CHECK(status == ESP_OK && n > 50);
+    }
+}
+
 static const test_case cases[] = {
     {"golden", golden},
     {"all ways", all_ways},
@@ -526,5 +578,6 @@ static const test_case cases[] = {
     {"does not fit", does_not_fit},
     {"refused", refused},
     {"writer", writer_refusals},
+    {"every allocation", every_allocation},
 };
 TEST_MAIN(cases)
