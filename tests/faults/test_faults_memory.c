@@ -27,7 +27,7 @@ typedef struct subject {
 } subject;
 
 static struct {
-    long once, persistent, json_once, json_persistent, survived;
+    long once, persistent, json_once, json_persistent, survived, leaks;
 } totals;
 
 /* ---- the stages: each gives back what it made, as a number that must be the same every time ----
@@ -274,6 +274,7 @@ static void fail_each(subject *on, const stage *step, injected source, bool pers
         before.folder = step->writes ? before.folder : right.folder;
         bool through = judge(on, n, status, &problem, before, right, got);
         CHECK_INT(atomic_load(&injecting.live), live);
+        totals.leaks += atomic_load(&injecting.live) != live;
         if (step->writes) {
             CHECK_INT(count_entries(test_path(on->at.parent, "out")), got.folder != 0);
         }
@@ -331,9 +332,10 @@ static void context_allocations(test_run *run)
 {
     injector_hook_json();
     fail_all(run, INJECT_CONTEXT);
-    printf("faults: %ld allocations failed once, %ld persistently: 0 crashes, 0 leaks, %ld of them "
-           "survived with the right result\n",
-           totals.once, totals.persistent, totals.survived);
+    printf(
+        "faults: %ld allocations failed once, %ld persistently: 0 crashes, %ld leaks, %ld of them "
+        "survived with the right result\n",
+        totals.once, totals.persistent, totals.leaks, totals.survived);
     CHECK(totals.once > 500 && totals.persistent > 500);
 }
 
