@@ -60,7 +60,8 @@ for header in "$source"/include/espalier/*.h; do
 done
 try "the linker's name leads to the soname" test "$(readlink "$libdir/libespalier.so")" = "libespalier.so.${version%%.*}"
 try "the soname leads to the library" test "$(readlink "$libdir/libespalier.so.${version%%.*}")" = "libespalier.so.$version"
-grep -rlF -e "$build" -e "$source" "$tree/include" "$libdir/cmake" "$libdir/pkgconfig" "$tree/share" >paths
+# A clone may lie in a folder whose own name every installed path contains: look for what is in it.
+grep -rlF -e "$build" -e "$source/src" -e "$source/include" -e "$source/cmake" -e "$source/cli" "$tree/include" "$libdir/cmake" "$libdir/pkgconfig" "$tree/share" >paths
 try "no installed text names a folder of the build" test ! -s paths
 try "the installed program runs" "$tree/bin/espalier" --version
 try "the installed program is the version that was built" grep -q "^espalier $version " log
