@@ -7,11 +7,17 @@
 
 #ifdef __SANITIZE_ADDRESS__
 /* The leak checker of gcc 12 crashes on thread-local memory of libraries that are opened at run
- * time and stay (oneDNN, its OpenMP); ours holds no pointers there. */
+ * time and stay (oneDNN, its OpenMP); ours holds no pointers there, OpenMP does. */
 const char *__lsan_default_options(void);
 __attribute__((visibility("default"))) const char *__lsan_default_options(void)
 {
     return "use_tls=0:print_suppressions=0";
+}
+
+const char *__lsan_default_suppressions(void);
+__attribute__((visibility("default"))) const char *__lsan_default_suppressions(void)
+{
+    return "leak:libgomp\n";
 }
 #endif
 
