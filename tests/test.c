@@ -89,6 +89,13 @@ uint64_t test_seed(const test_run *run)
     return run->seed;
 }
 
+void test_note_largest(double *largest, double value)
+{
+    if (!(value <= *largest) && *largest == *largest) {
+        *largest = value;
+    }
+}
+
 void test_check_text(test_run *run, const char *file, int line, const char *what,
                      const char *actual, const char *expected)
 {

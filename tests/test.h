@@ -28,6 +28,9 @@ void test_fail(test_run *run, const char *file, int line, const char *format, ..
 bool test_failed(const test_run *run); /* the running (sub-)case already failed */
 uint64_t test_seed(const test_run *run);
 
+/* *largest becomes value if that is larger, or NaN, which stays: a NaN must not pass for small. */
+void test_note_largest(double *largest, double value);
+
 /* A context that fails the case if memory is still held when it is freed; threads as given. */
 esp_context *test_context(test_run *run, int threads);
 void test_context_free(test_run *run, esp_context *context);

@@ -31,7 +31,7 @@ static void compare(test_run *run, const float *found, const float *expected, si
 {
     double most = 0, worst = 0;
     for (size_t i = 0; i < count; i++) {
-        most = fmax(most, fabs((double)expected[i]));
+        test_note_largest(&most, fabs((double)expected[i]));
         double difference = fabs((double)found[i] - (double)expected[i]);
         worst = difference <= worst ? worst : difference;
     }

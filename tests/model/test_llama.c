@@ -41,7 +41,7 @@ static double largest_expected(const golden_data *opened, int64_t at, int64_t fe
     int64_t rows = (int64_t)json_array_size(json_object_get(opened->json, "positions"));
     double most = 0;
     for (int64_t i = 0; i < rows * features; i++) {
-        most = fmax(most, fabs((double)opened->outputs[at + i]));
+        test_note_largest(&most, fabs((double)opened->outputs[at + i]));
     }
     return most;
 }
@@ -64,7 +64,7 @@ static void compare(watcher *watching, const char *name, const float *data, int6
             double expected = (double)opened->outputs[at + (int64_t)row * features + i];
             double found = (double)data[i * feature_step + position * token_step];
             double difference = fabs(found - expected) / most;
-            watching->worst = difference <= watching->worst ? watching->worst : difference;
+            test_note_largest(&watching->worst, difference);
             watching->compared++;
         }
     }

@@ -123,7 +123,7 @@ static void watch(void *user, const char *name, const float *data, int64_t featu
         for (int64_t i = 0; i < ESP_MIN(width, features) && token < tokens; i++) {
             double expected = json_number_value(json_array_get(values, at++));
             double difference = fabs((double)data[i * tokens + token] - expected) / most;
-            watching->worst = difference <= watching->worst ? watching->worst : difference;
+            test_note_largest(&watching->worst, difference);
             watching->compared++;
         }
     }
@@ -137,7 +137,7 @@ static double nats_of(const float *logits, int64_t vocabulary, const int32_t *ta
         const float *row = logits + t * vocabulary;
         double most = -INFINITY, sum = 0;
         for (int64_t i = 0; i < vocabulary; i++) {
-            most = fmax(most, (double)row[i]);
+            test_note_largest(&most, (double)row[i]);
         }
         for (int64_t i = 0; i < vocabulary; i++) {
             sum += exp((double)row[i] - most);

@@ -89,8 +89,8 @@ static void truncate_and_feed_again(test_run *run)
             esp_session_feed(session, opened.ids + 10, opened.count - 10, again, false, error));
         double most = 0, worst = 0;
         for (int64_t i = 0; i < opened.vocabulary; i++) {
-            most = fmax(most, fabs((double)first[i]));
-            worst = fmax(worst, fabs((double)first[i] - (double)again[i]));
+            test_note_largest(&most, fabs((double)first[i]));
+            test_note_largest(&worst, fabs((double)first[i] - (double)again[i]));
         }
         CHECK(most > 0 && worst <= 1e-5 * most);
     }
