@@ -17,7 +17,7 @@
 #include "bench_job.h"
 
 #define LEAST_ROUND_S 5e-3
-#define PAUSE_NS 20000000
+#define PAUSE_NS 60000000 /* OpenBLAS' threads spin for 2^26 cycles after a call */
 
 /* ---- contestants ---- */
 
