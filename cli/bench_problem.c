@@ -5,19 +5,19 @@
  *
  * All work on the same random weights, pruned by magnitude into the pattern; the dense ones hold
  * the zeros. Before anything is timed, two tokens of each result are compared with the reference
- * back end. Rounds are interleaved, so that a change of the machine's mood hits all alike; a pause
- * before each lets the threads of the one before, which may spin, come to rest. With few
- * tokens a product is bound by reading the weight: then several copies are used in turn, more than
- * the last cache holds, because a model reads its weights once per token. */
+ * back end. Rounds are interleaved, so that a change of the machine's mood hits all alike; each
+ * begins with some untimed runs, while spinning threads of the contestant before come to rest and
+ * those of this one spread over the cores. With few tokens a product is bound by reading the
+ * weight: then several copies are used in turn, more than the last cache holds, because a model
+ * reads its weights once per token. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 
 #include "bench_job.h"
 
 #define LEAST_ROUND_S 5e-3
-#define PAUSE_NS 60000000 /* OpenBLAS' threads spin for 2^26 cycles after a call */
+#define SETTLE_S 40e-3 /* OpenBLAS' threads spin for 2^26 cycles after a call */
 
 /* ---- contestants ---- */
 
@@ -190,8 +190,11 @@ static esp_status check_all(problem_job *job, esp_error *error)
 
 static esp_status time_round(problem_job *job, contestant *runner, int round, esp_error *error)
 {
-    nanosleep(&(struct timespec){.tv_nsec = PAUSE_NS}, NULL);
     double start = seconds_now();
+    while (seconds_now() - start < SETTLE_S) {
+        TRY(run_once(job, runner, error));
+    }
+    start = seconds_now();
     for (int i = 0; i < runner->repeats; i++) {
         TRY(run_once(job, runner, error));
     }
