@@ -44,7 +44,7 @@ static const char *bf16_why_not(const esp_kernel *kernel, const esp_device *devi
  * each call on cores that the next product wants, and wait for the slowest. */
 static double with_openmp_us(const esp_device *device, double us)
 {
-    return device->context->threads > 1 ? 30 + 1.5 * us : us;
+    return device->context->threads > 1 ? 30 + 1.3 * us : us;
 }
 
 static double f32_score_us(const esp_kernel *kernel, const esp_device *device,
