@@ -17,7 +17,7 @@ __attribute__((visibility("default"))) const char *__lsan_default_options(void)
 const char *__lsan_default_suppressions(void);
 __attribute__((visibility("default"))) const char *__lsan_default_suppressions(void)
 {
-    return "leak:libgomp\n";
+    return "leak:libgomp\nleak:ld-linux\n"; /* the loader keeps the name of what stays open */
 }
 #endif
 
