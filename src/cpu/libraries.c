@@ -5,22 +5,6 @@
 
 #include "cpu/kernels.h"
 
-#ifdef __SANITIZE_ADDRESS__
-/* The leak checker of gcc 12 crashes on thread-local memory of libraries that are opened at run
- * time and stay (oneDNN, its OpenMP); ours holds no pointers there, OpenMP does. */
-const char *__lsan_default_options(void);
-__attribute__((visibility("default"))) const char *__lsan_default_options(void)
-{
-    return "use_tls=0:print_suppressions=0";
-}
-
-const char *__lsan_default_suppressions(void);
-__attribute__((visibility("default"))) const char *__lsan_default_suppressions(void)
-{
-    return "leak:libgomp\nleak:ld-linux\n"; /* the loader keeps the name of what stays open */
-}
-#endif
-
 struct cpu_state {
     pthread_mutex_t lock;
     bool openblas_asked, onednn_asked;
