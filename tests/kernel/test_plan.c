@@ -1,4 +1,7 @@
 /* Problem strings, devices, the catalogue, the choice of a kernel and the checks before a run. */
+#include <limits.h>
+
+#include "failing_allocator.h"
 #include "product.h"
 
 static void strings_round_trip(test_run *run)
@@ -276,28 +279,6 @@ static void dense_packs_as_it_is(test_run *run)
 
 /* ---- the n-th allocation fails, for every n ---- */
 
-typedef struct failing_heap {
-    int left; /* allocations until one fails; below 0: none does */
-    int live;
-} failing_heap;
-
-static void *failing_allocate(void *user, size_t bytes, size_t alignment)
-{
-    failing_heap *heap = user;
-    if (heap->left == 0) {
-        return NULL;
-    }
-    heap->left--;
-    heap->live++;
-    return aligned_alloc(alignment, bytes);
-}
-
-static void failing_release(void *user, void *memory)
-{
-    ((failing_heap *)user)->live--;
-    free(memory);
-}
-
 /* Everything that allocates between a compressed weight and a plan; all out-parameters stay NULL on
  * failure. */
 static esp_status open_pack_plan(esp_context *context, const char *device_name,
@@ -324,19 +305,20 @@ static void memory_runs_out(test_run *run)
     esp_matmul_problem problem = problem_of(run, "matmul/16:2:8/bf16/32x64x3/a:f32");
     for (int i = 0; i < 2; i++) {
         const char *device = i == 0 ? "ref" : "cpu";
-        failing_heap heap = {.left = -1};
+        failing heap = {.left = LONG_MAX};
         esp_context_options options = {.threads = 1,
                                        .allocator = {failing_allocate, failing_release, &heap}};
         esp_context *context = NULL;
         REQUIRE_OK(esp_context_create(&options, &context, error));
         product p = product_make(run, context, &problem, 5, INTEGERS, true, false);
-        int before = heap.live, failures = 0;
+        int failures = 0;
+        long before = heap.live;
         esp_status status = ESP_OUT_OF_MEMORY;
         for (; status == ESP_OUT_OF_MEMORY && failures < 100; failures++) {
             test_sub(run, "%s: allocation %d fails", device, failures);
             heap.left = failures;
             status = open_pack_plan(context, device, p.sparse, &problem);
-            heap.left = -1;
+            heap.left = LONG_MAX;
             CHECK_INT(heap.live, before);
         }
         CHECK_INT(status, ESP_OK);

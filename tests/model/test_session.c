@@ -2,6 +2,7 @@
  * about a model, and memory that runs out at every place. */
 #include <math.h>
 
+#include "failing_allocator.h"
 #include "golden_model.h"
 
 #define NEW_TOKENS GOLDEN_NEW_TOKENS
@@ -222,26 +223,6 @@ static void info_and_kernels(test_run *run)
 
 /* ---- every allocation fails in turn ---- */
 
-typedef struct failing {
-    long live, until_failure;
-} failing;
-
-static void *failing_allocate(void *user, size_t bytes, size_t alignment)
-{
-    failing *state = user;
-    if (state->until_failure-- <= 0) {
-        return NULL;
-    }
-    state->live++;
-    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-
-static void failing_release(void *user, void *memory)
-{
-    ((failing *)user)->live--;
-    free(memory);
-}
-
 static esp_status load_and_feed(esp_context *context, const char *folder, esp_error *error)
 {
     golden_model loaded;
@@ -268,13 +249,13 @@ static void failing_memory(test_run *run)
     esp_status status = ESP_FAILED;
     long n = 0;
     for (; status != ESP_OK && n < 3000; n++) {
-        failing state = {.until_failure = 1000};
+        failing state = {.left = 1000};
         esp_context_options options = {.threads = 1,
                                        .allocator = {failing_allocate, failing_release, &state}};
         esp_context *context = NULL;
         esp_error problem = {0};
         REQUIRE_OK(esp_context_create(&options, &context, error));
-        state.until_failure = n;
+        state.left = n;
         status = load_and_feed(context, folder, &problem);
         if (status != ESP_OK && status != ESP_OUT_OF_MEMORY) {
             test_fail(run, __FILE__, __LINE__, "allocation %ld: %s", n, problem.message);

@@ -9,27 +9,8 @@
 #include <espalier/model.h>
 
 #include "base/base.h"
+#include "failing_allocator.h"
 #include "test.h"
-
-typedef struct failing {
-    long live, until_failure;
-} failing;
-
-static void *failing_allocate(void *user, size_t bytes, size_t alignment)
-{
-    failing *state = user;
-    if (state->until_failure-- <= 0) {
-        return NULL;
-    }
-    state->live++;
-    return aligned_alloc(alignment, (bytes + alignment - 1) / alignment * alignment);
-}
-
-static void failing_release(void *user, void *memory)
-{
-    ((failing *)user)->live--;
-    free(memory);
-}
 
 static esp_status open_and_encode(esp_context *context, const char *folder, const char *text,
                                   esp_error *error)
@@ -51,13 +32,13 @@ static inline void check_failing_memory(test_run *run, const char *folder, const
 {
     esp_status status = ESP_FAILED;
     for (long n = 0; status != ESP_OK && n < 4000; n++) {
-        failing state = {.until_failure = 1000};
+        failing state = {.left = 1000};
         esp_context_options options = {.threads = 1,
                                        .allocator = {failing_allocate, failing_release, &state}};
         esp_context *context = NULL;
         esp_error problem = {0};
         REQUIRE_OK(esp_context_create(&options, &context, error));
-        state.until_failure = n;
+        state.left = n;
         test_sub(run, "%s allocation %ld", strrchr(folder, '/') + 1, n);
         status = open_and_encode(context, folder, text, &problem);
         CHECK(status == ESP_OK || status == ESP_OUT_OF_MEMORY);

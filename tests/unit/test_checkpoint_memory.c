@@ -2,30 +2,8 @@
  * leaks, nothing is left behind, the status says so, and out-parameters stay as they were. */
 #include <unistd.h>
 
+#include "failing_allocator.h"
 #include "model_folder.h"
-
-typedef struct failing {
-    int left; /* allocations that still succeed */
-    int live;
-} failing;
-
-static void *failing_allocate(void *user, size_t bytes, size_t alignment)
-{
-    failing *state = user;
-    if (state->left <= 0) {
-        return NULL;
-    }
-    state->left--;
-    state->live++;
-    return aligned_alloc(alignment, bytes);
-}
-
-static void failing_release(void *user, void *memory)
-{
-    failing *state = user;
-    state->live--;
-    free(memory);
-}
 
 static esp_context *failing_context(test_run *run, failing *state)
 {
@@ -139,7 +117,7 @@ static int fail_each(test_run *run, const char *what, attempt_fn attempt, const 
         failing state = {0};
         esp_error problem = {0};
         esp_context *context = failing_context(run, &state);
-        int before = state.live;
+        long before = state.live;
         state.left = n;
         esp_status status = attempt(run, context, at, &problem);
         if (status != ESP_OK) {

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <unistd.h>
 
+#include "failing_allocator.h"
 #include "io/io.h"
 #include "safetensors_bytes.h"
 
@@ -359,28 +360,6 @@ static void writer_refuses(test_run *run)
 
 /* ---- memory that runs out ---- */
 
-typedef struct failing {
-    int left; /* allocations that still succeed */
-    int live;
-} failing;
-
-static void *failing_allocate(void *user, size_t bytes, size_t alignment)
-{
-    failing *state = user;
-    if (state->left-- <= 0) {
-        return NULL;
-    }
-    state->live++;
-    return aligned_alloc(alignment, bytes);
-}
-
-static void failing_release(void *user, void *memory)
-{
-    failing *state = user;
-    state->live--;
-    free(memory);
-}
-
 /* The n-th allocation fails, for every n: nothing leaks, and the status says so. */
 static void every_allocation_fails(test_run *run)
 {
@@ -393,7 +372,7 @@ static void every_allocation_fails(test_run *run)
         esp_context *context = NULL;
         esp_safetensors *file = NULL;
         REQUIRE_OK(esp_context_create(&options, &context, error));
-        int before = state.live;
+        long before = state.live;
         state.left = n;
         esp_error error = {0};
         esp_status status = esp_safetensors_open(context, path, &file, &error);
