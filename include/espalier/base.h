@@ -73,8 +73,9 @@ typedef void (*esp_log_fn)(void *user, esp_log_level level, const char *message)
 typedef bool (*esp_progress_fn)(void *user, const char *what, double done, double total,
                                 const char *unit);
 
-/* Owner of allocator, log hook and thread pool; there is no other global state. A context may be
- * used from several threads; parallel work inside the library takes the pool in turn. */
+/* Owner of allocator, log hook, thread pool and tuning table; there is no other global state. A
+ * context may be used from several threads; parallel work inside the library takes the pool in
+ * turn. */
 typedef struct esp_context esp_context;
 
 typedef struct esp_context_options {

@@ -81,6 +81,7 @@ esp_status esp_context_create(const esp_context_options *options, esp_context **
         return status;
     }
     made->threads = threads;
+    esp_tuning_table_init(&made->tuning);
     *context = made;
     return ESP_OK;
 }
@@ -91,6 +92,7 @@ void esp_context_free(esp_context *context)
         return;
     }
     esp_pool_free(context, context->pool);
+    esp_tuning_table_free(context, &context->tuning);
     esp_context copy = *context;
     esp_release(&copy, context);
 }
