@@ -30,6 +30,7 @@ const esp_backend esp_cpu_backend = {
     .enumerate = enumerate,
     .open = cpu_state_open,
     .close = cpu_state_close,
+    .identify = cpu_identify,
     .kernels = esp_cpu_kernels,
     .ops = &esp_cpu_ops,
     .auto_compute = auto_compute,

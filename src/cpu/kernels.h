@@ -47,6 +47,9 @@ typedef struct cpu_onednn {
 } cpu_onednn;
 const cpu_onednn *cpu_onednn_of(const esp_device *device);
 
+/* esp_backend.identify: instruction set and versions of the libraries (identity.c). */
+void cpu_identify(const esp_device *device, char *text, size_t capacity);
+
 /* What scoring assumes of the machine, per thread and for all. */
 double cpu_memory_us(const esp_device *device, double bytes);
 double cpu_compute_us(const esp_device *device, double multiply_adds, double per_ns);
