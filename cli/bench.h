@@ -3,6 +3,7 @@
 #ifndef CLI_BENCH_H
 #define CLI_BENCH_H
 
+#include "explain.h"
 #include "load.h"
 
 typedef struct bench_args {
@@ -11,6 +12,7 @@ typedef struct bench_args {
     const char *patterns, *text, *work;
     int64_t max_tokens, context;
     int64_t seed;
+    plan_args plan;
 } bench_args;
 
 /* ---- numbers ---- */
@@ -73,6 +75,8 @@ typedef struct model_row {
     double prefill_rate, decode_rate;
     char prefill_kernels[KERNELS_TEXT_MAX], decode_kernels[KERNELS_TEXT_MAX];
     cli_record kernels; /* the same as JSON */
+    layer_counts prefill_layers, decode_layers;
+    cli_record explained; /* list, with --explain */
     bool has_eval;
     esp_eval_result eval;
     int clamped; /* layers whose V was clamped */
@@ -88,6 +92,8 @@ ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, in
 void bench_row_release(model_row *row);
 void bench_row_close(model_row *row);
 ESP_MUST_CHECK esp_status bench_model(cli_state *cli, const char *path, esp_error *error);
+/* Lines that say which sparse layers run dense, or should; nothing when all is well. */
+void bench_row_notes(const cli_state *cli, const model_row *row, const char *prefix);
 /* What every JSON line of a model holds; takes the row's kernels. */
 cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind);
 

@@ -8,14 +8,23 @@
 #include "cli.h"
 #include "generate.h"
 #include "output.h"
+#include "tuning_file.h"
 
 #ifndef ESPALIER_COMMIT
 #define ESPALIER_COMMIT "unknown"
 #endif
 
-const cli_command *const commands[] = {
-    &info_command,  &prune_command,  &convert_command, &eval_command,    &run_command,
-    &bench_command, &verify_command, &kernels_command, &devices_command, NULL};
+const cli_command *const commands[] = {&info_command,
+                                       &prune_command,
+                                       &convert_command,
+                                       &eval_command,
+                                       &run_command,
+                                       &bench_command,
+                                       &tune_command,
+                                       &verify_command,
+                                       &kernels_command,
+                                       &devices_command,
+                                       NULL};
 
 static const char *const compute_names[] = {"auto", "f32", "bf16", NULL};
 
@@ -108,9 +117,12 @@ static void log_line(void *user, esp_log_level level, const char *message)
 
 esp_status cli_open_device(cli_state *cli, esp_error *error)
 {
-    return cli->device != NULL
-               ? ESP_OK
-               : esp_device_open(cli->context, cli->common.device, &cli->device, error);
+    if (cli->device != NULL) {
+        return ESP_OK;
+    }
+    TRY(esp_device_open(cli->context, cli->common.device, &cli->device, error));
+    tuning_load(cli);
+    return ESP_OK;
 }
 
 static esp_status run_command_in_context(cli_state *cli, esp_error *error)
