@@ -285,7 +285,7 @@ json '@j == 3 && $j->{kind} eq "problem" && $j->{median_us} > 0 && $j->{min_us} 
 json '$j[2]{kind} eq "model" && $j[2]{prefill_tokens_per_s} > 0 && $j[2]{decode_tokens_per_s} > 0'
 t "bench of patterns" 0 bench plain --patterns 2:4,128:2:8 --text text.txt -r 3; out_has '^128:2:8 '; out_has 'was clamped'
 no_leftovers
-t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept
+t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept --memory sparse
 json '@j == 3 && $j[0]{pattern} eq "dense" && $j[0]{file_ratio} == 1 && $j[1]{mean_kl} > 0 && $j[2]{linear_ratio} < 0.6'
 t "bench kept the folders" 0 verify kept/64-2-5
 t "bench: wrong problem" 2 bench matmul/2:4/bf16/0x64x4
