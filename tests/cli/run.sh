@@ -413,12 +413,14 @@ ESPALIER_TUNING=
 t "no file wanted" 1 tune matmul/2:4/f32/32x32x2 -r 1 -q; err_has '\[tuning.no_place\]'
 # Several tuners of one file: none loses what another measured.
 ESPALIER_TUNING=$work/shared/by/many
-for n in 1 2 3 4 5 6; do
-    "$program" tune matmul/2:4/f32/32x32x$n matmul/dense/f32/8x8x$n -r 1 --rotate 0 -q >"tuned.$n" 2>&1 &
+for n in 1 2 3 4 5 6 7 8; do
+    "$program" tune matmul/dense/f32/8x${n}x1 matmul/dense/f32/8x${n}x2 matmul/dense/f32/8x${n}x3 \
+        matmul/dense/f32/8x${n}x4 matmul/dense/f32/8x${n}x5 matmul/dense/f32/8x${n}x6 \
+        -r 1 --rotate 0 -q >"tuned.$n" 2>&1 &
 done
 wait
 name="concurrent tuners"
-if [ "$(grep -c '^problem ' "$ESPALIER_TUNING")" = 12 ]; then ok; else bad "$(grep -c '^problem ' "$ESPALIER_TUNING") of 12 problems are there"; fi
+if [ "$(grep -c '^problem ' "$ESPALIER_TUNING")" = 48 ]; then ok; else bad "$(grep -c '^problem ' "$ESPALIER_TUNING") of 48 problems are there"; fi
 name="no temporary files are left"
 if [ "$(find "$work/shared/by" -type f | wc -l)" = 2 ]; then ok; else bad "$(ls "$work/shared/by")"; fi
 unset ESPALIER_TUNING

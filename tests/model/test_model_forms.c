@@ -5,7 +5,9 @@
 
 #include <espalier/prune.h>
 
+#include "../kernel/fake_backend.h"
 #include "golden_model.h"
+#include "model/llama.h"
 
 #define LINEARS (384 * (384 + 128 + 128 + 384) + 3 * 384 * 1024) /* of the one layer */
 #define MANY 4                                                   /* tokens */
@@ -202,35 +204,66 @@ static void sparse_required(test_run *run)
     close_pruned(run, &opened);
 }
 
+/* ---- a greedy kernel ---- */
+
+#define MODEST "matmul_dense_any_any__ref_modest"
+#define GREEDY "matmul_dense_any_any__ref_greedy"
+
+static void greedy_is_fastest(test_run *run, const bench_model *opened, const esp_model *model)
+{
+    static const int64_t counts[] = {1, MANY};
+    esp_model_layer layer;
+    for (int i = 0; i < 2; i++) {
+        for (int64_t k = 0; esp_model_get_layer(model, k, counts[i], &layer); k++) {
+            const esp_plan_candidate times[] = {{.kernel = MODEST, .tuned_us = 2},
+                                                {.kernel = GREEDY, .tuned_us = 1}};
+            CHECK_OK(esp_tuning_put(opened->device, &layer.problem, times, 2, error));
+        }
+    }
+}
+
 /* Times that come after a session was made never lead to a kernel that its workspace is too small
- * for (the sanitizer looks). */
+ * for; a session that is made afterwards has room for it. (The sanitizer looks.) */
 static void times_change_under_a_session(test_run *run)
 {
+    static const fake fakes[] = {
+        {"matmul_panel_any_any__ref_modest", "panel", 1000, 0, "it is off", false, 0},
+        {MODEST, "dense", 10, 0, NULL, false, 0},
+        {GREEDY, "dense", 20, 0, NULL, false, 1u << 20}};
     bench_model opened;
+    fake_backend made;
     esp_model *model = NULL;
-    esp_session *session = NULL;
+    esp_session *before = NULL, *after = NULL;
     if (!open_pruned(run, &opened)) {
         return;
     }
+    esp_device_close(opened.device);
+    opened.device = NULL;
+    REQUIRE_OK(esp_device_open(opened.context, "ref", &opened.device, error));
+    const esp_backend *real = opened.device->backend;
+    fake_install(&made, opened.device, fakes, 3);
     int64_t floats = (MANY + 1) * opened.golden.vocabulary;
-    float *before = calloc((size_t)floats, sizeof *before);
-    float *after = calloc((size_t)floats, sizeof *after);
-    put_times(run, &opened, MANY, 5);
-    put_times(run, &opened, 1, 20);
-    const esp_model_options two = {.memory = ESP_MEMORY_TWO};
-    REQUIRE_OK(esp_model_load(opened.device, opened.checkpoint, &two, &model, error));
-    esp_tuning_clear(opened.context);
-    REQUIRE_OK(esp_session_create(model, MANY + 1, 0, &session, error));
-    put_times(run, &opened, 1, 1);
-    put_times(run, &opened, MANY, 1);
-    CHECK_OK(feed(session, &opened, before, error));
+    float *first = calloc((size_t)floats, sizeof *first);
+    float *second = calloc((size_t)floats, sizeof *second);
+    REQUIRE_OK(esp_model_load(opened.device, opened.checkpoint, NULL, &model, error));
+    REQUIRE_OK(esp_session_create(model, MANY + 1, 0, &before, error));
+    greedy_is_fastest(run, &opened, model);
+    REQUIRE_OK(esp_session_create(model, MANY + 1, 0, &after, error));
+    CHECK_OK(feed(before, &opened, first, error));
+    CHECK(before->workspace_bytes < 1u << 20);
+    CHECK_TEXT(before->plans[0].plan.kernel->name, MODEST);
+    CHECK_OK(feed(after, &opened, second, error));
+    CHECK_TEXT(after->plans[0].plan.kernel->name, GREEDY);
+    CHECK(memcmp(first, second, (size_t)floats * sizeof *first) == 0);
     esp_tuning_clear(opened.context); /* what was planned stays */
-    CHECK_OK(feed(session, &opened, after, error));
-    CHECK(memcmp(before, after, (size_t)floats * sizeof *before) == 0);
-    esp_session_free(session);
+    CHECK_OK(feed(after, &opened, second, error));
+    CHECK_TEXT(after->plans[0].plan.kernel->name, GREEDY);
+    esp_session_free(before);
+    esp_session_free(after);
     esp_model_free(model);
-    free(before);
-    free(after);
+    free(first);
+    free(second);
+    opened.device->backend = real;
     close_pruned(run, &opened);
 }
 
