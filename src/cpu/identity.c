@@ -37,8 +37,8 @@ void cpu_identify(const esp_device *device, char *text, size_t capacity)
     char *(*config)(void);
     const dnnl_numbers *(*version)(void);
     text[0] = '\0';
-    add(text, capacity, "%s%s%s%s", esp_cpu_level_name(cpu->level), cpu->avx512_bf16 ? "+bf16" : "",
-        cpu->avx512_vnni ? "+vnni" : "", cpu->amx_bf16 ? "+amx" : "");
+    add(text, capacity, "%s%s%s", esp_cpu_level_name(cpu->level), cpu->avx512_bf16 ? "+bf16" : "",
+        cpu->avx512_vnni ? "+vnni" : "");
     if (blas == NULL) {
         add(text, capacity, ", no OpenBLAS");
     } else if (find(blas->library, "openblas_get_config", &config)) {

@@ -122,7 +122,8 @@ static esp_status time_runs(tune_job *job, tune_runner *runner, double *us, esp_
     return ESP_OK;
 }
 
-/* Everyone once; round < 0: to warm up and to find the number of repeats. */
+/* Everyone once; round -2 and -1: to warm up, to find the number of repeats and who is hopeless: by
+ * the better of two readings, since OpenMP's threads may happen to wait in one. */
 static esp_status do_round(tune_job *job, int round, esp_error *error)
 {
     bool library_before = false;
@@ -141,7 +142,8 @@ static esp_status do_round(tune_job *job, int round, esp_error *error)
             runner->round_us[runner->rounds++] = us;
         } else {
             double wanted = LEAST_ROUND_S * 1e6 / fmax(us, 0.1);
-            runner->median_us = runner->least_us = us;
+            runner->least_us = round == -2 ? us : fmin(us, runner->least_us);
+            runner->median_us = runner->least_us; /* all there will be, if it is hopeless */
             runner->repeats = wanted < 1 ? 1 : wanted > 10000 ? 10000 : (int)wanted + 1;
         }
     }
