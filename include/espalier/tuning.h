@@ -62,7 +62,8 @@ typedef struct esp_tune_options {
  * its zeros included, and enters the times into the context's table. A candidate enters only if
  * its results agree with the reference back end: equal on small integers, where every sum is exact,
  * and within the derived error bound on real numbers, every output checked. options NULL: all
- * defaults. ESP_CHECK_FAILED "tune.no_candidate" when none is left; "plan.no_kernel" when none can
+ * defaults. ESP_CHECK_FAILED "tune.no_candidate" when none is left; ESP_UNSUPPORTED
+ * "tune.device_memory" for devices that do not read host memory, "plan.no_kernel" when none can
  * run. */
 ESP_MUST_CHECK ESP_API esp_status esp_tune(esp_device *device, const esp_matmul_problem *problem,
                                            const esp_tune_options *options, esp_error *error);

@@ -131,6 +131,11 @@ esp_status esp_tune(esp_device *device, const esp_matmul_problem *problem,
                         "tune: %d rounds: 1 to %d were expected, or 0 for %d", job.options.rounds,
                         MAX_ROUNDS, DEFAULT_ROUNDS);
     }
+    if (strcmp(device->backend->name, "ref") != 0 && strcmp(device->backend->name, "cpu") != 0) {
+        return esp_fail(error, ESP_UNSUPPORTED, "tune.device_memory",
+                        "tune: operands are made in host memory, which device '%s' does not read",
+                        device->name);
+    }
     job.options.rounds = job.options.rounds > 0 ? job.options.rounds : DEFAULT_ROUNDS;
     ESP_TRY(esp_plan_resolve(device, problem, &job.problem, error));
     esp_status status = tune(&job, error);
