@@ -61,6 +61,17 @@ ESP_MUST_CHECK esp_status bench_problem(cli_state *cli, const char *text, proble
 ESP_MUST_CHECK esp_status bench_print_problems(const cli_state *cli, const problem_result *results,
                                                int count, esp_error *error);
 
+/* ---- how its kernel is chosen (bench_explain.c) ---- */
+
+/* --require-sparse, before anything is measured. */
+ESP_MUST_CHECK esp_status bench_check_sparse(cli_state *cli, const char *text, esp_error *error);
+/* A line when a plan would run the problem dense; with --explain every candidate. */
+ESP_MUST_CHECK esp_status bench_explain_text(const cli_state *cli, const char *text,
+                                             esp_error *error);
+/* With --explain, "explain"; the record is freed on failure. */
+ESP_MUST_CHECK esp_status bench_explain_json(const cli_state *cli, const char *text,
+                                             cli_record *record, esp_error *error);
+
 /* ---- models ---- */
 
 typedef struct model_row {

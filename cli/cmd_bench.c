@@ -81,19 +81,7 @@ static esp_status print_json(const cli_state *cli, const problem_result *result,
     record_text(&record, "compute", esp_compute_name(result->compute));
     record_text(&record, "device", esp_device_name(cli->device));
     record_text(&record, "commit", cli_commit());
-    if (cli->plan->explain) {
-        cli_record explained = record_object();
-        esp_matmul_problem problem;
-        esp_status status = esp_matmul_problem_parse(result->problem, &problem, error);
-        if (status == ESP_OK) {
-            status = explain_problem_json(cli, &problem, 0, &explained, error);
-        }
-        record_child(&record, "explain", explained);
-        if (status != ESP_OK) {
-            record_free(&record);
-            return status;
-        }
-    }
+    TRY(bench_explain_json(cli, result->problem, &record, error));
     return record_print(&record, error);
 }
 
@@ -163,40 +151,6 @@ static bool is_problem(const char *text)
     return strncmp(text, "matmul/", 7) == 0;
 }
 
-/* What a plan would choose, had the weight both forms: a word if that is dense, all with --explain.
- */
-static esp_status explain_result(const cli_state *cli, const char *text, esp_error *error)
-{
-    esp_matmul_problem problem;
-    esp_plan *plan = NULL;
-    esp_plan_options options = explain_plan_options(cli, 0);
-    char why[WHY_TEXT_MAX];
-    TRY(esp_matmul_problem_parse(text, &problem, error));
-    if (cli->plan->explain) {
-        printf("\n");
-        return explain_problem(cli, &problem, 0, stdout, error);
-    }
-    TRY(esp_plan_create_with(cli->device, &problem, &options, &plan, error));
-    if (esp_plan_runs_dense(plan)) {
-        printf("a plan runs %s dense, by %s: %s\n", text, esp_plan_kernel(plan),
-               explain_reason(plan, why));
-    }
-    esp_plan_free(plan);
-    return ESP_OK;
-}
-
-/* --require-sparse, before anything is measured. */
-static esp_status check_sparse(cli_state *cli, const char *text, esp_error *error)
-{
-    esp_matmul_problem problem;
-    TRY(esp_matmul_problem_parse(text, &problem, error));
-    TRY(cli_open_device(cli, error));
-    if (problem.compute == ESP_COMPUTE_AUTO) {
-        problem.compute = (esp_compute)cli->common.compute;
-    }
-    return explain_check_sparse(cli, &problem, error);
-}
-
 static esp_status run_problems(cli_state *cli, const char *const *texts, int count,
                                esp_error *error)
 {
@@ -206,7 +160,7 @@ static esp_status run_problems(cli_state *cli, const char *const *texts, int cou
     }
     esp_status status = ESP_OK;
     for (int i = 0; i < count && status == ESP_OK; i++) {
-        status = check_sparse(cli, texts[i], error);
+        status = bench_check_sparse(cli, texts[i], error);
         if (status == ESP_OK) {
             status = bench_problem(cli, texts[i], &results[i], error);
         }
@@ -218,7 +172,7 @@ static esp_status run_problems(cli_state *cli, const char *const *texts, int cou
         status = print_table(cli, results, count, error);
     }
     for (int i = 0; i < count && status == ESP_OK && !cli->common.json; i++) {
-        status = explain_result(cli, results[i].problem, error);
+        status = bench_explain_text(cli, results[i].problem, error);
     }
     free(results);
     return status;
