@@ -9,7 +9,7 @@ esp_status bench_explain_text(const cli_state *cli, const char *text, esp_error 
     esp_plan_options options = explain_plan_options(cli, 0);
     char why[WHY_TEXT_MAX];
     TRY(esp_matmul_problem_parse(text, &problem, error));
-    if (cli->plan->explain) {
+    if (cli->plan != NULL && cli->plan->explain) {
         printf("\n");
         return explain_problem(cli, &problem, 0, stdout, error);
     }
@@ -27,7 +27,7 @@ esp_status bench_explain_json(const cli_state *cli, const char *text, cli_record
 {
     esp_matmul_problem problem;
     cli_record explained = record_object();
-    if (!cli->plan->explain) {
+    if (cli->plan == NULL || !cli->plan->explain) {
         record_free(&explained);
         return ESP_OK;
     }
