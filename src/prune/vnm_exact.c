@@ -74,11 +74,25 @@ static __attribute__((target("avx2"))) void add_rows_avx2(search_state *state, i
         add_rows_body(state, width);
     }
 }
+
+static __attribute__((target("avx512f,prefer-vector-width=512"))) void
+add_rows_avx512(search_state *state, int width)
+{
+    if (width == 8) {
+        add_rows_body(state, 8);
+    } else {
+        add_rows_body(state, width);
+    }
+}
 #endif
 
 static void add_rows_best(const esp_context *context, search_state *state, int width)
 {
 #if defined(__x86_64__) && defined(__GNUC__)
+    if (context->cpu.level >= ESP_CPU_AVX512) {
+        add_rows_avx512(state, width);
+        return;
+    }
     if (context->cpu.level >= ESP_CPU_AVX2) {
         add_rows_avx2(state, width);
         return;
