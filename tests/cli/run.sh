@@ -283,6 +283,16 @@ out_has '^matmul/64:2:8/bf16/128x128x1'; out_has 'rival +matmul_dense_'; quiet_e
 t "bench, JSON lines" 0 bench matmul/2:4/bf16/64x64x4 matmul/4:8/f16/96x80x33/ep:bias+silu plain -r 3 --json --rotate 100000
 json '@j == 3 && $j->{kind} eq "problem" && $j->{median_us} > 0 && $j->{min_us} <= $j->{median_us} && %{$j->{rivals}} && $j->{ratio_to_dense} > 0 && $j->{weight_copies} > 1 && length $j->{commit} && $j->{compute} ne "auto"'
 json '$j[2]{kind} eq "model" && $j[2]{prefill_tokens_per_s} > 0 && $j[2]{decode_tokens_per_s} > 0'
+json '$j->{ratio_spread}{least} <= $j->{ratio_to_dense} && $j->{ratio_to_dense} <= $j->{ratio_spread}{most} && $j->{read_gb_per_s} > 0 && $j->{share_of_read_bandwidth} > 0 && length $j->{machine}{processor} && $j->{fastest_dense} =~ /dense/ && $j->{chosen}'
+t "bench: patterns together" 0 bench matmul/dense/f32/64x64x20 matmul/2:4/f32/64x64x20 matmul/block:32x32@0.8/f32/64x64x20 matmul/2:4/f32/64x64x21 -r 3 --json
+json '@j == 4 && $j[1]{median_us} > 0 && $j[1]{rivals}{$j[0]{kernel}} == $j[0]{median_us} && $j[2]{rivals}{$j[0]{kernel}} == $j[0]{median_us} && !defined $j[0]{read_gb_per_s}'
+t "bench against nobody" 0 bench matmul/2:4/f32/64x64x4 --against none --rotate 0 -r 3 --json
+json '!%{$j->{rivals}} && !defined $j->{ratio_to_dense} && !defined $j->{fastest_dense}'
+t "bench against named kernels" 0 bench matmul/2:4/f32/64x64x4 --against '*panel*portable,*dense_f32*portable' --rotate 0 -r 3 --json
+json 'join(" ", sort keys %{$j->{rivals}}) =~ /^matmul_dense_f32_f32__cpu_portable matmul_panel_f32_f32__cpu_portable/ && $j->{fastest_dense} eq "matmul_dense_f32_f32__cpu_portable"'
+t "bench of all kernels" 0 bench matmul/2:4/bf16/64x64x4 --all-kernels --rotate 0 -r 3 --json
+json '@j >= 1 && (grep { $_->{chosen} } @j) == 1 && (grep { $_->{kernel} =~ /panel.*portable/ } @j) == 1'
+t "bench of a forced kernel" 0 bench matmul/2:4/bf16/64x64x4 --kernel '*portable' --rotate 0 -r 3; out_has '__cpu_portable'; out_has 'interleaved rounds'
 t "bench of patterns" 0 bench plain --patterns 2:4,128:2:8 --text text.txt -r 3; out_has '^128:2:8 '; out_has 'was clamped'
 no_leftovers
 t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept --memory sparse

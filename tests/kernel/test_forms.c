@@ -283,7 +283,7 @@ static void choices_by_measurement(test_run *run)
 {
     esp_context *context = test_context(run, 1);
     esp_device *device = NULL;
-    esp_plan_reason reason;
+    esp_plan_reason reason = {0};
     REQUIRE_OK(esp_device_open(context, "ref", &device, error));
     const esp_backend *real = device->backend;
     fake fakes[] = {{PANEL, "panel", 1, 0, NULL, false, 0},
