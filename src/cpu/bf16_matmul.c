@@ -9,7 +9,7 @@
 
 #define PASS CPU_TOKEN_BLOCK
 #define GROUP 256             /* most tokens of a piece */
-#define GROUP_BYTES (5 << 18) /* of packed X */
+#define GROUP_BYTES (1 << 20) /* of packed X: half of a second-level cache */
 #define MAX_IN ((int64_t)1 << 25)
 #define SUMS_PADDING 16 /* keeps rows of sums off the same cache sets */
 

@@ -17,8 +17,6 @@
 #define BF16_TILE_TOKENS 32
 #define BF16_TILE_BYTES 64 /* of one row of a tile */
 #define BF16_ROWS 64       /* most stored rows of a piece */
-#define BF16_DEPTH 128     /* (kept) columns between two visits of the sums */
-#define BF16_STEPS (BF16_DEPTH / 32)
 
 typedef enum bf16_form { BF16_AS_ROWS, BF16_AS_PAIRS } bf16_form;
 
