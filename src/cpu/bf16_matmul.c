@@ -328,6 +328,10 @@ BF16_KERNELS(ESP_HOST_DENSE, dense, amx, esp_cpu_bf16_amx, ESP_CPU_AMX,
              "tile products, rows of weights copied beside them")
 BF16_KERNELS(ESP_HOST_PANEL, panel, amx, esp_cpu_bf16_amx, ESP_CPU_AMX,
              "tile products over kept columns, rows spread beside them")
+BF16_KERNELS(ESP_HOST_DENSE, dense, avx512bf16, esp_cpu_bf16_avx512, ESP_CPU_AVX512BF16,
+             "pairs of columns by one instruction, rows x tokens of sums in registers")
+BF16_KERNELS(ESP_HOST_PANEL, panel, avx512bf16, esp_cpu_bf16_avx512, ESP_CPU_AVX512BF16,
+             "six pairs of every four kept columns, of which a row takes one")
 #else
 typedef int cpu_no_bf16; /* a C file must declare something */
 #endif

@@ -125,24 +125,18 @@ KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 #endif
 
 #ifdef ESP_CPU_X86
-#define LIST_OF_AMX                                                                                \
-    &esp_cpu_dense_f32_amx, &esp_cpu_dense_f16_amx, &esp_cpu_dense_bf16_amx,                       \
-        &esp_cpu_panel_f32_amx, &esp_cpu_panel_f16_amx, &esp_cpu_panel_bf16_amx
+#define LIST_OF_BF16(level_word)                                                                   \
+    &esp_cpu_dense_f32_##level_word, &esp_cpu_dense_f16_##level_word,                              \
+        &esp_cpu_dense_bf16_##level_word, &esp_cpu_panel_f32_##level_word,                         \
+        &esp_cpu_panel_f16_##level_word, &esp_cpu_panel_bf16_##level_word
 #endif
 
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_AMX,
-    LIST_OF_LEVEL(avx512),
+    LIST_OF_BF16(amx),           LIST_OF_BF16(avx512bf16), LIST_OF_LEVEL(avx512),
     LIST_OF_LEVEL(avx2),
 #endif
-    LIST_OF_LEVEL(portable),
-    &esp_cpu_openblas_kernel,
-    &esp_cpu_onednn_f32_kernel,
-    &esp_cpu_onednn_bf16_kernel,
-    &esp_cpu_csr_kernel,
-    &esp_cpu_bsr_kernel,
-    &esp_cpu_rows_kernel,
-    &esp_cpu_cols_kernel,
-    NULL,
+    LIST_OF_LEVEL(portable),     &esp_cpu_openblas_kernel, &esp_cpu_onednn_f32_kernel,
+    &esp_cpu_onednn_bf16_kernel, &esp_cpu_csr_kernel,      &esp_cpu_bsr_kernel,
+    &esp_cpu_rows_kernel,        &esp_cpu_cols_kernel,     NULL,
 };

@@ -16,6 +16,10 @@ extern const esp_kernel esp_cpu_rows_kernel, esp_cpu_cols_kernel;
 #ifdef ESP_CPU_X86
 extern const esp_kernel esp_cpu_dense_f32_amx, esp_cpu_dense_f16_amx, esp_cpu_dense_bf16_amx;
 extern const esp_kernel esp_cpu_panel_f32_amx, esp_cpu_panel_f16_amx, esp_cpu_panel_bf16_amx;
+extern const esp_kernel esp_cpu_dense_f32_avx512bf16, esp_cpu_dense_f16_avx512bf16,
+    esp_cpu_dense_bf16_avx512bf16;
+extern const esp_kernel esp_cpu_panel_f32_avx512bf16, esp_cpu_panel_f16_avx512bf16,
+    esp_cpu_panel_bf16_avx512bf16;
 #endif
 
 /* Dense products of libraries that may or may not be there (found at run time). */

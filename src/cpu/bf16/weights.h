@@ -10,8 +10,9 @@
 #include "cpu/bf16/bf16.h"
 
 #define ALWAYS static inline __attribute__((always_inline))
-#define ROW_STEPS 4 /* steps of 32 (kept) columns that are made at a time: 16 bytes of positions   \
-                     */
+#define ROW_STEPS                                                                                  \
+    4 /* steps of 32 (kept) columns that are made at a time: 16 bytes of positions                 \
+       */
 
 /* 16 stored values, of which `valid` are there; the others are zero. */
 ALWAYS __m256i load_16(esp_dtype dtype, const void *values, int64_t at, __mmask16 valid)
