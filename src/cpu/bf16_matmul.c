@@ -278,13 +278,14 @@ static size_t workspace_bytes(const esp_kernel *kernel, const esp_device *device
     return sizes_of(kernel->variant, device, problem).bytes;
 }
 
-/* Multiply-adds per ns and thread, the zeros of a spread row among them. */
+/* Multiply-adds per ns and thread, the zeros of a spread row among them. Without tiles it is not
+ * measured yet: a number so low that others are preferred. */
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
     const bf16_variant *variant = kernel->variant;
     bool panel = variant->format == ESP_HOST_PANEL;
-    double rate = 1200;
+    double rate = variant->needs == ESP_CPU_AMX ? 450 : 100;
     double out = (double)problem->out_features, tokens = (double)problem->tokens;
     double columns = panel ? (double)kept_columns(problem) : (double)problem->in_features;
     double width = (double)esp_dtype_bytes(problem->weight_type) + 0.25;
