@@ -83,7 +83,7 @@ typedef struct esp_context_options {
     esp_allocator allocator; /* all NULL: the C library's */
     esp_log_fn log;          /* NULL: silent */
     void *log_user;
-    const char *cpu_level; /* NULL or "auto": best; "portable", "avx2", "avx512": not above this */
+    const char *cpu_level; /* NULL or "auto": best; or not above "portable", "avx2", "avx512"... */
 } esp_context_options;
 
 /* options NULL means all defaults. */

@@ -12,7 +12,7 @@ const cpu_level *cpu_level_of(const esp_device *device)
 {
 #ifdef ESP_CPU_X86
     static const cpu_level *const levels[] = {&esp_cpu_portable, &esp_cpu_avx2, &esp_cpu_avx512};
-    return levels[device->context->cpu.level];
+    return levels[ESP_MIN(device->context->cpu.level, ESP_CPU_AVX512)];
 #else
     (void)device;
     return &esp_cpu_portable;
@@ -124,9 +124,17 @@ KERNELS_OF_LEVEL(avx2, ESP_CPU_AVX2)
 KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 #endif
 
+#ifdef ESP_CPU_X86
+#define LIST_OF_BF16(level_word)                                                                   \
+    &esp_cpu_dense_f32_##level_word, &esp_cpu_dense_f16_##level_word,                              \
+        &esp_cpu_dense_bf16_##level_word, &esp_cpu_panel_f32_##level_word,                         \
+        &esp_cpu_panel_f16_##level_word, &esp_cpu_panel_bf16_##level_word
+#endif
+
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_LEVEL(avx512),       LIST_OF_LEVEL(avx2),
+    LIST_OF_BF16(amx),           LIST_OF_BF16(avx512bf16), LIST_OF_LEVEL(avx512),
+    LIST_OF_LEVEL(avx2),
 #endif
     LIST_OF_LEVEL(portable),     &esp_cpu_openblas_kernel, &esp_cpu_onednn_f32_kernel,
     &esp_cpu_onednn_bf16_kernel, &esp_cpu_csr_kernel,      &esp_cpu_bsr_kernel,

@@ -12,6 +12,16 @@ extern const esp_ops esp_cpu_ops; /* ops.c */
 extern const esp_kernel esp_cpu_csr_kernel, esp_cpu_bsr_kernel;
 extern const esp_kernel esp_cpu_rows_kernel, esp_cpu_cols_kernel;
 
+/* bf16_matmul.c */
+#ifdef ESP_CPU_X86
+extern const esp_kernel esp_cpu_dense_f32_amx, esp_cpu_dense_f16_amx, esp_cpu_dense_bf16_amx;
+extern const esp_kernel esp_cpu_panel_f32_amx, esp_cpu_panel_f16_amx, esp_cpu_panel_bf16_amx;
+extern const esp_kernel esp_cpu_dense_f32_avx512bf16, esp_cpu_dense_f16_avx512bf16,
+    esp_cpu_dense_bf16_avx512bf16;
+extern const esp_kernel esp_cpu_panel_f32_avx512bf16, esp_cpu_panel_f16_avx512bf16,
+    esp_cpu_panel_bf16_avx512bf16;
+#endif
+
 /* Dense products of libraries that may or may not be there (found at run time). */
 extern const esp_kernel esp_cpu_openblas_kernel;                               /* openblas.c */
 extern const esp_kernel esp_cpu_onednn_f32_kernel, esp_cpu_onednn_bf16_kernel; /* onednn.c */

@@ -87,6 +87,14 @@ static void untaken_columns_are_not_read(test_run *run)
         "matmul/2:4/f32/4x3x20",
         "matmul/2:4/bf16/4x9x1/a:f32",
         "matmul/2:4/bf16/4x9x70/a:bf16",
+        /* rows that share kept columns of which each takes its own, in bf16 */
+        "matmul/16:2:16/bf16/16x103x5/a:f32/c:bf16",
+        "matmul/16:2:16/f32/16x103x37/a:f32/c:bf16",
+        "matmul/16:2:16/f16/16x49x530/a:f32/c:bf16/x:tok",
+        "matmul/8:2:7/bf16/8x30x20/c:bf16",
+        "matmul/panel:8@0.5/bf16/20x6x64/c:bf16/y:tok",
+        "matmul/2:4/bf16/4x9x70/a:bf16/c:bf16",
+        "matmul/2:4/f32/4x3x20/c:bf16",
     };
     for (int i = 0; i < ESP_COUNT(texts); i++) {
         esp_matmul_problem problem = problem_of(run, texts[i]);
@@ -118,10 +126,19 @@ static void untaken_columns_are_not_read(test_run *run)
 static void infinities_reach_the_same_outputs(test_run *run)
 {
     static const char *const texts[] = {
-        "matmul/dense/f32/33x40x1",  "matmul/dense/bf16/33x40x20/a:f32",
-        "matmul/2:4/f32/33x40x2",    "matmul/2:4/bf16/33x40x30/a:f32",
-        "matmul/16:2:8/f32/33x40x1", "matmul/16:2:8/f16/33x40x70/a:f32",
-        "matmul/3:8/f32/33x40x3",    "matmul/3:8/f32/33x40x19",
+        "matmul/dense/f32/33x40x1",
+        "matmul/dense/bf16/33x40x20/a:f32",
+        "matmul/2:4/f32/33x40x2",
+        "matmul/2:4/bf16/33x40x30/a:f32",
+        "matmul/16:2:8/f32/33x40x1",
+        "matmul/16:2:8/f16/33x40x70/a:f32",
+        "matmul/3:8/f32/33x40x3",
+        "matmul/3:8/f32/33x40x19",
+        "matmul/dense/bf16/33x40x20/a:f32/c:bf16",
+        "matmul/2:4/bf16/33x40x30/a:f32/c:bf16",
+        "matmul/2:4/f32/33x40x600/c:bf16/y:tok",
+        "matmul/16:2:8/bf16/33x40x70/a:f32/c:bf16",
+        "matmul/16:2:8/f16/33x40x5/a:f32/c:bf16",
     };
     for (int i = 0; i < ESP_COUNT(texts); i++) {
         esp_matmul_problem problem = problem_of(run, texts[i]);

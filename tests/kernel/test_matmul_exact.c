@@ -131,6 +131,32 @@ static void epilogues(test_run *run)
     }
 }
 
+/* Kernels that multiply bf16 themselves: tails of tokens, of rows and of columns, more than one
+ * block of columns, more than one pass of tokens, every type of weights. */
+static void bf16_inputs(test_run *run)
+{
+    static const char *const some[] = {"dense",  "2:4",    "64:2:8",
+                                       "16:2:5", "5:2:16", "panel:24@0.8"};
+    static const int sizes[][3] = {{37, 85, 1},    {37, 85, 5},    {64, 128, 16}, {65, 257, 17},
+                                   {97, 31, 33},   {130, 96, 48},  {1, 1, 49},    {16, 384, 64},
+                                   {200, 70, 130}, {33, 4200, 20}, {70, 2177, 7}, {34, 66, 545}};
+    for (int i = 0; i < ESP_COUNT(sizes); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            char text[128];
+            snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d/c:bf16%s", some[j],
+                     (i + j) % 4 == 0   ? "f32"
+                     : (i + j) % 4 == 1 ? "f16"
+                                        : "bf16",
+                     sizes[i][0], sizes[i][1], sizes[i][2],
+                     (i + j) % 3 == 0   ? "/x:tok/a:f32"
+                     : (i + j) % 3 == 1 ? "/a:f32"
+                                        : "/y:tok/a:bf16/ep:scale+bias+relu+residual");
+            compare_all(run, text, test_seed(run) + (uint64_t)(100 * i + j), (i + j) % 2 == 0,
+                        i % 2 == 0);
+        }
+    }
+}
+
 static void wide_inputs(test_run *run)
 {
     compare_all(run, "matmul/2:4/bf16/3x70001x2/a:f32", test_seed(run), false, false);
@@ -147,5 +173,6 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"shapes", shapes},
                                   {"layouts_and_types", layouts_and_types},
                                   {"epilogues", epilogues},
+                                  {"bf16_inputs", bf16_inputs},
                                   {"wide_inputs", wide_inputs}};
 TEST_MAIN(cases)

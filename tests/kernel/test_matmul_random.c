@@ -62,7 +62,7 @@ static void random_problem(esp_random *random, char *text, size_t capacity)
              esp_random_below(random, 3) == 0 ? "/x:tok" : "",
              esp_random_below(random, 3) == 0 ? "/y:tok" : "",
              types[esp_random_below(random, 4) % 3], types[esp_random_below(random, 4) % 3],
-             esp_random_below(random, 4) == 0 ? "/c:bf16" : "",
+             esp_random_below(random, 3) == 0 ? "/c:bf16" : "",
              esp_random_below(random, 3) == 0 ? "" : epilogue);
 }
 
@@ -106,6 +106,8 @@ static void thread_counts(test_run *run)
         "matmul/2:4/bf16/500x300x1/a:f32",        "matmul/64:2:8/f16/500x300x600/a:f32",
         "matmul/16:2:8/bf16/500x300x3/a:f32",     "matmul/3:8/f32/200x300x40",
         "matmul/64:2:8/f32/500x300x70/ep:swiglu", "matmul/panel:9@0.7/f32/500x300x17/y:tok",
+        "matmul/dense/bf16/200x300x150/c:bf16",   "matmul/2:4/f16/200x300x40/c:bf16/ep:swiglu",
+        "matmul/64:2:8/bf16/500x300x600/c:bf16",
     };
     static const int threads[] = {1, 2, 3, 5};
     for (int i = 0; i < ESP_COUNT(texts); i++) {

@@ -131,7 +131,7 @@ static void everything_has_a_kernel(test_run *run)
     static const char *const types[] = {"f32", "f16", "bf16"};
     static const char *const options[] = {"", "/x:tok/y:tok/ep:scale+bias+silu+residual",
                                           "/ep:swiglu", "/c:bf16", "/a:f32/o:f16"};
-    static const char *const levels[] = {"portable", "avx2", "avx512"};
+    static const char *const levels[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
     for (int level = 0; level < ESP_COUNT(levels); level++) {
         setenv("ESPALIER_CPU", levels[level], 1);
         esp_context *context = test_context(run, 1);
