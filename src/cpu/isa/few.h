@@ -30,7 +30,7 @@ ALWAYS_INLINE void dense_step(const cpu_piece *piece, esp_dtype dtype, int rows,
                               int64_t row, int64_t k, bool whole, vec sum[FEW_ROWS][CPU_FEW_TOKENS])
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t in = weight->in_features;
+    int64_t in = cpu_dense_columns(weight);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         int64_t at = (piece->row + row + r) * in + k;
@@ -58,7 +58,7 @@ ALWAYS_INLINE void store_dots(const cpu_piece *piece, int rows, int tokens, int6
 ALWAYS_INLINE void dense_dots(const cpu_piece *piece, esp_dtype dtype, int rows, int tokens,
                               int64_t row)
 {
-    int64_t in = piece->weight->in_features, k = 0;
+    int64_t in = cpu_dense_columns(piece->weight), k = 0;
     vec sum[FEW_ROWS][CPU_FEW_TOKENS] = {0};
     for (; k + LANES <= in; k += LANES) {
         dense_step(piece, dtype, rows, tokens, row, k, true, sum);

@@ -159,7 +159,7 @@ static void dense_tile_rows(const cpu_piece *piece, int vectors, const float *x,
 static void many_dense(const cpu_piece *piece)
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t in = weight->in_features;
+    int64_t in = cpu_dense_columns(weight);
     for (int64_t k = 0; k < in; k += CPU_DENSE_DEPTH) {
         int64_t depth = ESP_MIN(CPU_DENSE_DEPTH, in - k);
         for (int64_t r = 0; r < piece->rows; r++) {

@@ -59,6 +59,15 @@ ALWAYS_INLINE vec vec_fma(vec a, vec b, vec c)
 #endif
 }
 
+ALWAYS_INLINE uvec vec_lanes(void) /* 0, 1, 2... */
+{
+    uvec lanes;
+    for (unsigned i = 0; i < LANES; i++) {
+        lanes[i] = i;
+    }
+    return lanes;
+}
+
 /* In a fixed order: halves onto each other. */
 ALWAYS_INLINE float vec_sum(vec value)
 {
