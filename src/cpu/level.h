@@ -10,9 +10,8 @@
 #define CPU_MAX_ROWS 96     /* stored rows of one piece of work */
 #define CPU_DENSE_DEPTH 128 /* input columns between two visits of the sums */
 #define CPU_SPARSE_DEPTH 32 /* stored entries of a row between two visits of the sums */
-#define CPU_LIST_ROWS 1024  /* rows of one piece of an unstructured weight */
-#define CPU_LIST_BLOCK 64   /* rows of a piece whose entries are decoded at a time */
-#define CPU_LIST_CHUNK 256  /* at most so many columns between two visits of their sums */
+#define CPU_LIST_ROWS 512   /* rows of one piece of an unstructured weight */
+#define CPU_LIST_CHUNK 512  /* at most so many columns between two visits of their sums */
 #define CPU_FEW_TOKENS 4    /* at most so many share one pass of the few-token kernels */
 
 /* X of one pass, packed. Many tokens: tiles of up to `tile` tokens side by side, each a block

@@ -4,9 +4,9 @@
  * sum never depends on how pieces are cut. */
 #include "cpu/matmul.h"
 
-#define X_BYTES (1 << 20)            /* packed X of a group of tokens: half of a common L2 */
-#define PIECE_BYTES 16384            /* weight bytes that are worth handing to another thread */
-#define PIECES 8                     /* for each thread */
+#define X_BYTES (1 << 20) /* packed X of a group of tokens: half of a common L2 */
+#define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
+#define PIECES 4
 #define SUMS_PADDING 16              /* keeps rows of sums off the same cache sets */
 #define ROW_COST 4                   /* what finishing a row costs, in stored values */
 #define SLACK (16 * CPU_DENSE_DEPTH) /* bsr: each decoded block ends on a whole vector */
@@ -31,19 +31,19 @@ static int64_t widest_tile(const cpu_variant *variant)
            (variant->format == ESP_HOST_CSR ? level->sparse_vectors : level->dense_vectors);
 }
 
-/* Tokens of a group: whole tiles. csr: one, whose X passes through L1 in chunks. */
+/* Tokens of a group: whole tiles. csr takes all, because its columns are walked in chunks. */
 static int64_t group_of(const cpu_variant *variant, const esp_matmul_problem *problem)
 {
     int64_t tile = widest_tile(variant);
     int64_t tiles = X_BYTES / (4 * tile * problem->in_features);
-    int64_t most = variant->format == ESP_HOST_CSR ? 1 : CPU_TOKEN_BLOCK / tile;
-    return tile * ESP_MAX(1, ESP_MIN(tiles, most));
+    int64_t most = CPU_TOKEN_BLOCK / tile;
+    return tile * (variant->format == ESP_HOST_CSR ? most : ESP_MAX(1, ESP_MIN(tiles, most)));
 }
 
 static int64_t scratch_floats(const cpu_variant *variant, bool few)
 {
     if (variant->format == ESP_HOST_CSR) {
-        return few ? 0 : 2 * CPU_LIST_ROWS + 2 * (CPU_LIST_BLOCK * CPU_LIST_CHUNK + 16);
+        return few ? 0 : 2 * CPU_LIST_ROWS;
     }
     return few ? CPU_MAX_ROWS * CPU_FEW_TOKENS * variant->level->lanes
                : CPU_MAX_ROWS * CPU_DENSE_DEPTH + SLACK;

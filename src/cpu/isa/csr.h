@@ -1,16 +1,17 @@
 /* Products of unstructured weights: lists of (column, value), row by row.
  *
- * Many tokens: no two rows share columns, so each multiply-add loads its own X. It has to come from
- * L1: columns are walked in chunks whose rows of X fill two thirds of L1, and for each chunk all
- * rows of the piece (up to CPU_LIST_ROWS) add what they hold there, from a cursor on; their sums
- * wait in L2 meanwhile. So X passes by once a piece, and sums once a chunk.
+ * Many tokens: no two rows share columns, so each multiply-add loads its own X; what is near can
+ * be shared. Columns are walked in chunks; for each chunk all rows of the piece (CPU_LIST_ROWS) add
+ * what they hold there, entry after entry where they lie.
  *
- *   chunk of columns, tile of V vectors of tokens             x: [columns][V] 32 KiB, L1
- *     CPU_LIST_BLOCK rows: entries of the chunk into scratch        values f32, offsets bytes
- *       rows in order of their counts                         the loop's end is foreseen
- *         V sums in registers += value * x[column]            sums: [rows][V], L2
+ *   chunk of columns: enough for CSR_ENTRIES of a row, X between two thirds of L1 and 128 KiB
+ *     find each row's entries of the chunk; order rows by count: then a loop's end is foreseen
+ *     for each tile of V vectors of tokens, for each row
+ *         V sums in registers += value (broadcast) * x[column]     sums: [rows][tokens], L2
  *
- * Limit: loads, two a cycle: V + 2 for V multiply-adds, and V more and V stores a row and chunk.
+ * Limit: loads, two a cycle: V + 2 for V multiply-adds, if X came from L1 and sums cost nothing.
+ * Small chunks keep X in L1 but visit sums in L2 too often, large ones the other way round: at
+ * density 0.1 half of the limit is reached, at 0.9 nearly all.
  *
  * Few tokens: a row's columns are gathered LANES at a time. Limit: the gather, about two thirds of
  * a cycle a value, or the memory that lists and values stream from. */
@@ -22,7 +23,10 @@
 #include "cpu/isa/vec.h"
 #include "cpu/level.h"
 
-#define CSR_CHUNK 32768 /* bytes of X */
+#define CSR_ENTRIES 24  /* of a row that a chunk of columns should hold */
+#define CSR_LEAST 32768 /* bytes of X of a chunk, tile by tile: two thirds of a common L1 */
+#define CSR_MOST 131072 /* and little enough for L2 beside the sums */
+#define CSR_AHEAD 2     /* rows whose sums are fetched in advance: no prefetcher sees their order */
 
 /* ---- reading lists ---- */
 
@@ -91,161 +95,162 @@ ALWAYS_INLINE vec csr_values(const esp_host_weight *weight, esp_dtype dtype, int
 
 /* ---- many tokens ---- */
 
-/* Entries of CPU_LIST_BLOCK rows in one chunk, and the rows in order of their counts. */
+/* What the rows of a piece hold in one chunk of columns. */
 typedef struct csr_block {
-    float *values;
-    uint32_t *offsets; /* bytes from the chunk's first column on */
-    uint32_t first[CPU_LIST_BLOCK], count[CPU_LIST_BLOCK];
-    uint8_t order[CPU_LIST_BLOCK];
-    uint32_t most; /* largest count */
+    int64_t rows, most; /* most: the largest count */
+    int64_t *starts;    /* [rows] first entry in the chunk */
+    uint16_t counts[CPU_LIST_ROWS];
+    uint16_t order[CPU_LIST_ROWS + CSR_AHEAD]; /* rows by count */
 } csr_block;
 
-/* What row `row` holds in front of column `end`, from entry *cursor on. */
-ALWAYS_INLINE uint32_t csr_decode_row(const cpu_piece *piece, esp_dtype dtype, bool rounds,
-                                      int64_t row_end, uint32_t begin, uint32_t end, uint32_t step,
-                                      int64_t *cursor, float *values, uint32_t *offsets)
+/* Entries in front of column `end`, from the last chunk's on. */
+static void csr_find(const cpu_piece *piece, uint32_t end, csr_block *block)
 {
-    uint32_t count = 0;
-    for (int64_t at = *cursor; at < row_end; at += LANES) {
-        uvec columns = csr_columns(piece->weight, at, row_end - at);
-        vec value = csr_values(piece->weight, dtype, at, row_end - at);
-        uvec offset = (columns - begin) * step;
-        vec_store(values + count, rounds ? vec_round_bf16(value) : value);
-        memcpy(offsets + count, &offset, sizeof offset);
-        uint32_t here = csr_count_below(columns, end);
-        count += here;
-        if (here < LANES) {
-            break;
+    const esp_host_weight *weight = piece->weight;
+    block->most = 0;
+    for (int64_t r = 0; r < block->rows; r++) {
+        int64_t at = block->starts[r];
+        int64_t row_end = esp_host_offset(weight, piece->row + r + 1), held = 0;
+        uint32_t here = LANES;
+        for (; at + held < row_end && here == LANES; held += here) {
+            here = csr_count_below(csr_columns(weight, at + held, row_end - at - held), end);
         }
+        block->counts[r] = (uint16_t)held;
+        block->most = ESP_MAX(block->most, held);
     }
-    *cursor += count;
-    return count;
 }
 
 /* Counting sort. */
-ALWAYS_INLINE void csr_order(csr_block *block, int64_t rows)
+static void csr_order(csr_block *block)
 {
-    uint8_t places[CPU_LIST_CHUNK + 1];
-    memset(places, 0, block->most + 1);
-    for (int64_t r = 0; r < rows; r++) {
-        places[block->count[r]]++;
+    uint16_t places[CPU_LIST_CHUNK + 1];
+    memset(places, 0, (size_t)(block->most + 1) * sizeof places[0]);
+    for (int64_t r = 0; r < block->rows; r++) {
+        places[block->counts[r]]++;
     }
-    uint8_t place = 0;
-    for (uint32_t n = 0; n <= block->most; n++) {
-        uint8_t here = places[n];
+    uint16_t place = 0;
+    for (int64_t n = 0; n <= block->most; n++) {
+        uint16_t here = places[n];
         places[n] = place;
-        place = (uint8_t)(place + here);
+        place = (uint16_t)(place + here);
     }
-    for (int64_t r = 0; r < rows; r++) {
-        block->order[places[block->count[r]]++] = (uint8_t)r;
+    for (int64_t r = 0; r < block->rows; r++) {
+        block->order[places[block->counts[r]]++] = (uint16_t)r;
     }
 }
 
-ALWAYS_INLINE void csr_decode(const cpu_piece *piece, esp_dtype dtype, bool rounds, int64_t row,
-                              int64_t rows, uint32_t begin, uint32_t end, uint32_t step,
-                              int64_t *cursors, csr_block *block)
+ALWAYS_INLINE vec csr_set(esp_dtype dtype, bool rounds, const void *values, int64_t at)
 {
-    uint32_t used = 0;
-    block->most = 0;
-    for (int64_t r = 0; r < rows; r++) {
-        int64_t row_end = esp_host_offset(piece->weight, piece->row + row + r + 1);
-        uint32_t count =
-            csr_decode_row(piece, dtype, rounds, row_end, begin, end, step, &cursors[row + r],
-                           block->values + used, block->offsets + used);
-        block->first[r] = used;
-        block->count[r] = count;
-        block->most = ESP_MAX(block->most, count);
-        used += count;
-    }
-    csr_order(block, rows);
+    float value = esp_weight_at(dtype, values, at);
+    return vec_set(rounds ? esp_float_of_bf16(esp_bf16_of_float(value)) : value);
 }
 
-/* One row's entries of a chunk, n of them; x: the chunk's first column. */
-#define CSR_ROW(V)                                                                                 \
-    ALWAYS_INLINE void csr_row_##V(const float *values, const uint32_t *offsets, uint32_t n,       \
-                                   const char *x, float *sums, bool first)                         \
-    {                                                                                              \
-        vec sum[V];                                                                                \
-        _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                        \
-        {                                                                                          \
-            sum[v] = first ? (vec){0} : vec_load(sums + v * LANES);                                \
-        }                                                                                          \
-        for (uint32_t i = 0; i < n; i++) {                                                         \
-            vec w = vec_set(values[i]);                                                            \
-            const float *row = (const void *)(x + offsets[i]);                                     \
-            _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                    \
-            {                                                                                      \
-                sum[v] = vec_fma(w, vec_load(row + v * LANES), sum[v]);                            \
-            }                                                                                      \
-        }                                                                                          \
-        _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                        \
-        {                                                                                          \
-            vec_store(sums + v * LANES, sum[v]);                                                   \
-        }                                                                                          \
-    }                                                                                              \
-    static void csr_rows_##V(const csr_block *block, int64_t rows, const char *x, float *sums,     \
-                             int64_t stride, bool first)                                           \
-    {                                                                                              \
-        for (int64_t i = 0; i < rows; i++) {                                                       \
-            int r = block->order[i];                                                               \
-            if (first || block->count[r] > 0) {                                                    \
-                csr_row_##V(block->values + block->first[r], block->offsets + block->first[r],     \
-                            block->count[r], x, sums + r * stride, first);                         \
-            }                                                                                      \
-        }                                                                                          \
-    }
-
-CSR_ROW(1)
-CSR_ROW(2)
-CSR_ROW(4)
-CSR_ROW(8)
-
-typedef void (*csr_rows_fn)(const csr_block *block, int64_t rows, const char *x, float *sums,
-                            int64_t stride, bool first);
-
-/* All rows of the piece, one tile of tokens. Scratch: cursors, then offsets and values. */
-ALWAYS_INLINE void csr_tile(const cpu_piece *piece, esp_dtype dtype, bool rounds, int64_t done,
-                            int vectors)
+/* The entries of one row in a chunk: `count` from `at` on; x: the tile. */
+ALWAYS_INLINE void csr_row(const cpu_piece *piece, esp_dtype dtype, int vectors, int64_t at,
+                           int64_t count, const float *x, float *sums, bool first)
 {
-    static const csr_rows_fn functions[4] = {csr_rows_1, csr_rows_2, csr_rows_4, csr_rows_8};
-    csr_rows_fn run = functions[vectors == 8 ? 3 : vectors / 2];
-    int64_t in = piece->weight->in_features;
-    uint32_t step = 4u * LANES * (uint32_t)vectors;
-    int64_t chunk = ESP_MIN(CSR_CHUNK / step, CPU_LIST_CHUNK);
-    const char *x = (const char *)(piece->x + (piece->token + done) * piece->x_rows);
-    int64_t *cursors = (int64_t *)(void *)piece->scratch;
-    csr_block block = {.values = piece->scratch + 2 * CPU_LIST_ROWS};
-    block.offsets = (uint32_t *)(void *)(block.values + CPU_LIST_BLOCK * CPU_LIST_CHUNK + LANES);
-    for (int64_t r = 0; r < piece->rows; r++) {
-        cursors[r] = esp_host_offset(piece->weight, piece->row + r);
+    const esp_host_weight *weight = piece->weight;
+    vec sum[SPARSE_VECTORS];
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) {
+        sum[v] = first ? (vec){0} : vec_load(sums + v * LANES);
     }
-    for (int64_t begin = 0; begin < in; begin += chunk) {
-        int64_t end = ESP_MIN(in, begin + chunk);
-        for (int64_t r = 0; r < piece->rows; r += CPU_LIST_BLOCK) {
-            int64_t rows = ESP_MIN(CPU_LIST_BLOCK, piece->rows - r);
-            csr_decode(piece, dtype, rounds, r, rows, (uint32_t)begin, (uint32_t)end, step, cursors,
-                       &block);
-            run(&block, rows, x + begin * step, piece->sums + r * piece->sums_stride + done,
-                piece->sums_stride, begin == 0);
+    for (int64_t i = at; i < at + count; i++) {
+        vec w = csr_set(dtype, piece->rounds, weight->values, i);
+        size_t column = esp_host_index(weight->list, weight->list_wide, i);
+        const float *row = x + column * (size_t)(vectors * LANES);
+        __asm__(""
+                : "+r"(row)); /* one address with constant offsets: an indexed one costs an
+                                 instruction more for each vector */
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) {
+            sum[v] = vec_fma(w, vec_load(row + v * LANES), sum[v]);
         }
     }
+#pragma GCC unroll 8
+    for (int v = 0; v < vectors; v++) {
+        vec_store(sums + v * LANES, sum[v]);
+    }
+}
+
+ALWAYS_INLINE void csr_rows(const cpu_piece *piece, esp_dtype dtype, int vectors,
+                            const csr_block *block, const float *x, float *sums, bool first)
+{
+    for (int64_t i = 0; i < block->rows; i++) {
+        int64_t r = block->order[i];
+        const float *next = sums + block->order[i + CSR_AHEAD] * piece->sums_stride;
+#pragma GCC unroll 8
+        for (int v = 0; v < vectors; v++) {
+            __builtin_prefetch(next + v * LANES, 1, 3);
+        }
+        if (first || block->counts[r] > 0) {
+            csr_row(piece, dtype, vectors, block->starts[r], block->counts[r], x,
+                    sums + r * piece->sums_stride, first);
+        }
+    }
+}
+
+typedef void (*csr_rows_fn)(const cpu_piece *piece, const csr_block *block, const float *x,
+                            float *sums, bool first);
+
+#define CSR_ROWS(name, dtype, vectors)                                                             \
+    static void name##_##vectors(const cpu_piece *piece, const csr_block *block, const float *x,   \
+                                 float *sums, bool first)                                          \
+    {                                                                                              \
+        csr_rows(piece, dtype, vectors, block, x, sums, first);                                    \
+    }
+#define CSR_ROWS_OF_TYPE(name, dtype)                                                              \
+    CSR_ROWS(name, dtype, 1)                                                                       \
+    CSR_ROWS(name, dtype, 2)                                                                       \
+    CSR_ROWS(name, dtype, 4)                                                                       \
+    CSR_ROWS(name, dtype, 8)
+
+CSR_ROWS_OF_TYPE(csr_rows_f32, ESP_F32)
+CSR_ROWS_OF_TYPE(csr_rows_f16, ESP_F16)
+CSR_ROWS_OF_TYPE(csr_rows_bf16, ESP_BF16)
+
+static void csr_tiles(const cpu_piece *piece, const csr_block *block, bool first)
+{
+#define CSR_ROW_OF(name)                                                                           \
+    {                                                                                              \
+        name##_1, name##_2, name##_4, name##_8                                                     \
+    }
+    static const csr_rows_fn functions[3][4] = {CSR_ROW_OF(csr_rows_f32), CSR_ROW_OF(csr_rows_f16),
+                                                CSR_ROW_OF(csr_rows_bf16)};
+    for (int64_t done = 0; done < piece->tokens;) {
+        int vectors = tile_vectors(SPARSE_VECTORS, (piece->tokens - done) / LANES);
+        const float *x = piece->x + (piece->token + done) * piece->x_rows;
+        functions[few_type(piece->weight->dtype)][vectors == 8 ? 3 : vectors / 2](
+            piece, block, x, piece->sums + done, first);
+        done += vectors * LANES;
+    }
+}
+
+/* Columns of a chunk for tiles of `width` tokens. */
+static int64_t csr_chunk(const esp_host_weight *weight, int64_t width)
+{
+    int64_t row = 1 + weight->listed / weight->out_features;
+    int64_t columns = CSR_ENTRIES * weight->in_features / row, bytes = 4 * width;
+    columns = ESP_MAX(CSR_LEAST / bytes, ESP_MIN(CSR_MOST / bytes, columns));
+    return ESP_MIN(CPU_LIST_CHUNK, columns);
 }
 
 static void many_csr(const cpu_piece *piece)
 {
-    for (int64_t done = 0; done < piece->tokens;) {
-        int vectors = tile_vectors(SPARSE_VECTORS, (piece->tokens - done) / LANES);
-        switch (piece->weight->dtype) {
-        case ESP_F32:
-            csr_tile(piece, ESP_F32, piece->rounds, done, vectors);
-            break;
-        case ESP_BF16:
-            csr_tile(piece, ESP_BF16, false, done, vectors);
-            break;
-        default:
-            csr_tile(piece, ESP_F16, piece->rounds, done, vectors);
+    int64_t in = piece->weight->in_features;
+    int64_t chunk =
+        csr_chunk(piece->weight, LANES * tile_vectors(SPARSE_VECTORS, piece->tokens / LANES));
+    csr_block block = {.rows = piece->rows, .starts = (int64_t *)(void *)piece->scratch};
+    for (int64_t r = 0; r < piece->rows; r++) {
+        block.starts[r] = esp_host_offset(piece->weight, piece->row + r);
+    }
+    for (int64_t begin = 0; begin < in; begin += chunk) {
+        csr_find(piece, (uint32_t)ESP_MIN(in, begin + chunk), &block);
+        csr_order(&block);
+        csr_tiles(piece, &block, begin == 0);
+        for (int64_t r = 0; r < piece->rows; r++) {
+            block.starts[r] += block.counts[r];
         }
-        done += vectors * LANES;
     }
 }
 
