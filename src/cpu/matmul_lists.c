@@ -6,7 +6,7 @@
 
 #define X_BYTES (1 << 20) /* packed X of a group of tokens: half of a common L2 */
 #define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
-#define PIECES 4
+#define PIECES 8
 #define SUMS_PADDING 16              /* keeps rows of sums off the same cache sets */
 #define ROW_COST 4                   /* what finishing a row costs, in stored values */
 #define SLACK (16 * CPU_DENSE_DEPTH) /* bsr: each decoded block ends on a whole vector */

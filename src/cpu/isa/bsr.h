@@ -239,6 +239,7 @@ ALWAYS_INLINE void bsr_flat(const cpu_piece *piece, esp_dtype dtype, int tokens,
 #pragma GCC unroll 4
         for (int64_t v = 0; v < count; v++) {
             vec w = bsr_values(dtype, weight->values, k * block + skip + v * LANES, all);
+            vec_prefetch(dtype, weight->values, k * block + skip + v * LANES, VEC_AHEAD);
 #pragma GCC unroll 4
             for (int t = 0; t < tokens; t++) {
                 sums[v * tokens + t] =
@@ -310,6 +311,7 @@ ALWAYS_INLINE void bsr_wide(const cpu_piece *piece, esp_dtype dtype, int tokens,
             int64_t at = (k * weight->block_rows + skip + r) * width, c = 0;
             for (; c + LANES <= held; c += LANES) {
                 vec w = vec_load_weights(dtype, weight->values, at + c);
+                vec_prefetch(dtype, weight->values, at + c, VEC_AHEAD);
 #pragma GCC unroll 4
                 for (int t = 0; t < tokens; t++) {
                     vec x = vec_load(piece->x + t * piece->x_stride + column + c);

@@ -265,6 +265,8 @@ ALWAYS_INLINE void csr_dots(const cpu_piece *piece, esp_dtype dtype, int tokens,
     for (; at < end; at += LANES) {
         uvec columns = csr_columns(weight, at, end - at);
         vec w = csr_values(weight, dtype, at, end - at);
+        vec_prefetch(dtype, weight->values, at, VEC_AHEAD);
+        vec_prefetch(weight->list_wide ? ESP_F32 : ESP_F16, weight->list, at, VEC_AHEAD);
         if (end - at < LANES) {
             uvec outside = (uvec)(vec_lanes() >= (uint32_t)(end - at));
             columns = (columns & ~outside) | (outside & (uint32_t)weight->in_features); /* zero */
