@@ -205,6 +205,7 @@ typedef struct sparse_block {
                 vec w = vec_set(values[r * CPU_SPARSE_DEPTH + j]);                                 \
                 const float *row =                                                                 \
                     (const void *)(x + (size_t)offsets[r * CPU_SPARSE_DEPTH + j] * V);             \
+                __asm__("" : "+r"(row)); /* one address, constant offsets: cheaper than indexed */ \
                 _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                \
                 {                                                                                  \
                     sum[r][v] = vec_fma(w, vec_load(row + v * LANES), sum[r][v]);                  \

@@ -5,6 +5,7 @@
 #include "cpu/isa/elementwise.h"
 #include "cpu/isa/few.h"
 #include "cpu/isa/many.h"
+#include "cpu/isa/nm_few.h"
 #include "cpu/level.h"
 
 const cpu_level CPU_LEVEL_TABLE = {
