@@ -19,11 +19,8 @@ static int64_t kept_columns(const esp_matmul_problem *problem)
     return kept > 0 ? kept : problem->in_features;
 }
 
-/* Beyond so many tokens tiles are faster (docs/kernels.md has the measurements). */
-static int64_t few_limit(esp_host_format format)
-{
-    return format == ESP_HOST_NM ? 2 : 2 * CPU_FEW_TOKENS;
-}
+/* Beyond so many tokens tiles are faster. */
+#define FEW_LIMIT (2 * CPU_FEW_TOKENS)
 
 cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
                                    const esp_matmul_problem *problem)
@@ -31,7 +28,7 @@ cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device 
     cpu_workspace sizes = {0};
     int64_t tokens = problem->tokens;
     esp_host_format format = runs_as(variant->format);
-    sizes.few = tokens <= few_limit(format) && !cpu_rounds(problem);
+    sizes.few = tokens <= FEW_LIMIT && !cpu_rounds(problem);
     sizes.block = sizes.few ? ESP_MIN(tokens, CPU_FEW_TOKENS)
                             : cpu_round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
     int64_t row = sizes.few ? cpu_few_stride(problem->in_features) : problem->in_features + 1;

@@ -54,7 +54,9 @@ cpu_workspace cpu_lists_workspace(const cpu_variant *variant, const esp_device *
 {
     cpu_workspace sizes = {0};
     int64_t tokens = problem->tokens;
-    sizes.few = tokens <= 2 * CPU_FEW_TOKENS && !cpu_rounds(problem);
+    /* beyond, tiles are faster; gathers of csr stay ahead of them for two passes */
+    int64_t few_limit = (variant->format == ESP_HOST_CSR ? 2 : 1) * CPU_FEW_TOKENS;
+    sizes.few = tokens <= few_limit && !cpu_rounds(problem);
     sizes.block = sizes.few ? ESP_MIN(tokens, CPU_FEW_TOKENS)
                             : cpu_round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
     int64_t row = sizes.few ? cpu_few_stride(problem->in_features) : problem->in_features + 1;
