@@ -41,19 +41,46 @@ static double stored_values(const esp_matmul_problem *problem)
     }
 }
 
+/* Multiply-adds per ns and thread, on the scale on which dense full tiles do 19, 65 and 120 (see
+ * kernels.c). Blocks of few rows load X for few multiply-adds; the fewer entries an unstructured
+ * row has, the more its sums cost; narrow tiles share each broadcast among fewer vectors. */
+static double tiles_rate(const cpu_variant *variant, const esp_matmul_problem *problem,
+                         double stored)
+{
+    static const double full[3] = {18, 63, 100}, most[3] = {14, 45, 60};
+    int64_t vectors = esp_ceil_div(problem->tokens, variant->level->lanes);
+    double wide = (double)ESP_MIN(vectors, variant->level->dense_vectors);
+    double rate = full[variant->needs] * (wide + 0.5) / (variant->level->dense_vectors + 0.5);
+    if (variant->format == ESP_HOST_CSR) {
+        double density = stored / ((double)problem->out_features * (double)problem->in_features);
+        wide = (double)ESP_MIN(vectors, variant->level->sparse_vectors);
+        return (wide + 1) / (variant->level->sparse_vectors + 1) * most[variant->needs] /
+               (1 + 0.05 / density);
+    }
+    if (variant->format == ESP_HOST_BSR && problem->pattern.block_rows < 8) {
+        static const double shares[8] = {0, 0.44, 0.46, 0.55, 0.9, 0.9, 0.9, 0.9};
+        return rate * shares[problem->pattern.block_rows];
+    }
+    return rate;
+}
+
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
-    /* multiply-adds per ns and thread: csr, bsr, rows, cols */
-    static const double rates[3][4] = {{10, 19, 19, 19}, {25, 65, 65, 65}, {40, 85, 85, 85}};
     const cpu_variant *variant = kernel->variant;
     double stored = stored_values(problem), tokens = (double)problem->tokens;
     double width = (double)esp_dtype_bytes(problem->weight_type);
     width += variant->format == ESP_HOST_CSR ? 2 : 0;
-    double memory = cpu_memory_us(device, stored * width);
-    double padded = tokens <= 8 ? tokens : (double)esp_ceil_div(problem->tokens, 16) * 16;
-    double compute = cpu_compute_us(device, stored * padded,
-                                    rates[variant->needs][variant->format - ESP_HOST_CSR]);
+    double memory = 1.3 * cpu_memory_us(device, stored * width); /* shorter streams than dense */
+    double rate = tiles_rate(variant, problem, stored);
+    if (tokens <= 8) {
+        double few = variant->format == ESP_HOST_CSR ? 4 : 13; /* gathers; sums in memory */
+        rate = ESP_MIN(rate, few * variant->level->lanes / 16);
+    } else {
+        tokens =
+            (double)esp_ceil_div(problem->tokens, variant->level->lanes) * variant->level->lanes;
+    }
+    double compute = cpu_compute_us(device, stored * tokens, rate);
     return 2 + ESP_MAX(memory, compute) +
            cpu_memory_us(device, (double)problem->in_features * tokens * 8);
 }

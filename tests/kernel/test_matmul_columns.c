@@ -63,6 +63,14 @@ static void untaken_columns_are_not_read(test_run *run)
         "matmul/unstructured@0.99/bf16/3x103x37/a:f32",
         "matmul/cols@0.8/f16/16x103x5/a:f32",
         "matmul/block:16x4@0.8/f32/16x103x17",
+        "matmul/block:3x5@0.8/f32/16x103x1",
+        "matmul/block:3x40@0.6/bf16/16x103x2/a:f32",
+        "matmul/block:2x150@0.5/f32/6x700x20",
+        "matmul/cols@0.8/f32/16x103x40",
+        "matmul/rows@0.8/f32/16x10x1",
+        "matmul/3:20/bf16/5x95x1/a:f32",
+        "matmul/3:8/f32/5x95x1",
+        "matmul/1:4/f32/5x25x2",
         "matmul/16:2:16/bf16/16x103x3/a:f32",
         "matmul/16:2:16/f32/16x103x37",
         "matmul/16:2:16/f16/16x103x130/a:f32/x:tok",
@@ -118,10 +126,20 @@ static void untaken_columns_are_not_read(test_run *run)
 static void infinities_reach_the_same_outputs(test_run *run)
 {
     static const char *const texts[] = {
-        "matmul/dense/f32/33x40x1",  "matmul/dense/bf16/33x40x20/a:f32",
-        "matmul/2:4/f32/33x40x2",    "matmul/2:4/bf16/33x40x30/a:f32",
-        "matmul/16:2:8/f32/33x40x1", "matmul/16:2:8/f16/33x40x70/a:f32",
-        "matmul/3:8/f32/33x40x3",    "matmul/3:8/f32/33x40x19",
+        "matmul/dense/f32/33x40x1",
+        "matmul/dense/bf16/33x40x20/a:f32",
+        "matmul/2:4/f32/33x40x2",
+        "matmul/2:4/bf16/33x40x30/a:f32",
+        "matmul/16:2:8/f32/33x40x1",
+        "matmul/16:2:8/f16/33x40x70/a:f32",
+        "matmul/3:8/f32/33x40x3",
+        "matmul/3:8/f32/33x40x19",
+        "matmul/block:4x4@0.3/f32/33x40x1",
+        "matmul/block:8x20@0.3/f32/33x40x30",
+        "matmul/unstructured@0.5/f32/33x40x1",
+        "matmul/unstructured@0.5/f32/33x40x30",
+        "matmul/cols@0.3/f32/33x40x1",
+        "matmul/rows@0.3/f32/33x40x30",
     };
     for (int i = 0; i < ESP_COUNT(texts); i++) {
         esp_matmul_problem problem = problem_of(run, texts[i]);

@@ -201,6 +201,10 @@ static void thread_counts(test_run *run)
         "matmul/2:4/bf16/500x300x1/a:f32",        "matmul/64:2:8/f16/500x300x600/a:f32",
         "matmul/16:2:8/bf16/500x300x3/a:f32",     "matmul/3:8/f32/200x300x40",
         "matmul/64:2:8/f32/500x300x70/ep:swiglu", "matmul/panel:9@0.7/f32/500x300x17/y:tok",
+        "matmul/unstructured@0.9/f32/900x700x70", "matmul/unstructured@0.9/bf16/900x700x1/a:f32",
+        "matmul/block:8x24@0.7/f32/500x300x530",  "matmul/block:5x3@0.7/bf16/500x300x2/a:f32",
+        "matmul/block:300x9@0.5/f32/700x90x20",   "matmul/rows@0.8/f32/500x300x70/ep:swiglu",
+        "matmul/cols@0.8/f16/500x300x3/a:f32",    "matmul/3:8/bf16/200x300x1/a:f32",
     };
     static const int threads[] = {1, 2, 3, 5};
     for (int i = 0; i < ESP_COUNT(texts); i++) {
