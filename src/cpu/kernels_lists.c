@@ -48,14 +48,11 @@ static double tiles_rate(const cpu_variant *variant, const esp_matmul_problem *p
                          double stored)
 {
     static const double full[3] = {18, 63, 100}, most[3] = {14, 45, 60};
-    int64_t vectors = esp_ceil_div(problem->tokens, variant->level->lanes);
-    double wide = (double)ESP_MIN(vectors, variant->level->dense_vectors);
-    double rate = full[variant->needs] * (wide + 0.5) / (variant->level->dense_vectors + 0.5);
+    double tokens = (double)problem->tokens;
+    double rate = full[variant->needs] * (ESP_MIN(tokens, 64) + 8) / 72;
     if (variant->format == ESP_HOST_CSR) {
         double density = stored / ((double)problem->out_features * (double)problem->in_features);
-        wide = (double)ESP_MIN(vectors, variant->level->sparse_vectors);
-        return (wide + 1) / (variant->level->sparse_vectors + 1) * most[variant->needs] /
-               (1 + 0.05 / density);
+        return most[variant->needs] * (ESP_MIN(tokens, 128) + 16) / 144 / (1 + 0.05 / density);
     }
     if (variant->format == ESP_HOST_BSR && problem->pattern.block_rows < 8) {
         static const double shares[8] = {0, 0.44, 0.46, 0.55, 0.9, 0.9, 0.9, 0.9};
