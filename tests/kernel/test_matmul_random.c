@@ -161,6 +161,24 @@ static void random_problem(esp_random *random, char *text, size_t capacity)
              esp_random_below(random, 3) == 0 ? "" : epilogue);
 }
 
+/* Rounding of weights to bf16, which integers do not show and chance may leave out. */
+static const char *const rounded[] = {
+    "matmul/dense/f32/40x70x20/c:bf16",
+    "matmul/dense/f16/40x70x2/c:bf16",
+    "matmul/2:4/f32/40x70x20/c:bf16",
+    "matmul/16:2:8/f16/40x70x2/c:bf16",
+    "matmul/3:8/f32/40x70x20/c:bf16",
+    "matmul/3:8/f16/40x70x2/c:bf16",
+    "matmul/unstructured@0.7/f32/40x70x40/c:bf16",
+    "matmul/unstructured@0.7/f16/40x70x1/c:bf16",
+    "matmul/block:4x6@0.6/f32/40x70x40/c:bf16",
+    "matmul/block:4x6@0.6/f16/40x70x1/c:bf16",
+    "matmul/block:2x150@0.3/f32/9x400x9/c:bf16",
+    "matmul/rows@0.5/f32/40x70x20/c:bf16",
+    "matmul/cols@0.5/f32/40x70x20/c:bf16",
+    "matmul/cols@0.5/f16/40x70x1/c:bf16",
+};
+
 static void random_problems(test_run *run)
 {
     esp_random random;
@@ -168,6 +186,9 @@ static void random_problems(test_run *run)
     for (int round = 0; round < 150; round++) {
         char text[256];
         random_problem(&random, text, sizeof text);
+        if (round < ESP_COUNT(rounded)) {
+            snprintf(text, sizeof text, "%s", rounded[round]);
+        }
         esp_matmul_problem problem = problem_of(run, text);
         esp_context *context = test_context(run, 1 + round % 3);
         uint64_t seed = esp_random_u64(&random);
