@@ -19,8 +19,8 @@ const cpu_level *cpu_level_of(const esp_device *device)
 #endif
 }
 
-static const char *why_not(const esp_kernel *kernel, const esp_device *device,
-                           const esp_matmul_problem *problem)
+const char *cpu_why_not(const esp_kernel *kernel, const esp_device *device,
+                        const esp_matmul_problem *problem)
 {
     const cpu_variant *variant = kernel->variant;
     if (variant->needs > device->context->cpu.level) {
@@ -93,7 +93,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .format = #format_word,                                                                    \
         .level = #level_word,                                                                      \
         .idea = how,                                                                               \
-        .why_not = why_not,                                                                        \
+        .why_not = cpu_why_not,                                                                    \
         .workspace_bytes = workspace_bytes,                                                        \
         .score_us = score_us,                                                                      \
         .launch = cpu_matmul_launch,                                                               \
@@ -133,10 +133,9 @@ KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_BF16(amx),           LIST_OF_BF16(avx512bf16), LIST_OF_LEVEL(avx512),
-    LIST_OF_LEVEL(avx2),
+    LIST_OF_BF16(amx),          LIST_OF_BF16(avx512bf16),        LIST_OF_LEVEL(avx512),
+    LIST_OF_LEVEL(avx2),        CPU_LISTS_OF_LEVEL(&, avx512),   CPU_LISTS_OF_LEVEL(&, avx2),
 #endif
-    LIST_OF_LEVEL(portable),     &esp_cpu_openblas_kernel, &esp_cpu_onednn_f32_kernel,
-    &esp_cpu_onednn_bf16_kernel, &esp_cpu_csr_kernel,      &esp_cpu_bsr_kernel,
-    &esp_cpu_rows_kernel,        &esp_cpu_cols_kernel,     NULL,
+    LIST_OF_LEVEL(portable),    CPU_LISTS_OF_LEVEL(&, portable), &esp_cpu_openblas_kernel,
+    &esp_cpu_onednn_f32_kernel, &esp_cpu_onednn_bf16_kernel,     NULL,
 };

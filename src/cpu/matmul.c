@@ -7,20 +7,10 @@
 #define SUMS_PADDING 16   /* keeps rows of sums off the same cache sets */
 #define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
 
-static int64_t round_up(int64_t value, int64_t step)
+/* rows and cols hold dense products of what they keep. */
+static esp_host_format runs_as(esp_host_format format)
 {
-    return esp_ceil_div(value, step) * step;
-}
-
-static bool rounds(const esp_matmul_problem *problem)
-{
-    return problem->compute == ESP_COMPUTE_BF16 && problem->weight_type != ESP_BF16;
-}
-
-/* Floats of a row of few-token X: columns, the zero column, and room to read past the end. */
-static int64_t few_stride(int64_t in)
-{
-    return round_up(in + 1, 32) + 64;
+    return format == ESP_HOST_ROWS || format == ESP_HOST_COLS ? ESP_HOST_DENSE : format;
 }
 
 static int64_t kept_columns(const esp_matmul_problem *problem)
@@ -29,28 +19,26 @@ static int64_t kept_columns(const esp_matmul_problem *problem)
     return kept > 0 ? kept : problem->in_features;
 }
 
-/* Beyond so many tokens tiles are faster (docs/kernels.md has the measurements). */
-static int64_t few_limit(esp_host_format format)
-{
-    return format == ESP_HOST_NM ? 2 : 2 * CPU_FEW_TOKENS;
-}
+/* Beyond so many tokens tiles are faster. */
+#define FEW_LIMIT (2 * CPU_FEW_TOKENS)
 
 cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
                                    const esp_matmul_problem *problem)
 {
     cpu_workspace sizes = {0};
     int64_t tokens = problem->tokens;
-    sizes.few = tokens <= few_limit(variant->format) && !rounds(problem);
+    esp_host_format format = runs_as(variant->format);
+    sizes.few = tokens <= FEW_LIMIT && !cpu_rounds(problem);
     sizes.block = sizes.few ? ESP_MIN(tokens, CPU_FEW_TOKENS)
-                            : round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
-    int64_t row = sizes.few ? few_stride(problem->in_features) : problem->in_features + 1;
-    sizes.x = (size_t)round_up(row * sizes.block, 16);
+                            : cpu_round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
+    int64_t row = sizes.few ? cpu_few_stride(problem->in_features) : problem->in_features + 1;
+    sizes.x = (size_t)cpu_round_up(row * sizes.block, 16);
     if ((problem->epilogue & ESP_EP_SWIGLU) != 0) {
-        sizes.raw = (size_t)round_up(problem->out_features * sizes.block, 16);
+        sizes.raw = (size_t)cpu_round_up(problem->out_features * sizes.block, 16);
     }
-    int64_t decoded = variant->format == ESP_HOST_DENSE ? CPU_MAX_ROWS * CPU_DENSE_DEPTH
-                                                        : CPU_MAX_ROWS * 2 * CPU_SPARSE_DEPTH;
-    int64_t gathered = CPU_FEW_TOKENS * (round_up(kept_columns(problem), 32) + 64);
+    int64_t decoded =
+        CPU_MAX_ROWS * (format == ESP_HOST_DENSE ? CPU_DENSE_DEPTH : 2 * CPU_SPARSE_DEPTH);
+    int64_t gathered = CPU_FEW_TOKENS * (cpu_round_up(kept_columns(problem), 32) + 64);
     int64_t sums = CPU_MAX_ROWS * (sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
     sizes.scratch = (size_t)(sums + (sizes.few ? gathered : decoded));
     sizes.bytes =
@@ -64,15 +52,15 @@ static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int th
     const cpu_variant *variant = pass->call->kernel->variant;
     int64_t panel = chunk / pass->chunks_of_panel;
     int64_t row = panel * pass->panel_rows + chunk % pass->chunks_of_panel * pass->chunk;
-    int64_t end = ESP_MIN((panel + 1) * pass->panel_rows, weight->out_features);
+    int64_t end = ESP_MIN((panel + 1) * pass->panel_rows, cpu_stored_rows(weight));
     float *scratch = pass->scratch + (size_t)thread * pass->sizes.scratch;
     bool few = pass->sizes.few;
     int64_t all = few ? pass->tokens : pass->padded;
     cpu_piece piece = {.weight = weight,
-                       .rounds = rounds(pass->call->problem),
+                       .rounds = cpu_rounds(pass->call->problem),
                        .x = pass->x,
-                       .x_rows = weight->in_features + 1,
-                       .x_stride = few_stride(weight->in_features),
+                       .x_rows = cpu_dense_columns(weight) + 1,
+                       .x_stride = cpu_few_stride(weight->in_features),
                        .row = row,
                        .rows = ESP_MIN(pass->chunk, end - row),
                        .token = group * pass->group,
@@ -82,7 +70,7 @@ static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int th
     piece.scratch =
         scratch + CPU_MAX_ROWS * (few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
     if (piece.rows > 0) {
-        (few ? pass->level->few : pass->level->many)[variant->format](&piece);
+        (few ? pass->level->few : pass->level->many)[runs_as(variant->format)](&piece);
         cpu_finish_piece(pass, &piece);
     }
 }
@@ -99,7 +87,8 @@ static void set_chunks(cpu_pass *pass, int64_t rows)
 {
     pass->chunk = ESP_MIN(rows, pass->panel_rows);
     pass->chunks_of_panel = esp_ceil_div(pass->panel_rows, pass->chunk);
-    int64_t panels = esp_ceil_div(pass->call->problem->out_features, pass->panel_rows);
+    int64_t panels =
+        esp_ceil_div(cpu_stored_rows(pass->call->args->weight->state), pass->panel_rows);
     pass->chunks = panels * pass->chunks_of_panel;
 }
 
@@ -109,7 +98,8 @@ static void cut(cpu_pass *pass)
     const esp_host_weight *weight = pass->call->args->weight->state;
     int64_t threads = pass->call->device->context->threads;
     int64_t rows = CPU_MAX_ROWS;
-    pass->panel_rows = weight->format == ESP_HOST_PANEL ? weight->panel_rows : weight->out_features;
+    pass->panel_rows =
+        weight->format == ESP_HOST_PANEL ? weight->panel_rows : cpu_stored_rows(weight);
     pass->group = pass->sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK;
     pass->groups = 1;
     set_chunks(pass, rows);
@@ -131,7 +121,9 @@ static void cut(cpu_pass *pass)
 static int64_t grain_of(const cpu_pass *pass)
 {
     const esp_host_weight *weight = pass->call->args->weight->state;
-    int64_t bytes = pass->chunk * weight->row_values * (int64_t)esp_dtype_bytes(weight->dtype);
+    int64_t values =
+        runs_as(weight->format) == ESP_HOST_DENSE ? cpu_dense_columns(weight) : weight->row_values;
+    int64_t bytes = pass->chunk * values * (int64_t)esp_dtype_bytes(weight->dtype);
     int64_t work = bytes * (pass->sizes.few ? 1 : 1 + pass->padded / 16);
     return 1 + PIECE_BYTES / ESP_MAX(1, work);
 }
@@ -142,6 +134,10 @@ static void run_pass(cpu_pass *pass)
     cut(pass);
     esp_parallel_for(pass->call->device->context, pass->chunks * pass->groups, grain_of(pass),
                      run_pieces, pass);
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    if (weight->format == ESP_HOST_ROWS) {
+        cpu_finish_absent_rows(pass);
+    }
     if ((pass->call->problem->epilogue & ESP_EP_SWIGLU) != 0) {
         cpu_finish_swiglu(pass);
     }
@@ -156,12 +152,12 @@ esp_status cpu_matmul_launch(const esp_matmul_call *call, esp_error *error)
     pass.x = call->args->workspace;
     pass.raw = pass.x + pass.sizes.x;
     pass.scratch = pass.raw + pass.sizes.raw;
-    pass.most_vectors = variant->format == ESP_HOST_DENSE ? variant->level->dense_vectors
-                                                          : variant->level->sparse_vectors;
+    pass.most_vectors = runs_as(variant->format) == ESP_HOST_DENSE ? variant->level->dense_vectors
+                                                                   : variant->level->sparse_vectors;
     for (int64_t token = 0; token < call->problem->tokens; token += pass.sizes.block) {
         pass.token = token;
         pass.tokens = ESP_MIN(pass.sizes.block, call->problem->tokens - token);
-        pass.padded = round_up(pass.tokens, variant->level->lanes);
+        pass.padded = cpu_round_up(pass.tokens, variant->level->lanes);
         run_pass(&pass);
     }
     return ESP_OK;

@@ -8,7 +8,6 @@
 #ifndef ESP_CPU_ISA_FEW_H
 #define ESP_CPU_ISA_FEW_H
 
-#include "cpu/isa/nm.h"
 #include "cpu/isa/vec.h"
 #include "cpu/level.h"
 
@@ -30,7 +29,7 @@ ALWAYS_INLINE void dense_step(const cpu_piece *piece, esp_dtype dtype, int rows,
                               int64_t row, int64_t k, bool whole, vec sum[FEW_ROWS][CPU_FEW_TOKENS])
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t in = weight->in_features;
+    int64_t in = cpu_dense_columns(weight);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         int64_t at = (piece->row + row + r) * in + k;
@@ -58,7 +57,7 @@ ALWAYS_INLINE void store_dots(const cpu_piece *piece, int rows, int tokens, int6
 ALWAYS_INLINE void dense_dots(const cpu_piece *piece, esp_dtype dtype, int rows, int tokens,
                               int64_t row)
 {
-    int64_t in = piece->weight->in_features, k = 0;
+    int64_t in = cpu_dense_columns(piece->weight), k = 0;
     vec sum[FEW_ROWS][CPU_FEW_TOKENS] = {0};
     for (; k + LANES <= in; k += LANES) {
         dense_step(piece, dtype, rows, tokens, row, k, true, sum);
@@ -235,58 +234,6 @@ static void few_panel(const cpu_piece *piece)
         FEW_ROW(few_panel_f32), FEW_ROW(few_panel_f16), FEW_ROW(few_panel_bf16)};
     gathered_x gathered = gather_panel(piece);
     functions[few_type(piece->weight->dtype)][piece->tokens - 1](piece, &gathered);
-}
-
-/* ---- nm: columns entry by entry ---- */
-
-#define NM_BLOCK (8 * LANES) /* columns found at a time: vector loads soon after would stall */
-
-ALWAYS_INLINE void nm_dots(const cpu_piece *piece, esp_dtype dtype, const uint32_t *bases,
-                           int64_t r)
-{
-    const esp_host_weight *weight = piece->weight;
-    int64_t row = piece->row + r, all = weight->row_values, first = row * all;
-    vec sum[CPU_FEW_TOKENS] = {0};
-    for (int64_t j = 0; j < all; j += NM_BLOCK) {
-        uint32_t columns[NM_BLOCK];
-        int64_t count = ESP_MIN(NM_BLOCK, all - j);
-        nm_columns(weight, row, j, count, 1, bases + j, columns);
-        for (int64_t i = count; i % LANES != 0; i++) {
-            columns[i] = (uint32_t)weight->in_features; /* zero */
-        }
-        for (int64_t i = 0; i < count; i += LANES) {
-            uvec index;
-            memcpy(&index, columns + i, sizeof index);
-            vec w = count - i >= LANES
-                        ? vec_load_weights(dtype, weight->values, first + j + i)
-                        : load_last_weights(dtype, weight->values, first + j + i, count - i);
-            for (int64_t t = 0; t < piece->tokens; t++) {
-                vec x = vec_gather(piece->x + t * piece->x_stride, index);
-                sum[t] = vec_fma(w, x, sum[t]);
-            }
-        }
-    }
-    for (int64_t t = 0; t < piece->tokens; t++) {
-        piece->sums[r * piece->sums_stride + t] = vec_sum(sum[t]);
-    }
-}
-
-static void few_nm(const cpu_piece *piece)
-{
-    uint32_t *bases = (uint32_t *)(void *)piece->scratch;
-    nm_bases(piece->weight, 0, piece->weight->row_values, 1, bases);
-    for (int64_t r = 0; r < piece->rows; r++) {
-        switch (piece->weight->dtype) {
-        case ESP_F32:
-            nm_dots(piece, ESP_F32, bases, r);
-            break;
-        case ESP_F16:
-            nm_dots(piece, ESP_F16, bases, r);
-            break;
-        default:
-            nm_dots(piece, ESP_BF16, bases, r);
-        }
-    }
 }
 
 #endif

@@ -159,7 +159,7 @@ static void dense_tile_rows(const cpu_piece *piece, int vectors, const float *x,
 static void many_dense(const cpu_piece *piece)
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t in = weight->in_features;
+    int64_t in = cpu_dense_columns(weight);
     for (int64_t k = 0; k < in; k += CPU_DENSE_DEPTH) {
         int64_t depth = ESP_MIN(CPU_DENSE_DEPTH, in - k);
         for (int64_t r = 0; r < piece->rows; r++) {
@@ -205,6 +205,7 @@ typedef struct sparse_block {
                 vec w = vec_set(values[r * CPU_SPARSE_DEPTH + j]);                                 \
                 const float *row =                                                                 \
                     (const void *)(x + (size_t)offsets[r * CPU_SPARSE_DEPTH + j] * V);             \
+                __asm__("" : "+r"(row)); /* one address, constant offsets: cheaper than indexed */ \
                 _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                \
                 {                                                                                  \
                     sum[r][v] = vec_fma(w, vec_load(row + v * LANES), sum[r][v]);                  \
