@@ -1,7 +1,8 @@
-/* Products with compute bf16 on processors that multiply bf16: passes, pieces and records. X is
- * packed once per pass; pieces are <= 64 stored rows of one panel x a group of tokens, small enough
- * that the group's X stays in a second-level cache while the pieces of all rows pass by. Groups
- * come one after another, so all threads work on the same tokens. */
+/* Products on processors that multiply bf16, with compute bf16 and, in parts, with compute f32:
+ * passes, pieces and records. X is packed once per pass. With one part, pieces are <= 64 stored
+ * rows of one panel x a group of tokens, small enough that the group's X stays in a second-level
+ * cache while the pieces of all rows pass by; with more (split.h), pieces are large and walk depth
+ * in blocks. Groups come one after another, so all threads work on the same tokens. */
 #include "cpu/bf16/bf16.h"
 #include "cpu/kernels.h"
 
@@ -36,7 +37,7 @@ typedef struct bf16_pass {
     bf16_sizes sizes;
     bf16_pack pack;
     char *per_thread;
-    int64_t group, groups, chunk, chunks_of_panel, chunks;
+    int64_t group, groups, chunk, chunks_of_strip, chunks;
 } bf16_pass;
 
 static size_t line(size_t bytes)
@@ -51,7 +52,8 @@ static int64_t round_up(int64_t value, int64_t step)
 
 static bool wants_finite(const bf16_variant *variant)
 {
-    return variant->level->wants_finite && variant->format == ESP_HOST_PANEL;
+    return variant->level->wants_finite &&
+           (variant->format == ESP_HOST_PANEL || variant->level->parts > 1);
 }
 
 static int64_t kept_columns(const esp_matmul_problem *problem)
@@ -62,8 +64,11 @@ static int64_t kept_columns(const esp_matmul_problem *problem)
 
 /* ---- sizes ---- */
 
-static int64_t most_group(int64_t in)
+static int64_t most_group(const bf16_level *level, int64_t in)
 {
+    if (level->parts > 1) { /* depth is walked in blocks whose X fits */
+        return BF16_SPLIT_TOKENS;
+    }
     int64_t fit = GROUP_BYTES / (in * 2) / BF16_TILE_TOKENS * BF16_TILE_TOKENS;
     return ESP_MAX(BF16_TILE_TOKENS, ESP_MIN(GROUP, fit));
 }
@@ -91,12 +96,14 @@ static bf16_sizes sizes_of(const bf16_variant *variant, const esp_device *device
 {
     int64_t in = problem->in_features, threads = device->context->threads;
     bf16_sizes sizes = {.block = round_up(ESP_MIN(problem->tokens, PASS), BF16_TILE_TOKENS)};
-    sizes.group = ESP_MIN(sizes.block, most_group(in));
-    sizes.x = line((size_t)(sizes.block * bf16_x_rows(in)) * sizeof(uint16_t));
+    sizes.group = ESP_MIN(sizes.block, most_group(variant->level, in));
+    sizes.x =
+        line((size_t)(sizes.block * bf16_x_rows(in) * variant->level->parts) * sizeof(uint16_t));
     if ((problem->epilogue & ESP_EP_SWIGLU) != 0) {
         sizes.raw = line((size_t)(problem->out_features * sizes.block) * sizeof(float));
     }
-    sizes.sums = line((size_t)(BF16_ROWS * (sizes.group + SUMS_PADDING)) * sizeof(float));
+    sizes.sums =
+        line((size_t)((variant->level->rows + 16) * (sizes.group + SUMS_PADDING)) * sizeof(float));
     sizes.scratch = line(variant->level->scratch_bytes(variant->format, kept_columns(problem)));
     sizes.bytes = sizes.x + sizes.raw + (size_t)threads * (sizes.sums + sizes.scratch);
     size_t exact = exact_bytes(variant, device, problem);
@@ -109,16 +116,16 @@ static bf16_sizes sizes_of(const bf16_variant *variant, const esp_device *device
 static void run_piece(const bf16_pass *pass, int64_t chunk, int64_t group, int thread)
 {
     const esp_host_weight *weight = pass->weight;
-    int64_t panel_rows = pass->pass.panel_rows, panel = chunk / pass->chunks_of_panel;
-    int64_t row = panel * panel_rows + chunk % pass->chunks_of_panel * pass->chunk;
-    int64_t end = ESP_MIN((panel + 1) * panel_rows, weight->out_features);
+    int64_t strip_rows = pass->pass.strip_rows, strip = chunk / pass->chunks_of_strip;
+    int64_t row = strip * strip_rows + chunk % pass->chunks_of_strip * pass->chunk;
+    int64_t end = ESP_MIN((strip + 1) * strip_rows, weight->out_features);
     int64_t token = group * pass->group;
-    if (row >= end) { /* of the last, shorter panel */
+    if (row >= end) { /* of the last, shorter strip */
         return;
     }
     char *own = pass->per_thread + (size_t)thread * (pass->sizes.sums + pass->sizes.scratch);
     bf16_piece piece = {.weight = weight,
-                        .x = pass->pack.x + token * pass->pack.x_rows,
+                        .x = pass->pack.x + token * pass->variant->level->parts * pass->pack.x_rows,
                         .x_rows = pass->pack.x_rows,
                         .row = row,
                         .rows = ESP_MIN(pass->chunk, end - row),
@@ -153,25 +160,32 @@ static void pack_blocks(void *user, int64_t begin, int64_t end, int thread)
     pass->variant->level->pack(&pass->pack, begin * 32, last);
 }
 
+/* Chunks of at most `rows` rows; several whole panels where they are small and the level takes
+ * that. */
 static void set_chunks(bf16_pass *pass, int64_t rows)
 {
-    pass->chunk = ESP_MIN(rows, pass->pass.panel_rows);
-    pass->chunks_of_panel = esp_ceil_div(pass->pass.panel_rows, pass->chunk);
-    pass->chunks =
-        esp_ceil_div(pass->weight->out_features, pass->pass.panel_rows) * pass->chunks_of_panel;
+    int64_t out = pass->weight->out_features;
+    int64_t panel = pass->weight->format == ESP_HOST_PANEL ? pass->weight->panel_rows : out;
+    int64_t panels = pass->variant->level->rows > BF16_ROWS ? ESP_MAX(rows / panel, 1) : 1;
+    pass->pass.strip_rows = panels * panel;
+    pass->chunk = ESP_MIN(rows, pass->pass.strip_rows);
+    pass->chunks_of_strip = esp_ceil_div(pass->pass.strip_rows, pass->chunk);
+    pass->chunks = esp_ceil_div(out, pass->pass.strip_rows) * pass->chunks_of_strip;
 }
 
 /* Large pieces use what they make most often; smaller ones keep all threads busy to the end. */
 static void cut(bf16_pass *pass)
 {
-    int64_t threads = pass->pass.call->device->context->threads, rows = BF16_ROWS;
+    int64_t threads = pass->pass.call->device->context->threads, rows = pass->variant->level->rows;
     int64_t tokens = round_up(pass->pass.tokens, BF16_TILE_TOKENS);
-    pass->pass.panel_rows = pass->weight->format == ESP_HOST_PANEL ? pass->weight->panel_rows
-                                                                   : pass->weight->out_features;
     pass->groups = esp_ceil_div(tokens, pass->sizes.group);
     pass->group = round_up(esp_ceil_div(tokens, pass->groups), BF16_TILE_TOKENS);
     set_chunks(pass, rows);
     int64_t enough = threads == 1 ? 1 : 4 * threads;
+    while (pass->chunks * pass->groups < enough && rows > BF16_ROWS) {
+        rows /= 2;
+        set_chunks(pass, rows);
+    }
     while (pass->chunks * pass->groups < enough && pass->group > 64) {
         pass->group = round_up(pass->group / 2, BF16_TILE_TOKENS);
         pass->groups = esp_ceil_div(tokens, pass->group);
@@ -206,6 +220,9 @@ static esp_status run_pass(bf16_pass *pass, esp_error *error)
 {
     const bf16_variant *variant = pass->variant;
     esp_context *context = pass->pass.call->device->context;
+    if (variant->level->parts > 1 && pass->weight->not_finite) {
+        return run_exact(pass, error);
+    }
     atomic_store(pass->pack.not_finite, false);
     esp_parallel_for(context, pass->pack.x_rows / 32, 1 + 2048 / pass->sizes.block, pack_blocks,
                      pass);
@@ -259,8 +276,9 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                    ? "it needs AMX with bf16, which is absent, not permitted or switched off"
                    : "it needs AVX-512 with BF16 and VBMI2, which is absent or switched off";
     }
-    if (problem->compute != ESP_COMPUTE_BF16) {
-        return "it computes bf16 only";
+    if (problem->compute != variant->level->compute) {
+        return variant->level->compute == ESP_COMPUTE_BF16 ? "it computes bf16 only"
+                                                           : "it computes f32 only";
     }
     const char *why = esp_host_format_why_not(variant->format, &problem->pattern);
     if (why != NULL) {
@@ -286,10 +304,13 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     const bf16_variant *variant = kernel->variant;
     bool panel = variant->format == ESP_HOST_PANEL;
     double rate = variant->needs == ESP_CPU_AMX ? 450 : 100;
+    if (variant->level->parts > 1) {
+        rate = problem->weight_type == ESP_BF16 ? 300 : problem->weight_type == ESP_F16 ? 180 : 150;
+    }
     double out = (double)problem->out_features, tokens = (double)problem->tokens;
     double columns = panel ? (double)kept_columns(problem) : (double)problem->in_features;
     double width = (double)esp_dtype_bytes(problem->weight_type) + 0.25;
-    double group = (double)most_group(problem->in_features);
+    double group = (double)most_group(variant->level, problem->in_features);
     double reads = tokens <= group ? 1 : tokens / group;
     double memory = reads * cpu_memory_us(device, out * columns * width * (panel ? 0.5 : 1));
     double padded = (double)round_up(problem->tokens, 16);
@@ -333,6 +354,10 @@ BF16_KERNELS(ESP_HOST_DENSE, dense, avx512bf16, esp_cpu_bf16_avx512, ESP_CPU_AVX
              "pairs of columns by one instruction, rows x tokens of sums in registers")
 BF16_KERNELS(ESP_HOST_PANEL, panel, avx512bf16, esp_cpu_bf16_avx512, ESP_CPU_AVX512BF16,
              "six pairs of every four kept columns, of which a row takes one")
+BF16_KERNELS(ESP_HOST_DENSE, dense, amx_split, esp_cpu_bf16_split, ESP_CPU_AMX,
+             "f32 as a sum of tile products of bf16 parts")
+BF16_KERNELS(ESP_HOST_PANEL, panel, amx_split, esp_cpu_bf16_split, ESP_CPU_AMX,
+             "f32 as a sum of tile products of bf16 parts, over kept columns")
 #else
 typedef int cpu_no_bf16; /* a C file must declare something */
 #endif

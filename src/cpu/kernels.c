@@ -133,9 +133,12 @@ KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_BF16(amx),          LIST_OF_BF16(avx512bf16),        LIST_OF_LEVEL(avx512),
-    LIST_OF_LEVEL(avx2),        CPU_LISTS_OF_LEVEL(&, avx512),   CPU_LISTS_OF_LEVEL(&, avx2),
+    LIST_OF_BF16(amx),           LIST_OF_BF16(amx_split),
+    LIST_OF_BF16(avx512bf16),    LIST_OF_LEVEL(avx512),
+    LIST_OF_LEVEL(avx2),         CPU_LISTS_OF_LEVEL(&, avx512),
+    CPU_LISTS_OF_LEVEL(&, avx2),
 #endif
-    LIST_OF_LEVEL(portable),    CPU_LISTS_OF_LEVEL(&, portable), &esp_cpu_openblas_kernel,
-    &esp_cpu_onednn_f32_kernel, &esp_cpu_onednn_bf16_kernel,     NULL,
+    LIST_OF_LEVEL(portable),     CPU_LISTS_OF_LEVEL(&, portable),
+    &esp_cpu_openblas_kernel,    &esp_cpu_onednn_f32_kernel,
+    &esp_cpu_onednn_bf16_kernel, NULL,
 };

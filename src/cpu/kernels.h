@@ -31,6 +31,9 @@ extern const esp_kernel esp_cpu_dense_f32_avx512bf16, esp_cpu_dense_f16_avx512bf
     esp_cpu_dense_bf16_avx512bf16;
 extern const esp_kernel esp_cpu_panel_f32_avx512bf16, esp_cpu_panel_f16_avx512bf16,
     esp_cpu_panel_bf16_avx512bf16;
+extern const esp_kernel esp_cpu_dense_f32_amx_split, esp_cpu_dense_f16_amx_split;
+extern const esp_kernel esp_cpu_dense_bf16_amx_split, esp_cpu_panel_f32_amx_split;
+extern const esp_kernel esp_cpu_panel_f16_amx_split, esp_cpu_panel_bf16_amx_split;
 #endif
 
 /* Dense products of libraries that may or may not be there (found at run time). */

@@ -8,6 +8,9 @@
 
 #define CPU_TOKEN_BLOCK 512 /* tokens of one pass over the weights */
 #define CPU_MAX_ROWS 96     /* stored rows of one piece of work */
+#define CPU_PANEL_ROWS                                                                             \
+    512                     /* the same for panels and many tokens, where a piece is one tile wide \
+                             */
 #define CPU_DENSE_DEPTH 128 /* input columns between two visits of the sums */
 #define CPU_SPARSE_DEPTH 32 /* stored entries of a row between two visits of the sums */
 #define CPU_LIST_ROWS 512   /* rows of one piece of an unstructured weight */
@@ -24,7 +27,7 @@ typedef struct cpu_piece {
     const float *x;
     int64_t x_rows;    /* in + 1 (many tokens); in: for cols the columns that are kept */
     int64_t x_stride;  /* few tokens */
-    int64_t row, rows; /* stored rows row .. row + rows - 1, all of one panel */
+    int64_t row, rows; /* stored rows row .. row + rows - 1; few tokens: all of one panel */
     int64_t token;     /* first token, relative to the pass; a multiple of the widest tile */
     int64_t tokens;    /* a multiple of LANES (many), or 1..CPU_FEW_TOKENS */
     float *sums;       /* [rows][sums_stride] results */

@@ -5,6 +5,9 @@
 
 const bf16_level esp_cpu_bf16_avx512 = {
     .name = "avx512bf16",
+    .compute = ESP_COMPUTE_BF16,
+    .parts = 1,
+    .rows = BF16_ROWS,
     .pack = pack_x,
     .product = dot_product,
     .scratch_bytes = dot_scratch_bytes,

@@ -3,7 +3,7 @@
  * finished (epilogue.c) while they are warm. A sum never depends on how pieces are cut. */
 #include "cpu/matmul.h"
 
-#define GROUP 128         /* smallest token group: the widest tile */
+#define GROUP 128         /* smallest token group: the widest tile of all levels */
 #define SUMS_PADDING 16   /* keeps rows of sums off the same cache sets */
 #define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
 
@@ -22,6 +22,29 @@ static int64_t kept_columns(const esp_matmul_problem *problem)
 /* Beyond so many tokens tiles are faster. */
 #define FEW_LIMIT (2 * CPU_FEW_TOKENS)
 
+/* Rows and tokens of the largest piece. A panel's depth is walked once per tile of tokens, for so
+ * many rows that X is fetched into the near caches rarely; other formats decode a block of depth
+ * once for many tiles. */
+static int64_t most_rows(esp_host_format format, bool few)
+{
+    return format == ESP_HOST_PANEL && !few ? CPU_PANEL_ROWS : CPU_MAX_ROWS;
+}
+
+static int64_t most_group(const cpu_variant *variant, bool few)
+{
+    if (few) {
+        return CPU_FEW_TOKENS;
+    }
+    return variant->format == ESP_HOST_PANEL
+               ? variant->level->sparse_vectors * variant->level->lanes
+               : CPU_TOKEN_BLOCK;
+}
+
+static int64_t sums_stride(bool few, int64_t tokens)
+{
+    return few ? CPU_FEW_TOKENS : tokens + SUMS_PADDING;
+}
+
 cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
                                    const esp_matmul_problem *problem)
 {
@@ -39,8 +62,9 @@ cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device 
     int64_t decoded =
         CPU_MAX_ROWS * (format == ESP_HOST_DENSE ? CPU_DENSE_DEPTH : 2 * CPU_SPARSE_DEPTH);
     int64_t gathered = CPU_FEW_TOKENS * (cpu_round_up(kept_columns(problem), 32) + 64);
-    int64_t sums = CPU_MAX_ROWS * (sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
-    sizes.scratch = (size_t)(sums + (sizes.few ? gathered : decoded));
+    sizes.sums = (size_t)(most_rows(format, sizes.few) *
+                          sums_stride(sizes.few, most_group(variant, sizes.few)));
+    sizes.scratch = sizes.sums + (size_t)(sizes.few ? gathered : decoded);
     sizes.bytes =
         sizeof(float) * (sizes.x + sizes.raw + sizes.scratch * (size_t)device->context->threads);
     return sizes;
@@ -50,9 +74,9 @@ static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int th
 {
     const esp_host_weight *weight = pass->call->args->weight->state;
     const cpu_variant *variant = pass->call->kernel->variant;
-    int64_t panel = chunk / pass->chunks_of_panel;
-    int64_t row = panel * pass->panel_rows + chunk % pass->chunks_of_panel * pass->chunk;
-    int64_t end = ESP_MIN((panel + 1) * pass->panel_rows, cpu_stored_rows(weight));
+    int64_t strip = chunk / pass->chunks_of_strip;
+    int64_t row = strip * pass->strip_rows + chunk % pass->chunks_of_strip * pass->chunk;
+    int64_t end = ESP_MIN((strip + 1) * pass->strip_rows, cpu_stored_rows(weight));
     float *scratch = pass->scratch + (size_t)thread * pass->sizes.scratch;
     bool few = pass->sizes.few;
     int64_t all = few ? pass->tokens : pass->padded;
@@ -66,9 +90,8 @@ static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int th
                        .token = group * pass->group,
                        .sums = scratch};
     piece.tokens = ESP_MIN(pass->group, all - piece.token);
-    piece.sums_stride = few ? CPU_FEW_TOKENS : piece.tokens + SUMS_PADDING;
-    piece.scratch =
-        scratch + CPU_MAX_ROWS * (few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
+    piece.sums_stride = sums_stride(few, piece.tokens);
+    piece.scratch = scratch + pass->sizes.sums;
     if (piece.rows > 0) {
         (few ? pass->level->few : pass->level->many)[runs_as(variant->format)](&piece);
         cpu_finish_piece(pass, &piece);
@@ -83,35 +106,39 @@ static void run_pieces(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
+/* Chunks of at most `rows` rows: whole panels where panels are small (few tokens: one at most). */
 static void set_chunks(cpu_pass *pass, int64_t rows)
 {
-    pass->chunk = ESP_MIN(rows, pass->panel_rows);
-    pass->chunks_of_panel = esp_ceil_div(pass->panel_rows, pass->chunk);
-    int64_t panels =
-        esp_ceil_div(cpu_stored_rows(pass->call->args->weight->state), pass->panel_rows);
-    pass->chunks = panels * pass->chunks_of_panel;
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    int64_t stored = cpu_stored_rows(weight);
+    int64_t panel = weight->format == ESP_HOST_PANEL ? weight->panel_rows : stored;
+    int64_t panels = pass->sizes.few ? 1 : ESP_MAX(rows / panel, 1);
+    pass->strip_rows = panels * panel;
+    pass->chunk = ESP_MIN(rows, pass->strip_rows);
+    pass->chunks_of_strip = esp_ceil_div(pass->strip_rows, pass->chunk);
+    pass->chunks = esp_ceil_div(stored, pass->strip_rows) * pass->chunks_of_strip;
 }
 
 /* Large pieces use caches best; smaller ones keep all threads busy to the end. */
 static void cut(cpu_pass *pass)
 {
-    const esp_host_weight *weight = pass->call->args->weight->state;
+    const cpu_variant *variant = pass->call->kernel->variant;
     int64_t threads = pass->call->device->context->threads;
-    int64_t rows = CPU_MAX_ROWS;
-    pass->panel_rows =
-        weight->format == ESP_HOST_PANEL ? weight->panel_rows : cpu_stored_rows(weight);
-    pass->group = pass->sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK;
-    pass->groups = 1;
+    bool few = pass->sizes.few;
+    int64_t rows = most_rows(variant->format, few);
+    pass->group = most_group(variant, few);
+    pass->groups = few ? 1 : esp_ceil_div(pass->padded, pass->group);
     set_chunks(pass, rows);
     if (threads == 1) {
         return;
     }
-    int64_t enough = pass->sizes.few ? 2 * threads : 4 * threads; /* few: each piece gathers X */
-    while (rows > 24 && pass->chunks < enough) {
+    int64_t enough = few ? 2 * threads : 4 * threads; /* few: each piece gathers X */
+    while (rows > 24 &&
+           pass->chunks * (variant->format == ESP_HOST_PANEL ? pass->groups : 1) < enough) {
         rows /= 2;
         set_chunks(pass, rows);
     }
-    while (!pass->sizes.few && pass->group > GROUP && pass->chunks * pass->groups < 4 * threads) {
+    while (!few && pass->group > GROUP && pass->chunks * pass->groups < 4 * threads) {
         pass->group /= 2;
         pass->groups = esp_ceil_div(pass->padded, pass->group);
     }

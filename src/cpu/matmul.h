@@ -17,6 +17,7 @@ typedef struct cpu_workspace {
     bool few;               /* the few-token kernels run */
     int64_t block;          /* tokens of a pass, padded */
     size_t x, raw, scratch; /* packed X; sums before swiglu; per thread */
+    size_t sums;            /* of a piece, at the beginning of a thread's scratch */
     size_t bytes;
 } cpu_workspace;
 
@@ -55,8 +56,9 @@ typedef struct cpu_pass {
     int64_t padded; /* tokens rounded up to whole vectors */
     int most_vectors;
     float *x, *raw, *scratch;
-    /* pieces: stored rows in chunks that no panel border crosses, times groups of tokens */
-    int64_t chunk, chunks_of_panel, panel_rows, chunks, group, groups;
+    /* pieces: stored rows in chunks that no strip's border crosses, times groups of tokens; strips
+     * are whole panels */
+    int64_t chunk, chunks_of_strip, strip_rows, chunks, group, groups;
 } cpu_pass;
 
 void cpu_pack_x(const cpu_pass *pass);

@@ -85,29 +85,36 @@ static inline __mmask32 pack_pairs(const float *from, int64_t stride, uint16_t *
     return odd;
 }
 
+/* PACK_FEATURES features from `first` on, 32 tokens from t of the pass on, zero where there are
+ * none: where they lie if they lie so, else in the buffer. */
+static inline const float *tile_of_x(const bf16_pack *pack, int64_t first, int64_t t,
+                                     float buffer[PACK_FEATURES][BF16_TILE_TOKENS], int64_t *stride)
+{
+    const esp_matmul_problem *problem = pack->call->problem;
+    int64_t last = ESP_MAX(first, ESP_MIN(problem->in_features, first + PACK_FEATURES));
+    int64_t count = ESP_MIN(BF16_TILE_TOKENS, pack->tokens - t);
+    if (problem->act_type == ESP_F32 && problem->x_layout == ESP_FEATURE_MAJOR &&
+        count == BF16_TILE_TOKENS && last == first + PACK_FEATURES) {
+        *stride = pack->call->args->x_stride;
+        return (const float *)pack->call->args->x + first * *stride + pack->token + t;
+    }
+    fetch_x(pack, first, last, pack->token + t, count, buffer);
+    *stride = BF16_TILE_TOKENS;
+    return buffer[0];
+}
+
 /* begin is a multiple of PACK_FEATURES; features beyond in are zero. */
 static void pack_x(const bf16_pack *pack, int64_t begin, int64_t end)
 {
-    const esp_matmul_problem *problem = pack->call->problem;
-    int64_t in = problem->in_features, stride = pack->call->args->x_stride;
-    bool plain = problem->act_type == ESP_F32 && problem->x_layout == ESP_FEATURE_MAJOR;
-    float buffer[PACK_FEATURES][BF16_TILE_TOKENS];
     __mmask32 odd = 0;
     for (int64_t first = begin; first < end; first += PACK_FEATURES) {
-        int64_t last = ESP_MAX(first, ESP_MIN(in, first + PACK_FEATURES));
         for (int64_t t = 0; t < pack->tokens; t += BF16_TILE_TOKENS) {
-            int64_t count = ESP_MIN(BF16_TILE_TOKENS, pack->tokens - t);
-            int64_t from_stride = BF16_TILE_TOKENS;
-            const float *from = buffer[0];
-            if (plain && count == BF16_TILE_TOKENS && last == first + PACK_FEATURES) {
-                from = (const float *)pack->call->args->x + first * stride + pack->token + t;
-                from_stride = stride;
-            } else {
-                fetch_x(pack, first, last, pack->token + t, count, buffer);
-            }
+            float buffer[PACK_FEATURES][BF16_TILE_TOKENS];
+            int64_t stride;
+            const float *from = tile_of_x(pack, first, t, buffer, &stride);
             uint16_t *to = pack->x + (t / BF16_TILE_TOKENS * pack->x_rows + first) * 32;
-            odd |= pack->form == BF16_AS_ROWS ? pack_rows(from, from_stride, PACK_FEATURES, to)
-                                              : pack_pairs(from, from_stride, to);
+            odd |= pack->form == BF16_AS_ROWS ? pack_rows(from, stride, PACK_FEATURES, to)
+                                              : pack_pairs(from, stride, to);
         }
     }
     if (odd != 0) {

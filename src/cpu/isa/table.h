@@ -6,6 +6,7 @@
 #include "cpu/isa/few.h"
 #include "cpu/isa/many.h"
 #include "cpu/isa/nm_few.h"
+#include "cpu/isa/panel.h"
 #include "cpu/level.h"
 
 const cpu_level CPU_LEVEL_TABLE = {
