@@ -107,8 +107,10 @@ ALWAYS void make_split_row(const esp_host_weight *weight, esp_host_format format
         }
         const __m128i *from = (const __m128i *)(const void *)positions;
         __m128i *bits = (__m128i *)(void *)masks;
-        _mm_storeu_si128(bits, kept_bits(_mm_loadu_si128(from)));
-        _mm_storeu_si128(bits + 1, kept_bits(_mm_loadu_si128(from + 1)));
+        _Pragma("GCC unroll 4") for (int i = 0; i < SPLIT_STEPS / 4; i++)
+        {
+            _mm_storeu_si128(bits + i, kept_bits(_mm_loadu_si128(from + i)));
+        }
     }
     _Pragma("GCC unroll 8") for (int s = 0; s < SPLIT_STEPS; s++)
     {
@@ -170,15 +172,49 @@ ALWAYS void four_products(int tiles, int halves)
     }
 }
 
-/* One step of 32 columns, small products first. */
-ALWAYS void split_step(esp_dtype dtype, int tiles, int halves, const char *rows, const char *x,
-                       int64_t x_part_bytes)
+/* X of a sweep: packed in pairs, or gathered from packed rows on the way. */
+typedef struct split_x {
+    const char *from; /* of the sweep */
+    int64_t part_bytes;
+    const char *rows; /* packed rows to gather */
+    int64_t rows_part_bytes;
+    const uint32_t *offsets;
+    char *to;
+} split_x;
+
+/* Pairs of kept rows first .. first + count - 1, of 16 in each part, of step s. */
+ALWAYS void gather_split_pairs(const split_x *x, int64_t s, int first, int count)
 {
+    const uint32_t *offsets = x->offsets + 32 * s;
+    int end = ESP_MIN(first + count, 16 * PARTS);
+    _Pragma("GCC unroll 48") for (int i = first; i < end; i++)
+    {
+        const char *rows = x->rows + i / 16 * x->rows_part_bytes;
+        char *to = x->to + i / 16 * X_PART_BYTES + s * STEP_BYTES + i % 16 * 64;
+        uint32_t even = offsets[i % 16 * 2], odd = offsets[i % 16 * 2 + 1];
+        __asm__("" : "+r"(even), "+r"(odd)); /* no vector of offsets, taken apart again */
+        __m512i a = _mm512_load_si512(rows + even), b = _mm512_load_si512(rows + odd);
+        _mm512_store_si512(to, _mm512_unpacklo_epi16(a, b));
+        _mm512_store_si512(to + 1024, _mm512_unpackhi_epi16(a, b));
+    }
+}
+
+ALWAYS int terms_of(esp_dtype dtype)
+{
+    return dtype == ESP_BF16 ? 3 : dtype == ESP_F16 ? 5 : 6;
+}
+
+/* One step of 32 columns, small products first; between them, step `ahead` of X is gathered. */
+ALWAYS void split_step(esp_dtype dtype, int tiles, int halves, const char *rows, const split_x *x,
+                       int64_t s, bool gathers, int64_t ahead)
+{
+    const char *from = x->from + s * STEP_BYTES;
+    int pairs = (16 * PARTS + terms_of(dtype) - 1) / terms_of(dtype), gathered = 0;
     _Pragma("GCC unroll 3") for (int p = PARTS - 1; p >= 0; p--)
     {
-        TILE_LOAD(6, x + p * x_part_bytes, 64);
+        TILE_LOAD(6, from + p * x->part_bytes, 64);
         if (halves > 1) {
-            TILE_LOAD(7, x + p * x_part_bytes + 1024, 64);
+            TILE_LOAD(7, from + p * x->part_bytes + 1024, 64);
         }
         _Pragma("GCC unroll 3") for (int w = ESP_MIN(PARTS - 1 - p, weight_parts(dtype) - 1);
                                      w >= 0; w--)
@@ -187,6 +223,10 @@ ALWAYS void split_step(esp_dtype dtype, int tiles, int halves, const char *rows,
                 load_split_rows(tiles, rows + w * PART_BYTES);
             }
             four_products(tiles, halves);
+            if (gathers) {
+                gather_split_pairs(x, ahead, gathered, pairs);
+                gathered += pairs;
+            }
         }
     }
 }
@@ -226,25 +266,6 @@ ALWAYS void end_sums(int tiles, int halves, float *sums, int64_t stride)
     }
 }
 
-/* X of a sweep: packed in pairs, or gathered from packed rows on the way. */
-typedef struct split_x {
-    const char *from; /* of the sweep */
-    int64_t part_bytes;
-    const char *rows; /* packed rows to gather, or NULL */
-    int64_t rows_part_bytes;
-    const uint32_t *offsets;
-    char *to;
-} split_x;
-
-ALWAYS void gather_split_step(const split_x *x, int64_t s)
-{
-    _Pragma("GCC unroll 3") for (int p = 0; p < PARTS; p++)
-    {
-        gather_step(x->rows + p * x->rows_part_bytes, x->offsets + 32 * s,
-                    x->to + p * X_PART_BYTES + s * STEP_BYTES);
-    }
-}
-
 /* 32 rows x 32 tokens x a block, or what is left of them. */
 ALWAYS void sweep(const bf16_piece *piece, esp_host_format format, esp_dtype dtype, int tiles,
                   int halves, const char *rows, int64_t steps, const split_x *x, bool gathers,
@@ -252,14 +273,11 @@ ALWAYS void sweep(const bf16_piece *piece, esp_host_format format, esp_dtype dty
 {
     begin_sums(tiles, halves, sums, piece->sums_stride, first);
     for (int64_t s = 0; gathers && s < ESP_MIN(2, steps); s++) {
-        gather_split_step(x, s);
+        gather_split_pairs(x, s, 0, 16 * PARTS);
     }
-    for (int64_t s = 0; s < steps; s++) {
-        split_step(dtype, tiles, halves, rows + s * STEP_BYTES, x->from + s * STEP_BYTES,
-                   x->part_bytes);
-        if (gathers) { /* behind the last step: once more, to spare a branch */
-            gather_split_step(x, ESP_MIN(s + 2, steps - 1));
-        }
+    for (int64_t s = 0; s < steps; s++) { /* behind the last: once more, to spare a branch */
+        split_step(dtype, tiles, halves, rows + s * STEP_BYTES, x, s, gathers,
+                   ESP_MIN(s + 2, steps - 1));
         make_next_row(piece, format, dtype, making);
     }
     end_sums(tiles, halves, sums, piece->sums_stride);
