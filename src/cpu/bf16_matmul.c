@@ -325,8 +325,11 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     double memory = reads * cpu_memory_us(device, out * columns * width * (panel ? 0.5 : 1));
     double padded = (double)round_up(problem->tokens, 16);
     double compute = cpu_compute_us(device, out * columns * padded, rate);
+    /* Rows of weights are made however few the tokens. */
+    double making =
+        1e-4 * (variant->level->parts > 1 ? 2.7 : 1.4) * out * columns / device->context->threads;
     double packing = cpu_memory_us(device, ((double)problem->in_features * 6 + out * 4) * tokens);
-    return 3 + ESP_MAX(memory, compute) + packing;
+    return 3 + ESP_MAX(memory, ESP_MAX(compute, making)) + packing;
 }
 
 #define BF16_KERNEL(host_format, format_word, type, type_word, level_word, level_table,            \
