@@ -149,7 +149,7 @@ ALWAYS_INLINE uvec load_columns(const esp_host_weight *weight, int64_t panel, in
     } else {
         hvec half;
         memcpy(&half, (const uint16_t *)weight->columns + at, sizeof half);
-        columns = __builtin_convertvector(half, uvec);
+        columns = vec_widen_u16(half);
     }
     uvec padding = (uvec)(columns == (weight->columns_wide ? UINT32_MAX : UINT16_MAX));
     return (columns & ~padding) | (in & padding);

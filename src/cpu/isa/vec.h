@@ -96,6 +96,18 @@ ALWAYS_INLINE void vec_prefetch(esp_dtype dtype, const void *values, int64_t at,
     __builtin_prefetch((const void *)((uintptr_t)values + (size_t)at * width + bytes_on), 0, 3);
 }
 
+/* gcc 12 takes __builtin_convertvector apart into quarters. */
+ALWAYS_INLINE uvec vec_widen_u16(hvec half)
+{
+#if LANES == 16
+    return (uvec)_mm512_cvtepu16_epi32((__m256i)half);
+#elif LANES == 8
+    return (uvec)_mm256_cvtepu16_epi32((__m128i)half);
+#else
+    return __builtin_convertvector(half, uvec);
+#endif
+}
+
 /* LANES weights widened to f32. */
 ALWAYS_INLINE vec vec_load_weights(esp_dtype dtype, const void *values, int64_t at)
 {
@@ -105,7 +117,7 @@ ALWAYS_INLINE vec vec_load_weights(esp_dtype dtype, const void *values, int64_t 
     hvec half;
     memcpy(&half, (const uint16_t *)values + at, sizeof half);
     if (dtype == ESP_BF16) {
-        return (vec)(__builtin_convertvector(half, uvec) << 16);
+        return (vec)(vec_widen_u16(half) << 16);
     }
 #if LANES == 16
     return (vec)_mm512_cvtph_ps((__m256i)half);
