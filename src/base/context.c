@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -11,11 +12,24 @@
 #include "base/threads.h"
 
 #define MAX_THREADS 1024
+#define HUGE_PAGE ((size_t)2 << 20)
 
+/* Weights are read once per token: with pages of 4 KiB the walk of page tables costs as much as the
+ * memory. Asking for large pages where the system leaves that to programs is a hint and may fail. */
 static void *default_allocate(void *user, size_t bytes, size_t alignment)
 {
     (void)user;
-    return aligned_alloc(alignment, bytes);
+    if (bytes < 2 * HUGE_PAGE) {
+        return aligned_alloc(alignment, bytes);
+    }
+    void *memory = NULL;
+    if (posix_memalign(&memory, HUGE_PAGE, bytes) != 0) {
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    (void)!madvise(memory, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    return memory;
 }
 
 static void default_release(void *user, void *memory)

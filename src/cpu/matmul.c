@@ -152,7 +152,10 @@ static int64_t grain_of(const cpu_pass *pass)
         runs_as(weight->format) == ESP_HOST_DENSE ? cpu_dense_columns(weight) : weight->row_values;
     int64_t bytes = pass->chunk * values * (int64_t)esp_dtype_bytes(weight->dtype);
     int64_t work = bytes * (pass->sizes.few ? 1 : 1 + pass->padded / 16);
-    return 1 + PIECE_BYTES / ESP_MAX(1, work);
+    int64_t grain = 1 + PIECE_BYTES / ESP_MAX(1, work);
+    /* Few tokens: neighbouring pieces by one thread, which has asked for their first rows. */
+    int64_t shares = 8 * pass->call->device->context->threads;
+    return pass->sizes.few ? ESP_MAX(grain, pass->chunks / shares) : grain;
 }
 
 static void run_pass(cpu_pass *pass)

@@ -168,6 +168,8 @@ static gathered_x gather_panel(const cpu_piece *piece)
         uvec columns = (uvec){0} + (uint32_t)weight->in_features; /* zero */
         if (j < weight->kept) {
             columns = load_columns(weight, panel, j);
+            __builtin_prefetch((const char *)weight->columns + /* the next panel's list */
+                               ((panel + 1) * weight->kept + j) * (weight->columns_wide ? 4 : 2));
         }
         for (int64_t t = 0; t < piece->tokens; t++) {
             vec_store(piece->scratch + t * stride + j,
