@@ -10,8 +10,8 @@
  *               for each 32 columns             2 tiles of rows, 2 of X, 4 products: 64 clocks
  *
  * Limit: the second-level cache, 64 lines for four products, 1.4 clocks each. Blocks that stay in
- * the first-level cache are slower: their short sums are loaded and stored so often (180 clocks
- * for four tiles, which nothing hides) that it costs more (docs/kernels.md). */
+ * the first-level cache were slower: sums are then loaded and stored so often that it costs more
+ * (docs/kernels.md). */
 #ifndef ESP_CPU_BF16_AMX_H
 #define ESP_CPU_BF16_AMX_H
 

@@ -31,7 +31,7 @@ ALWAYS __m256i load_16(esp_dtype dtype, const void *values, int64_t at, __mmask1
 
 ALWAYS __mmask16 first_16(int64_t count)
 {
-    return count >= 16 ? 0xffff : (__mmask16)((1u << ESP_MAX(count, 0)) - 1);
+    return (__mmask16)(count >= 16 ? 0xffffu : (1u << ESP_MAX(count, 0)) - 1);
 }
 
 /* Nibbles of 128 kept columns to 128 bits: bit c set where a value stands at column c. */
