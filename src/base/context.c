@@ -15,7 +15,8 @@
 #define HUGE_PAGE ((size_t)2 << 20)
 
 /* Weights are read once per token: with pages of 4 KiB the walk of page tables costs as much as the
- * memory. Asking for large pages where the system leaves that to programs is a hint and may fail. */
+ * memory. Asking for large pages where the system leaves that to programs is a hint and may fail.
+ */
 static void *default_allocate(void *user, size_t bytes, size_t alignment)
 {
     (void)user;

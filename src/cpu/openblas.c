@@ -25,7 +25,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     (void)kernel;
     static const cpu_library_speed speeds[] = {
         {4.5, 0.42, 0.25, 18}, {4.5, 0.42, 0.25, 60}, {4.5, 0.42, 0.25, 119}};
-    return cpu_library_score_us(device, problem, &speeds[device->context->cpu.level]);
+    return cpu_library_score_us(device, problem,
+                                &speeds[ESP_MIN(device->context->cpu.level, ESP_CPU_AVX512)]);
 }
 
 static void multiply(const cpu_openblas *blas, const esp_matmul_call *call, const cpu_gemm *gemm)

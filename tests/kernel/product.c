@@ -62,6 +62,9 @@ product product_make(test_run *run, esp_context *context, const esp_matmul_probl
     esp_random random;
     esp_random_seed(&random, seed);
     product p = {.problem = *problem, .context = context};
+    if (p.problem.compute == ESP_COMPUTE_AUTO) { /* devices differ in what they take it for */
+        p.problem.compute = ESP_COMPUTE_F32;
+    }
     bool x_by_feature = problem->x_layout == ESP_FEATURE_MAJOR;
     bool y_by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
     p.out_rows = problem->out_features >> ((problem->epilogue & ESP_EP_SWIGLU) != 0);

@@ -140,8 +140,12 @@ int usable_kernels(esp_context *context, const esp_matmul_problem *problem, cons
     if (esp_device_open(context, "cpu", &device, NULL) != ESP_OK) {
         return 0;
     }
+    esp_matmul_problem asked = *problem;
+    if (asked.compute == ESP_COMPUTE_AUTO) { /* as product_make */
+        asked.compute = ESP_COMPUTE_F32;
+    }
     for (int i = 0; i < esp_kernel_count() && count < 64; i++) {
-        if (esp_kernel_why_not(i, device, problem) == NULL) {
+        if (esp_kernel_why_not(i, device, &asked) == NULL) {
             names[count++] = esp_kernel_get(i).name;
         }
     }

@@ -35,7 +35,11 @@ static bool open_subject(test_run *run, const char *name, const char *kind, int 
         CHECK_OK(esp_prune_checkpoint(made->context, path, pruned, &options, NULL, error));
         snprintf(path, sizeof path, "%s", pruned);
     }
-    esp_model_options options = {.compute = ESP_COMPUTE_F32};
+    /* Our kernels of one level: the choice among levels and libraries may depend on the threads. */
+    char kernels[32];
+    esp_cpu_level level = ESP_MIN(made->context->cpu.level, ESP_CPU_AVX512);
+    snprintf(kernels, sizeof kernels, "*_cpu_%s", esp_cpu_level_name(level));
+    esp_model_options options = {.compute = ESP_COMPUTE_F32, .kernel_glob = kernels};
     CHECK_OK(esp_device_open(made->context, "cpu", &made->device, error));
     CHECK_OK(esp_checkpoint_open(made->context, path, &made->checkpoint, error));
     CHECK_OK(esp_tokenizer_open(made->context, path, &made->tokenizer, error));
