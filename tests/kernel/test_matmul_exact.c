@@ -19,14 +19,7 @@ static void compare_all(test_run *run, const char *text, uint64_t seed, bool reo
         test_sub(run, "%s%s%s %s", text, reorder ? " row order" : "", in_place ? " in place" : "",
                  names[i]);
         run_kernel(run, &p, "cpu", names[i], actual);
-        for (int64_t at = 0; at < p.out_rows * problem.tokens; at++) {
-            if (actual[at] != expected[at]) {
-                test_fail(run, __FILE__, __LINE__, "row %lld token %lld: %.9g, reference %.9g",
-                          (long long)(at / problem.tokens), (long long)(at % problem.tokens),
-                          (double)actual[at], (double)expected[at]);
-                break;
-            }
-        }
+        compare_exact(run, &p, expected, actual);
     }
     free(expected);
     free(actual);
