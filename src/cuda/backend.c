@@ -1,5 +1,5 @@
-/* The GPU back end: which GPUs there are, opening one, its memory. A device is the primary context of
- * its GPU, so pointers and streams of the caller's own CUDA code may be passed in. */
+/* The GPU back end: which GPUs there are, opening one, its memory. A device is the primary context
+ * of its GPU, so pointers and streams of the caller's own CUDA code may be passed in. */
 #include <stdio.h>
 
 #include "cuda/room.h"
@@ -92,7 +92,8 @@ static void close_device(esp_device *device)
     esp_release(device->context, state);
 }
 
-/* f16 and bf16 products are exact in f32 and summed there, so there is no narrower choice to make. */
+/* f16 and bf16 products are exact in f32 and summed there, so there is no narrower choice to make.
+ */
 static esp_compute auto_compute(const esp_device *device, esp_dtype weight_type)
 {
     (void)device, (void)weight_type;

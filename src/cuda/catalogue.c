@@ -1,7 +1,8 @@
 /* Every kernel of the GPU back end, one line a record. */
 #include "cuda/room.h"
 
-#define SIX(list, i) &(list)[i], &(list)[i + 1], &(list)[i + 2], &(list)[i + 3], &(list)[i + 4], &(list)[i + 5]
+#define SIX(list, i)                                                                               \
+    &(list)[i], &(list)[i + 1], &(list)[i + 2], &(list)[i + 3], &(list)[i + 4], &(list)[i + 5]
 
 const esp_kernel *const esp_cuda_kernels[] = {
     SIX(cuda_panel_kernels, 0),

@@ -1,6 +1,7 @@
-/* Dense products through cuBLASLt, found at run time. The library's choice of algorithm is asked for once
- * per shape, strides and alignment, and kept by the device: later calls only look it up. What cuBLASLt
- * cannot do while it writes Y (our epilogues, f16 in and bf16 out) follows as a kernel over f32 sums. */
+/* Dense products through cuBLASLt, found at run time. The library's choice of algorithm is asked
+ * for once per shape, strides and alignment, and kept by the device: later calls only look it up.
+ * What cuBLASLt cannot do while it writes Y (our epilogues, f16 in and bf16 out) follows as a
+ * kernel over f32 sums. */
 #include <cublasLt.h>
 #include <dlfcn.h>
 
@@ -35,20 +36,22 @@ struct cuda_cublaslt {
     cublasStatus_t (*destroy)(cublasLtHandle_t);
     cublasStatus_t (*layout_init)(cublasLtMatrixLayout_t, size_t, cudaDataType, uint64_t, uint64_t,
                                   int64_t);
-    cublasStatus_t (*product_init)(cublasLtMatmulDesc_t, size_t, cublasComputeType_t, cudaDataType_t);
-    cublasStatus_t (*product_set)(cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t, const void *,
-                                  size_t);
+    cublasStatus_t (*product_init)(cublasLtMatmulDesc_t, size_t, cublasComputeType_t,
+                                   cudaDataType_t);
+    cublasStatus_t (*product_set)(cublasLtMatmulDesc_t, cublasLtMatmulDescAttributes_t,
+                                  const void *, size_t);
     cublasStatus_t (*preference_init)(cublasLtMatmulPreference_t, size_t);
-    cublasStatus_t (*preference_set)(cublasLtMatmulPreference_t, cublasLtMatmulPreferenceAttributes_t,
-                                     const void *, size_t);
+    cublasStatus_t (*preference_set)(cublasLtMatmulPreference_t,
+                                     cublasLtMatmulPreferenceAttributes_t, const void *, size_t);
     cublasStatus_t (*choose)(cublasLtHandle_t, cublasLtMatmulDesc_t, cublasLtMatrixLayout_t,
                              cublasLtMatrixLayout_t, cublasLtMatrixLayout_t, cublasLtMatrixLayout_t,
                              cublasLtMatmulPreference_t, int, cublasLtMatmulHeuristicResult_t[],
                              int *);
     cublasStatus_t (*run)(cublasLtHandle_t, cublasLtMatmulDesc_t, const void *, const void *,
-                          cublasLtMatrixLayout_t, const void *, cublasLtMatrixLayout_t, const void *,
-                          const void *, cublasLtMatrixLayout_t, void *, cublasLtMatrixLayout_t,
-                          const cublasLtMatmulAlgo_t *, void *, size_t, cudaStream_t);
+                          cublasLtMatrixLayout_t, const void *, cublasLtMatrixLayout_t,
+                          const void *, const void *, cublasLtMatrixLayout_t, void *,
+                          cublasLtMatrixLayout_t, const cublasLtMatmulAlgo_t *, void *, size_t,
+                          cudaStream_t);
 };
 
 /* ---- finding it ---- */
@@ -118,8 +121,9 @@ void cuda_cublaslt_close(cuda_cublaslt *lt)
 
 /* ---- the product in its terms ---- */
 
-/* cuBLASLt stores by columns. C [m][n] = A B; where Y lies feature-major C is its transpose, [tokens][out],
- * A is X and B is W; where it lies token-major C is [out][tokens], A is W and B is X. */
+/* cuBLASLt stores by columns. C [m][n] = A B; where Y lies feature-major C is its transpose,
+ * [tokens][out], A is X and B is W; where it lies token-major C is [out][tokens], A is W and B is
+ * X. */
 typedef struct dense_product {
     choice_key key;
     const void *a, *b, *c; /* c: what is added, NULL for nothing */
@@ -188,7 +192,8 @@ typedef struct descriptors {
     cublasLtMatrixLayoutOpaque_t a, b, c;
 } descriptors;
 
-static bool make_descriptors(const cuda_cublaslt *lt, const dense_product *product, descriptors *made)
+static bool make_descriptors(const cuda_cublaslt *lt, const dense_product *product,
+                             descriptors *made)
 {
     const choice_key *key = &product->key;
     cublasOperation_t op_a = key->turned_a ? CUBLAS_OP_T : CUBLAS_OP_N;
@@ -273,15 +278,14 @@ static esp_status run_library(const esp_matmul_call *call, const dense_product *
     const void *c = product->c != NULL ? product->c : product->to;
     descriptors made;
     cublasLtMatmulAlgo_t algorithm;
-    if (!make_descriptors(lt, product, &made) ||
-        !choose(state, &product->key, &made, &algorithm)) {
+    if (!make_descriptors(lt, product, &made) || !choose(state, &product->key, &made, &algorithm)) {
         return esp_fail(error, ESP_UNSUPPORTED, "cublaslt.no_algorithm",
                         "device '%s': cuBLASLt has no algorithm for this product",
                         call->device->name);
     }
     cublasStatus_t status =
-        lt->run(lt->handle, &made.product, &one, product->a, &made.a, product->b, &made.b, &added, c,
-                &made.c, product->to, &made.c, &algorithm, scratch, SCRATCH, call->args->stream);
+        lt->run(lt->handle, &made.product, &one, product->a, &made.a, product->b, &made.b, &added,
+                c, &made.c, product->to, &made.c, &algorithm, scratch, SCRATCH, call->args->stream);
     if (status != CUBLAS_STATUS_SUCCESS) {
         return esp_fail(error, ESP_FAILED, "cublaslt.failed",
                         "device '%s': cuBLASLt's product failed with status %d", call->device->name,
@@ -323,7 +327,8 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
         return why;
     }
     return cuda_cublaslt_of(device) != NULL ? NULL
-                                            : "cuBLASLt (" LIBRARY ") was not found on this machine";
+                                            : "cuBLASLt (" LIBRARY
+                                              ") was not found on this machine";
 }
 
 static size_t workspace_bytes(const esp_kernel *kernel, const esp_device *device,
@@ -350,7 +355,10 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_dense_" short_name "_" short_name "__cuda_cublaslt", .device = "cuda",     \
         .format = "dense", .level = "cublaslt", .idea = "cuBLASLt's first choice, f32 sums",       \
         .why_not = why_not, .workspace_bytes = workspace_bytes, .score_us = score_us,              \
-        .launch = launch, .variant = &(const esp_dtype){type}                                      \
+        .launch = launch, .variant = &(const esp_dtype)                                            \
+        {                                                                                          \
+            type                                                                                   \
+        }                                                                                          \
     }
 
 const esp_kernel cuda_dense_kernels[] = {RECORD("f16", ESP_F16), RECORD("bf16", ESP_BF16),

@@ -2,8 +2,8 @@
  * checks and error texts are C; a .cu file holds kernels and the few lines that launch them.
  *
  * Functions return 0 or an error number of the CUDA runtime (gpu_error_text says it). Those that
- * launch are asynchronous on `stream` (a cudaStream_t) and allocate nothing. The caller has made the
- * device current. */
+ * launch are asynchronous on `stream` (a cudaStream_t) and allocate nothing. The caller has made
+ * the device current. */
 #ifndef ESP_CUDA_GPU_H
 #define ESP_CUDA_GPU_H
 

@@ -21,8 +21,8 @@ const char *cuda_why_not(const esp_matmul_problem *problem, esp_dtype type)
     if (problem->compute == ESP_COMPUTE_BF16 && type != ESP_BF16) {
         return "it computes in bf16 only with bf16 weights";
     }
-    bool fits = problem->out_features <= MOST && problem->in_features <= MOST &&
-                problem->tokens <= MOST;
+    bool fits =
+        problem->out_features <= MOST && problem->in_features <= MOST && problem->tokens <= MOST;
     return fits ? NULL : "it takes fewer than 2^31 rows, columns and tokens";
 }
 

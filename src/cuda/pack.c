@@ -1,5 +1,6 @@
-/* Weights to the GPU. The canonical parts are copied as they are; panels are then brought into the form
- * of the tensor cores by kernels (pack.cu), so packing costs the copy over the bus and little more. */
+/* Weights to the GPU. The canonical parts are copied as they are; panels are then brought into the
+ * form of the tensor cores by kernels (pack.cu), so packing costs the copy over the bus and little
+ * more. */
 #include "cuda/room.h"
 
 /* Device memory that is handed out piece by piece. */

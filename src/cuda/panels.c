@@ -1,9 +1,8 @@
-/* Products of panels on Hopper: which kernels there are, when each is the one to take, and the steps
- * around a launch that a kernel's own tails do not cover:
- *   X token-major cannot be gathered by column, so it is transposed into the workspace first;
- *   X whose rows are no multiple of 16 bytes is copied there with a longer row;
- *   swiglu whose two rows do not meet in one thread (a row order, odd panels) goes through f32 sums in
- *   the workspace, some tokens at a time. */
+/* Products of panels on Hopper: which kernels there are, when each is the one to take, and the
+ * steps around a launch that a kernel's own tails do not cover: X token-major cannot be gathered by
+ * column, so it is transposed into the workspace first; X whose rows are no multiple of 16 bytes is
+ * copied there with a longer row; swiglu whose two rows do not meet in one thread (a row order, odd
+ * panels) goes through f32 sums in the workspace, some tokens at a time. */
 #include "cuda/room.h"
 
 #define PAIR_TOKENS 512 /* of sums that wait for their pair */
@@ -148,8 +147,8 @@ static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *va
         failed = run_product(variant, product, call->args->stream);
         if (failed == 0) {
             gpu_epilogue epilogue = cuda_epilogue(call, first, count);
-            failed = gpu_finish(sums, false, call->problem->out_features, &epilogue,
-                                call->args->stream);
+            failed =
+                gpu_finish(sums, false, call->problem->out_features, &epilogue, call->args->stream);
         }
     }
     return failed;
