@@ -111,7 +111,7 @@ typedef struct gpu_product {
     bool x_by_token;
     bool x_aligned; /* base and stride are multiples of 16 bytes */
     gpu_epilogue epilogue;
-    int multiprocessors;
+    int device, multiprocessors;
     bool tokens_first; /* order of tiles: neighbours in the grid share rows, not tokens */
 } gpu_product;
 

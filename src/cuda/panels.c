@@ -166,6 +166,7 @@ static esp_status launch(const esp_matmul_call *call, esp_error *error)
     gpu_product product = {.weight = weight->panels,
                            .bf16 = variant->type == ESP_BF16,
                            .tokens = (int)problem->tokens,
+                           .device = state->index,
                            .multiprocessors = state->facts.multiprocessors};
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));

@@ -2,7 +2,7 @@
 // Reference: src/ref/matmul.c.
 //
 // Idea. With so few tokens every weight is used once or twice and the time is that of reading the weights, so
-// the kernel is a stream: each warp has a ring of four pieces of 4608 bytes (64 rows x 64 kept columns, the
+// the kernel is a stream: each warp has a ring of three pieces of 4608 bytes (64 rows x 64 kept columns, the
 // packing of pack.cu) that bulk copies keep full, marked as not worth a place in the L2. The weights are the
 // 16-row operand of mma.sp, tokens its 8 columns.
 //
@@ -12,19 +12,20 @@
 // shared memory, first the warps', then the cluster's, always in the same order: results do not depend on
 // timing. Each warp then finishes 16 rows.
 //
-// Shared memory, bytes: 4 warps x 4 x 4608 of weights (in the end partial sums) | 4 warps x 2 x 1024 (2048
-// above 8 tokens) of X | barriers. Two blocks a multiprocessor: 147 KB in flight.
+// Shared memory, bytes: 4 warps x 3 x 4608 of weights (in the end partial sums) | 4 warps x 2 x 1024 (2048
+// above 8 tokens) of X | barriers. Three blocks a multiprocessor: 166 KB in flight.
 //
 // Tails as in sm90_panel.cuh; groups of 16 rows that are all padding are not read.
 //
 // Limit: memory bandwidth; with few steps a warp, the time to start, to fill the ring and to add up.
 #include "cuda/epilogue.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
 
-constexpr int WARPS = 4, STAGES = 4, ROW_GROUPS = 4; // groups of 16 rows
-constexpr int BLOCKS_PER_SM = 2, MOST_CLUSTER = 8;
+constexpr int WARPS = 4, STAGES = 3, ROW_GROUPS = 4; // groups of 16 rows
+constexpr int BLOCKS_PER_SM = 3, MOST_CLUSTER = 8;
 constexpr uint32_t RING_BYTES = STAGES * GPU_STEP_BYTES;
 constexpr int SUM_PITCH = 20; // floats between rows of partial sums
 constexpr uint32_t SUM_FLOATS = GPU_BLOCK_ROWS * SUM_PITCH;
@@ -271,9 +272,9 @@ int cluster_for(int64_t blocks, int steps, int multiprocessors)
 template <int EIGHTS, bool BF16> int launch(const gpu_product &p, void *stream)
 {
     constexpr uint32_t shared = map_of<EIGHTS>::SHARED;
-    cudaError_t failed = cudaFuncSetAttribute(
-        few_kernel<EIGHTS, BF16>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)shared);
-    if (failed != cudaSuccess) {
+    static std::atomic<uint64_t> prepared;
+    int failed = gpu_prepare((const void *)few_kernel<EIGHTS, BF16>, shared, p.device, &prepared);
+    if (failed != 0) {
         return failed;
     }
     int64_t blocks = (int64_t)p.weight.panels * p.weight.blocks;

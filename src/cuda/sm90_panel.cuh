@@ -29,6 +29,7 @@
 #define ESP_CUDA_SM90_PANEL_CUH
 
 #include "cuda/epilogue.cuh"
+#include "cuda/launch.cuh"
 #include "cuda/sm90_ptx.cuh"
 
 namespace panel {
@@ -155,18 +156,31 @@ template <class C>
 __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_columns &columns,
                                             uint32_t to, int first_row, int chunk, int token)
 {
+    constexpr int STRIPS = C::TILE_TOKENS / 64;
+    const uint16_t *x = (const uint16_t *)p.x;
     int left = p.tokens - token;
+    bool whole = left >= C::TILE_TOKENS - 56; // of this lane's eight tokens in each strip
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        whole = whole && columns.at[i] < (uint32_t)p.weight.in;
+    }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         int row = first_row + i;
-        bool there = columns.at[i] < (uint32_t)p.weight.in;
         uint32_t slot = to + row * 128 + ((chunk ^ (row & 7)) << 4);
-        const uint16_t *from = (const uint16_t *)p.x;
-        from += there ? columns.at[i] * p.x_stride + token : 0;
+        const uint16_t *from = x + columns.at[i] * p.x_stride + token;
+        if (whole) { // nearly always; a copy of a length that is not constant costs several times more
 #pragma unroll
-        for (int b = 0; b < C::TILE_TOKENS / 64; b++) {
+            for (int b = 0; b < STRIPS; b++) {
+                ptx::copy_16(slot + b * 8192, from + b * 64);
+            }
+            continue;
+        }
+        bool there = columns.at[i] < (uint32_t)p.weight.in;
+#pragma unroll 1
+        for (int b = 0; b < STRIPS; b++) {
             uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
-            ptx::copy_16(slot + b * 8192, bytes != 0 ? from + b * 64 : (const uint16_t *)p.x, bytes);
+            ptx::copy_16(slot + b * 8192, bytes != 0 ? from + b * 64 : x, bytes);
         }
     }
 }
@@ -346,31 +360,52 @@ template <class C> struct consumer {
         }
     }
 
+    // One step. The product that is in flight still reads its positions from `others`, so they must not be
+    // overwritten before the wait.
+    __device__ __forceinline__ void multiply_step(float (&sums)[C::BLOCKS][C::N / 2],
+                                                  uint32_t (&positions)[C::BLOCKS],
+                                                  const uint32_t (&others)[C::BLOCKS], bool first)
+    {
+        ptx::barrier_wait(at.full(place.stage), place.parity);
+#pragma unroll
+        for (int i = 0; i < C::BLOCKS; i++) {
+            positions[i] =
+                ptx::load_shared(at.weights(place.stage) +
+                                 (group_row * C::BLOCKS + i) * GPU_STEP_BYTES + 4096 + thread * 4);
+        }
+        ptx::product_fence();
+        multiply_part<0>(sums, positions, !first);
+        multiply_part<1>(sums, positions, true);
+        ptx::product_commit();
+        ptx::product_wait<1>();
+        keep(others);
+        if (!first) {
+            release(place.stage == 0 ? C::STAGES - 1 : place.stage - 1);
+        }
+        place.next();
+    }
+
+    static __device__ __forceinline__ void keep(const uint32_t (&positions)[C::BLOCKS])
+    {
+#pragma unroll
+        for (int i = 0; i < C::BLOCKS; i++) {
+            asm volatile("" ::"r"(positions[i]));
+        }
+    }
+
     __device__ __forceinline__ void multiply(float (&sums)[C::BLOCKS][C::N / 2], int steps)
     {
-        int before = 0;
-        for (int step = 0; step < steps; step++) {
-            uint32_t positions[C::BLOCKS];
-            ptx::barrier_wait(at.full(place.stage), place.parity);
-#pragma unroll
-            for (int i = 0; i < C::BLOCKS; i++) {
-                positions[i] = ptx::load_shared(at.weights(place.stage) +
-                                                (group_row * C::BLOCKS + i) * GPU_STEP_BYTES + 4096 +
-                                                thread * 4);
+        uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
+        for (int step = 0; step < steps; step += 2) {
+            multiply_step(sums, even, odd, step == 0);
+            if (step + 1 < steps) {
+                multiply_step(sums, odd, even, false);
             }
-            ptx::product_fence();
-            multiply_part<0>(sums, positions, step > 0);
-            multiply_part<1>(sums, positions, true);
-            ptx::product_commit();
-            ptx::product_wait<1>();
-            if (step > 0) {
-                release(before);
-            }
-            before = place.stage;
-            place.next();
         }
         ptx::product_wait<0>();
-        release(before);
+        keep(even);
+        keep(odd);
+        release(place.stage == 0 ? C::STAGES - 1 : place.stage - 1);
     }
 };
 
@@ -517,14 +552,14 @@ template <class C> int describe_x(const gpu_product &p, CUtensorMap *map)
 
 template <class C> int launch(const gpu_product &p, void *stream)
 {
-    cudaError_t prepared = cudaFuncSetAttribute(
-        kernel<C>, cudaFuncAttributeMaxDynamicSharedMemorySize, (int)C::SHARED);
-    if (prepared != cudaSuccess) {
-        return prepared;
+    static std::atomic<uint64_t> prepared;
+    int failed = gpu_prepare((const void *)kernel<C>, C::SHARED, p.device, &prepared);
+    if (failed != 0) {
+        return failed;
     }
     CUtensorMap map = {};
     if (C::LOADING != GATHER && p.x_aligned) {
-        int failed = describe_x<C>(p, &map);
+        failed = describe_x<C>(p, &map);
         if (failed != 0) {
             return failed;
         }
