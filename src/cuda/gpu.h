@@ -121,9 +121,7 @@ typedef enum gpu_tile {
     GPU_TILE_128X128,
     GPU_TILE_64X512,
     GPU_TILE_64X256,
-    GPU_TILE_256X128,
-    GPU_TILE_PAIR_128X256, /* 2:4 only: two blocks of a cluster share their tile of X */
-    GPU_TILE_COUNT
+    GPU_TILE_256X128
 } gpu_tile;
 
 int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);

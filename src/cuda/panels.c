@@ -10,7 +10,7 @@
 
 typedef struct panel_variant {
     esp_dtype type;
-    bool few, listed, pair; /* pair: a tile is that of a cluster of two */
+    bool few, listed;
     gpu_tile tile;
     int rows, tokens;     /* of a tile */
     double clocks;        /* a multiprocessor needs for a step of a tile, measured */
@@ -203,8 +203,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     }
     int64_t tiles = panels * esp_ceil_div(panel_rows, variant->rows) *
                     esp_ceil_div(problem->tokens, variant->tokens);
-    int64_t at_once = state->facts.multiprocessors / (variant->pair ? 2 : 1);
-    double rounds = (double)esp_ceil_div(tiles, ESP_MAX(1, at_once));
+    double rounds = (double)esp_ceil_div(tiles, state->facts.multiprocessors);
     double us = 4 + rounds * ((double)steps * variant->clocks + variant->finish_clocks) / MHZ;
     bool moved = workspace_of(variant, problem).x_bytes > 0;
     return us + (moved ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
@@ -238,9 +237,6 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
                .rows = 256, .tokens = 128, .clocks = 780, .finish_clocks = 3000),                  \
         RECORD(short_name, "whole_128x256", WHOLE, type, .tile = GPU_TILE_128X256, .rows = 128,    \
                .tokens = 256, .clocks = 720, .finish_clocks = 3000),                               \
-        RECORD(short_name, "whole_pair_128x256", WHOLE, type, .pair = true,                        \
-               .tile = GPU_TILE_PAIR_128X256, .rows = 256, .tokens = 256, .clocks = 660,           \
-               .finish_clocks = 3000),                                                             \
         RECORD(short_name, "whole_128x128", WHOLE, type, .tile = GPU_TILE_128X128, .rows = 128,    \
                .tokens = 128, .clocks = 430, .finish_clocks = 2500)
 

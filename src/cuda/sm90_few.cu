@@ -41,10 +41,8 @@ template <int EIGHTS> struct map_of {
     static constexpr uint32_t SHARED = BARRIERS_AT + WARPS * STAGES * 8 + 128; // 128: to align
 };
 
-// The pieces of X that belong to one kept column.
-template <int EIGHTS> struct column_of_x {
-    uint4 eight[EIGHTS];
-};
+// How X is read: 16 bytes at a time, one token, or any.
+enum reading { EIGHT, ONE, ANY };
 
 __device__ __forceinline__ int64_t kept_column(const gpu_panels &w, int panel, int step, int i)
 {
@@ -56,31 +54,52 @@ __device__ __forceinline__ int64_t kept_column(const gpu_panels &w, int panel, i
     return w.wide ? ((const uint32_t *)w.columns)[j] : ((const uint16_t *)w.columns)[j];
 }
 
-template <int EIGHTS>
-__device__ __forceinline__ column_of_x<EIGHTS> load_x(const gpu_product &p, int64_t column)
-{
-    column_of_x<EIGHTS> found;
-    bool there = column < p.weight.in;
-    int64_t token_step = p.x_by_token ? p.x_stride : 1;
-    const uint16_t *x = (const uint16_t *)p.x;
-    x += there ? (p.x_by_token ? column : column * p.x_stride) : 0;
+// What X holds for one kept column, as it was read: a word holds one or two tokens. It is put together only
+// when it is laid down: doing so at once would wait for the loads.
+template <int EIGHTS, reading READING> struct column_of_x {
+    static constexpr int WORDS = READING == EIGHT ? 4 * EIGHTS : READING == ONE ? 1 : 8 * EIGHTS;
+    uint32_t word[WORDS];
+
+    __device__ __forceinline__ void load(const gpu_product &p, int64_t column)
+    {
+        bool there = column < p.weight.in;
+        int64_t token_step = p.x_by_token ? p.x_stride : 1;
+        const uint16_t *x = (const uint16_t *)p.x;
+        x += there ? (p.x_by_token ? column : column * p.x_stride) : 0;
+        if constexpr (READING == EIGHT) {
 #pragma unroll
-    for (int e = 0; e < EIGHTS; e++) {
-        if (p.x_aligned && !p.x_by_token && 8 * e + 8 <= p.tokens) {
-            found.eight[e] = there ? *(const uint4 *)(x + 8 * e) : make_uint4(0, 0, 0, 0);
-            continue;
-        }
-        uint32_t half[8];
+            for (int e = 0; e < EIGHTS; e++) {
+                uint4 four = there ? __ldg((const uint4 *)x + e) : make_uint4(0, 0, 0, 0);
+                word[4 * e] = four.x, word[4 * e + 1] = four.y;
+                word[4 * e + 2] = four.z, word[4 * e + 3] = four.w;
+            }
+        } else {
 #pragma unroll
-        for (int i = 0; i < 8; i++) {
-            int token = 8 * e + i;
-            half[i] = there && token < p.tokens ? x[token * token_step] : 0;
+            for (int i = 0; i < WORDS; i++) {
+                word[i] = there && i < p.tokens ? __ldg(x + i * token_step) : 0;
+            }
         }
-        found.eight[e] = make_uint4(half[0] | half[1] << 16, half[2] | half[3] << 16,
-                                    half[4] | half[5] << 16, half[6] | half[7] << 16);
     }
-    return found;
-}
+
+    __device__ __forceinline__ void lay(uint32_t to) const // eights are 1024 bytes apart
+    {
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+            uint4 eight;
+            if constexpr (READING == EIGHT) {
+                const uint32_t *w = word + 4 * e;
+                eight = make_uint4(w[0], w[1], w[2], w[3]);
+            } else if constexpr (READING == ONE) {
+                eight = make_uint4(word[0], 0, 0, 0);
+            } else {
+                const uint32_t *w = word + 8 * e;
+                eight = make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16,
+                                   w[6] | w[7] << 16);
+            }
+            ptx::store_shared_16(to + e * 1024, eight);
+        }
+    }
+};
 
 struct stream {
     const char *data; // of this block of rows
@@ -131,7 +150,7 @@ __device__ __forceinline__ void multiply_part(float (&sums)[ROW_GROUPS][EIGHTS][
 }
 
 // Steps first, first + stride... of the block's rows into the warp's sums.
-template <int EIGHTS, bool BF16>
+template <int EIGHTS, bool BF16, reading READING>
 __device__ __forceinline__ void add_steps(const gpu_product &p, int panel, const stream &weights,
                                           uint32_t x_at, int first, int stride, int lane,
                                           float (&sums)[ROW_GROUPS][EIGHTS][4])
@@ -142,20 +161,19 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel, const
         return step < w.steps ? kept_column(w, panel, step, i) : w.in;
     };
     int64_t coming[2] = {column(first, lane), column(first, lane + 32)};
-    column_of_x<EIGHTS> x[2] = {load_x<EIGHTS>(p, coming[0]), load_x<EIGHTS>(p, coming[1])};
+    column_of_x<EIGHTS, READING> x[2];
+    x[0].load(p, coming[0]);
+    x[1].load(p, coming[1]);
     coming[0] = column(first + stride, lane);
     coming[1] = column(first + stride, lane + 32);
     int turn = 0;
     for (int step = first; step < w.steps; step += stride, turn++) {
         uint32_t laid = x_at + turn % 2 * map::X_BYTES;
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            ptx::store_shared_16(laid + e * 1024 + lane * 16, x[0].eight[e]);
-            ptx::store_shared_16(laid + e * 1024 + (lane + 32) * 16, x[1].eight[e]);
-        }
+        x[0].lay(laid + lane * 16);
+        x[1].lay(laid + (lane + 32) * 16);
         __syncwarp();
-        x[0] = load_x<EIGHTS>(p, coming[0]);
-        x[1] = load_x<EIGHTS>(p, coming[1]);
+        x[0].load(p, coming[0]);
+        x[1].load(p, coming[1]);
         coming[0] = column(step + 2 * stride, lane);
         coming[1] = column(step + 2 * stride, lane + 32);
         int stage = turn % STAGES;
@@ -182,7 +200,7 @@ __device__ __forceinline__ int groups_in_use(const int32_t *rows, int lane)
     return max(1, last / 16 + 1);
 }
 
-template <int EIGHTS, bool BF16>
+template <int EIGHTS, bool BF16, reading READING>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     few_kernel(const __grid_constant__ gpu_product p)
 {
@@ -208,8 +226,9 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     }
     __syncwarp();
     float sums[ROW_GROUPS][EIGHTS][4] = {};
-    add_steps<EIGHTS, BF16>(p, (int)(block / p.weight.blocks), weights,
-                            base + map::X_AT + warp * 2 * map::X_BYTES, first, stride, lane, sums);
+    add_steps<EIGHTS, BF16, READING>(p, (int)(block / p.weight.blocks), weights,
+                                     base + map::X_AT + warp * 2 * map::X_BYTES, first, stride, lane,
+                                     sums);
     __syncthreads(); // rings are drained: partial sums take their place
     float *partial = (float *)(memory + (base - start)), *whole = partial + WARPS * SUM_FLOATS;
     float *mine = partial + warp * SUM_FLOATS;
@@ -269,11 +288,11 @@ int cluster_for(int64_t blocks, int steps, int multiprocessors)
     return best;
 }
 
-template <int EIGHTS, bool BF16> int launch(const gpu_product &p, void *stream)
+template <int EIGHTS, bool BF16, reading READING> int launch_as(const gpu_product &p, void *stream)
 {
     constexpr uint32_t shared = map_of<EIGHTS>::SHARED;
     static std::atomic<uint64_t> prepared;
-    int failed = gpu_prepare((const void *)few_kernel<EIGHTS, BF16>, shared, p.device, &prepared);
+    int failed = gpu_prepare((const void *)few_kernel<EIGHTS, BF16, READING>, shared, p.device, &prepared);
     if (failed != 0) {
         return failed;
     }
@@ -289,15 +308,24 @@ template <int EIGHTS, bool BF16> int launch(const gpu_product &p, void *stream)
     attribute.val.clusterDim = {(unsigned)cluster, 1, 1};
     how.attrs = &attribute;
     how.numAttrs = 1;
-    return cudaLaunchKernelEx(&how, few_kernel<EIGHTS, BF16>, p);
+    return cudaLaunchKernelEx(&how, few_kernel<EIGHTS, BF16, READING>, p);
+}
+
+template <bool BF16> int launch(const gpu_product &p, void *stream)
+{
+    bool eight = p.x_aligned && !p.x_by_token && p.tokens % 8 == 0;
+    if (p.tokens == 1) {
+        return launch_as<1, BF16, ONE>(p, stream);
+    }
+    if (p.tokens <= 8) {
+        return eight ? launch_as<1, BF16, EIGHT>(p, stream) : launch_as<1, BF16, ANY>(p, stream);
+    }
+    return eight ? launch_as<2, BF16, EIGHT>(p, stream) : launch_as<2, BF16, ANY>(p, stream);
 }
 
 } // namespace
 
 extern "C" int gpu_sm90_few(const gpu_product *product, void *stream)
 {
-    if (product->tokens <= 8) {
-        return product->bf16 ? launch<1, true>(*product, stream) : launch<1, false>(*product, stream);
-    }
-    return product->bf16 ? launch<2, true>(*product, stream) : launch<2, false>(*product, stream);
+    return product->bf16 ? launch<true>(*product, stream) : launch<false>(*product, stream);
 }

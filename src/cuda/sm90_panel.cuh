@@ -10,7 +10,7 @@
 //   weights  by one bulk copy a block of 64 rows, packed in just the form that the product reads (pack.cu)
 //   X        GATHER: rows of X picked by the panel's list, 16-byte cp.async, any columns in any order
 //            FEATURES, TOKENS: 2:4 has no list, so the tensor copy engine fetches boxes of X, whichever
-//            way it lies; in a cluster of two blocks each fetches half and both get all of it
+//            way it lies
 // A loader waits for its own cp.async, fences them towards the tensor cores, and only then tells the
 // consumers (`full`). Consumers keep one product in flight and free a stage (`empty`) when the next but one
 // is issued. Sums leave through a strip of shared memory per warp, 32 tokens at a time, so that epilogue and
@@ -41,11 +41,11 @@ constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 
 // BLOCKS: of 64 rows that one consumer has; GROUP_ROWS x GROUP_TOKENS consumers; N tokens each.
 template <bool BF16_, int BLOCKS_, int GROUP_ROWS_, int GROUP_TOKENS_, int N_, int STAGES_, int LAG_,
-          loading LOADING_, int CLUSTER_>
+          loading LOADING_>
 struct config {
     static constexpr bool BF16 = BF16_;
     static constexpr int BLOCKS = BLOCKS_, GROUP_ROWS = GROUP_ROWS_, GROUP_TOKENS = GROUP_TOKENS_;
-    static constexpr int N = N_, STAGES = STAGES_, LAG = LAG_, CLUSTER = CLUSTER_;
+    static constexpr int N = N_, STAGES = STAGES_, LAG = LAG_;
     static constexpr loading LOADING = LOADING_;
     static constexpr int GROUPS = GROUP_ROWS * GROUP_TOKENS, WARPS = 4 * GROUPS;
     static constexpr int THREADS = 128 * GROUPS + LOADERS;
@@ -63,27 +63,17 @@ struct tiles {
     int rows, tokens;
 };
 
-// A tile of one block, from its place in the order of all tiles.
+// A tile, from its place in the order of all tiles.
 struct tile {
     int panel, block, token;
-    bool real; // false: the second block of a cluster has no rows left; it works for nothing
 };
 
 template <class C>
-__device__ __forceinline__ tile tile_at(const gpu_product &p, const tiles &all, int index, int rank)
+__device__ __forceinline__ tile tile_at(const gpu_product &p, const tiles &all, int index)
 {
-    int row_tiles = C::CLUSTER == 1 ? all.rows : (all.rows + C::CLUSTER - 1) / C::CLUSTER;
-    int row = p.tokens_first ? index / all.tokens : index % row_tiles;
-    int token = p.tokens_first ? index % all.tokens : index / row_tiles;
-    row = row * C::CLUSTER + rank;
-    bool real = row < all.rows;
-    row = real ? row : all.rows - 1;
-    return {row / all.of_panel, row % all.of_panel * C::TILE_BLOCKS, token * C::TILE_TOKENS, real};
-}
-
-template <class C> __device__ __forceinline__ int tile_count(const tiles &all)
-{
-    return (all.rows + C::CLUSTER - 1) / C::CLUSTER * all.tokens;
+    int row = p.tokens_first ? index / all.tokens : index % all.rows;
+    int token = p.tokens_first ? index % all.tokens : index / all.rows;
+    return {row / all.of_panel, row % all.of_panel * C::TILE_BLOCKS, token * C::TILE_TOKENS};
 }
 
 // A place in the ring; `parity` flips with each round.
@@ -136,18 +126,30 @@ __device__ __forceinline__ void load_weights(const gpu_panels &w, const tile &t,
     }
 }
 
+// Four columns of a list as they lie there, two or four words. They are taken apart only when they are used:
+// doing so at once would wait for the load.
 struct four_columns {
-    uint32_t at[4];
+    uint32_t word[4];
 };
 
 __device__ __forceinline__ four_columns load_columns(const gpu_panels &w, int64_t first)
 {
+    four_columns found = {};
     if (w.wide) {
         uint4 four = __ldg((const uint4 *)((const uint32_t *)w.columns + first));
-        return {{four.x, four.y, four.z, four.w}};
+        found = {{four.x, four.y, four.z, four.w}};
+    } else {
+        uint2 four = __ldg((const uint2 *)((const uint16_t *)w.columns + first));
+        found.word[0] = four.x;
+        found.word[1] = four.y;
     }
-    uint2 four = __ldg((const uint2 *)((const uint16_t *)w.columns + first));
-    return {{four.x & 0xffff, four.x >> 16, four.y & 0xffff, four.y >> 16}};
+    return found;
+}
+
+__device__ __forceinline__ uint32_t column_at(const four_columns &columns, bool wide, int i)
+{
+    uint32_t narrow = columns.word[i / 2] >> (i % 2 * 16) & 0xffff;
+    return wide ? columns.word[i] : narrow;
 }
 
 // Four rows of X, eight lanes a row, 64 tokens at a time. Lane c's 16 bytes of row r stand at c ^ (r & 7): the
@@ -160,15 +162,17 @@ __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_col
     const uint16_t *x = (const uint16_t *)p.x;
     int left = p.tokens - token;
     bool whole = left >= C::TILE_TOKENS - 56; // of this lane's eight tokens in each strip
+    uint32_t column[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        whole = whole && columns.at[i] < (uint32_t)p.weight.in;
+        column[i] = column_at(columns, p.weight.wide, i);
+        whole = whole && column[i] < (uint32_t)p.weight.in;
     }
 #pragma unroll
     for (int i = 0; i < 4; i++) {
         int row = first_row + i;
         uint32_t slot = to + row * 128 + ((chunk ^ (row & 7)) << 4);
-        const uint16_t *from = x + columns.at[i] * p.x_stride + token;
+        const uint16_t *from = x + column[i] * p.x_stride + token;
         if (whole) { // nearly always; a copy of a length that is not constant costs several times more
 #pragma unroll
             for (int b = 0; b < STRIPS; b++) {
@@ -176,7 +180,7 @@ __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_col
             }
             continue;
         }
-        bool there = columns.at[i] < (uint32_t)p.weight.in;
+        bool there = column[i] < (uint32_t)p.weight.in;
 #pragma unroll 1
         for (int b = 0; b < STRIPS; b++) {
             uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
@@ -201,8 +205,8 @@ __device__ __forceinline__ void load_gathered(const gpu_product &p, const tiles 
         }
         handed = handed + 1 == C::STAGES ? 0 : handed + 1;
     };
-    for (int index = blockIdx.x; index < tile_count<C>(all); index += gridDim.x) {
-        tile t = tile_at<C>(p, all, index, 0);
+    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
+        tile t = tile_at<C>(p, all, index);
         int64_t list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first_row;
         four_columns columns = load_columns(p.weight, list);
         for (int step = 0; step < p.weight.steps; step++, started++) {
@@ -231,38 +235,30 @@ __device__ __forceinline__ void load_gathered(const gpu_product &p, const tiles 
 
 template <class C>
 __device__ __forceinline__ void load_boxes(const CUtensorMap *map, const tile &t, int step,
-                                           const shared_map<C> &at, int stage, int rank)
+                                           const shared_map<C> &at, int stage)
 {
-    constexpr int SHARE = C::TILE_TOKENS / C::CLUSTER; // tokens that this block fetches
-    constexpr int BOX = C::LOADING == FEATURES ? 64 : SHARE;
-    constexpr uint16_t ALL = (1 << C::CLUSTER) - 1;
+    if constexpr (C::LOADING == TOKENS) {
+        ptx::tensor_copy(at.x(stage), map, step * GPU_STEP_COLUMNS, t.token, at.full(stage));
+    } else {
 #pragma unroll
-    for (int i = 0; i < SHARE / BOX; i++) {
-        int token = rank * SHARE + i * BOX;
-        uint32_t to = at.x(stage) + token * 128;
-        int inner = C::LOADING == FEATURES ? t.token + token : step * GPU_STEP_COLUMNS;
-        int outer = C::LOADING == FEATURES ? step * GPU_STEP_COLUMNS : t.token + token;
-        if constexpr (C::CLUSTER > 1) {
-            ptx::tensor_copy_to(to, map, inner, outer, at.full(stage), ALL);
-        } else {
-            ptx::tensor_copy(to, map, inner, outer, at.full(stage));
+        for (int i = 0; i < C::TILE_TOKENS; i += 64) {
+            ptx::tensor_copy(at.x(stage) + i * 128, map, t.token + i, step * GPU_STEP_COLUMNS,
+                             at.full(stage));
         }
     }
 }
 
 template <class C>
 __device__ __forceinline__ void load_by_engine(const gpu_product &p, const tiles &all,
-                                               const CUtensorMap *map, const shared_map<C> &at,
-                                               int cluster, int rank)
+                                               const CUtensorMap *map, const shared_map<C> &at)
 {
     ring<C::STAGES> place;
-    int clusters = gridDim.x / C::CLUSTER;
-    for (int index = cluster; index < tile_count<C>(all); index += clusters) {
-        tile t = tile_at<C>(p, all, index, rank);
+    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
+        tile t = tile_at<C>(p, all, index);
         for (int step = 0; step < p.weight.steps; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             load_weights<C>(p.weight, t, step, at, place.stage, C::W_BYTES + C::X_BYTES);
-            load_boxes<C>(map, t, step, at, place.stage, rank);
+            load_boxes<C>(map, t, step, at, place.stage);
             place.next();
         }
     }
@@ -302,8 +298,8 @@ __device__ __forceinline__ void load_elements(const gpu_product &p, const tiles 
                                               const shared_map<C> &at, int thread)
 {
     ring<C::STAGES> place;
-    for (int index = blockIdx.x; index < tile_count<C>(all); index += gridDim.x) {
-        tile t = tile_at<C>(p, all, index, 0);
+    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
+        tile t = tile_at<C>(p, all, index);
         for (int step = 0; step < p.weight.steps; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             if (thread == 0) {
@@ -349,14 +345,7 @@ template <class C> struct consumer {
     __device__ __forceinline__ void release(int stage)
     {
         if (thread % 32 == 0) {
-#pragma unroll
-            for (int rank = 0; rank < C::CLUSTER; rank++) {
-                if constexpr (C::CLUSTER > 1) {
-                    ptx::barrier_arrive_at(at.empty(stage), rank);
-                } else {
-                    ptx::barrier_arrive(at.empty(stage));
-                }
-            }
+            ptx::barrier_arrive(at.empty(stage));
         }
     }
 
@@ -445,19 +434,18 @@ __device__ __forceinline__ void leave(const gpu_epilogue &e, const float (&sums)
 
 template <class C>
 __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all,
-                                        const shared_map<C> &at, float *strip, int group, int thread,
-                                        int cluster, int rank)
+                                        const shared_map<C> &at, float *strip, int group, int thread)
 {
     consumer<C> self = {at, group % C::GROUP_ROWS, group / C::GROUP_ROWS, thread, {}};
-    int lane = thread % 32, warp = thread / 32, clusters = gridDim.x / C::CLUSTER;
+    int lane = thread % 32, warp = thread / 32;
     float sums[C::BLOCKS][C::N / 2];
-    for (int index = cluster; index < tile_count<C>(all); index += clusters) {
-        tile t = tile_at<C>(p, all, index, rank);
+    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
+        tile t = tile_at<C>(p, all, index);
         self.multiply(sums, p.weight.steps);
 #pragma unroll
         for (int i = 0; i < C::BLOCKS; i++) {
             int block = t.block + self.group_row * C::BLOCKS + i;
-            if (t.real && block < p.weight.blocks) {
+            if (block < p.weight.blocks) {
                 int64_t row = ((int64_t)t.panel * p.weight.blocks + block) * GPU_BLOCK_ROWS;
                 leave<C::N>(p.epilogue, sums[i], p.weight.rows + row + warp * 16,
                             t.token + self.group_token * C::N, strip, lane);
@@ -475,44 +463,29 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
     shared_map<C> at = {aligned};
     int group = threadIdx.x / 128, thread = threadIdx.x % 128;
-    int rank = C::CLUSTER > 1 ? (int)ptx::cluster_rank() : 0, cluster = blockIdx.x / C::CLUSTER;
-    bool engine = C::LOADING != GATHER && (C::CLUSTER > 1 || p.x_aligned);
+    bool engine = C::LOADING != GATHER && p.x_aligned;
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), engine ? 1 : 1 + LOADER_WARPS);
-            ptx::barrier_init(at.empty(i), C::WARPS * C::CLUSTER);
+            ptx::barrier_init(at.empty(i), C::WARPS);
         }
         ptx::barrier_init_fence();
     }
-    if constexpr (C::CLUSTER > 1) {
-        ptx::cluster_sync();
-    } else {
-        __syncthreads();
-    }
+    __syncthreads();
     if (group == C::GROUPS) {
         ptx::give_registers<40>();
-        if (engine) {
-            if (C::LOADING != GATHER && thread == 0) {
-                load_by_engine<C>(p, all, &map, at, cluster, rank);
-            }
-        } else if (C::CLUSTER == 1) {
-            if (C::LOADING == GATHER && p.x_aligned) {
-                if constexpr (C::LOADING == GATHER) {
-                    load_gathered<C>(p, all, at, thread);
-                }
-            } else {
-                load_elements<C>(p, all, at, thread);
-            }
+        if (!p.x_aligned) {
+            load_elements<C>(p, all, at, thread);
+        } else if constexpr (C::LOADING == GATHER) {
+            load_gathered<C>(p, all, at, thread);
+        } else if (thread == 0) {
+            load_by_engine<C>(p, all, &map, at);
         }
     } else {
         ptx::take_registers<232>();
         float *strips = (float *)(memory + (aligned - start) + C::STRIPS_AT);
         float *strip = strips + (threadIdx.x / 32) * STRIP_FLOATS;
-        consume<C>(p, all, at, strip, group, thread, cluster, rank);
-    }
-    if constexpr (C::CLUSTER > 1) {
-        __syncwarp();
-        ptx::cluster_sync(); // nobody leaves while a neighbour may still write here
+        consume<C>(p, all, at, strip, group, thread);
     }
 }
 
@@ -541,7 +514,7 @@ template <class C> int describe_x(const gpu_product &p, CUtensorMap *map)
     bool by_token = C::LOADING == TOKENS;
     cuuint64_t inner = by_token ? p.weight.in : p.tokens, outer = by_token ? p.tokens : p.weight.in;
     const cuuint64_t sizes[2] = {inner, outer}, strides[1] = {(cuuint64_t)p.x_stride * 2};
-    const cuuint32_t box[2] = {64, by_token ? (cuuint32_t)(C::TILE_TOKENS / C::CLUSTER) : 64u};
+    const cuuint32_t box[2] = {64, by_token ? (cuuint32_t)C::TILE_TOKENS : 64u};
     const cuuint32_t steps[2] = {1, 1};
     CUresult failed =
         encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)p.x, sizes, strides, box, steps,
@@ -568,34 +541,25 @@ template <class C> int launch(const gpu_product &p, void *stream)
     all.of_panel = (p.weight.blocks + C::TILE_BLOCKS - 1) / C::TILE_BLOCKS;
     all.rows = p.weight.panels * all.of_panel;
     all.tokens = (p.tokens + C::TILE_TOKENS - 1) / C::TILE_TOKENS;
-    int64_t count = (int64_t)((all.rows + C::CLUSTER - 1) / C::CLUSTER) * all.tokens;
-    int64_t most = p.multiprocessors / C::CLUSTER;
-    cudaLaunchConfig_t how = {};
-    how.gridDim = dim3((unsigned)((count < most ? count : most) * C::CLUSTER));
-    how.blockDim = dim3(C::THREADS);
-    how.dynamicSmemBytes = C::SHARED;
-    how.stream = (cudaStream_t)stream;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {C::CLUSTER, 1, 1};
-    how.attrs = &attribute;
-    how.numAttrs = C::CLUSTER > 1 ? 1 : 0;
-    return cudaLaunchKernelEx(&how, kernel<C>, p, all, map);
+    int64_t count = (int64_t)all.rows * all.tokens;
+    dim3 grid((unsigned)(count < p.multiprocessors ? count : p.multiprocessors));
+    kernel<C><<<grid, C::THREADS, C::SHARED, (cudaStream_t)stream>>>(p, all, map);
+    return cudaGetLastError();
 }
 
 template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, void *stream)
 {
     switch (tile) {
     case GPU_TILE_128X256:
-        return launch<config<BF16, 1, 2, 1, 256, 5, 2, GATHER, 1>>(p, stream);
+        return launch<config<BF16, 1, 2, 1, 256, 5, 2, GATHER>>(p, stream);
     case GPU_TILE_128X128:
-        return launch<config<BF16, 1, 2, 1, 128, 8, 3, GATHER, 1>>(p, stream);
+        return launch<config<BF16, 1, 2, 1, 128, 8, 3, GATHER>>(p, stream);
     case GPU_TILE_64X512:
-        return launch<config<BF16, 1, 1, 2, 256, 3, 1, GATHER, 1>>(p, stream);
+        return launch<config<BF16, 1, 1, 2, 256, 3, 1, GATHER>>(p, stream);
     case GPU_TILE_64X256:
-        return launch<config<BF16, 1, 1, 2, 128, 5, 2, GATHER, 1>>(p, stream);
+        return launch<config<BF16, 1, 1, 2, 128, 5, 2, GATHER>>(p, stream);
     case GPU_TILE_256X128:
-        return launch<config<BF16, 2, 2, 1, 128, 6, 2, GATHER, 1>>(p, stream);
+        return launch<config<BF16, 2, 2, 1, 128, 6, 2, GATHER>>(p, stream);
     default:
         return cudaErrorInvalidValue;
     }
@@ -605,12 +569,9 @@ template <bool BF16, loading LOADING>
 int launch_whole(const gpu_product &p, gpu_tile tile, void *stream)
 {
     if (tile == GPU_TILE_128X128) {
-        return launch<config<BF16, 1, 2, 1, 128, 8, 1, LOADING, 1>>(p, stream);
+        return launch<config<BF16, 1, 2, 1, 128, 8, 1, LOADING>>(p, stream);
     }
-    if (tile == GPU_TILE_PAIR_128X256 && p.x_aligned) {
-        return launch<config<BF16, 1, 2, 1, 256, 5, 1, LOADING, 2>>(p, stream);
-    }
-    return launch<config<BF16, 1, 2, 1, 256, 5, 1, LOADING, 1>>(p, stream);
+    return launch<config<BF16, 1, 2, 1, 256, 5, 1, LOADING>>(p, stream);
 }
 
 } // namespace panel

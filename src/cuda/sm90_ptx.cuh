@@ -29,16 +29,6 @@ __device__ __forceinline__ void barrier_arrive(uint32_t barrier)
 {
     asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
 }
-// The same barrier in the shared memory of block `rank` of the cluster. The unqualified form: with
-// .release.cluster it becomes a fence of the whole GPU.
-__device__ __forceinline__ void barrier_arrive_at(uint32_t barrier, uint32_t rank)
-{
-    asm volatile("{\n.reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %0, %1;\n"
-                 "mbarrier.arrive.shared::cluster.b64 _, [remote];\n}" ::"r"(barrier),
-                 "r"(rank)
-                 : "memory");
-}
 __device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
 {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
@@ -145,15 +135,6 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map,
                  "l"(map), "r"(x), "r"(y), "r"(barrier)
                  : "memory");
 }
-__device__ __forceinline__ void tensor_copy_to(uint32_t to, const CUtensorMap *map, int x, int y,
-                                               uint32_t barrier, uint16_t blocks)
-{
-    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
-                 ".multicast::cluster [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
-                 "l"(map), "r"(x), "r"(y), "r"(barrier), "h"(blocks)
-                 : "memory");
-}
-
 // ---- ordinary accesses to shared memory ----
 
 __device__ __forceinline__ uint32_t load_shared(uint32_t address)
