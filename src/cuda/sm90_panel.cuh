@@ -55,7 +55,7 @@ struct config {
     static constexpr uint32_t BARRIERS_AT = STRIPS_AT + WARPS * STRIP_FLOATS * 4;
     static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
-    static_assert(LAG < STAGES, "a loader would wait for a stage that it has not handed over");
+    static_assert(LAG + 2 <= STAGES, "loaders and consumers would wait for each other");
 };
 
 struct tiles {
@@ -126,36 +126,38 @@ __device__ __forceinline__ void load_weights(const gpu_panels &w, const tile &t,
     }
 }
 
-// Four columns of a list as they lie there, two or four words. They are taken apart only when they are used:
-// doing so at once would wait for the load.
-struct four_columns {
-    uint32_t word[4];
+// Four columns of a list as they lie there, u32 or u16. They are taken apart only when they are used: doing so
+// at once would wait for the load, and so would one function for both widths.
+template <bool WIDE> struct four_columns;
+
+template <> struct four_columns<true> {
+    uint4 four;
+    __device__ __forceinline__ void load(const gpu_panels &w, int64_t first)
+    {
+        four = __ldg((const uint4 *)((const uint32_t *)w.columns + first));
+    }
+    __device__ __forceinline__ uint32_t at(int i) const
+    {
+        return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+    }
 };
 
-__device__ __forceinline__ four_columns load_columns(const gpu_panels &w, int64_t first)
-{
-    four_columns found = {};
-    if (w.wide) {
-        uint4 four = __ldg((const uint4 *)((const uint32_t *)w.columns + first));
-        found = {{four.x, four.y, four.z, four.w}};
-    } else {
-        uint2 four = __ldg((const uint2 *)((const uint16_t *)w.columns + first));
-        found.word[0] = four.x;
-        found.word[1] = four.y;
+template <> struct four_columns<false> {
+    uint2 four;
+    __device__ __forceinline__ void load(const gpu_panels &w, int64_t first)
+    {
+        four = __ldg((const uint2 *)((const uint16_t *)w.columns + first));
     }
-    return found;
-}
-
-__device__ __forceinline__ uint32_t column_at(const four_columns &columns, bool wide, int i)
-{
-    uint32_t narrow = columns.word[i / 2] >> (i % 2 * 16) & 0xffff;
-    return wide ? columns.word[i] : narrow;
-}
+    __device__ __forceinline__ uint32_t at(int i) const
+    {
+        return (i < 2 ? four.x : four.y) >> (i % 2 * 16) & 0xffff;
+    }
+};
 
 // Four rows of X, eight lanes a row, 64 tokens at a time. Lane c's 16 bytes of row r stand at c ^ (r & 7): the
 // swizzle that the product's descriptor names.
-template <class C>
-__device__ __forceinline__ void gather_rows(const gpu_product &p, const four_columns &columns,
+template <class C, bool WIDE>
+__device__ __forceinline__ void gather_rows(const gpu_product &p, const four_columns<WIDE> &columns,
                                             uint32_t to, int first_row, int chunk, int token)
 {
     constexpr int STRIPS = C::TILE_TOKENS / 64;
@@ -165,7 +167,7 @@ __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_col
     uint32_t column[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        column[i] = column_at(columns, p.weight.wide, i);
+        column[i] = columns.at(i);
         whole = whole && column[i] < (uint32_t)p.weight.in;
     }
 #pragma unroll
@@ -189,7 +191,7 @@ __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_col
     }
 }
 
-template <class C>
+template <class C, bool WIDE>
 __device__ __forceinline__ void load_gathered(const gpu_product &p, const tiles &all,
                                               const shared_map<C> &at, int thread)
 {
@@ -208,16 +210,17 @@ __device__ __forceinline__ void load_gathered(const gpu_product &p, const tiles 
     for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
         tile t = tile_at<C>(p, all, index);
         int64_t list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first_row;
-        four_columns columns = load_columns(p.weight, list);
+        four_columns<WIDE> columns, coming;
+        columns.load(p.weight, list);
         for (int step = 0; step < p.weight.steps; step++, started++) {
             int next = step + 1 < p.weight.steps ? step + 1 : 0;
-            four_columns coming = load_columns(p.weight, list + next * GPU_STEP_COLUMNS);
+            coming.load(p.weight, list + next * GPU_STEP_COLUMNS);
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             if (thread == 0) {
                 load_weights<C>(p.weight, t, step, at, place.stage, C::W_BYTES);
             }
             __syncwarp();
-            gather_rows<C>(p, columns, at.x(place.stage), first_row, chunk, t.token + chunk * 8);
+            gather_rows<C, WIDE>(p, columns, at.x(place.stage), first_row, chunk, t.token + chunk * 8);
             ptx::copy_commit();
             if (started >= C::LAG) {
                 ptx::copy_wait<C::LAG>();
@@ -418,10 +421,55 @@ __device__ __forceinline__ void stage_sums(const float (&sums)[N / 2], int part,
     }
 }
 
+// The common case, unrolled: Y with tokens side by side and aligned, a tile full of tokens, no activation. A
+// lane has eight tokens of two rows in each 32 tokens.
+template <int N>
+__device__ __forceinline__ void leave_plainly(const gpu_epilogue &e, const float (&sums)[N / 2],
+                                              const int32_t *rows, int token, float *strip, int lane)
+{
+    int part = lane % 4 * 8;
+    int outs[2] = {rows[lane / 4], rows[lane / 4 + 8]};
+    float scale[2] = {1, 1}, bias[2] = {0, 0};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        if (outs[i] >= 0) {
+            scale[i] = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[outs[i]] : 1.0f;
+            bias[i] = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[outs[i]] : 0.0f;
+        }
+    }
+    int64_t at[2] = {outs[0] * e.feature_step + token + part, outs[1] * e.feature_step + token + part};
+    const float4 *from = (const float4 *)(strip + lane / 4 * epilogue::PITCH + part);
+#pragma unroll
+    for (int i = 0; i < N / 32; i++) {
+        __syncwarp();
+        stage_sums<N>(sums, i, ptx::shared_address(strip), lane);
+        __syncwarp();
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            float4 a = from[half * 2 * epilogue::PITCH], b = from[half * 2 * epilogue::PITCH + 1];
+            float v[8] = {a.x, a.y, a.z, a.w, b.x, b.y, b.z, b.w};
+            if ((e.bits & (ESP_EP_SCALE | ESP_EP_BIAS)) != 0) {
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    v[j] = __fadd_rn(__fmul_rn(v[j], scale[half]), bias[half]);
+                }
+            }
+            if (outs[half] >= 0) {
+                epilogue::finish_eight(e, at[half] + i * 32, v);
+            }
+        }
+    }
+}
+
 template <int N>
 __device__ __forceinline__ void leave(const gpu_epilogue &e, const float (&sums)[N / 2],
                                       const int32_t *rows, int token, float *strip, int lane)
 {
+    if (e.token_step == 1 && e.aligned && token + N <= e.tokens &&
+        (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS | ESP_EP_RESIDUAL)) == 0) {
+        leave_plainly<N>(e, sums, rows, token, strip, lane);
+        return;
+    }
     epilogue::row_terms mine = epilogue::load_terms(e, rows, lane);
 #pragma unroll 1
     for (int part = 0; part < N / 32 && token + part * 32 < e.tokens; part++) {
@@ -477,7 +525,11 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         if (!p.x_aligned) {
             load_elements<C>(p, all, at, thread);
         } else if constexpr (C::LOADING == GATHER) {
-            load_gathered<C>(p, all, at, thread);
+            if (p.weight.wide) {
+                load_gathered<C, true>(p, all, at, thread);
+            } else {
+                load_gathered<C, false>(p, all, at, thread);
+            }
         } else if (thread == 0) {
             load_by_engine<C>(p, all, &map, at);
         }
@@ -551,7 +603,7 @@ template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, vo
 {
     switch (tile) {
     case GPU_TILE_128X256:
-        return launch<config<BF16, 1, 2, 1, 256, 5, 2, GATHER>>(p, stream);
+        return launch<config<BF16, 1, 2, 1, 256, 5, 1, GATHER>>(p, stream);
     case GPU_TILE_128X128:
         return launch<config<BF16, 1, 2, 1, 128, 8, 3, GATHER>>(p, stream);
     case GPU_TILE_64X512:
