@@ -30,7 +30,7 @@ step() {
 step tests env TEST_ROUNDS="$rounds" "$build/tests/test_cuda"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
-        step $tool compute-sanitizer --tool $tool --error-exitcode 9 "$build/tests/test_cuda" unkept_columns
+        step $tool compute-sanitizer --tool $tool --error-exitcode 9 "$build/tests/test_cuda" sanitizer
     done
 fi
 set --

@@ -117,7 +117,8 @@ typedef struct esp_matmul_args {
                      unused */
 } esp_matmul_args;
 
-/* Allocates nothing. On a GPU it returns before the work is done, and may be captured in a graph. ESP_BAD_ARGUMENT when weight and plan do not belong together. */
+/* Allocates nothing. On a GPU it returns before the work is done, and may be captured in a graph.
+ * ESP_BAD_ARGUMENT when weight and plan do not belong together. */
 ESP_MUST_CHECK ESP_API esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args,
                                                  esp_error *error);
 

@@ -9,6 +9,9 @@
 
 #define SCRATCH ((size_t)32 << 20) /* what its fastest algorithms may ask for on Hopper */
 #define KEPT_CHOICES 256
+/* Parts of a sum that several blocks share must meet in f32, not in Y's 16 bits. */
+#define F32_REDUCTIONS                                                                             \
+    ((uint32_t)CUBLASLT_REDUCTION_SCHEME_NONE | (uint32_t)CUBLASLT_REDUCTION_SCHEME_COMPUTE_TYPE)
 
 #define TEXT_OF(x) #x
 #define TEXT(x) TEXT_OF(x)
@@ -223,19 +226,20 @@ static bool ask(const cuda_cublaslt *lt, const choice_key *key, descriptors *mad
     const struct {
         cublasLtMatmulPreferenceAttributes_t name;
         uint32_t value;
-    } alignments[] = {{CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key->alignment_a},
-                      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key->alignment_b},
-                      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key->alignment_c},
-                      {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key->alignment_c}};
+    } wanted[] = {{CUBLASLT_MATMUL_PREF_REDUCTION_SCHEME_MASK, F32_REDUCTIONS},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_A_BYTES, key->alignment_a},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_B_BYTES, key->alignment_b},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_C_BYTES, key->alignment_c},
+                  {CUBLASLT_MATMUL_PREF_MIN_ALIGNMENT_D_BYTES, key->alignment_c}};
     size_t scratch = SCRATCH;
     if (lt->preference_init(&preference, sizeof preference) != CUBLAS_STATUS_SUCCESS ||
         lt->preference_set(&preference, CUBLASLT_MATMUL_PREF_MAX_WORKSPACE_BYTES, &scratch,
                            sizeof scratch) != CUBLAS_STATUS_SUCCESS) {
         return false;
     }
-    for (int i = 0; i < ESP_COUNT(alignments); i++) {
-        if (lt->preference_set(&preference, alignments[i].name, &alignments[i].value,
-                               sizeof alignments[i].value) != CUBLAS_STATUS_SUCCESS) {
+    for (int i = 0; i < ESP_COUNT(wanted); i++) {
+        if (lt->preference_set(&preference, wanted[i].name, &wanted[i].value,
+                               sizeof wanted[i].value) != CUBLAS_STATUS_SUCCESS) {
             return false;
         }
     }

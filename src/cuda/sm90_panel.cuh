@@ -347,6 +347,7 @@ template <class C> struct consumer {
 
     __device__ __forceinline__ void release(int stage)
     {
+        __syncwarp(); // all 32 have read their positions
         if (thread % 32 == 0) {
             ptx::barrier_arrive(at.empty(stage));
         }

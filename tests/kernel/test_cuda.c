@@ -142,6 +142,25 @@ static void layouts_types_epilogues(test_run *run)
     test_context_free(run, context);
 }
 
+/* One shape of each class, few enough for the tools that watch every access to memory. */
+static void shapes_for_sanitizers(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/2:4/f16/200x200x300/o:f32",           "matmul/2:4/bf16/130x264x72/x:tok/y:tok",
+        "matmul/64:2:8/f16/200x1400x296/ep:bias",     "matmul/128:2:5/bf16/300x400x301/x:tok",
+        "matmul/5:2:16/f16/22x4000x33/ep:swiglu",     "matmul/256:2:8/f16/300x1200x8/ep:scale+gelu",
+        "matmul/64:2:8/bf16/100x1200x13/x:tok/y:tok", "matmul/2:4/f16/300x1000x1",
+        "matmul/dense/f16/100x200x33/ep:bias+silu"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        compare_all(run, device, context, texts[i], test_seed(run) + (uint64_t)i, REALS, i % 2 == 0,
+                    false);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 /* ---- random problems ---- */
 
 static void random_pattern(esp_random *random, char *text, size_t capacity)
@@ -433,6 +452,7 @@ static void models_are_refused(test_run *run)
 static const test_case cases[] = {{"token_tails", token_tails},
                                   {"shapes", shapes},
                                   {"layouts_types_epilogues", layouts_types_epilogues},
+                                  {"shapes_for_sanitizers", shapes_for_sanitizers},
                                   {"random_problems", random_problems},
                                   {"large_problems", large_problems},
                                   {"unkept_columns", unkept_columns},
