@@ -3,14 +3,19 @@
 #ifndef CLI_BENCH_H
 #define CLI_BENCH_H
 
+#include "explain.h"
 #include "load.h"
+#include "timing.h"
 
 typedef struct bench_args {
     int64_t rounds, rotate;
+    const char *against;
+    bool all_kernels;
     int64_t prompt_tokens, new_tokens;
     const char *patterns, *text, *work;
     int64_t max_tokens, context;
     int64_t seed;
+    plan_args plan;
 } bench_args;
 
 /* ---- numbers ---- */
@@ -29,35 +34,61 @@ static inline uint64_t bench_random(uint64_t *state)
 
 /* ---- one product ---- */
 
-#define BENCH_MAX_KERNELS 24
+#define BENCH_MAX_KERNELS 32 /* rivals of a row */
+#define BENCH_MAX_GROUP 16   /* problems that are measured together */
 
 typedef struct kernel_times {
     char name[96];
     double median_us, least_us;
-    double error; /* largest difference to ref over the largest value of ref */
+    timing_spread ratio; /* its time over that of the row's kernel, round by round */
 } kernel_times;
 
+/* One kernel on one problem. What was not measured is NaN. */
 typedef struct problem_result {
-    char problem[ESP_PROBLEM_TEXT_MAX];
+    char problem[ESP_PROBLEM_TEXT_MAX], kernel[96];
     esp_compute compute;
-    kernel_times chosen;
-    kernel_times rivals[BENCH_MAX_KERNELS]; /* dense candidates, the chosen one excepted */
+    bool chosen; /* by the plan */
+    double median_us, least_us;
+    double error;                           /* largest difference to ref over its largest value */
+    kernel_times rivals[BENCH_MAX_KERNELS]; /* on the same operands; the kernel itself excepted */
     int rival_count;
     kernel_times widened[BENCH_MAX_KERNELS]; /* libraries on the same values as f32 weights */
     int wide_count;
-    double dense_us; /* fastest dense candidate, the chosen one included */
-    double ratio_to_dense;
+    char dense_kernel[96];  /* the fastest dense one, perhaps the kernel itself; "": none ran */
+    timing_spread to_dense; /* that one's time over the kernel's, round by round */
     double gb_per_s, gflops;
-    size_t weight_bytes, dense_bytes; /* resident, of one copy */
-    int copies;                       /* of the weight, used in turn */
+    size_t weight_bytes, stream_bytes, dense_bytes; /* of one copy */
+    int copies;                                     /* of the weight, used in turn */
+    double read_gb_per_s;     /* of the bandwidth probe: rows that memory binds */
+    timing_spread read_share; /* of that, by the weight's bytes alone, round by round */
     int rounds;
+    bool pinned;
     double load_average; /* of the last minute, at the end: above the threads: others ran too */
 } problem_result;
 
-ESP_MUST_CHECK esp_status bench_problem(cli_state *cli, const char *text, problem_result *result,
-                                        esp_error *error);
-ESP_MUST_CHECK esp_status bench_print_problems(const cli_state *cli, const problem_result *results,
-                                               int count, esp_error *error);
+/* Problems that differ in pattern only and follow each other are measured in the same rounds.
+ * Prints JSON lines as they come, or one table at the end. */
+ESP_MUST_CHECK esp_status bench_problems(cli_state *cli, const char *const *texts, int count,
+                                         esp_error *error);
+/* bench_report.c */
+ESP_MUST_CHECK esp_status bench_print_json(const cli_state *cli, const problem_result *result,
+                                           esp_error *error);
+ESP_MUST_CHECK esp_status bench_print_table(const cli_state *cli, const problem_result *results,
+                                            int count, esp_error *error);
+/* bench_machine.c: processor, memory, libraries with their versions, variables that steer them. */
+cli_record bench_machine_json(const cli_state *cli);
+void bench_machine_print(const cli_state *cli);
+
+/* ---- how its kernel is chosen (bench_explain.c) ---- */
+
+/* --require-sparse, before anything is measured. */
+ESP_MUST_CHECK esp_status bench_check_sparse(cli_state *cli, const char *text, esp_error *error);
+/* A line when a plan would run the problem dense; with --explain every candidate. */
+ESP_MUST_CHECK esp_status bench_explain_text(const cli_state *cli, const char *text,
+                                             esp_error *error);
+/* With --explain, "explain"; the record is freed on failure. */
+ESP_MUST_CHECK esp_status bench_explain_json(const cli_state *cli, const char *text,
+                                             cli_record *record, esp_error *error);
 
 /* ---- models ---- */
 
@@ -73,6 +104,8 @@ typedef struct model_row {
     double prefill_rate, decode_rate;
     char prefill_kernels[KERNELS_TEXT_MAX], decode_kernels[KERNELS_TEXT_MAX];
     cli_record kernels; /* the same as JSON */
+    layer_counts prefill_layers, decode_layers;
+    cli_record explained; /* list, with --explain */
     bool has_eval;
     esp_eval_result eval;
     int clamped; /* layers whose V was clamped */
@@ -88,6 +121,8 @@ ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, in
 void bench_row_release(model_row *row);
 void bench_row_close(model_row *row);
 ESP_MUST_CHECK esp_status bench_model(cli_state *cli, const char *path, esp_error *error);
+/* Lines that say which sparse layers run dense, or should; nothing when all is well. */
+void bench_row_notes(const cli_state *cli, const model_row *row, const char *prefix);
 /* What every JSON line of a model holds; takes the row's kernels. */
 cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind);
 

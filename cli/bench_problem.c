@@ -1,312 +1,324 @@
-/* Times one product: the kernel that is chosen for it and, as rivals, the dense kernels that could
- * run the same shape: ours at its best level and every library's. Where the weights are narrower
- * than f32 and computed in f32, libraries run the same values as f32 weights besides: context, not
- * rivals, since that weight takes more memory.
+/* Times products: the kernel that is chosen for each problem (or every candidate) and, as rivals,
+ * the dense kernels that could run the same shape: ours at its best level and every library's.
+ * Where the weights are narrower than f32 and computed in f32, libraries run the same values as f32
+ * weights besides: context, not rivals, since that weight takes more memory.
  *
- * All work on the same random weights, pruned by magnitude into the pattern; the dense ones hold
- * the zeros. Before anything is timed, two tokens of each result are compared with the reference
- * back end. Rounds are interleaved, so that a change of the machine's mood hits all alike; each
- * begins with some untimed runs, while spinning threads of the contestant before come to rest and
- * those of this one spread over the cores. With few tokens a product is bound by reading the
- * weight: then several copies are used in turn, more than the last cache holds, because a model
- * reads its weights once per token. */
+ * Problems that differ in pattern only make a group, whose contestants all meet in the same rounds
+ * (timing.h): one run of a dense rival serves every pattern. With at most 16 tokens a product is
+ * bound by reading the weight: then each contestant goes round copies of its own, in distinct
+ * memory and together 1 GiB, beyond any cache, because a model reads its weights once per token;
+ * and a probe of the memory's read bandwidth takes part in the rounds. With more tokens one copy
+ * serves; where a cache holds it, that helps the larger weight, the dense one, more. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "bench_job.h"
+#include "pinning.h"
 
-#define LEAST_ROUND_S 5e-3
+#define FEW_TOKENS 16
+#define ROTATE_BYTES ((size_t)1 << 30)
+#define TURN_S 10e-3
 #define SETTLE_S 40e-3 /* OpenBLAS' threads spin for 2^26 cycles after a call */
 
-/* ---- contestants ---- */
+/* ---- rounds ---- */
 
-static esp_status add_contestant(problem_job *job, const esp_matmul_problem *problem,
-                                 const char *kernel, weight_copies *weight, kernel_times *times,
-                                 esp_error *error)
+static esp_status open_probe(problem_group *group, read_probe **kept, esp_error *error)
 {
-    contestant *added = &job->contestants[job->contestant_count];
-    TRY(esp_plan_create(job->cli->device, problem, kernel, &added->plan, error));
-    job->contestant_count++;
-    snprintf(times->name, sizeof times->name, "%s", esp_plan_kernel(added->plan));
-    added->weight = weight;
-    added->times = times;
-    added->workspace = bench_aligned_memory(esp_plan_workspace_bytes(added->plan));
-    added->round_us = calloc((size_t)job->args->rounds, sizeof(double));
-    return added->workspace != NULL && added->round_us != NULL
-               ? ESP_OK
-               : cli_fail_memory(error, "a kernel's workspace");
-}
-
-static bool is_library(const esp_kernel_info *info)
-{
-    return strcmp(info->level, "openblas") == 0 || strcmp(info->level, "onednn") == 0;
-}
-
-static bool can_run_dense(const problem_job *job, int kernel, const esp_matmul_problem *problem)
-{
-    return strcmp(esp_kernel_get(kernel).format, "dense") == 0 &&
-           esp_kernel_why_not(kernel, job->cli->device, problem) == NULL;
-}
-
-/* Levels of ours come best first in the catalogue. */
-static esp_status add_rivals(problem_job *job, esp_error *error)
-{
-    problem_result *result = job->result;
-    bool has_ours = false;
-    for (int i = 0; i < esp_kernel_count() && result->rival_count < BENCH_MAX_KERNELS; i++) {
-        esp_kernel_info info = esp_kernel_get(i);
-        if (!can_run_dense(job, i, &job->dense_problem) || (!is_library(&info) && has_ours)) {
-            continue;
-        }
-        has_ours = has_ours || !is_library(&info);
-        if (strcmp(info.name, result->chosen.name) != 0) {
-            TRY(add_contestant(job, &job->dense_problem, info.name, &job->dense_weight,
-                               &result->rivals[result->rival_count], error));
-            result->rival_count++;
-        }
-    }
-    return ESP_OK;
-}
-
-static esp_status add_widened(problem_job *job, esp_error *error)
-{
-    problem_result *result = job->result;
-    job->wide_problem = job->dense_problem;
-    job->wide_problem.weight_type = ESP_F32;
-    if (job->problem.weight_type == ESP_F32 || job->problem.compute != ESP_COMPUTE_F32) {
+    if (group->rotate_bytes == 0) {
         return ESP_OK;
     }
-    for (int i = 0; i < esp_kernel_count() && result->wide_count < BENCH_MAX_KERNELS; i++) {
-        esp_kernel_info info = esp_kernel_get(i);
-        if (is_library(&info) && can_run_dense(job, i, &job->wide_problem)) {
-            TRY(add_contestant(job, &job->wide_problem, info.name, &job->wide_weight,
-                               &result->widened[result->wide_count], error));
-            result->wide_count++;
-        }
+    if (*kept == NULL) {
+        int threads = esp_context_threads(group->cli->context);
+        TRY(read_probe_open(threads, group->rotate_bytes, kept, error));
+        pinning_new_threads();
+        read_probe_tune(*kept);
     }
-    return ESP_OK;
+    group->probe = *kept;
+    group->probe_us = calloc((size_t)group->args->rounds, sizeof(double));
+    return group->probe_us != NULL ? ESP_OK : cli_fail_memory(error, "a measurement");
 }
 
-static esp_status run_once(problem_job *job, contestant *runner, esp_error *error)
+static esp_status time_all(problem_group *group, esp_error *error)
 {
-    weight_copies *weight = runner->weight;
-    esp_matmul_args args = {.weight = weight->copies[weight->next],
-                            .x = job->x,
-                            .y = job->y,
-                            .scale = job->scale,
-                            .bias = job->bias,
-                            .residual = job->residual,
-                            .workspace = runner->workspace};
-    weight->next = (weight->next + 1) % weight->count;
-    return esp_matmul_run(runner->plan, &args, error);
-}
-
-/* ---- check ---- */
-
-/* Where token t begins, in elements, and the stride between its features' rows. */
-static int64_t token_offset(esp_layout layout, int64_t token, int64_t features)
-{
-    return layout == ESP_FEATURE_MAJOR ? token : token * features;
-}
-
-static float element(const void *data, esp_dtype dtype, int64_t index)
-{
-    float value;
-    esp_widen(dtype, (const char *)data + (size_t)index * (esp_dtype_bits(dtype) / 8), 1, &value);
-    return value;
-}
-
-static esp_status run_reference(problem_job *job, int64_t token, esp_error *error)
-{
-    esp_matmul_problem one = job->dense_problem;
-    int64_t rows = bench_rows_of_y(&one);
-    size_t x_width = esp_dtype_bits(one.act_type) / 8, y_width = esp_dtype_bits(one.out_type) / 8;
-    size_t x_at = (size_t)token_offset(one.x_layout, token, one.in_features) * x_width;
-    size_t y_at = (size_t)token_offset(one.y_layout, token, rows) * y_width;
-    esp_matmul_args args = {.weight = job->ref_weight,
-                            .x = (const char *)job->x + x_at,
-                            .y = (char *)job->ref_y + y_at,
-                            .scale = job->scale,
-                            .bias = job->bias,
-                            .residual = (const char *)job->residual + y_at};
-    args.x_stride = one.x_layout == ESP_FEATURE_MAJOR ? one.tokens : 0;
-    args.y_stride = one.y_layout == ESP_FEATURE_MAJOR ? one.tokens : 0;
-    one.tokens = 1;
-    esp_plan *plan;
-    TRY(esp_plan_create(job->ref, &one, NULL, &plan, error));
-    args.workspace = bench_aligned_memory(esp_plan_workspace_bytes(plan));
-    esp_status status = args.workspace != NULL ? esp_matmul_run(plan, &args, error)
-                                               : cli_fail_memory(error, "a workspace");
-    free(args.workspace);
-    esp_plan_free(plan);
+    int count = group->contestant_count;
+    timed_runner *runners = calloc((size_t)count + 1, sizeof *runners);
+    if (runners == NULL) {
+        return cli_fail_memory(error, "a measurement");
+    }
+    for (int i = 0; i < count; i++) {
+        contestant *runner = &group->contestants[i];
+        runners[i] = (timed_runner){bench_run_once, runner, runner->round_us, 0, 0, 0};
+    }
+    if (group->probe != NULL) {
+        runners[count] = (timed_runner){read_probe_run, group->probe, group->probe_us, 0, 0, 0};
+    }
+    timing_options options = {.rounds = (int)group->args->rounds,
+                              .settle_s = SETTLE_S,
+                              .turn_s = TURN_S,
+                              .progress = progress_step,
+                              .user = &group->cli->progress};
+    esp_status status = timing_rounds(runners, count + (group->probe != NULL), &options, error);
+    for (int i = 0; i < count; i++) {
+        group->contestants[i].least_us = runners[i].least_us;
+    }
+    free(runners);
     return status;
 }
 
-static double token_error(const problem_job *job, int64_t token)
+/* ---- results ---- */
+
+static double median_of(const problem_group *group, int place)
 {
-    const esp_matmul_problem *problem = &job->problem;
-    int64_t rows = bench_rows_of_y(problem);
-    int64_t first = token_offset(problem->y_layout, token, rows);
-    int64_t stride = problem->y_layout == ESP_FEATURE_MAJOR ? problem->tokens : 1;
-    double largest = 0, worst = 0;
-    for (int64_t i = 0; i < rows; i++) {
-        double ref = (double)element(job->ref_y, problem->out_type, first + i * stride);
-        double got = (double)element(job->y, problem->out_type, first + i * stride);
-        largest = fmax(largest, fabs(ref));
-        worst = isfinite(got) ? fmax(worst, fabs(got - ref)) : (double)INFINITY;
-    }
-    return largest > 0 ? worst / largest : worst;
+    return timing_spread_of(group->contestants[place].round_us, (int)group->args->rounds).median;
 }
 
-static esp_status check_contestant(problem_job *job, contestant *runner, esp_error *error)
+static void fill_times(const problem_group *group, const contestant *mine, int place,
+                       kernel_times *times)
 {
-    double limit = job->problem.out_type == ESP_F32   ? 1e-4
-                   : job->problem.out_type == ESP_F16 ? 2e-3
-                                                      : 1e-2;
-    memset(job->y, 0xff, job->y_bytes); /* NaN: what is not written shows */
-    TRY(run_once(job, runner, error));
-    runner->times->error = fmax(token_error(job, 0), token_error(job, job->problem.tokens - 1));
-    if (runner->times->error > limit) {
-        return cli_fail(error, ESP_CHECK_FAILED, "bench.wrong_result",
-                        "%s: %s differs from the reference by %.3g of the largest value, more than "
-                        "%.3g; it is not timed",
-                        job->result->problem, runner->times->name, runner->times->error, limit);
-    }
-    return ESP_OK;
+    const contestant *rival = &group->contestants[place];
+    snprintf(times->name, sizeof times->name, "%s", rival->name);
+    times->median_us = median_of(group, place);
+    times->least_us = rival->least_us;
+    times->ratio = timing_ratio(rival->round_us, mine->round_us, (int)group->args->rounds);
 }
 
-static esp_status check_all(problem_job *job, esp_error *error)
+/* The fastest by its median of all that ran the dense weight, the row's own kernel included. */
+static int fastest_dense(const problem_group *group, const bench_row *row)
 {
-    TRY(run_reference(job, 0, error));
-    TRY(run_reference(job, job->problem.tokens - 1, error));
-    for (int i = 0; i < job->contestant_count; i++) {
-        TRY(check_contestant(job, &job->contestants[i], error));
-    }
-    return ESP_OK;
-}
-
-/* ---- time ---- */
-
-static esp_status time_round(problem_job *job, contestant *runner, int round, esp_error *error)
-{
-    double start = seconds_now();
-    while (seconds_now() - start < SETTLE_S) {
-        TRY(run_once(job, runner, error));
-    }
-    start = seconds_now();
-    for (int i = 0; i < runner->repeats; i++) {
-        TRY(run_once(job, runner, error));
-    }
-    if (round >= 0) {
-        runner->round_us[round] = 1e6 * (seconds_now() - start) / runner->repeats;
-    } else {
-        double once = (seconds_now() - start) / runner->repeats;
-        double wanted = LEAST_ROUND_S / fmax(once, 1e-7);
-        runner->repeats = wanted < 1 ? 1 : wanted > 10000 ? 10000 : (int)wanted + 1;
-    }
-    return ESP_OK;
-}
-
-static esp_status time_all(problem_job *job, esp_error *error)
-{
-    int rounds = (int)job->args->rounds;
-    for (int round = -2; round < rounds; round++) { /* two to warm up and to find repeats */
-        if (!progress_step(&job->cli->progress, "measuring", round + 2, rounds + 2, "rounds")) {
-            return cli_fail(error, ESP_CANCELLED, "cancelled", "the measurement was interrupted");
-        }
-        for (int i = 0; i < job->contestant_count; i++) {
-            contestant *runner = &job->contestants[i];
-            runner->repeats = runner->repeats > 0 ? runner->repeats : 1;
-            TRY(time_round(job, runner, round, error));
+    bool dense = group->problems[row->problem].pattern.kind == ESP_PATTERN_DENSE;
+    int best = dense ? row->runner : -1;
+    for (int i = 0; i < row->rival_count; i++) {
+        int rival = row->rivals[i];
+        bool can = group->contestants[rival].problem.pattern.kind == ESP_PATTERN_DENSE;
+        if (can && (best < 0 || median_of(group, rival) < median_of(group, best))) {
+            best = rival;
         }
     }
-    return ESP_OK;
+    return best;
 }
 
-static void summarise(problem_job *job)
+static timing_spread share_of_reading(const problem_group *group, const contestant *mine,
+                                      double *read_gb_per_s)
 {
-    problem_result *result = job->result;
-    const esp_matmul_problem *problem = &job->problem;
-    int rounds = (int)job->args->rounds;
-    for (int i = 0; i < job->contestant_count; i++) {
-        contestant *runner = &job->contestants[i];
-        runner->times->least_us = bench_least(runner->round_us, rounds);
-        runner->times->median_us = bench_median(runner->round_us, rounds);
+    int rounds = (int)group->args->rounds;
+    double unknown = (double)NAN;
+    if (group->probe == NULL) {
+        *read_gb_per_s = unknown;
+        return (timing_spread){unknown, unknown, unknown, unknown, unknown};
     }
-    bool dense = problem->pattern.kind == ESP_PATTERN_DENSE;
-    double best = dense ? result->chosen.median_us : (double)INFINITY;
-    for (int i = 0; i < result->rival_count; i++) {
-        best = fmin(best, result->rivals[i].median_us);
+    double piece = (double)read_probe_piece_bytes(group->probe);
+    double scale = (double)mine->weight->stream_bytes / piece;
+    timing_spread share = timing_ratio(group->probe_us, mine->round_us, rounds);
+    *read_gb_per_s = 1e-3 * piece / timing_spread_of(group->probe_us, rounds).median;
+    return (timing_spread){scale * share.median, scale * share.low, scale * share.high,
+                           scale * share.least, scale * share.most};
+}
+
+static void fill_dense(const problem_group *group, const bench_row *row, problem_result *result)
+{
+    const contestant *mine = &group->contestants[row->runner];
+    int dense = fastest_dense(group, row), rounds = (int)group->args->rounds;
+    double unknown = (double)NAN;
+    result->to_dense = (timing_spread){unknown, unknown, unknown, unknown, unknown};
+    if (dense >= 0) {
+        const contestant *best = &group->contestants[dense];
+        snprintf(result->dense_kernel, sizeof result->dense_kernel, "%s", best->name);
+        result->to_dense = timing_ratio(best->round_us, mine->round_us, rounds);
+        result->dense_bytes = best->weight->bytes;
     }
-    weight_copies *weight = dense ? &job->dense_weight : &job->sparse_weight;
-    double seconds = 1e-6 * result->chosen.median_us;
-    result->dense_us = best;
-    result->ratio_to_dense = best / result->chosen.median_us;
-    result->weight_bytes = weight->bytes;
-    result->dense_bytes = job->dense_weight.bytes;
-    result->copies = weight->count;
-    result->rounds = rounds;
-    result->load_average = (double)NAN;
+}
+
+static void fill_result(const problem_group *group, const bench_row *row, problem_result *result)
+{
+    const contestant *mine = &group->contestants[row->runner];
+    const esp_matmul_problem *problem = &group->problems[row->problem];
+    *result = (problem_result){.compute = problem->compute,
+                               .chosen = row->chosen,
+                               .error = mine->error,
+                               .least_us = mine->least_us,
+                               .median_us = median_of(group, row->runner),
+                               .weight_bytes = mine->weight->bytes,
+                               .stream_bytes = mine->weight->stream_bytes,
+                               .copies = mine->weight->used,
+                               .rounds = (int)group->args->rounds,
+                               .pinned = group->pinned,
+                               .load_average = (double)NAN};
+    esp_matmul_problem_print(problem, result->problem);
+    snprintf(result->kernel, sizeof result->kernel, "%s", mine->name);
+    for (int i = 0; i < row->rival_count; i++) {
+        if (row->rivals[i] != row->runner) {
+            fill_times(group, mine, row->rivals[i], &result->rivals[result->rival_count++]);
+        }
+    }
+    for (int i = 0; i < row->wide_count; i++) {
+        fill_times(group, mine, row->widened[i], &result->widened[result->wide_count++]);
+    }
+    fill_dense(group, row, result);
+    result->read_share = share_of_reading(group, mine, &result->read_gb_per_s);
+    double bytes = (double)result->stream_bytes + (double)group->x_bytes + (double)group->y_bytes;
+    result->gb_per_s = 1e-3 * bytes / result->median_us;
+    result->gflops = 2e-3 * (double)problem->out_features * (double)problem->in_features *
+                     (double)problem->tokens / result->median_us;
     (void)!getloadavg(&result->load_average, 1);
-    result->gb_per_s =
-        1e-9 * ((double)weight->bytes + (double)job->x_bytes + (double)job->y_bytes) / seconds;
-    result->gflops = 2e-9 * (double)problem->out_features * (double)problem->in_features *
-                     (double)problem->tokens / seconds;
 }
 
-/* ---- the whole ---- */
+/* ---- a group ---- */
 
-static esp_status run_job(problem_job *job, const char *text, esp_error *error)
+/* With AUTO resolved, so that types and rivals are known. */
+static esp_status parse(cli_state *cli, const char *text, esp_matmul_problem *problem,
+                        esp_error *error)
 {
-    cli_state *cli = job->cli;
-    problem_result *result = job->result;
-    TRY(esp_matmul_problem_parse(text, &job->problem, error));
-    if (job->problem.compute == ESP_COMPUTE_AUTO) {
-        job->problem.compute = (esp_compute)cli->common.compute;
+    esp_plan *plan;
+    TRY(esp_matmul_problem_parse(text, problem, error));
+    if (problem->compute == ESP_COMPUTE_AUTO) {
+        problem->compute = (esp_compute)cli->common.compute;
     }
-    TRY(cli_open_device(cli, error));
-    TRY(esp_device_open(cli->context, "ref", &job->ref, error));
-    bool dense = job->problem.pattern.kind == ESP_PATTERN_DENSE;
-    TRY(add_contestant(job, &job->problem, cli->common.kernel,
-                       dense ? &job->dense_weight : &job->sparse_weight, &result->chosen, error));
-    result->compute = job->problem.compute = esp_plan_compute(job->contestants[0].plan);
-    esp_matmul_problem_print(&job->problem, result->problem);
-    job->dense_problem = job->problem;
-    job->dense_problem.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
-    TRY(add_rivals(job, error));
-    TRY(add_widened(job, error));
-    TRY(bench_make_operands(job, error));
-    TRY(bench_make_weights(job, error));
-    TRY(check_all(job, error));
-    TRY(time_all(job, error));
-    summarise(job);
+    TRY(esp_plan_create(cli->device, problem, cli->common.kernel, &plan, error));
+    problem->compute = esp_plan_compute(plan);
+    esp_plan_free(plan);
     return ESP_OK;
 }
 
-static void free_job(problem_job *job)
+static bool same_but_pattern(const esp_matmul_problem *a, const esp_matmul_problem *b)
 {
-    for (int i = 0; i < COUNT(job->contestants); i++) {
-        esp_plan_free(job->contestants[i].plan);
-        free(job->contestants[i].workspace);
-        free(job->contestants[i].round_us);
-    }
-    bench_free_operands(job);
+    char text_a[ESP_PROBLEM_TEXT_MAX], text_b[ESP_PROBLEM_TEXT_MAX];
+    esp_matmul_problem dense_a = *a, dense_b = *b;
+    dense_a.pattern = dense_b.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
+    esp_matmul_problem_print(&dense_a, text_a);
+    esp_matmul_problem_print(&dense_b, text_b);
+    return strcmp(text_a, text_b) == 0;
 }
 
-esp_status bench_problem(cli_state *cli, const char *text, problem_result *result, esp_error *error)
+/* 1 GiB for every weight, or what half of the machine's memory allows. */
+static size_t rotate_bytes(const problem_group *group)
 {
-    problem_job *job = calloc(1, sizeof *job);
-    if (job == NULL) {
-        return cli_fail_memory(error, "a measurement");
+    if (group->args->rotate >= 0) {
+        return (size_t)group->args->rotate;
     }
-    *result = (problem_result){0};
-    job->cli = cli;
-    job->args = cli->args;
-    job->result = result;
-    esp_status status = run_job(job, text, error);
-    progress_end(&cli->progress);
-    free_job(job);
-    free(job);
+    if (group->dense.tokens > FEW_TOKENS) {
+        return 0;
+    }
+    long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
+    size_t weights = (size_t)group->problem_count + 3; /* dense, widened, the probe's buffer */
+    size_t room = pages > 0 ? (size_t)pages * (size_t)page / 2 / weights : ROTATE_BYTES;
+    return room < ROTATE_BYTES ? room : ROTATE_BYTES;
+}
+
+static esp_status measure(problem_group *group, read_probe **probe, esp_error *error)
+{
+    TRY(bench_make_operands(group, error));
+    TRY(bench_add_rows(group, error));
+    TRY(open_probe(group, probe, error));
+    TRY(bench_check_all(group, error));
+    return time_all(group, error);
+}
+
+static void free_group(problem_group *group)
+{
+    for (int i = 0; i < group->contestant_count; i++) {
+        esp_plan_free(group->contestants[i].plan);
+        free(group->contestants[i].workspace);
+        free(group->contestants[i].round_us);
+    }
+    free(group->contestants);
+    free(group->rows);
+    free(group->probe_us);
+    bench_free_operands(group);
+}
+
+/* ---- all ---- */
+
+typedef struct measurement {
+    cli_state *cli;
+    weight_store store;
+    read_probe *probe;
+    problem_result *results;
+    int count;
+    bool pinned;
+} measurement;
+
+static esp_status keep_results(measurement *all, const problem_group *group, esp_error *error)
+{
+    problem_result *results =
+        realloc(all->results, (size_t)(all->count + group->row_count) * sizeof(problem_result));
+    if (results == NULL) {
+        return cli_fail_memory(error, "results");
+    }
+    all->results = results;
+    for (int i = 0; i < group->row_count; i++) {
+        problem_result *result = &results[all->count++];
+        fill_result(group, &group->rows[i], result);
+        if (all->cli->common.json) {
+            TRY(bench_print_json(all->cli, result, error));
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status run_group(measurement *all, const esp_matmul_problem *problems, int count,
+                            esp_error *error)
+{
+    problem_group group = {.cli = all->cli,
+                           .args = all->cli->args,
+                           .store = &all->store,
+                           .problem_count = count,
+                           .dense = problems[0],
+                           .pinned = all->pinned};
+    group.dense.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
+    memcpy(group.problems, problems, (size_t)count * sizeof *problems);
+    group.rotate_bytes = rotate_bytes(&group);
+    group.contestants = calloc(BENCH_MAX_CONTESTANTS, sizeof(contestant));
+    group.rows = calloc(BENCH_MAX_CONTESTANTS, sizeof(bench_row));
+    esp_status status = group.contestants != NULL && group.rows != NULL
+                            ? measure(&group, &all->probe, error)
+                            : cli_fail_memory(error, "a measurement");
+    progress_end(&all->cli->progress);
+    if (status == ESP_OK) {
+        status = keep_results(all, &group, error);
+    }
+    free_group(&group);
+    return status;
+}
+
+static esp_status run_all(measurement *all, const char *const *texts, int count, esp_error *error)
+{
+    esp_matmul_problem problems[BENCH_MAX_GROUP];
+    TRY(cli_open_device(all->cli, error));
+    for (int i = 0; i < count; i++) {
+        TRY(bench_check_sparse(all->cli, texts[i], error));
+    }
+    for (int done = 0; done < count;) {
+        int together = 0;
+        while (done + together < count && together < BENCH_MAX_GROUP) {
+            TRY(parse(all->cli, texts[done + together], &problems[together], error));
+            if (!same_but_pattern(&problems[0], &problems[together])) {
+                break;
+            }
+            together++;
+        }
+        TRY(run_group(all, problems, together, error));
+        done += together;
+    }
+    if (all->cli->common.json) {
+        return ESP_OK;
+    }
+    TRY(bench_print_table(all->cli, all->results, all->count, error));
+    for (int i = 0; i < all->count; i++) {
+        TRY(bench_explain_text(all->cli, all->results[i].problem, error));
+    }
+    return ESP_OK;
+}
+
+esp_status bench_problems(cli_state *cli, const char *const *texts, int count, esp_error *error)
+{
+    measurement all = {.cli = cli, .store = {.cli = cli}};
+    all.pinned = pinning_begin(esp_context_threads(cli->context));
+    esp_status status = run_all(&all, texts, count, error);
+    read_probe_close(all.probe);
+    bench_weights_free(&all.store);
+    free(all.results);
+    pinning_end();
     return status;
 }

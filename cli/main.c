@@ -9,13 +9,17 @@
 #include "generate.h"
 #include "output.h"
 
-#ifndef ESPALIER_COMMIT
-#define ESPALIER_COMMIT "unknown"
-#endif
-
-const cli_command *const commands[] = {
-    &info_command,  &prune_command,  &convert_command, &eval_command,    &run_command,
-    &bench_command, &verify_command, &kernels_command, &devices_command, NULL};
+const cli_command *const commands[] = {&info_command,
+                                       &prune_command,
+                                       &convert_command,
+                                       &eval_command,
+                                       &run_command,
+                                       &bench_command,
+                                       &tune_command,
+                                       &verify_command,
+                                       &kernels_command,
+                                       &devices_command,
+                                       NULL};
 
 static const char *const compute_names[] = {"auto", "f32", "bf16", NULL};
 
@@ -69,33 +73,6 @@ const cli_option common_option_table[] = {
      .help = "print this and exit"},
     {.name = NULL}};
 
-const char *cli_commit(void)
-{
-    return ESPALIER_COMMIT;
-}
-
-esp_status cli_fail(esp_error *error, esp_status status, const char *code, const char *format, ...)
-{
-    if (error == NULL) {
-        return status;
-    }
-    error->status = status;
-    snprintf(error->code, sizeof error->code, "%s", code);
-    va_list arguments;
-    va_start(arguments, format);
-    vsnprintf(error->message, sizeof error->message, format, arguments);
-    va_end(arguments);
-    for (char *at = error->message; *at != '\0'; at++) {
-        *at = (unsigned char)*at < 0x20 || *at == 0x7f ? '?' : *at;
-    }
-    return status;
-}
-
-esp_status cli_fail_memory(esp_error *error, const char *what)
-{
-    return cli_fail(error, ESP_OUT_OF_MEMORY, "memory.exhausted", "out of memory for %s", what);
-}
-
 static void log_line(void *user, esp_log_level level, const char *message)
 {
     cli_state *cli = user;
@@ -104,13 +81,6 @@ static void log_line(void *user, esp_log_level level, const char *message)
         progress_end(&cli->progress);
         fprintf(stderr, "espalier: %s%s\n", level == ESP_LOG_WARNING ? "warning: " : "", message);
     }
-}
-
-esp_status cli_open_device(cli_state *cli, esp_error *error)
-{
-    return cli->device != NULL
-               ? ESP_OK
-               : esp_device_open(cli->context, cli->common.device, &cli->device, error);
 }
 
 static esp_status run_command_in_context(cli_state *cli, esp_error *error)

@@ -47,6 +47,7 @@ done
 for program in "$build"/tests/test_*; do
     run "$(basename "$program")" "$program"
 done
+run kernel_check "$build"/kernel_check
 for script in "$source"/tests/cli/run.sh "$source"/tests/independent/run.sh \
     "$source"/tests/install/run.sh; do
     [ -f "$script" ] && run "$(basename "$(dirname "$script")")" sh "$script" "$build" "$source"
@@ -56,6 +57,8 @@ if [ -d "$asan/tests" ]; then
         run "asan $(basename "$program")" env ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 \
             UBSAN_OPTIONS=print_stacktrace=1 "$program"
     done
+    run "asan kernel_check" env ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 \
+        UBSAN_OPTIONS=print_stacktrace=1 "$asan"/kernel_check --cases 12
 else
     not_run "sanitizers" "$asan is not built"
 fi

@@ -17,6 +17,7 @@ struct test_run {
     int passed_count, failed_count, skipped_count;
     uint64_t seed;
     char folder[512];
+    char replay[512]; /* how to repeat the running (sub-)case; "": by the seed */
 };
 
 static void close_case(test_run *run, bool head)
@@ -27,8 +28,13 @@ static void close_case(test_run *run, bool head)
     run->open = false;
     if (run->failed) {
         run->failed_count++;
-        printf("FAIL %s: %s%s%s (replay: TEST_SEED=%llu)\n", run->program, run->case_name,
-               run->sub_name[0] != '\0' ? " / " : "", run->sub_name, (unsigned long long)run->seed);
+        printf("FAIL %s: %s%s%s ", run->program, run->case_name,
+               run->sub_name[0] != '\0' ? " / " : "", run->sub_name);
+        if (run->replay[0] != '\0') {
+            printf("(replay: %s)\n", run->replay);
+        } else {
+            printf("(replay: TEST_SEED=%llu)\n", (unsigned long long)run->seed);
+        }
     } else if (run->skipped) {
         run->skipped_count++;
     } else if (!head || run->subs == 0) {
@@ -44,6 +50,15 @@ static void open_case(test_run *run)
 {
     run->open = true;
     run->failed = run->skipped = false;
+    run->replay[0] = '\0';
+}
+
+void test_replay(test_run *run, const char *format, ...)
+{
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(run->replay, sizeof run->replay, format, arguments);
+    va_end(arguments);
 }
 
 void test_sub(test_run *run, const char *format, ...)
@@ -143,9 +158,14 @@ static void counting_release(void *user, void *memory)
 
 esp_context *test_context(test_run *run, int threads)
 {
+    return test_context_at(run, threads, getenv("ESPALIER_CPU"));
+}
+
+esp_context *test_context_at(test_run *run, int threads, const char *level)
+{
     esp_context_options options = {.threads = threads,
                                    .allocator = {counting_allocate, counting_release, NULL},
-                                   .cpu_level = getenv("ESPALIER_CPU")};
+                                   .cpu_level = level};
     esp_context *context = NULL;
     esp_error error = {0};
     if (esp_context_create(&options, &context, &error) != ESP_OK) {

@@ -25,6 +25,8 @@ int test_main(int argc, char **argv, const test_case *cases, int count);
 void test_sub(test_run *run, const char *format, ...) ESP_PRINTF(2, 3);
 void test_skip(test_run *run, const char *format, ...) ESP_PRINTF(2, 3);
 void test_fail(test_run *run, const char *file, int line, const char *format, ...) ESP_PRINTF(4, 5);
+/* What repeats the running (sub-)case, where that is more than the seed; printed when it fails. */
+void test_replay(test_run *run, const char *format, ...) ESP_PRINTF(2, 3);
 bool test_failed(const test_run *run); /* the running (sub-)case already failed */
 uint64_t test_seed(const test_run *run);
 
@@ -33,6 +35,7 @@ void test_note_largest(double *largest, double value);
 
 /* A context that fails the case if memory is still held when it is freed; threads as given. */
 esp_context *test_context(test_run *run, int threads);
+esp_context *test_context_at(test_run *run, int threads, const char *level); /* NULL: the best */
 void test_context_free(test_run *run, esp_context *context);
 
 /* A fresh folder, removed with all below it when the program ends. */

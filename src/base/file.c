@@ -13,6 +13,8 @@
 #include "base/memory.h"
 
 #define MAX_TRANSFER ((size_t)1 << 30)
+#define LARGE_TRANSFER ((size_t)1 << 20)
+#define WRITE_PIECE ((size_t)16 << 20) /* between two hints */
 
 static esp_status open_failed(esp_error *error, const char *path, int why)
 {
@@ -59,10 +61,36 @@ esp_status esp_file_open(const char *path, int *descriptor, uint64_t *bytes, esp
     return ESP_OK;
 }
 
+/* Hints, so that the disk works while we compute; a failed one changes nothing. A large read is
+ * expected to be followed by its neighbour of the same size, which is fetched meanwhile; what was
+ * written goes on its way at once, instead of all of it in the end when somebody waits. */
+static void hint_read(int descriptor, uint64_t offset, size_t bytes)
+{
+#ifdef POSIX_FADV_WILLNEED
+    if (bytes >= LARGE_TRANSFER && bytes <= INT64_MAX / 2) {
+        (void)!posix_fadvise(descriptor, (off_t)offset, (off_t)(2 * bytes), POSIX_FADV_WILLNEED);
+    }
+#else
+    (void)descriptor, (void)offset, (void)bytes;
+#endif
+}
+
+static void hint_written(int descriptor, uint64_t offset, size_t bytes)
+{
+#ifdef SYNC_FILE_RANGE_WRITE
+    if (bytes >= LARGE_TRANSFER) {
+        (void)!sync_file_range(descriptor, (off_t)offset, (off_t)bytes, SYNC_FILE_RANGE_WRITE);
+    }
+#else
+    (void)descriptor, (void)offset, (void)bytes;
+#endif
+}
+
 esp_status esp_file_read_at(int descriptor, const char *path, void *buffer, size_t bytes,
                             uint64_t offset, esp_error *error)
 {
     char *at = buffer;
+    hint_read(descriptor, offset, bytes);
     while (bytes > 0) {
         size_t piece = bytes < MAX_TRANSFER ? bytes : MAX_TRANSFER;
         ssize_t got = pread(descriptor, at, piece, (off_t)offset);
@@ -107,7 +135,7 @@ esp_status esp_file_write_at(int descriptor, const char *path, const void *data,
 {
     const char *at = data;
     while (bytes > 0) {
-        size_t piece = bytes < MAX_TRANSFER ? bytes : MAX_TRANSFER;
+        size_t piece = bytes < WRITE_PIECE ? bytes : WRITE_PIECE;
         ssize_t put = pwrite(descriptor, at, piece, (off_t)offset);
         if (put < 0 && errno == EINTR) {
             continue;
@@ -116,6 +144,7 @@ esp_status esp_file_write_at(int descriptor, const char *path, const void *data,
             return esp_fail_errno(error, put < 0 ? errno : EIO, "file.write_failed",
                                   "%s: writing at byte %llu", path, (unsigned long long)offset);
         }
+        hint_written(descriptor, offset, (size_t)put);
         at += put;
         offset += (uint64_t)put;
         bytes -= (size_t)put;

@@ -6,6 +6,10 @@
 
 #include "prune/select.h"
 
+#if defined(__x86_64__) && defined(__GNUC__)
+#include <immintrin.h>
+#endif
+
 #define LANES 8
 
 typedef struct row_energy {
@@ -17,28 +21,70 @@ typedef struct energy_job {
     row_energy *rows; /* [out] */
 } energy_job;
 
+typedef struct lane_sums {
+    double all[LANES], kept[LANES];
+} lane_sums;
+
+static void add_energies(lane_sums *sums, const float weights[64], uint64_t live)
+{
+    for (int i = 0; i < 64; i++) {
+        double w = (double)weights[i], energy = fabs(w) <= (double)FLT_MAX ? w * w : 0;
+        sums->all[i % LANES] += energy;
+        sums->kept[i % LANES] += live >> i & 1 ? energy : 0;
+    }
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* Bit for bit the same sums. */
+static __attribute__((target("avx512f"))) void
+add_energies_avx512(lane_sums *sums, const float weights[64], uint64_t live)
+{
+    __m512d all = _mm512_loadu_pd(sums->all), kept = _mm512_loadu_pd(sums->kept);
+    for (int i = 0; i < 64; i += LANES) {
+        __m512d w = _mm512_cvtps_pd(_mm256_loadu_ps(weights + i));
+        __mmask8 finite =
+            _mm512_cmp_pd_mask(_mm512_abs_pd(w), _mm512_set1_pd((double)FLT_MAX), _CMP_LE_OQ);
+        __m512d energy = _mm512_maskz_mul_pd(finite, w, w);
+        all = _mm512_add_pd(all, energy);
+        kept = _mm512_mask_add_pd(kept, (__mmask8)(live >> i), kept, energy);
+    }
+    _mm512_storeu_pd(sums->all, all);
+    _mm512_storeu_pd(sums->kept, kept);
+}
+#endif
+
+static void add_energies_best(const esp_context *context, lane_sums *sums, const float weights[64],
+                              uint64_t live)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (context->cpu.level >= ESP_CPU_AVX512) {
+        add_energies_avx512(sums, weights, live);
+        return;
+    }
+#endif
+    (void)context;
+    add_energies(sums, weights, live);
+}
+
 static row_energy energy_of_row(const esp_prune_job *prune, int64_t row)
 {
-    double all[LANES] = {0}, kept[LANES] = {0};
+    lane_sums sums = {0};
     float weights[64];
     size_t width = esp_dtype_bytes(prune->dense->dtype);
     const char *data = (const char *)prune->dense->data + (size_t)(row * prune->in) * width;
     const uint64_t *words = esp_mask_row(prune->mask, row);
     for (int64_t first = 0; first < prune->in; first += 64) {
         int64_t count = ESP_MIN(64, prune->in - first);
-        memset(weights, 0, sizeof weights);
-        esp_widen(prune->dense->dtype, data + (size_t)first * width, count, weights);
-        uint64_t live = words[first / 64];
-        for (int i = 0; i < 64; i++) {
-            double w = (double)weights[i], energy = fabs(w) <= (double)FLT_MAX ? w * w : 0;
-            all[i % LANES] += energy;
-            kept[i % LANES] += live >> i & 1 ? energy : 0;
+        if (count < 64) {
+            memset(weights, 0, sizeof weights);
         }
+        esp_widen(prune->dense->dtype, data + (size_t)first * width, count, weights);
+        add_energies_best(prune->context, &sums, weights, words[first / 64]);
     }
     row_energy sum = {0};
     for (int l = 0; l < LANES; l++) {
-        sum.all += all[l];
-        sum.kept += kept[l];
+        sum.all += sums.all[l];
+        sum.kept += sums.kept[l];
     }
     return sum;
 }

@@ -19,6 +19,25 @@ static void crc32c_vectors(test_run *run)
     }
 }
 
+/* By instruction, where the processor has it, and by tables: every length, place and start. */
+static void crc32c_both_ways(test_run *run)
+{
+    unsigned char bytes[96];
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    for (size_t i = 0; i < sizeof bytes; i++) {
+        bytes[i] = (unsigned char)esp_random_below(&random, 256);
+    }
+    CHECK_INT(esp_crc32c_by_tables(0, "123456789", 9), 0xe3069283u);
+    for (size_t from = 0; from < 9; from++) {
+        for (size_t length = 0; from + length <= sizeof bytes; length++) {
+            uint32_t start = (uint32_t)esp_random_below(&random, UINT64_C(1) << 32);
+            CHECK_INT(esp_crc32c(start, bytes + from, length),
+                      esp_crc32c_by_tables(start, bytes + from, length));
+        }
+    }
+}
+
 /* Every 16-bit pattern widens and narrows to itself; NaN stays NaN. */
 static void half_round_trips(test_run *run)
 {
@@ -245,6 +264,7 @@ static void file_faults(test_run *run)
 
 static const test_case cases[] = {
     {"crc32c vectors", crc32c_vectors},
+    {"crc32c both ways", crc32c_both_ways},
     {"half floats round trip", half_round_trips},
     {"half floats round to nearest even", half_rounds_to_nearest_even},
     {"globs", globs},
