@@ -1,5 +1,5 @@
-/* device.h - where products run: "ref" (plain scalar C, the meaning), "cpu" (threaded, vectorised).
- */
+/* device.h - where products run: "ref" (plain scalar C, the meaning), "cpu" (threaded, vectorised),
+ * "cuda:0" (a GPU, in builds with CUDA). */
 #ifndef ESPALIER_DEVICE_H
 #define ESPALIER_DEVICE_H
 
@@ -37,6 +37,21 @@ ESP_API const char *esp_device_name(const esp_device *device);
  * measured under one identity are used under the same only. Asking opens the libraries that are
  * found at run time. */
 ESP_API const char *esp_device_identity(esp_device *device);
+
+/* ---- memory of the device: what plans run on ---- */
+
+/* 64-byte aligned; on a GPU the same as cudaMalloc's, which will do as well. NULL when there is no
+ * room. */
+ESP_API void *esp_device_alloc(esp_device *device, size_t bytes);
+ESP_API void esp_device_release(esp_device *device, void *memory);
+/* From host to device memory and back; both wait for all work given to the device before. */
+ESP_MUST_CHECK ESP_API esp_status esp_device_upload(esp_device *device, void *to, const void *from,
+                                                    size_t bytes, esp_error *error);
+ESP_MUST_CHECK ESP_API esp_status esp_device_download(esp_device *device, void *to,
+                                                      const void *from, size_t bytes,
+                                                      esp_error *error);
+/* Until all work given to the device is done; reports what went wrong in it. */
+ESP_MUST_CHECK ESP_API esp_status esp_device_wait(esp_device *device, esp_error *error);
 
 #ifdef __cplusplus
 }

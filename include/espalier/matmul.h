@@ -185,11 +185,13 @@ typedef struct esp_matmul_args {
     const float *bias;    /* [out] if ESP_EP_BIAS */
     const void *residual; /* as Y, y_stride, if ESP_EP_RESIDUAL; may alias y */
     void *workspace;
+    void *stream; /* GPU: the cudaStream_t that the work is given to, NULL the default one; else
+                     unused */
 } esp_matmul_args;
 
-/* Allocates nothing. ESP_BAD_ARGUMENT when weight and plan do not belong together:
- * "matmul.bad_weight", or "matmul.missing_form" when the weight lacks the form that the plan reads.
- */
+/* Allocates nothing. On a GPU it returns before the work is done, and may be captured in a graph.
+ * ESP_BAD_ARGUMENT when weight and plan do not belong together: "matmul.bad_weight", or
+ * "matmul.missing_form" when the weight lacks the form that the plan reads. */
 ESP_MUST_CHECK ESP_API esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args,
                                                  esp_error *error);
 

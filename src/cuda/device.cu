@@ -1,41 +1,123 @@
-// Which GPUs are there. The runtime is linked statically, so a machine without a driver just shows none.
+// Devices, memory and errors of the CUDA runtime behind plain C. The runtime is linked statically, so a
+// machine without a driver just shows no GPU.
 #include <cstdio>
 #include <cstring>
 
 #include <cuda_runtime.h>
 
-extern "C" {
-#include "cuda/cuda.h"
+#include "cuda/gpu.h"
+
+extern "C" const char *gpu_error_text(int error)
+{
+    return cudaGetErrorString((cudaError_t)error);
 }
 
-static void describe(int index, esp_device_info *info)
+extern "C" bool gpu_error_is_memory(int error)
 {
-    *info = esp_device_info{};
-    std::snprintf(info->name, sizeof info->name, "cuda:%d", index);
-    std::snprintf(info->why_not, sizeof info->why_not,
-                  "products and models run on the CPU in this version; it has no GPU kernels yet");
-    cudaDeviceProp facts;
-    cudaError_t failed = cudaGetDeviceProperties(&facts, index);
-    if (failed != cudaSuccess) {
-        std::snprintf(info->description, sizeof info->description, "%s",
-                      cudaGetErrorString(failed));
-        return;
+    return error == cudaErrorMemoryAllocation;
+}
+
+// The runtime keeps the last error until it is asked for: it must not surprise a later launch.
+static int cleared(cudaError_t error)
+{
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
     }
-    std::snprintf(info->description, sizeof info->description,
-                  "%s, compute capability %d.%d, %d multiprocessors", facts.name, facts.major,
-                  facts.minor, facts.multiProcessorCount);
-    info->memory_bytes = facts.totalGlobalMem;
+    return error;
 }
 
-extern "C" int esp_cuda_device_list(esp_device_info *infos, int capacity)
+extern "C" int gpu_count(int *count)
 {
-    int count = 0;
-    if (cudaGetDeviceCount(&count) != cudaSuccess) {
-        cudaGetLastError(); // the sticky "no driver" must not surprise a later call
+    int driver = 0;
+    *count = 0;
+    cudaError_t error = cudaGetDeviceCount(count);
+    if (error == cudaSuccess) {
         return 0;
     }
-    for (int i = 0; i < count && i < capacity; i++) {
-        describe(i, &infos[i]);
+    cleared(error);
+    *count = 0;
+    bool no_driver = cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0;
+    return no_driver || error == cudaErrorNoDevice ? 0 : error;
+}
+
+extern "C" int gpu_get_facts(int index, gpu_facts *facts)
+{
+    cudaDeviceProp shown;
+    cudaError_t error = cudaGetDeviceProperties(&shown, index);
+    if (error != cudaSuccess) {
+        return cleared(error);
     }
-    return count;
+    *facts = gpu_facts{};
+    std::snprintf(facts->name, sizeof facts->name, "%s", shown.name);
+    facts->major = shown.major;
+    facts->minor = shown.minor;
+    facts->multiprocessors = shown.multiProcessorCount;
+    facts->memory_bytes = shown.totalGlobalMem;
+    facts->l2_bytes = (size_t)shown.l2CacheSize;
+    facts->shared_bytes = shown.sharedMemPerBlockOptin;
+    int khz = 0;
+    if (cudaDeviceGetAttribute(&khz, cudaDevAttrMemoryClockRate, index) == cudaSuccess) {
+        facts->gb_per_s = 2.0 * khz * (shown.memoryBusWidth / 8) * 1e-6;
+    }
+    return 0;
+}
+
+extern "C" int gpu_enter(int index, int *before)
+{
+    cudaError_t error = cudaGetDevice(before);
+    if (error == cudaSuccess && *before != index) {
+        error = cudaSetDevice(index);
+    }
+    return cleared(error);
+}
+
+extern "C" void gpu_leave(int before)
+{
+    int now = before;
+    if (cudaGetDevice(&now) == cudaSuccess && now != before) {
+        (void)cudaSetDevice(before);
+    }
+}
+
+extern "C" int gpu_alloc(size_t bytes, void **memory)
+{
+    return cleared(cudaMalloc(memory, bytes > 0 ? bytes : 1));
+}
+
+extern "C" void gpu_free(void *memory)
+{
+    cleared(cudaFree(memory));
+}
+
+extern "C" int gpu_pointer_device(const void *memory)
+{
+    cudaPointerAttributes facts;
+    if (cleared(cudaPointerGetAttributes(&facts, memory)) != 0) {
+        return -1;
+    }
+    bool there = facts.type == cudaMemoryTypeDevice || facts.type == cudaMemoryTypeManaged;
+    return there ? facts.device : -1;
+}
+
+extern "C" int gpu_upload(void *to, const void *from, size_t bytes)
+{
+    cudaError_t error = cudaDeviceSynchronize();
+    if (error == cudaSuccess) {
+        error = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
+    }
+    return cleared(error);
+}
+
+extern "C" int gpu_download(void *to, const void *from, size_t bytes)
+{
+    cudaError_t error = cudaDeviceSynchronize();
+    if (error == cudaSuccess) {
+        error = cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToHost);
+    }
+    return cleared(error);
+}
+
+extern "C" int gpu_wait(void)
+{
+    return cleared(cudaDeviceSynchronize());
 }

@@ -138,6 +138,13 @@ struct esp_backend {
     void (*packed_free)(esp_packed *packed);
     void *(*alloc)(esp_device *device, size_t bytes); /* 64-byte aligned device memory */
     void (*release)(esp_device *device, void *memory);
+    /* Copies between host and device memory, and waiting for all work given to the device; NULL
+     * where device memory is the host's and work is done when its call returns. */
+    esp_status (*upload)(esp_device *device, void *to, const void *from, size_t bytes,
+                         esp_error *error);
+    esp_status (*download)(esp_device *device, void *to, const void *from, size_t bytes,
+                           esp_error *error);
+    esp_status (*wait)(esp_device *device, esp_error *error);
 };
 
 #endif

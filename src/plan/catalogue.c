@@ -2,8 +2,18 @@
 #include "cpu/cpu.h"
 #include "plan/plan.h"
 #include "ref/ref.h"
+#ifdef ESP_HAVE_CUDA
+#include "cuda/cuda.h"
+#endif
 
-const esp_backend *const esp_backends[] = {&esp_ref_backend, &esp_cpu_backend, NULL};
+const esp_backend *const esp_backends[] = {
+    &esp_ref_backend,
+    &esp_cpu_backend,
+#ifdef ESP_HAVE_CUDA
+    &esp_cuda_backend,
+#endif
+    NULL,
+};
 
 /* NULL when index is past the end; then *count has the number of kernels. */
 static const esp_kernel *kernel_at(int index, const esp_backend **backend, int *count)

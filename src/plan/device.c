@@ -3,14 +3,11 @@
 #include <stdio.h>
 
 #include "plan/plan.h"
-#ifdef ESP_HAVE_CUDA
-#include "cuda/cuda.h"
-#endif
 
 /* All devices a machine can have: ref, cpu and the GPUs. */
 #define MAX_DEVICES 32
 
-/* The back end that a device of the list belongs to; NULL: listed only. */
+/* The back end that a device of the list belongs to. */
 typedef struct listed_device {
     esp_device_info info;
     const esp_backend *backend;
@@ -26,13 +23,6 @@ static int list_devices(esp_context *context, listed_device devices[MAX_DEVICES]
             devices[count++] = (listed_device){infos[i], esp_backends[b]};
         }
     }
-#ifdef ESP_HAVE_CUDA
-    esp_device_info infos[MAX_DEVICES];
-    int found = esp_cuda_device_list(infos, MAX_DEVICES - count);
-    for (int i = 0; i < found && count < MAX_DEVICES; i++) {
-        devices[count++] = (listed_device){infos[i], NULL};
-    }
-#endif
     return count;
 }
 
@@ -91,11 +81,10 @@ esp_status esp_device_open(esp_context *context, const char *name, esp_device **
         if (strcmp(info->name, wanted) != 0) {
             continue;
         }
-        if (!info->usable || devices[i].backend == NULL) {
+        if (!info->usable) {
             return esp_fail(error, ESP_UNSUPPORTED, "device.unusable",
                             "device '%s' (%s) cannot be used: %s", wanted, info->description,
-                            info->why_not[0] != '\0' ? info->why_not
-                                                     : "this build has no kernels for it");
+                            info->why_not);
         }
         return open_listed(context, &devices[i], device, error);
     }
@@ -116,6 +105,41 @@ void esp_device_close(esp_device *device)
 const char *esp_device_name(const esp_device *device)
 {
     return device->name;
+}
+
+void *esp_device_alloc(esp_device *device, size_t bytes)
+{
+    return device->backend->alloc(device, bytes);
+}
+
+void esp_device_release(esp_device *device, void *memory)
+{
+    device->backend->release(device, memory);
+}
+
+esp_status esp_device_upload(esp_device *device, void *to, const void *from, size_t bytes,
+                             esp_error *error)
+{
+    if (device->backend->upload != NULL) {
+        return device->backend->upload(device, to, from, bytes, error);
+    }
+    memcpy(to, from, bytes);
+    return ESP_OK;
+}
+
+esp_status esp_device_download(esp_device *device, void *to, const void *from, size_t bytes,
+                               esp_error *error)
+{
+    if (device->backend->download != NULL) {
+        return device->backend->download(device, to, from, bytes, error);
+    }
+    memcpy(to, from, bytes);
+    return ESP_OK;
+}
+
+esp_status esp_device_wait(esp_device *device, esp_error *error)
+{
+    return device->backend->wait != NULL ? device->backend->wait(device, error) : ESP_OK;
 }
 
 /* ---- identity ---- */

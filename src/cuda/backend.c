@@ -1,0 +1,179 @@
+/* The GPU back end: which GPUs there are, opening one, its memory. A device is the primary context
+ * of its GPU, so pointers and streams of the caller's own CUDA code may be passed in. */
+#include <stdio.h>
+
+#include "cuda/room.h"
+
+#define OLDEST_MAJOR 8 /* what the portable kernels are compiled for */
+
+esp_status cuda_check(int error, const esp_device *device, const char *what, esp_error *into)
+{
+    if (error == 0) {
+        return ESP_OK;
+    }
+    bool memory = gpu_error_is_memory(error);
+    return esp_fail(into, memory ? ESP_OUT_OF_MEMORY : ESP_FAILED,
+                    memory ? "cuda.out_of_memory" : "cuda.failed", "device '%s': %s failed: %s",
+                    device->name, what, gpu_error_text(error));
+}
+
+static void describe(int index, esp_device_info *info)
+{
+    gpu_facts facts;
+    *info = (esp_device_info){0};
+    snprintf(info->name, sizeof info->name, "cuda:%d", index);
+    int error = gpu_get_facts(index, &facts);
+    if (error != 0) {
+        snprintf(info->why_not, sizeof info->why_not, "%s", gpu_error_text(error));
+        return;
+    }
+    snprintf(info->description, sizeof info->description,
+             "%.64s, compute capability %d.%d, %d multiprocessors", facts.name, facts.major,
+             facts.minor, facts.multiprocessors);
+    info->memory_bytes = facts.memory_bytes;
+    info->usable = facts.major >= OLDEST_MAJOR;
+    if (!info->usable) {
+        snprintf(info->why_not, sizeof info->why_not,
+                 "its compute capability is below %d.0, for which this build has no code",
+                 OLDEST_MAJOR);
+    }
+}
+
+/* A driver that cannot serve this build's runtime is shown as one GPU that cannot be used. */
+static int enumerate(esp_context *context, esp_device_info *infos, int capacity)
+{
+    (void)context;
+    int count = 0, error = gpu_count(&count);
+    if (error != 0 && capacity > 0) {
+        infos[0] = (esp_device_info){.name = "cuda:0", .description = "GPU"};
+        snprintf(infos[0].why_not, sizeof infos[0].why_not, "%s", gpu_error_text(error));
+        return 1;
+    }
+    for (int i = 0; i < count && i < capacity; i++) {
+        describe(i, &infos[i]);
+    }
+    return count;
+}
+
+static esp_status open_device(esp_device *device, esp_error *error)
+{
+    cuda_state *state = esp_alloc_zero(device->context, sizeof *state);
+    if (state == NULL) {
+        return esp_fail_memory(error, sizeof *state, "a GPU");
+    }
+    for (const char *digit = device->name + strlen("cuda:"); *digit != '\0'; digit++) {
+        state->index = 10 * state->index + (*digit - '0');
+    }
+    int before, failed = gpu_get_facts(state->index, &state->facts);
+    if (failed == 0) {
+        failed = gpu_enter(state->index, &before);
+    }
+    if (failed == 0) {
+        failed = gpu_wait(); /* makes the context now, not in the first product */
+        gpu_leave(before);
+    }
+    if (failed != 0) {
+        esp_release(device->context, state);
+        return cuda_check(failed, device, "opening it", error);
+    }
+    pthread_mutex_init(&state->lock, NULL);
+    device->state = state;
+    return ESP_OK;
+}
+
+static void close_device(esp_device *device)
+{
+    cuda_state *state = device->state;
+    if (state->cublaslt != NULL) {
+        cuda_cublaslt_close(state->cublaslt);
+        esp_release(device->context, state->cublaslt);
+    }
+    pthread_mutex_destroy(&state->lock);
+    esp_release(device->context, state);
+}
+
+/* f16 and bf16 products are exact in f32 and summed there, so there is no narrower choice to make.
+ */
+static esp_compute auto_compute(const esp_device *device, esp_dtype weight_type)
+{
+    (void)device, (void)weight_type;
+    return ESP_COMPUTE_F32;
+}
+
+static void *allocate(esp_device *device, size_t bytes)
+{
+    const cuda_state *state = device->state;
+    void *memory = NULL;
+    int before;
+    if (gpu_enter(state->index, &before) != 0) {
+        return NULL;
+    }
+    int failed = gpu_alloc(bytes, &memory);
+    gpu_leave(before);
+    return failed == 0 ? memory : NULL;
+}
+
+static void release(esp_device *device, void *memory)
+{
+    const cuda_state *state = device->state;
+    int before;
+    if (memory != NULL && gpu_enter(state->index, &before) == 0) {
+        gpu_free(memory);
+        gpu_leave(before);
+    }
+}
+
+static esp_status upload(esp_device *device, void *to, const void *from, size_t bytes,
+                         esp_error *error)
+{
+    const cuda_state *state = device->state;
+    int before, failed = gpu_enter(state->index, &before);
+    if (failed == 0) {
+        failed = gpu_upload(to, from, bytes);
+        gpu_leave(before);
+    }
+    return cuda_check(failed, device, "copying to it", error);
+}
+
+static esp_status download(esp_device *device, void *to, const void *from, size_t bytes,
+                           esp_error *error)
+{
+    const cuda_state *state = device->state;
+    int before, failed = gpu_enter(state->index, &before);
+    if (failed == 0) {
+        failed = gpu_download(to, from, bytes);
+        gpu_leave(before);
+    }
+    return cuda_check(failed, device, "copying from it", error);
+}
+
+static esp_status wait(esp_device *device, esp_error *error)
+{
+    const cuda_state *state = device->state;
+    int before, failed = gpu_enter(state->index, &before);
+    if (failed == 0) {
+        failed = gpu_wait();
+        gpu_leave(before);
+    }
+    return cuda_check(failed, device, "work that was given to it", error);
+}
+
+/* No operation but the product: a model that asks for another is refused by its name. */
+static const esp_ops no_operations = {0};
+
+const esp_backend esp_cuda_backend = {
+    .name = "cuda",
+    .enumerate = enumerate,
+    .open = open_device,
+    .close = close_device,
+    .kernels = esp_cuda_kernels,
+    .ops = &no_operations,
+    .auto_compute = auto_compute,
+    .pack = cuda_pack,
+    .packed_free = cuda_packed_free,
+    .alloc = allocate,
+    .release = release,
+    .upload = upload,
+    .download = download,
+    .wait = wait,
+};

@@ -1,0 +1,136 @@
+/* What the .cu files of this room offer to its C files: plain C functions, no CUDA types. Planning,
+ * checks and error texts are C; a .cu file holds kernels and the few lines that launch them.
+ *
+ * Functions return 0 or an error number of the CUDA runtime (gpu_error_text says it). Those that
+ * launch are asynchronous on `stream` (a cudaStream_t) and allocate nothing. The caller has made
+ * the device current. */
+#ifndef ESP_CUDA_GPU_H
+#define ESP_CUDA_GPU_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* ---- device ---- */
+
+typedef struct gpu_facts {
+    char name[128];
+    int major, minor;
+    int multiprocessors;
+    size_t memory_bytes, l2_bytes, shared_bytes; /* shared: most that one block may have */
+    double gb_per_s;                             /* memory bandwidth by its clocks; 0: unknown */
+} gpu_facts;
+
+const char *gpu_error_text(int error);
+bool gpu_error_is_memory(int error);
+int gpu_count(int *count);
+int gpu_get_facts(int index, gpu_facts *facts);
+/* Makes `index` current for this thread and tells which was before. */
+int gpu_enter(int index, int *before);
+void gpu_leave(int before);
+int gpu_alloc(size_t bytes, void **memory);
+void gpu_free(void *memory);
+/* The device whose memory it is; -1: not device memory. */
+int gpu_pointer_device(const void *memory);
+/* Both wait until the bytes have arrived, after all work that was given to the device before. */
+int gpu_upload(void *to, const void *from, size_t bytes);
+int gpu_download(void *to, const void *from, size_t bytes);
+int gpu_wait(void);
+
+/* ---- numbers ---- */
+
+typedef enum gpu_type { GPU_F32 = 0, GPU_F16, GPU_BF16 } gpu_type;
+
+/* What is done to a finished sum and where it goes. Element (feature o, token t) of Y is at
+ * y[o * feature_step + t * token_step]; the residual lies likewise. `bits` are esp_epilogue's; with
+ * swiglu rows 2 i and 2 i + 1 of the product are feature i of Y. */
+typedef struct gpu_epilogue {
+    unsigned bits;
+    gpu_type type;
+    const float *scale, *bias;
+    const void *residual;
+    void *y;
+    int64_t feature_step, token_step;
+    int tokens;
+    bool aligned; /* 16-byte accesses to y and residual along the step of 1 are in order */
+} gpu_epilogue;
+
+/* y = epilogue(raw); raw f32 [rows][tokens] or, by_token, [tokens][rows], tight. */
+int gpu_finish(const float *raw, bool by_token, int64_t rows, const gpu_epilogue *epilogue,
+               void *stream);
+
+/* ---- X ---- */
+
+/* to[row][column] = from[row][column], 16-bit elements; strides in elements. */
+int gpu_copy_rows(const void *from, int64_t from_stride, void *to, int64_t to_stride, int64_t rows,
+                  int64_t columns, void *stream);
+/* to[column][row] = from[row][column]. */
+int gpu_transpose(const void *from, int64_t from_stride, void *to, int64_t to_stride, int64_t rows,
+                  int64_t columns, void *stream);
+
+/* ---- panels in the form that the tensor cores read ---- */
+
+#define GPU_BLOCK_ROWS 64
+#define GPU_STEP_COLUMNS 64
+#define GPU_STEP_BYTES 4608 /* of one block and step: 4096 of values, 512 of positions */
+
+/* Every panel (2:4 is one panel) is cut into blocks of 64 rows, the last one padded, and its kept
+ * columns into steps of 64, the last one padded. One block and step is GPU_STEP_BYTES, laid out as
+ * shared memory needs it (docs/kernels-gpu.md draws it). */
+typedef struct gpu_panels {
+    int64_t out, in;
+    int panels, blocks, steps; /* blocks of a panel, steps of a block */
+    const void *data;          /* [panels * blocks][steps][GPU_STEP_BYTES] */
+    const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
+    bool wide;                 /* u32 */
+    const int32_t *rows;       /* [panels * blocks * 64]: output row of a stored row, -1: none */
+} gpu_panels;
+
+/* Canonical parts in device memory. */
+typedef struct gpu_panel_parts {
+    int64_t out, in, kept, panel_rows, position_bytes;
+    const void *values, *positions;
+    const void *columns, *rows; /* NULL: none */
+    bool columns_wide, rows_wide;
+} gpu_panel_parts;
+
+int gpu_pack_panels(const gpu_panel_parts *parts, const gpu_panels *to, void *stream);
+
+/* ---- products of panels ---- */
+
+typedef struct gpu_product {
+    gpu_panels weight;
+    bool bf16;
+    const void *x;
+    int64_t x_stride;
+    int tokens;
+    bool x_by_token;
+    bool x_aligned; /* base and stride are multiples of 16 bytes */
+    gpu_epilogue epilogue;
+    int device, multiprocessors;
+    bool tokens_first; /* order of tiles: neighbours in the grid share rows, not tokens */
+} gpu_product;
+
+/* Tiles of rows x tokens that are compiled, for X gathered by a column list and for 2:4. */
+typedef enum gpu_tile {
+    GPU_TILE_128X256 = 0,
+    GPU_TILE_128X128,
+    GPU_TILE_64X512,
+    GPU_TILE_64X256,
+    GPU_TILE_256X128
+} gpu_tile;
+
+int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);
+int gpu_sm90_panel_bf16(const gpu_product *product, gpu_tile tile, void *stream);
+
+#define GPU_FEW_TOKENS 16
+int gpu_sm90_few(const gpu_product *product, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,98 @@
+/* What every launch on a GPU shares: checks of operands, and the call's epilogue in the form of the
+ * kernels. */
+#include "cuda/room.h"
+
+/* More would not fit the kernels' 32-bit counts of rows, columns and tokens. */
+#define MOST ((int64_t)INT32_MAX - 1024)
+
+gpu_type cuda_type(esp_dtype dtype)
+{
+    return dtype == ESP_F16 ? GPU_F16 : dtype == ESP_BF16 ? GPU_BF16 : GPU_F32;
+}
+
+const char *cuda_why_not(const esp_matmul_problem *problem, esp_dtype type)
+{
+    if (problem->weight_type != type) {
+        return "its weights have another type";
+    }
+    if (problem->act_type != type) {
+        return "its activations have the weights' type";
+    }
+    if (problem->compute == ESP_COMPUTE_BF16 && type != ESP_BF16) {
+        return "it computes in bf16 only with bf16 weights";
+    }
+    bool fits =
+        problem->out_features <= MOST && problem->in_features <= MOST && problem->tokens <= MOST;
+    return fits ? NULL : "it takes fewer than 2^31 rows, columns and tokens";
+}
+
+double cuda_memory_us(const esp_device *device, double bytes)
+{
+    const cuda_state *state = device->state;
+    double gb_per_s = state->facts.gb_per_s > 0 ? 0.85 * state->facts.gb_per_s : 1000;
+    return bytes / (gb_per_s * 1e3);
+}
+
+esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error)
+{
+    const esp_matmul_args *args = call->args;
+    const cuda_state *state = call->device->state;
+    unsigned epilogue = call->problem->epilogue;
+    const struct {
+        const char *name;
+        const void *pointer;
+        bool used;
+    } operands[] = {{"x", args->x, true},
+                    {"y", args->y, true},
+                    {"scale", args->scale, (epilogue & ESP_EP_SCALE) != 0},
+                    {"bias", args->bias, (epilogue & ESP_EP_BIAS) != 0},
+                    {"residual", args->residual, (epilogue & ESP_EP_RESIDUAL) != 0},
+                    {"workspace", args->workspace, args->workspace != NULL}};
+    for (int i = 0; i < ESP_COUNT(operands); i++) {
+        if (operands[i].used && gpu_pointer_device(operands[i].pointer) != state->index) {
+            return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.not_on_device",
+                            "matmul: %s is not memory of device '%s'; esp_device_alloc gives such "
+                            "memory, and so does cudaMalloc",
+                            operands[i].name, call->device->name);
+        }
+    }
+    size_t x_width = esp_dtype_bytes(call->problem->act_type);
+    size_t y_width = esp_dtype_bytes(call->problem->out_type);
+    bool right = (uintptr_t)args->x % x_width == 0 && (uintptr_t)args->y % y_width == 0 &&
+                 ((epilogue & ESP_EP_RESIDUAL) == 0 || (uintptr_t)args->residual % y_width == 0);
+    if (!right) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.misaligned",
+                        "matmul: x, y and residual must be aligned to their own elements");
+    }
+    return ESP_OK;
+}
+
+static bool takes_16_bytes(const void *base, int64_t stride, size_t width)
+{
+    return (uintptr_t)base % 16 == 0 && (size_t)stride * width % 16 == 0;
+}
+
+gpu_epilogue cuda_epilogue(const esp_matmul_call *call, int64_t first, int64_t tokens)
+{
+    const esp_matmul_problem *problem = call->problem;
+    const esp_matmul_args *args = call->args;
+    bool by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
+    size_t width = esp_dtype_bytes(problem->out_type);
+    int64_t token_step = by_feature ? 1 : args->y_stride;
+    size_t offset = (size_t)(first * token_step) * width;
+    gpu_epilogue made = {.bits = problem->epilogue,
+                         .type = cuda_type(problem->out_type),
+                         .scale = args->scale,
+                         .bias = args->bias,
+                         .residual = NULL,
+                         .y = (char *)args->y + offset,
+                         .feature_step = by_feature ? args->y_stride : 1,
+                         .token_step = token_step,
+                         .tokens = (int)tokens};
+    made.aligned = takes_16_bytes(made.y, args->y_stride, width);
+    if ((problem->epilogue & ESP_EP_RESIDUAL) != 0) {
+        made.residual = (const char *)args->residual + offset;
+        made.aligned = made.aligned && takes_16_bytes(made.residual, args->y_stride, width);
+    }
+    return made;
+}

@@ -1,0 +1,64 @@
+/* What the C files of this room share. */
+#ifndef ESP_CUDA_ROOM_H
+#define ESP_CUDA_ROOM_H
+
+#include <pthread.h>
+
+#include "cuda/cuda.h"
+#include "cuda/gpu.h"
+
+typedef struct cuda_cublaslt cuda_cublaslt;
+
+/* esp_device.state. */
+typedef struct cuda_state {
+    int index;
+    gpu_facts facts;
+    pthread_mutex_t lock;    /* guards the two below */
+    bool cublaslt_asked;     /* looked for when a plan first asks */
+    cuda_cublaslt *cublaslt; /* NULL: not there */
+} cuda_state;
+
+/* esp_packed.state. */
+typedef struct cuda_weight {
+    bool dense;
+    void *memory; /* everything below lies in it */
+    const void *values;
+    gpu_panels panels;
+    bool pairs_together; /* output rows 2 i and 2 i + 1 are neighbours in one thread, for all i */
+} cuda_weight;
+
+/* "cuda.failed" or "cuda.out_of_memory", saying what was tried; error 0 is ESP_OK. */
+esp_status cuda_check(int error, const esp_device *device, const char *what, esp_error *into);
+
+ESP_MUST_CHECK esp_status cuda_pack(esp_device *device, const esp_sparse *sparse,
+                                    esp_packed **packed, esp_error *error);
+void cuda_packed_free(esp_packed *packed);
+
+/* Kernel records of the families; catalogue.c lists them. */
+#define CUDA_PANEL_KERNELS 16
+#define CUDA_DENSE_KERNELS 3
+extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
+extern const esp_kernel cuda_dense_kernels[CUDA_DENSE_KERNELS];
+extern const esp_kernel *const esp_cuda_kernels[];
+
+/* The device's cuBLASLt, or NULL; dense.c. */
+cuda_cublaslt *cuda_cublaslt_of(const esp_device *device);
+void cuda_cublaslt_close(cuda_cublaslt *lt);
+
+/* ---- what every launch does; launch.c ---- */
+
+/* Operands are memory of this device; "matmul.not_on_device" names the first that is not. */
+ESP_MUST_CHECK esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error);
+/* The epilogue of a call, writing from token `first` on for `tokens`. */
+gpu_epilogue cuda_epilogue(const esp_matmul_call *call, int64_t first, int64_t tokens);
+gpu_type cuda_type(esp_dtype dtype);
+/* Reasons that all kernels share: types, compute, sizes. NULL: none. */
+const char *cuda_why_not(const esp_matmul_problem *problem, esp_dtype type);
+double cuda_memory_us(const esp_device *device, double bytes);
+
+static inline size_t cuda_round_up(size_t bytes)
+{
+    return (bytes + 255) / 256 * 256;
+}
+
+#endif

@@ -1,0 +1,292 @@
+// Thin wrappers around single instructions of Hopper: barriers in shared memory, asynchronous copies, and
+// the sparse warpgroup product. One function, one instruction; what they mean together is said where they
+// are used. Addresses of shared memory are 32-bit.
+#ifndef ESP_CUDA_SM90_PTX_CUH
+#define ESP_CUDA_SM90_PTX_CUH
+
+#include <stdint.h>
+
+#include <cuda.h>
+
+namespace ptx {
+
+__device__ __forceinline__ uint32_t shared_address(const void *pointer)
+{
+    return (uint32_t)__cvta_generic_to_shared(pointer);
+}
+
+// ---- barriers ----
+
+__device__ __forceinline__ void barrier_init(uint32_t barrier, uint32_t arrivals)
+{
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(barrier), "r"(arrivals));
+}
+__device__ __forceinline__ void barrier_init_fence()
+{
+    asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory");
+}
+__device__ __forceinline__ void barrier_arrive(uint32_t barrier)
+{
+    asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(barrier) : "memory");
+}
+__device__ __forceinline__ void barrier_expect(uint32_t barrier, uint32_t bytes)
+{
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
+{
+    uint32_t done = 0;
+    while (done == 0) {
+        asm volatile("{\n.reg .pred p;\n"
+                     "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n"
+                     "selp.u32 %0, 1, 0, p;\n}"
+                     : "=r"(done)
+                     : "r"(barrier), "r"(parity)
+                     : "memory");
+    }
+}
+
+// ---- clusters ----
+
+__device__ __forceinline__ uint32_t cluster_rank()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+__device__ __forceinline__ uint32_t cluster_size()
+{
+    uint32_t size;
+    asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
+    return size;
+}
+__device__ __forceinline__ void cluster_sync()
+{
+    asm volatile("barrier.cluster.arrive.release.aligned;\n"
+                 "barrier.cluster.wait.acquire.aligned;" ::
+                     : "memory");
+}
+__device__ __forceinline__ float load_cluster(uint32_t address, uint32_t rank)
+{
+    float value;
+    asm volatile("{\n.reg .b32 remote;\n"
+                 "mapa.shared::cluster.u32 remote, %1, %2;\n"
+                 "ld.shared::cluster.f32 %0, [remote];\n}"
+                 : "=f"(value)
+                 : "r"(address), "r"(rank)
+                 : "memory");
+    return value;
+}
+
+// ---- copies into shared memory ----
+
+// 16 bytes, of which the first `bytes` are read and the others zero.
+__device__ __forceinline__ void copy_16(uint32_t to, const void *from, uint32_t bytes)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
+                 : "memory");
+}
+__device__ __forceinline__ void copy_16(uint32_t to, const void *from)
+{
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
+}
+__device__ __forceinline__ void copy_commit()
+{
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+template <int PENDING> __device__ __forceinline__ void copy_wait()
+{
+    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+}
+// Makes this thread's ordinary and cp.async writes visible to the tensor cores and the copy engine.
+__device__ __forceinline__ void async_fence()
+{
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, uint32_t bytes,
+                                          uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier)
+                 : "memory");
+}
+// What is read once only should not push other data out of the L2.
+__device__ __forceinline__ uint64_t evict_first_policy()
+{
+    uint64_t policy;
+    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
+    return policy;
+}
+__device__ __forceinline__ void bulk_copy_once(uint32_t to, const void *from, uint32_t bytes,
+                                               uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1], %2, [%3], %4;" ::"r"(to),
+                 "l"(from), "r"(bytes), "r"(barrier), "l"(policy)
+                 : "memory");
+}
+__device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map, int x, int y,
+                                            uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
+}
+// ---- ordinary accesses to shared memory ----
+
+__device__ __forceinline__ uint32_t load_shared(uint32_t address)
+{
+    uint32_t value;
+    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
+    return value;
+}
+__device__ __forceinline__ float load_shared_f32(uint32_t address)
+{
+    float value;
+    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
+    return value;
+}
+__device__ __forceinline__ float4 load_shared_4(uint32_t address)
+{
+    float4 v;
+    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
+                 : "r"(address)
+                 : "memory");
+    return v;
+}
+__device__ __forceinline__ void store_shared_2(uint32_t address, float a, float b)
+{
+    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
+}
+__device__ __forceinline__ void store_shared_16(uint32_t address, uint4 v)
+{
+    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
+                 "r"(v.z), "r"(v.w)
+                 : "memory");
+}
+__device__ __forceinline__ void store_shared_u16(uint32_t address, uint16_t value)
+{
+    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
+}
+__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&r)[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrices_transposed(uint32_t address, uint32_t (&r)[4])
+{
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(address)
+                 : "memory");
+}
+
+// ---- registers of a warpgroup ----
+
+template <int COUNT> __device__ __forceinline__ void take_registers()
+{
+    asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+template <int COUNT> __device__ __forceinline__ void give_registers()
+{
+    asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" ::"n"(COUNT));
+}
+
+// ---- products ----
+
+__device__ __forceinline__ void product_fence()
+{
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+__device__ __forceinline__ void product_commit()
+{
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+template <int PENDING> __device__ __forceinline__ void product_wait()
+{
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(PENDING) : "memory");
+}
+
+// Where an operand of a warpgroup product lies. swizzle: 0 none, 1 of 128 bytes.
+__device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leading, uint32_t stride,
+                                               uint64_t swizzle)
+{
+    return (uint64_t)((address & 0x3FFFF) >> 4) | (uint64_t)(leading >> 4) << 16 |
+           (uint64_t)(stride >> 4) << 32 | swizzle << 62;
+}
+
+// d += A B for 64 rows, N tokens and 32 columns of which A holds two of each four; both operands in
+// shared memory, B with tokens side by side (BY_TOKEN 0) or columns (1). `positions` of two steps lie in one
+// register, SELECTOR takes the step. d is overwritten when `accumulate` is 0.
+template <int N, bool BF16> struct sparse_product;
+
+#define ESP_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
+#define ESP_D16(i) ESP_D4(i), ESP_D4(i + 4), ESP_D4(i + 8), ESP_D4(i + 12)
+#define ESP_D64(i) ESP_D16(i), ESP_D16(i + 16), ESP_D16(i + 32), ESP_D16(i + 48)
+#define ESP_LIST_64                                                                                \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
+    "%32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, "             \
+    "%48, %49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define ESP_LIST_128                                                                               \
+    ESP_LIST_64                                                                                    \
+    ", %64, %65, %66, %67, %68, %69, %70, %71, %72, %73, %74, %75, %76, %77, %78, %79, "           \
+    "%80, %81, %82, %83, %84, %85, %86, %87, %88, %89, %90, %91, %92, %93, %94, %95, "             \
+    "%96, %97, %98, %99, %100, %101, %102, %103, %104, %105, %106, %107, %108, %109, %110, %111, " \
+    "%112, %113, %114, %115, %116, %117, %118, %119, %120, %121, %122, %123, %124, %125, %126, "   \
+    "%127"
+#define ESP_SPARSE_PRODUCT(TOKENS, IS_BF16, TYPE, LIST, OPERANDS, A, B, P, ACC, SEL, TRANS)        \
+    template <> struct sparse_product<TOKENS, IS_BF16> {                                           \
+        template <int SELECTOR, int BY_TOKEN>                                                      \
+        static __device__ __forceinline__ void run(float (&d)[TOKENS / 2], uint64_t a, uint64_t b, \
+                                                   uint32_t positions, int accumulate)             \
+        {                                                                                          \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ACC ", 0;\n"                         \
+                         "wgmma.mma_async.sp.sync.aligned.m64n" #TOKENS "k32.f32." TYPE "." TYPE   \
+                         " {" LIST "}, %" A ", %" B ", %" P ", %" SEL ", p, 1, 1, 0, %" TRANS      \
+                         ";\n}"                                                                    \
+                         : OPERANDS                                                                \
+                         : "l"(a), "l"(b), "r"(positions), "r"(accumulate), "n"(SELECTOR),         \
+                           "n"(BY_TOKEN ? 0 : 1));                                                 \
+        }                                                                                          \
+    };
+#define ESP_D128 ESP_D64(0), ESP_D64(64)
+#define ESP_D64_ ESP_D64(0)
+ESP_SPARSE_PRODUCT(256, false, "f16", ESP_LIST_128, ESP_D128, "128", "129", "130", "131", "132",
+                   "133")
+ESP_SPARSE_PRODUCT(256, true, "bf16", ESP_LIST_128, ESP_D128, "128", "129", "130", "131", "132",
+                   "133")
+ESP_SPARSE_PRODUCT(128, false, "f16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
+ESP_SPARSE_PRODUCT(128, true, "bf16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
+
+// d += A B for 16 rows, 8 tokens and 32 columns, in one warp.
+template <int SELECTOR, bool BF16>
+__device__ __forceinline__ void sparse_product_16x8(float (&d)[4], const uint32_t (&a)[4],
+                                                    const uint32_t (&b)[4], uint32_t positions)
+{
+    if constexpr (BF16) {
+        asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, "
+                     "%12, %13;"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]),
+                       "r"(b[3]), "r"(positions), "n"(SELECTOR));
+    } else {
+        asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 "
+                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, "
+                     "%12, %13;"
+                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]),
+                       "r"(b[3]), "r"(positions), "n"(SELECTOR));
+    }
+}
+
+} // namespace ptx
+
+#endif

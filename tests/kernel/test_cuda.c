@@ -1,0 +1,461 @@
+/* Every kernel of the GPU against the reference: small integers bit for bit, real numbers within
+ * the derived bound, large ones by samples; shapes that divide nothing, every tail of tokens,
+ * aligned and unaligned operands, NaN where nothing may be read, wrong arguments. Without a GPU
+ * every case is skipped. TEST_ROUNDS sets how many random problems are drawn. */
+#include "product_device.h"
+
+#include <espalier/checkpoint.h>
+#include <espalier/model.h>
+
+/* ---- comparing ---- */
+
+/* Strides are tight, a multiple of 16 bytes with gaps, or odd; bases aligned or not. */
+static device_layout draw_layout(const product *p, uint64_t seed)
+{
+    const esp_matmul_problem *problem = &p->problem;
+    uint64_t bits = esp_splitmix64(&(uint64_t){seed ^ 0x1a70});
+    int64_t x_row = problem->x_layout == ESP_FEATURE_MAJOR ? problem->tokens : problem->in_features;
+    int64_t y_row = problem->y_layout == ESP_FEATURE_MAJOR ? problem->tokens : p->out_rows;
+    device_layout layout = {x_row, y_row, 0, 0};
+    if (bits % 4 < 2) {
+        layout.x_stride = (x_row + 7) / 8 * 8 + (bits % 4 == 0 ? 8 : 0);
+        layout.y_stride = (y_row + 7) / 8 * 8 + (bits % 4 == 0 ? 16 : 0);
+    } else if (bits % 4 == 2) {
+        layout.x_stride = x_row + 3;
+        layout.y_stride = y_row + 5;
+        layout.x_offset = (int64_t)(bits >> 8) % 3;
+        layout.y_offset = (int64_t)(bits >> 12) % 3;
+    }
+    return layout;
+}
+
+static void compare_all(test_run *run, esp_device *device, esp_context *context, const char *text,
+                        uint64_t seed, inputs kind, bool reorder, bool in_place)
+{
+    esp_matmul_problem problem = problem_of(run, text);
+    const char *names[64];
+    int count = usable_on(device, &problem, names);
+    product p = product_make(run, context, &problem, seed, kind, reorder, false);
+    float *expected = result_of(&p), *actual = result_of(&p);
+    double *sums = kind == REALS ? magnitudes(run, &p) : NULL;
+    CHECK(count > 0);
+    run_kernel(run, &p, "ref", NULL, expected);
+    p.in_place = in_place;
+    for (int i = 0; i < count; i++) {
+        device_layout layout = draw_layout(&p, seed + (uint64_t)i);
+        test_sub(run, "%s seed %llu%s%s strides %lld %lld %s", text, (unsigned long long)seed,
+                 reorder ? " row order" : "", in_place ? " in place" : "",
+                 (long long)layout.x_stride, (long long)layout.y_stride, names[i]);
+        run_on_gpu(run, &p, device, names[i], &layout, actual);
+        if (kind == REALS) {
+            compare_bounded(run, &p, sums, expected, actual);
+        } else {
+            compare_exact(run, &p, expected, actual);
+        }
+    }
+    free(sums);
+    free(expected);
+    free(actual);
+    product_free(&p);
+}
+
+static const char *const patterns[] = {"dense",   "2:4",     "64:2:8",       "32:2:5",
+                                       "5:2:16",  "128:2:8", "panel:24@0.8", "256:2:7",
+                                       "300:2:9", "1:2:6",   "panel:96@0.5", "100:2:64"};
+static const char *const types[] = {"f16", "bf16"};
+
+static void token_tails(test_run *run)
+{
+    static const int tokens[] = {1,  2,  3,  4,   7,   8,   9,   15,  16,  17,  24,
+                                 31, 64, 65, 100, 127, 129, 255, 256, 300, 513, 530};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(tokens); i++) {
+        for (int j = 0; j < ESP_COUNT(patterns); j++) {
+            char text[128];
+            snprintf(text, sizeof text, "matmul/%s/%s/77x85x%d/o:f32", patterns[j],
+                     types[(i + j) % 2], tokens[i]);
+            compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
+                        INTEGERS, (i + j) % 3 == 0, false);
+        }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+static void shapes(test_run *run)
+{
+    static const int sizes[][3] = {{1, 1, 1},      {1, 1, 17},     {2, 3, 2},      {3, 5, 33},
+                                   {7, 9, 5},      {97, 31, 18},   {130, 64, 1},   {193, 130, 20},
+                                   {64, 384, 3},   {130, 257, 40}, {6, 1000, 16},  {300, 7, 8},
+                                   {513, 640, 24}, {64, 4096, 8},  {1100, 70, 600}};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(sizes); i++) {
+        for (int j = 0; j < ESP_COUNT(patterns); j++) {
+            char text[128];
+            snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d/o:f32", patterns[j],
+                     types[(i + j) % 2], sizes[i][0], sizes[i][1], sizes[i][2]);
+            compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
+                        INTEGERS, (i + j) % 3 == 0, false);
+        }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+static void layouts_types_epilogues(test_run *run)
+{
+    static const char *const options[] = {"",
+                                          "/x:tok",
+                                          "/y:tok",
+                                          "/x:tok/y:tok",
+                                          "/o:f32",
+                                          "/y:tok/o:f32",
+                                          "/o:f16/x:tok",
+                                          "/o:bf16/y:tok",
+                                          "/ep:scale",
+                                          "/ep:bias+relu",
+                                          "/ep:residual",
+                                          "/y:tok/ep:residual",
+                                          "/o:f32/ep:residual",
+                                          "/x:tok/y:tok/ep:scale+bias+relu+residual",
+                                          "/ep:scale+bias+relu+residual"};
+    static const char *const some[] = {"dense",        "2:4",     "64:2:8",
+                                       "panel:24@0.8", "128:2:5", "5:2:16"};
+    static const int tokens[] = {3, 16, 37, 296};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(options); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            for (int k = 0; k < ESP_COUNT(tokens); k++) {
+                char text[160];
+                snprintf(text, sizeof text, "matmul/%s/%s/144x72x%d%s", some[j],
+                         types[(i + j + k) % 2], tokens[k], options[i]);
+                compare_all(run, device, context, text,
+                            test_seed(run) + (uint64_t)(100 * i + 10 * j + k), INTEGERS, k % 2 == 1,
+                            (i + k) % 2 == 1);
+            }
+        }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* One shape of each class, few enough for the tools that watch every access to memory. */
+static void shapes_for_sanitizers(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/2:4/f16/200x200x300/o:f32",           "matmul/2:4/bf16/130x264x72/x:tok/y:tok",
+        "matmul/64:2:8/f16/200x1400x296/ep:bias",     "matmul/128:2:5/bf16/300x400x301/x:tok",
+        "matmul/5:2:16/f16/22x4000x33/ep:swiglu",     "matmul/256:2:8/f16/300x1200x8/ep:scale+gelu",
+        "matmul/64:2:8/bf16/100x1200x13/x:tok/y:tok", "matmul/2:4/f16/300x1000x1",
+        "matmul/dense/f16/100x200x33/ep:bias+silu"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        compare_all(run, device, context, texts[i], test_seed(run) + (uint64_t)i, REALS, i % 2 == 0,
+                    false);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* ---- random problems ---- */
+
+static void random_pattern(esp_random *random, char *text, size_t capacity)
+{
+    switch (esp_random_below(random, 8)) {
+    case 0:
+        snprintf(text, capacity, "dense");
+        break;
+    case 1:
+    case 2:
+        snprintf(text, capacity, "2:4");
+        break;
+    case 3:
+        snprintf(text, capacity, "panel:%lld@%.2f", (long long)random_log(random, 1, 400),
+                 0.5 + 0.49 * esp_random_uniform(random));
+        break;
+    case 4:
+    case 5:
+        snprintf(text, capacity, "%d:2:%lld", 32 << random_range(random, 0, 3),
+                 (long long)random_log(random, 5, 64));
+        break;
+    default:
+        snprintf(text, capacity, "%lld:2:%lld", (long long)random_log(random, 1, 400),
+                 (long long)random_log(random, 5, 64));
+    }
+}
+
+static void random_problem(esp_random *random, char *text, size_t capacity)
+{
+    static const char *const outs[] = {"", "", "/o:f32", "/o:f16", "/o:bf16"};
+    static const char *const activations[] = {"",           "+relu", "+gelu",
+                                              "+gelu_tanh", "+silu", "+swiglu"};
+    char pattern[64], epilogue[96] = "/ep:scale";
+    random_pattern(random, pattern, sizeof pattern);
+    int64_t out, in, tokens;
+    do {
+        out = random_log(random, 1, 1200);
+        in = random_log(random, 1, 2000);
+        tokens = esp_random_below(random, 3) == 0 ? random_range(random, 1, 16)
+                                                  : random_log(random, 1, 1200);
+    } while (out * in * tokens > 4000000);
+    const char *activation = activations[esp_random_below(random, ESP_COUNT(activations))];
+    if (strcmp(activation, "+swiglu") == 0) {
+        out += out % 2;
+    }
+    snprintf(epilogue + strlen(epilogue), sizeof epilogue - strlen(epilogue), "%s%s%s",
+             esp_random_below(random, 2) == 0 ? "" : "+bias", activation,
+             esp_random_below(random, 2) == 0 ? "" : "+residual");
+    snprintf(text, capacity, "matmul/%s/%s/%lldx%lldx%lld%s%s%s%s", pattern,
+             types[esp_random_below(random, 2)], (long long)out, (long long)in, (long long)tokens,
+             esp_random_below(random, 3) == 0 ? "/x:tok" : "",
+             esp_random_below(random, 3) == 0 ? "/y:tok" : "",
+             outs[esp_random_below(random, ESP_COUNT(outs))],
+             esp_random_below(random, 3) == 0 ? "" : epilogue);
+}
+
+static void random_problems(test_run *run)
+{
+    const char *wanted = getenv("TEST_ROUNDS");
+    int rounds = wanted != NULL ? atoi(wanted) : 60;
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int round = 0; device != NULL && round < rounds; round++) {
+        char text[256];
+        random_problem(&random, text, sizeof text);
+        compare_all(run, device, context, text, esp_random_u64(&random), REALS, round % 3 == 0,
+                    round % 4 == 0);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* ---- large problems, by samples ---- */
+
+static double exact_sum(const product *p, const esp_tensor *dense, int64_t o, int64_t t,
+                        double *size)
+{
+    const esp_matmul_problem *problem = &p->problem;
+    double sum = 0;
+    *size = 0;
+    for (int64_t f = 0; f < problem->in_features; f++) {
+        double w = (double)esp_weight_at(dense->dtype, dense->data, o * problem->in_features + f);
+        int64_t at = element_at(problem->x_layout == ESP_FEATURE_MAJOR, p->x_stride, f, t);
+        double term = w * (double)esp_weight_at(problem->act_type, p->x, at);
+        sum += term;
+        *size += fabs(term);
+    }
+    return sum;
+}
+
+static void check_samples(test_run *run, const product *p, const float *actual)
+{
+    const esp_matmul_problem *problem = &p->problem;
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    esp_tensor dense = {0};
+    CHECK_OK(esp_tensor_create(p->context, problem->weight_type, 2,
+                               (const int64_t[]){problem->out_features, problem->in_features},
+                               &dense, error));
+    CHECK_OK(esp_sparse_decode(p->sparse, &dense, error));
+    for (int i = 0; i < 4000; i++) {
+        int64_t o = random_range(&random, 0, problem->out_features - 1);
+        int64_t t = random_range(&random, 0, problem->tokens - 1);
+        double size, want = exact_sum(p, &dense, o, t, &size);
+        double have = (double)actual[o * problem->tokens + t];
+        double bound = (double)(problem->in_features + 2) * 0x1p-24 * size + 0x1p-22 * fabs(want);
+        if (!(fabs(have - want) <= bound)) {
+            test_fail(run, __FILE__, __LINE__,
+                      "row %lld token %lld: %.9g, expected %.9g, bound %.3g", (long long)o,
+                      (long long)t, have, want, bound);
+            break;
+        }
+    }
+    esp_tensor_free(p->context, &dense);
+}
+
+/* Several rounds of tiles on every multiprocessor. */
+static void large_problems(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/2:4/f16/2200x1000x2500/o:f32",      "matmul/2:4/bf16/2200x1000x2504/x:tok/o:f32",
+        "matmul/128:2:8/f16/4096x1024x1800/o:f32",  "matmul/64:2:5/bf16/2050x1024x4096/o:f32",
+        "matmul/256:2:16/f16/4096x2048x1000/o:f32", "matmul/dense/f16/1500x1000x1000/o:f32",
+        "matmul/64:2:8/f16/11008x4096x8/o:f32",     "matmul/2:4/bf16/11008x4096x16/o:f32",
+        "matmul/32:2:16/f16/4096x11008x1/o:f32"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        const char *names[64];
+        int count = usable_on(device, &problem, names);
+        product p = product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS,
+                                 i % 2 == 0, false);
+        float *actual = result_of(&p);
+        for (int k = 0; k < count; k++) {
+            device_layout layout = draw_layout(&p, (uint64_t)(i + k));
+            test_sub(run, "%s %s", texts[i], names[k]);
+            run_on_gpu(run, &p, device, names[k], &layout, actual);
+            check_samples(run, &p, actual);
+        }
+        free(actual);
+        product_free(&p);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* ---- NaN ---- */
+
+/* Columns that a single panel does not keep may hold NaN and infinities: they are never multiplied.
+ */
+static void unkept_columns(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/500:2:8/f16/150x700x40/o:f32", "matmul/500:2:5/bf16/150x703x300/x:tok/o:f32",
+        "matmul/panel:500@0.9/f16/150x700x8/o:f32", "matmul/500:2:16/bf16/150x700x1/o:f32"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        const char *names[64];
+        int count = usable_on(device, &problem, names);
+        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
+        float *expected = result_of(&p), *actual = result_of(&p);
+        run_kernel(run, &p, "ref", NULL, expected);
+        bool *kept = calloc((size_t)problem.in_features, sizeof *kept);
+        for (int part = 0; part < esp_sparse_part_count(p.sparse); part++) {
+            esp_sparse_part found = esp_sparse_get_part(p.sparse, part);
+            const uint16_t *columns = found.tensor.data;
+            for (int64_t j = 0; strcmp(found.name, "columns") == 0 && j < found.tensor.shape[1];
+                 j++) {
+                if (columns[j] != UINT16_MAX) {
+                    kept[columns[j]] = true;
+                }
+            }
+        }
+        for (int64_t f = 0; f < problem.in_features; f++) {
+            for (int64_t t = 0; !kept[f] && t < problem.tokens; t++) {
+                int64_t at = element_at(problem.x_layout == ESP_FEATURE_MAJOR, p.x_stride, f, t);
+                put(problem.act_type, p.x, at, t % 2 == 0 ? NAN : INFINITY);
+            }
+        }
+        for (int k = 0; k < count; k++) {
+            device_layout layout = draw_layout(&p, (uint64_t)(i + k));
+            test_sub(run, "%s %s", texts[i], names[k]);
+            run_on_gpu(run, &p, device, names[k], &layout, actual);
+            compare_exact(run, &p, expected, actual);
+        }
+        free(kept);
+        free(expected);
+        free(actual);
+        product_free(&p);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* ---- wrong arguments ---- */
+
+static void wrong_arguments(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *device = open_gpu(run, context);
+    if (device == NULL) {
+        test_context_free(run, context);
+        return;
+    }
+    esp_matmul_problem problem = problem_of(run, "matmul/64:2:8/f16/128x256x33/x:tok/ep:bias");
+    product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
+    esp_packed *packed = NULL;
+    esp_plan *plan = NULL;
+    CHECK_OK(esp_pack(device, p.sparse, &packed, error));
+    CHECK_OK(esp_plan_create(device, &problem, NULL, &plan, error));
+    size_t bytes = 1 << 20;
+    char *memory = esp_device_alloc(device, bytes);
+    char *workspace = esp_device_alloc(device, esp_plan_workspace_bytes(plan));
+    esp_matmul_args right = {.weight = packed,
+                             .x = memory,
+                             .y = memory + bytes / 2,
+                             .bias = (const float *)(const void *)memory,
+                             .workspace = workspace};
+    CHECK_OK(esp_matmul_run(plan, &right, error));
+    test_sub(run, "operands in host memory");
+    esp_matmul_args wrong = right;
+    wrong.x = p.x;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
+    wrong = right;
+    wrong.bias = p.bias;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
+    test_sub(run, "missing operands");
+    wrong = right;
+    wrong.y = NULL;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.missing_operand");
+    wrong = right;
+    wrong.workspace = NULL;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.missing_operand");
+    test_sub(run, "half an element off");
+    wrong = right;
+    wrong.x = memory + 1;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
+    test_sub(run, "formats and types that it does not read");
+    esp_matmul_problem other = problem_of(run, "matmul/4:8/f16/16x16x4");
+    product q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
+    esp_packed *none = NULL;
+    CHECK_FAILS(esp_pack(device, q.sparse, &none, error), ESP_UNSUPPORTED,
+                "pack.unsupported_pattern");
+    product_free(&q);
+    other = problem_of(run, "matmul/2:4/f32/16x16x4");
+    q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
+    CHECK_FAILS(esp_pack(device, q.sparse, &none, error), ESP_UNSUPPORTED, "pack.unsupported_type");
+    product_free(&q);
+    esp_plan *no_plan = NULL;
+    CHECK_FAILS(esp_plan_create(device, &other, NULL, &no_plan, error), ESP_UNSUPPORTED,
+                "plan.no_kernel");
+    test_sub(run, "still works");
+    CHECK_OK(esp_matmul_run(plan, &right, error));
+    CHECK_OK(esp_device_wait(device, error));
+    esp_device_release(device, memory);
+    esp_device_release(device, workspace);
+    esp_plan_free(plan);
+    esp_packed_free(packed);
+    product_free(&p);
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* A whole model needs operations that the GPU does not have yet: it is refused by name. */
+static void models_are_refused(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *device = open_gpu(run, context);
+    esp_checkpoint *checkpoint = NULL;
+    esp_model *model = NULL;
+    if (device != NULL) {
+        esp_error why = {0};
+        CHECK_OK(esp_checkpoint_open(context, ESP_SOURCE_DIR "/models/prose", &checkpoint, error));
+        esp_status status = esp_model_load(device, checkpoint, NULL, &model, &why);
+        CHECK(status == ESP_UNSUPPORTED);
+        CHECK_TEXT(why.code, "model.missing_operation");
+        CHECK(strstr(why.message, "embed") != NULL);
+        esp_checkpoint_close(checkpoint);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+static const test_case cases[] = {{"token_tails", token_tails},
+                                  {"shapes", shapes},
+                                  {"layouts_types_epilogues", layouts_types_epilogues},
+                                  {"shapes_for_sanitizers", shapes_for_sanitizers},
+                                  {"random_problems", random_problems},
+                                  {"large_problems", large_problems},
+                                  {"unkept_columns", unkept_columns},
+                                  {"wrong_arguments", wrong_arguments},
+                                  {"models_are_refused", models_are_refused}};
+TEST_MAIN(cases)
