@@ -46,6 +46,7 @@ void check_note(const char *text)
     snprintf(running, sizeof running, "%s", text);
 }
 
+#ifndef __SANITIZE_ADDRESS__ /* which says more */
 static void on_crash(int signal_number)
 {
     static const char head[] = "FAIL kernel_check: crashed (replay: ";
@@ -55,10 +56,11 @@ static void on_crash(int signal_number)
     (void)!write(1, ")\n", 2);
     _exit(5);
 }
+#endif
 
 void check_catch_crashes(void)
 {
-#ifndef __SANITIZE_ADDRESS__ /* which says more */
+#ifndef __SANITIZE_ADDRESS__
     static const int signals[] = {SIGSEGV, SIGBUS, SIGILL, SIGFPE};
     for (int i = 0; i < ESP_COUNT(signals); i++) {
         signal(signals[i], on_crash);
