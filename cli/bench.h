@@ -3,6 +3,7 @@
 #ifndef CLI_BENCH_H
 #define CLI_BENCH_H
 
+#include "explain.h"
 #include "load.h"
 #include "timing.h"
 
@@ -14,6 +15,7 @@ typedef struct bench_args {
     const char *patterns, *text, *work;
     int64_t max_tokens, context;
     int64_t seed;
+    plan_args plan;
 } bench_args;
 
 /* ---- numbers ---- */
@@ -77,6 +79,17 @@ ESP_MUST_CHECK esp_status bench_print_table(const cli_state *cli, const problem_
 cli_record bench_machine_json(const cli_state *cli);
 void bench_machine_print(const cli_state *cli);
 
+/* ---- how its kernel is chosen (bench_explain.c) ---- */
+
+/* --require-sparse, before anything is measured. */
+ESP_MUST_CHECK esp_status bench_check_sparse(cli_state *cli, const char *text, esp_error *error);
+/* A line when a plan would run the problem dense; with --explain every candidate. */
+ESP_MUST_CHECK esp_status bench_explain_text(const cli_state *cli, const char *text,
+                                             esp_error *error);
+/* With --explain, "explain"; the record is freed on failure. */
+ESP_MUST_CHECK esp_status bench_explain_json(const cli_state *cli, const char *text,
+                                             cli_record *record, esp_error *error);
+
 /* ---- models ---- */
 
 typedef struct model_row {
@@ -91,6 +104,8 @@ typedef struct model_row {
     double prefill_rate, decode_rate;
     char prefill_kernels[KERNELS_TEXT_MAX], decode_kernels[KERNELS_TEXT_MAX];
     cli_record kernels; /* the same as JSON */
+    layer_counts prefill_layers, decode_layers;
+    cli_record explained; /* list, with --explain */
     bool has_eval;
     esp_eval_result eval;
     int clamped; /* layers whose V was clamped */
@@ -106,6 +121,8 @@ ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, in
 void bench_row_release(model_row *row);
 void bench_row_close(model_row *row);
 ESP_MUST_CHECK esp_status bench_model(cli_state *cli, const char *path, esp_error *error);
+/* Lines that say which sparse layers run dense, or should; nothing when all is well. */
+void bench_row_notes(const cli_state *cli, const model_row *row, const char *prefix);
 /* What every JSON line of a model holds; takes the row's kernels. */
 cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind);
 

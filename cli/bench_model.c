@@ -83,7 +83,13 @@ esp_status bench_row_open(cli_state *cli, model_row *row, bool with_tokenizer, e
     return take_memory(cli->args, row, error);
 }
 
-static void remember_kernels(model_row *row)
+/* Tokens of the prefill's first product. */
+static int64_t batch_of(const model_row *row)
+{
+    return row->prompt_tokens < BATCH ? row->prompt_tokens : BATCH;
+}
+
+static void remember_kernels(const cli_state *cli, model_row *row)
 {
     model_kernels_text(row->loaded.model, row->prompt_tokens, row->prefill_kernels);
     model_kernels_text(row->loaded.model, 1, row->decode_kernels);
@@ -92,6 +98,25 @@ static void remember_kernels(model_row *row)
     record_child(&row->kernels, "prefill",
                  model_kernels_json(row->loaded.model, row->prompt_tokens));
     record_child(&row->kernels, "decode", model_kernels_json(row->loaded.model, 1));
+    row->prefill_layers = explain_count(cli, row->loaded.model, batch_of(row));
+    row->decode_layers = explain_count(cli, row->loaded.model, 1);
+}
+
+/* While the model is there. */
+static esp_status explain_row(const cli_state *cli, model_row *row, esp_error *error)
+{
+    const int64_t counts[] = {batch_of(row), 1};
+    record_free(&row->explained);
+    row->explained = record_list();
+    for (int i = 0; i < (counts[0] == 1 ? 1 : 2); i++) {
+        if (cli->common.json) {
+            TRY(explain_model_json(cli, row->loaded.model, counts[i], &row->explained, error));
+        } else {
+            fprintf(stderr, "\n%s at %lld tokens\n", row->path, (long long)counts[i]);
+            TRY(explain_model(cli, row->loaded.model, counts[i], stderr, error));
+        }
+    }
+    return ESP_OK;
 }
 
 esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count, esp_error *error)
@@ -112,7 +137,11 @@ esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count, esp_er
         model_row *row = &rows[i];
         row->prefill_rate = (double)row->prompt_tokens / bench_median(row->prefill_s, rounds);
         row->decode_rate = (double)row->new_tokens / bench_median(row->decode_s, rounds);
-        remember_kernels(row);
+        remember_kernels(cli, row);
+        if (args->plan.explain) {
+            progress_end(&cli->progress);
+            TRY(explain_row(cli, row, error));
+        }
     }
     return ESP_OK;
 }
@@ -132,6 +161,7 @@ void bench_row_close(model_row *row)
 {
     bench_row_release(row);
     record_free(&row->kernels);
+    record_free(&row->explained);
     free(row->ids);
     free(row->logits);
     free(row->prefill_s);
@@ -160,6 +190,15 @@ cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind
     record_real(&record, "decode_tokens_per_s", row->decode_rate);
     record_child(&record, "kernels", row->kernels);
     row->kernels = (cli_record){0};
+    explain_memory_json(cli, info, &record);
+    cli_record run_dense = record_object();
+    record_int(&run_dense, "prefill", row->prefill_layers.runs_dense);
+    record_int(&run_dense, "decode", row->decode_layers.runs_dense);
+    record_child(&record, "layers_run_dense", run_dense);
+    if (args->plan.explain) {
+        record_child(&record, "explain", row->explained);
+        row->explained = (cli_record){0};
+    }
     record_int(&record, "threads", esp_context_threads(cli->context));
     record_text(&record, "compute", esp_compute_name(info->compute));
     record_text(&record, "device", esp_device_name(cli->device));
@@ -180,6 +219,17 @@ static void print_row(const cli_state *cli, const model_row *row)
            (long long)row->prompt_tokens, row->prefill_kernels);
     printf("%-10s %s tokens/s (%lld tokens): %s\n", "decode", size_number(row->decode_rate, b),
            (long long)row->new_tokens, row->decode_kernels);
+    if (info->sparse_layers > 0) {
+        char memory[WHY_TEXT_MAX];
+        printf("%-10s %s\n", "memory", explain_memory(cli, info, memory));
+    }
+    bench_row_notes(cli, row, "");
+}
+
+void bench_row_notes(const cli_state *cli, const model_row *row, const char *prefix)
+{
+    explain_counts(cli, &row->prefill_layers, prefix, "prefill", batch_of(row), stdout);
+    explain_counts(cli, &row->decode_layers, prefix, "decode", 1, stdout);
 }
 
 esp_status bench_model(cli_state *cli, const char *path, esp_error *error)

@@ -281,6 +281,9 @@ static void print_remarks(const pattern_job *job)
         const model_row *row = &job->rows[i], *dense = &job->rows[0];
         print_slower(row, "prefill", row->prefill_rate, dense->prefill_rate);
         print_slower(row, "decode", row->decode_rate, dense->decode_rate);
+        char prefix[80];
+        snprintf(prefix, sizeof prefix, "%s ", row->label);
+        bench_row_notes(job->cli, row, prefix);
         if (row->clamped > 0) {
             printf("%s: V is larger than the rows of %d layers and was clamped to them\n",
                    row->label, row->clamped);

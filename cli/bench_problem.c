@@ -286,6 +286,9 @@ static esp_status run_all(measurement *all, const char *const *texts, int count,
 {
     esp_matmul_problem problems[BENCH_MAX_GROUP];
     TRY(cli_open_device(all->cli, error));
+    for (int i = 0; i < count; i++) {
+        TRY(bench_check_sparse(all->cli, texts[i], error));
+    }
     for (int done = 0; done < count;) {
         int together = 0;
         while (done + together < count && together < BENCH_MAX_GROUP) {
@@ -298,8 +301,14 @@ static esp_status run_all(measurement *all, const char *const *texts, int count,
         TRY(run_group(all, problems, together, error));
         done += together;
     }
-    return all->cli->common.json ? ESP_OK
-                                 : bench_print_table(all->cli, all->results, all->count, error);
+    if (all->cli->common.json) {
+        return ESP_OK;
+    }
+    TRY(bench_print_table(all->cli, all->results, all->count, error));
+    for (int i = 0; i < all->count; i++) {
+        TRY(bench_explain_text(all->cli, all->results[i].problem, error));
+    }
+    return ESP_OK;
 }
 
 esp_status bench_problems(cli_state *cli, const char *const *texts, int count, esp_error *error)

@@ -67,6 +67,7 @@ esp_status bench_print_json(const cli_state *cli, const problem_result *result, 
     record_text(&record, "device", esp_device_name(cli->device));
     record_child(&record, "machine", bench_machine_json(cli));
     record_text(&record, "commit", cli_commit());
+    TRY(bench_explain_json(cli, result->problem, &record, error));
     return record_print(&record, error);
 }
 

@@ -19,10 +19,14 @@ typedef struct common_options {
     const char *kernel; /* NULL: by score */
 } common_options;
 
+typedef struct plan_args plan_args; /* explain.h */
+
 struct cli_state {
     const cli_command *command;
     common_options common;
-    void *args; /* the command's own options, command->args_bytes */
+    void *args;            /* the command's own options, command->args_bytes */
+    const plan_args *plan; /* how kernels are chosen, part of args; NULL: as by default */
+    int64_t plan_tokens;   /* token count that a loaded model's forms are chosen for; 0: 1 */
     const char **operands;
     int operand_count;
     cli_progress progress;
@@ -44,7 +48,7 @@ struct cli_command {
 extern const cli_command *const commands[]; /* NULL-terminated */
 extern const cli_option common_option_table[];
 extern const cli_command info_command, prune_command, convert_command, eval_command, run_command,
-    bench_command, verify_command, kernels_command, devices_command;
+    bench_command, tune_command, verify_command, kernels_command, devices_command;
 
 /* Fills error with one printable line and returns status. */
 esp_status cli_fail(esp_error *error, esp_status status, const char *code, const char *format, ...)

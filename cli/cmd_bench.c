@@ -48,6 +48,7 @@ static esp_status run(cli_state *cli, esp_error *error)
     const bench_args *args = cli->args;
     const char *const *operands = cli->operands;
     int count = cli->operand_count;
+    cli->plan = &args->plan;
     if (args->patterns != NULL) {
         return count == 1 && !is_problem(operands[0])
                    ? bench_patterns(cli, operands[0], error)
@@ -158,6 +159,8 @@ static const cli_option options[] = {
      .fallback = "1",
      .least = 0,
      .most = INT64_MAX},
+    MEMORY_OPTION(bench_args),
+    PLAN_OPTIONS(bench_args),
     {.name = NULL}};
 
 const cli_command bench_command = {

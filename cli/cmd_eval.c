@@ -4,12 +4,16 @@
 #include <stdlib.h>
 
 #include "cli.h"
+#include "explain.h"
 #include "load.h"
 #include "sizes.h"
+
+#define DEFAULT_CONTEXT 512 /* unless the model's is shorter */
 
 typedef struct eval_args {
     const char *text, *baseline;
     int64_t context, stride, max_tokens;
+    plan_args plan;
 } eval_args;
 
 typedef struct eval_job {
@@ -48,6 +52,13 @@ static void print_text(const eval_job *job)
            (double)result->tokens / fmax(result->seconds, 1e-9));
     printf("%-16s %s\n", "kernels",
            model_kernels_text(job->model.model, result->context - 1, kernels));
+    if (job->model.info.sparse_layers > 0) {
+        char memory[WHY_TEXT_MAX];
+        printf("%-16s %s; %s resident\n", "memory",
+               explain_memory(job->cli, &job->model.info, memory),
+               size_bytes((double)job->model.info.resident_bytes, size));
+    }
+    explain_note(job->cli, job->model.model, "", "note", result->context - 1, stdout);
 }
 
 static esp_status print_json(const eval_job *job, esp_error *error)
@@ -78,6 +89,20 @@ static esp_status print_json(const eval_job *job, esp_error *error)
     record_text(&record, "compute", esp_compute_name(job->model.info.compute));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, result->context - 1));
+    record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    explain_memory_json(job->cli, &job->model.info, &record);
+    layer_counts counts = explain_count(job->cli, job->model.model, result->context - 1);
+    record_int(&record, "layers_run_dense", counts.runs_dense);
+    if (job->args->plan.explain) {
+        cli_record list = record_list();
+        esp_status status =
+            explain_model_json(job->cli, job->model.model, result->context - 1, &list, error);
+        record_child(&record, "explain", list);
+        if (status != ESP_OK) {
+            record_free(&record);
+            return status;
+        }
+    }
     return record_print(&record, error);
 }
 
@@ -102,12 +127,16 @@ static esp_status evaluate(eval_job *job, esp_error *error)
         return print_json(job, error);
     }
     print_text(job);
-    return ESP_OK;
+    return job->args->plan.explain
+               ? explain_model(cli, job->model.model, job->result.context - 1, stdout, error)
+               : (esp_status)ESP_OK;
 }
 
 static esp_status run(cli_state *cli, esp_error *error)
 {
     eval_job job = {.cli = cli, .args = cli->args};
+    cli->plan = &job.args->plan;
+    cli->plan_tokens = (job.args->context > 0 ? job.args->context : DEFAULT_CONTEXT) - 1;
     esp_status status = evaluate(&job, error);
     loaded_model_free(&job.baseline);
     loaded_model_free(&job.model);
@@ -154,6 +183,8 @@ static const cli_option options[] = {
      .fallback = "0",
      .least = 0,
      .most = INT64_MAX},
+    MEMORY_OPTION(eval_args),
+    PLAN_OPTIONS(eval_args),
     {.name = NULL}};
 
 const cli_command eval_command = {

@@ -1,7 +1,11 @@
 /* espalier kernels: the catalogue and, for a problem, who can run it and who is chosen. */
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "cli.h"
+#include "explain.h"
 #include "output.h"
 
 static cli_record kernel_json(const esp_kernel_info *info)
@@ -39,47 +43,83 @@ static esp_status print_catalogue(const cli_state *cli, esp_error *error)
     return status;
 }
 
-/* "chosen", "can run", or why not. */
-static const char *verdict(const cli_state *cli, int kernel, const esp_matmul_problem *problem,
-                           const char *chosen)
+/* ---- one problem ---- */
+
+typedef struct kernels_args {
+    plan_args plan;
+} kernels_args;
+
+/* The candidate of that name, or NULL: a kernel of another device. */
+static const esp_plan_candidate *candidate_of(const esp_plan_candidate *list, int count,
+                                              const char *name)
 {
-    const char *why_not = esp_kernel_why_not(kernel, cli->device, problem);
-    if (why_not != NULL) {
-        return why_not;
+    for (int i = 0; i < count; i++) {
+        if (strcmp(list[i].kernel, name) == 0) {
+            return &list[i];
+        }
     }
-    return strcmp(esp_kernel_get(kernel).name, chosen) == 0 ? "chosen" : "can run";
+    return NULL;
 }
 
+static const char *verdict(const esp_plan_candidate *candidate)
+{
+    return candidate == NULL            ? "it belongs to another device"
+           : candidate->why_not != NULL ? candidate->why_not
+           : candidate->chosen          ? candidate->runs_dense ? "chosen (runs dense)" : "chosen"
+           : candidate->runs_dense      ? "can run (dense)"
+                                        : "can run";
+}
+
+static void add_verdicts(const esp_plan_candidate *candidates, int count, cli_record *list,
+                         cli_table *table)
+{
+    for (int i = 0; i < esp_kernel_count(); i++) {
+        esp_kernel_info info = esp_kernel_get(i);
+        const esp_plan_candidate *one = candidate_of(candidates, count, info.name);
+        cli_record kernel = kernel_json(&info);
+        bool can_run = one != NULL && one->why_not == NULL;
+        record_bool(&kernel, "can_run", can_run);
+        record_text(&kernel, "why_not", can_run ? NULL : verdict(one));
+        record_bool(&kernel, "runs_dense", can_run && one->runs_dense);
+        record_real(&kernel, "predicted_us", can_run ? one->predicted_us : (double)NAN);
+        record_real(&kernel, "measured_us",
+                    can_run && one->tuned_us > 0 ? one->tuned_us : (double)NAN);
+        record_int(&kernel, "measured_tokens", can_run ? one->tuned_tokens : 0);
+        record_add(list, kernel);
+        table_cell(table, "%s", info.name);
+        table_cell(table, "%s", verdict(one));
+    }
+}
+
+/* plan NULL: none can run, or may. */
 static esp_status print_verdicts(const cli_state *cli, const esp_matmul_problem *problem,
-                                 const char *chosen, esp_error *error)
+                                 const esp_plan *plan, const esp_plan_candidate *candidates,
+                                 int count, esp_error *error)
 {
     static const char *const heads[] = {"<kernel", "<for this problem"};
-    char text[ESP_PROBLEM_TEXT_MAX];
+    char text[ESP_PROBLEM_TEXT_MAX], why[WHY_TEXT_MAX];
     cli_record record = record_begin("kernels"), list = record_list();
     cli_table table;
     esp_matmul_problem_print(problem, text);
     record_text(&record, "problem", text);
     record_text(&record, "device", esp_device_name(cli->device));
-    record_text(&record, "chosen", chosen);
+    record_text(&record, "chosen", plan != NULL ? esp_plan_kernel(plan) : "");
+    record_bool(&record, "runs_dense", plan != NULL && esp_plan_runs_dense(plan));
+    record_text(&record, "why", plan != NULL ? explain_reason(plan, why) : NULL);
     table_begin(&table, COUNT(heads), heads);
-    for (int i = 0; i < esp_kernel_count(); i++) {
-        const char *what = verdict(cli, i, problem, chosen);
-        esp_kernel_info info = esp_kernel_get(i);
-        cli_record kernel = kernel_json(&info);
-        bool can_run = esp_kernel_why_not(i, cli->device, problem) == NULL;
-        record_bool(&kernel, "can_run", can_run);
-        record_text(&kernel, "why_not", can_run ? NULL : what);
-        record_add(&list, kernel);
-        table_cell(&table, "%s", esp_kernel_get(i).name);
-        table_cell(&table, "%s", what);
-    }
+    add_verdicts(candidates, count, &list, &table);
     record_child(&record, "kernels", list);
     esp_status status;
     if (cli->common.json) {
         status = record_print(&record, error);
+    } else if (cli->plan->explain) {
+        status = explain_problem(cli, problem, 0, stdout, error);
     } else {
         printf("%s on %s\n", text, esp_device_name(cli->device));
         status = table_print(&table, stdout, error);
+    }
+    if (plan != NULL && esp_plan_runs_dense(plan) && !cli->common.json && !cli->plan->explain) {
+        printf("it runs dense: %s\n", explain_reason(plan, why));
     }
     record_free(&record);
     table_free(&table);
@@ -94,12 +134,23 @@ static esp_status explain(cli_state *cli, const char *text, esp_error *error)
     if (problem.compute == ESP_COMPUTE_AUTO) {
         problem.compute = (esp_compute)cli->common.compute;
     }
+    esp_plan_options options = explain_plan_options(cli, 0);
+    options.require_sparse = cli->plan->require_sparse;
+    int count = esp_kernel_count();
+    esp_plan_candidate *candidates = calloc((size_t)count, sizeof *candidates);
+    if (candidates == NULL) {
+        return cli_fail_memory(error, "candidates");
+    }
     esp_plan *plan = NULL;
     esp_error why = {0};
-    esp_status status = esp_plan_create(cli->device, &problem, cli->common.kernel, &plan, &why);
-    esp_status printed =
-        print_verdicts(cli, &problem, status == ESP_OK ? esp_plan_kernel(plan) : "", error);
+    esp_status status = ESP_OK, printed = esp_plan_explain(cli->device, &problem, &options,
+                                                           candidates, count, &count, error);
+    if (printed == ESP_OK) {
+        status = esp_plan_create_with(cli->device, &problem, &options, &plan, &why);
+        printed = print_verdicts(cli, &problem, plan, candidates, count, error);
+    }
     esp_plan_free(plan);
+    free(candidates);
     if (printed == ESP_OK && status != ESP_OK) {
         *error = why;
     }
@@ -108,11 +159,12 @@ static esp_status explain(cli_state *cli, const char *text, esp_error *error)
 
 static esp_status run(cli_state *cli, esp_error *error)
 {
+    cli->plan = &((const kernels_args *)cli->args)->plan;
     return cli->operand_count > 0 ? explain(cli, cli->operands[0], error)
                                   : print_catalogue(cli, error);
 }
 
-static const cli_option options[] = {{.name = NULL}};
+static const cli_option options[] = {PLAN_OPTIONS(kernels_args), {.name = NULL}};
 
 const cli_command kernels_command = {
     .name = "kernels",
@@ -120,6 +172,10 @@ const cli_command kernels_command = {
     .operands = "[PROBLEM]",
     .most_operands = 1,
     .options = options,
+    .args_bytes = sizeof(kernels_args),
     .run = run,
-    .notes = "PROBLEM is matmul/PATTERN/TYPE/OUTxINxTOKENS, for example "
-             "matmul/64:2:8/bf16/4096x4096x1. Exit code 4 when no kernel can run it."};
+    .notes =
+        "PROBLEM is matmul/PATTERN/TYPE/OUTxINxTOKENS, for example "
+        "matmul/64:2:8/bf16/4096x4096x1. Dense kernels are candidates for a sparse weight, too, "
+        "as if it were held in both forms. Exit code 4 when no kernel can run it, or when "
+        "--require-sparse forbids the one that is chosen."};

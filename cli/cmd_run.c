@@ -6,14 +6,18 @@
 #include <unistd.h>
 
 #include "cli.h"
+#include "explain.h"
 #include "load.h"
 #include "sizes.h"
+
+#define BATCH 512 /* most tokens of a product, as sessions have it */
 
 typedef struct run_args {
     const char *prompt, *prompt_file;
     int64_t max_tokens, seed;
     double temperature, top_p;
     bool no_special;
+    plan_args plan;
 } run_args;
 
 typedef struct run_job {
@@ -120,6 +124,12 @@ static double decode_rate(const esp_generation *result)
     return rate(result->new_tokens - 1, result->decode_seconds);
 }
 
+/* Tokens of its first product. */
+static int64_t prefill_batch(const run_job *job)
+{
+    return job->result.prompt_tokens < BATCH ? job->result.prompt_tokens : BATCH;
+}
+
 static void print_statistics(const run_job *job)
 {
     const esp_generation *result = &job->result;
@@ -136,6 +146,24 @@ static void print_statistics(const run_job *job)
             model_kernels_text(job->model.model, result->prompt_tokens, kernels));
     fprintf(stderr, "espalier: decode kernels: %s\n",
             model_kernels_text(job->model.model, 1, kernels));
+    if (job->model.info.sparse_layers > 0) {
+        char memory[WHY_TEXT_MAX];
+        fprintf(stderr, "espalier: memory %s; %s resident\n",
+                explain_memory(job->cli, &job->model.info, memory),
+                size_bytes((double)job->model.info.resident_bytes, a));
+    }
+    explain_note(job->cli, job->model.model, "espalier: ", "prefill", prefill_batch(job), stderr);
+    explain_note(job->cli, job->model.model, "espalier: ", "decode", 1, stderr);
+}
+
+static esp_status explain_text(const run_job *job, esp_error *error)
+{
+    const int64_t counts[] = {prefill_batch(job), 1};
+    for (int i = 0; i < (counts[0] == 1 ? 1 : 2); i++) {
+        fprintf(stderr, "\nespalier: kernels at %lld tokens\n", (long long)counts[i]);
+        TRY(explain_model(job->cli, job->model.model, counts[i], stderr, error));
+    }
+    return ESP_OK;
 }
 
 static esp_status print_json(run_job *job, esp_error *error)
@@ -161,6 +189,22 @@ static esp_status print_json(run_job *job, esp_error *error)
     record_child(&kernels, "prefill", model_kernels_json(job->model.model, result->prompt_tokens));
     record_child(&kernels, "decode", model_kernels_json(job->model.model, 1));
     record_child(&record, "kernels", kernels);
+    record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    explain_memory_json(job->cli, &job->model.info, &record);
+    explain_dense_json(job->cli, job->model.model, prefill_batch(job), &record);
+    esp_status status = ESP_OK;
+    if (job->args->plan.explain) {
+        cli_record list = record_list();
+        status = explain_model_json(job->cli, job->model.model, prefill_batch(job), &list, error);
+        if (status == ESP_OK && prefill_batch(job) != 1) {
+            status = explain_model_json(job->cli, job->model.model, 1, &list, error);
+        }
+        record_child(&record, "explain", list);
+    }
+    if (status != ESP_OK) {
+        record_free(&record);
+        return status;
+    }
     return record_print(&record, error);
 }
 
@@ -191,12 +235,13 @@ static esp_status run_opened(run_job *job, esp_error *error)
     if (!cli->common.quiet) {
         print_statistics(job);
     }
-    return ESP_OK;
+    return job->args->plan.explain ? explain_text(job, error) : (esp_status)ESP_OK;
 }
 
 static esp_status run(cli_state *cli, esp_error *error)
 {
     run_job job = {.cli = cli, .args = cli->args};
+    cli->plan = &job.args->plan;
     esp_status status = run_opened(&job, error);
     esp_session_free(job.session);
     if (job.ids != NULL) {
@@ -258,6 +303,8 @@ static const cli_option options[] = {
      .kind = OPTION_FLAG,
      .offset = FIELD(no_special),
      .help = "do not put BOS before the prompt"},
+    MEMORY_OPTION(run_args),
+    PLAN_OPTIONS(run_args),
     {.name = NULL}};
 
 const cli_command run_command = {

@@ -112,7 +112,12 @@ static void roff_environment(FILE *stream)
                     option->name);
         }
     }
-    roff_tagged("ESPALIER_CPU", "Limits the instruction set: auto, portable, avx2 or avx512.",
+    roff_tagged("ESPALIER_CPU",
+                "Limits the instruction set: auto, portable, avx2, avx512, avx512bf16 or amx.",
+                stream);
+    roff_tagged("ESPALIER_TUNING",
+                "The file of measured times, kept by tune; empty: none. By default espalier/tuning "
+                "in $XDG_CACHE_HOME, else in ~/.cache.",
                 stream);
     roff_tagged("NO_COLOR", "Switches colour off when set.", stream);
     roff_tagged("TMPDIR", "Folder of temporary files.", stream);

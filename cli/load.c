@@ -1,5 +1,7 @@
 #include "load.h"
 
+#include "explain.h"
+
 #include <errno.h>
 #include <fcntl.h>
 #include <stdlib.h>
@@ -21,7 +23,12 @@ esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer, loa
     esp_model_options options = {.compute = (esp_compute)cli->common.compute,
                                  .kernel_glob = cli->common.kernel,
                                  .progress = progress_step,
-                                 .user = &cli->progress};
+                                 .user = &cli->progress,
+                                 .tokens = cli->plan_tokens};
+    if (cli->plan != NULL) {
+        options.memory = (esp_memory)cli->plan->memory;
+        options.require_sparse = cli->plan->require_sparse;
+    }
     TRY(esp_model_load(cli->device, loaded->checkpoint, &options, &loaded->model, error));
     progress_end(&cli->progress);
     esp_model_get_info(loaded->model, &loaded->info);

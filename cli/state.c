@@ -3,6 +3,7 @@
 #include <stdio.h>
 
 #include "cli.h"
+#include "tuning_file.h"
 
 #ifndef ESPALIER_COMMIT
 #define ESPALIER_COMMIT "unknown"
@@ -37,7 +38,10 @@ esp_status cli_fail_memory(esp_error *error, const char *what)
 
 esp_status cli_open_device(cli_state *cli, esp_error *error)
 {
-    return cli->device != NULL
-               ? ESP_OK
-               : esp_device_open(cli->context, cli->common.device, &cli->device, error);
+    if (cli->device != NULL) {
+        return ESP_OK;
+    }
+    TRY(esp_device_open(cli->context, cli->common.device, &cli->device, error));
+    tuning_load(cli);
+    return ESP_OK;
 }

@@ -73,8 +73,9 @@ typedef void (*esp_log_fn)(void *user, esp_log_level level, const char *message)
 typedef bool (*esp_progress_fn)(void *user, const char *what, double done, double total,
                                 const char *unit);
 
-/* Owner of allocator, log hook and thread pool; there is no other global state. A context may be
- * used from several threads; parallel work inside the library takes the pool in turn. */
+/* Owner of allocator, log hook, thread pool and tuning table; there is no other global state. A
+ * context may be used from several threads; parallel work inside the library takes the pool in
+ * turn. */
 typedef struct esp_context esp_context;
 
 typedef struct esp_context_options {
@@ -82,7 +83,7 @@ typedef struct esp_context_options {
     esp_allocator allocator; /* all NULL: the C library's */
     esp_log_fn log;          /* NULL: silent */
     void *log_user;
-    const char *cpu_level; /* NULL or "auto": best; "portable", "avx2", "avx512": not above this */
+    const char *cpu_level; /* NULL or "auto": best; or not above "portable", "avx2", "avx512"... */
 } esp_context_options;
 
 /* options NULL means all defaults. */

@@ -31,6 +31,13 @@ ESP_MUST_CHECK ESP_API esp_status esp_device_open(esp_context *context, const ch
 ESP_API void esp_device_close(esp_device *device);
 ESP_API const char *esp_device_name(const esp_device *device);
 
+#define ESP_DEVICE_IDENTITY_MAX 512
+/* Everything about a device that measured times depend on, one line: its name, processor or GPU,
+ * instruction set as limited, threads, memory, versions of libraries and of this one. Times
+ * measured under one identity are used under the same only. Asking opens the libraries that are
+ * found at run time. */
+ESP_API const char *esp_device_identity(esp_device *device);
+
 #ifdef __cplusplus
 }
 #endif

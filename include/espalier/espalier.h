@@ -12,5 +12,6 @@
 #include <espalier/prune.h>
 #include <espalier/sparse.h>
 #include <espalier/tensor.h>
+#include <espalier/tuning.h>
 
 #endif

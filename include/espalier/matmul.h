@@ -79,27 +79,99 @@ ESP_API const char *esp_kernel_why_not(int index, const esp_device *device,
 typedef struct esp_packed esp_packed;
 typedef struct esp_plan esp_plan;
 
+/* What a packed weight holds, as bits. A dense weight has one form, which is both. */
+typedef enum esp_form {
+    ESP_FORM_SPARSE = 1, /* the form of its pattern */
+    ESP_FORM_DENSE = 2   /* every entry, zeros too: what dense kernels read */
+} esp_form;
+
+typedef struct esp_pack_options {
+    unsigned forms; /* esp_form bits; 0: ESP_FORM_SPARSE */
+} esp_pack_options;
+
 /* Puts a weight on the device in the form that its kernels read. The sparse object is copied and
  * may be freed afterwards. */
 ESP_MUST_CHECK ESP_API esp_status esp_pack(esp_device *device, const esp_sparse *sparse,
                                            esp_packed **packed, esp_error *error);
+/* The same in the forms asked for; options NULL means all defaults. "pack.bad_forms" for unknown
+ * bits. Needs memory for the dense weight meanwhile where a dense form is made. */
+ESP_MUST_CHECK ESP_API esp_status esp_pack_with(esp_device *device, const esp_sparse *sparse,
+                                                const esp_pack_options *options,
+                                                esp_packed **packed, esp_error *error);
 ESP_API void esp_packed_free(esp_packed *packed);
-/* Bytes that the weight holds resident on the device. */
+/* Bytes that the weight holds resident on the device, all forms together. */
 ESP_API size_t esp_packed_bytes(const esp_packed *packed);
+/* esp_form bits; both for a weight of pattern dense. */
+ESP_API unsigned esp_packed_forms(const esp_packed *packed);
 
-/* Chooses a kernel by score. kernel_glob NULL or a glob over kernel names that forces the choice
+typedef struct esp_plan_options {
+    const char *kernel_glob; /* NULL, or a glob over kernel names that forces the choice */
+    unsigned forms;          /* forms that the weight has or may have; 0: ESP_FORM_SPARSE */
+    bool require_sparse;     /* an error where a sparse weight would run dense */
+    bool ignore_tuning;      /* predicted times only */
+} esp_plan_options;
+#define ESP_PLAN_OPTIONS_INIT                                                                      \
+    {                                                                                              \
+        NULL, 0, false, false                                                                      \
+    }
+
+/* Chooses a kernel. kernel_glob NULL or a glob over kernel names that forces the choice
  * (ESP_UNSUPPORTED "plan.no_kernel" lists each candidate's reason). Plans are immutable and may be
  * shared by threads. */
 ESP_MUST_CHECK ESP_API esp_status esp_plan_create(esp_device *device,
                                                   const esp_matmul_problem *problem,
                                                   const char *kernel_glob, esp_plan **plan,
                                                   esp_error *error);
+/* The same with options (NULL: all defaults). Of the candidates that the forms allow the fastest
+ * wins: by measured time where the context's tuning table has this problem (see tuning.h), else by
+ * predicted time. With ESP_FORM_DENSE among the forms, dense kernels are candidates for a sparse
+ * pattern: at equal time sparse wins. A dense product lets a non-finite activation reach every
+ * output (0 * Inf is NaN), also from columns at which the sparse weight stores nothing.
+ * ESP_UNSUPPORTED "plan.dense_is_faster", naming both times, when require_sparse forbids the
+ * fastest; "plan.no_sparse_kernel" when only dense kernels can run. */
+ESP_MUST_CHECK ESP_API esp_status esp_plan_create_with(esp_device *device,
+                                                       const esp_matmul_problem *problem,
+                                                       const esp_plan_options *options,
+                                                       esp_plan **plan, esp_error *error);
 ESP_API void esp_plan_free(esp_plan *plan);
 ESP_API const char *esp_plan_kernel(const esp_plan *plan);
+/* A sparse weight is multiplied as if it were dense: by a dense kernel on its dense form, or by a
+ * kernel that expands the compressed form as it goes. */
+ESP_API bool esp_plan_runs_dense(const esp_plan *plan);
+/* The form of the weight that the kernel reads: one esp_form bit. */
+ESP_API unsigned esp_plan_form(const esp_plan *plan);
 /* What the problem's compute type became: never AUTO. */
 ESP_API esp_compute esp_plan_compute(const esp_plan *plan);
 /* Scratch that run needs; the caller's, 64-byte aligned; 0 is possible. */
 ESP_API size_t esp_plan_workspace_bytes(const esp_plan *plan);
+
+/* Why this kernel: the fastest sparse and the fastest dense candidate. */
+typedef struct esp_plan_reason {
+    double us;                                /* of the chosen kernel */
+    int64_t tuned_tokens;                     /* measured at so many tokens; 0: predicted */
+    const char *sparse_kernel, *dense_kernel; /* NULL: none can run */
+    double sparse_us, dense_us;               /* both measured, or both predicted */
+} esp_plan_reason;
+ESP_API esp_plan_reason esp_plan_get_reason(const esp_plan *plan);
+
+/* One kernel of the device, as the choice saw it. */
+typedef struct esp_plan_candidate {
+    const char *kernel;
+    const char *why_not; /* NULL: it can run; else the reason (static text) */
+    bool runs_dense;     /* see esp_plan_runs_dense */
+    bool chosen;
+    double predicted_us;  /* 0 when it cannot run */
+    double tuned_us;      /* measured; 0: not */
+    int64_t tuned_tokens; /* at so many tokens */
+} esp_plan_candidate;
+/* Every kernel of the device in the catalogue's order: writes at most `capacity` entries and says
+ * in *count how many there are. No candidate is chosen when none can run, or when require_sparse
+ * forbids the fastest. Fails for an invalid problem only. */
+ESP_MUST_CHECK ESP_API esp_status esp_plan_explain(esp_device *device,
+                                                   const esp_matmul_problem *problem,
+                                                   const esp_plan_options *options,
+                                                   esp_plan_candidate *candidates, int capacity,
+                                                   int *count, esp_error *error);
 
 /* Operands of one run; all on the plan's device. Strides are in elements between rows of the stored
  * layout (feature-major: between features); 0 means tight. */
@@ -115,7 +187,9 @@ typedef struct esp_matmul_args {
     void *workspace;
 } esp_matmul_args;
 
-/* Allocates nothing. ESP_BAD_ARGUMENT when weight and plan do not belong together. */
+/* Allocates nothing. ESP_BAD_ARGUMENT when weight and plan do not belong together:
+ * "matmul.bad_weight", or "matmul.missing_form" when the weight lacks the form that the plan reads.
+ */
 ESP_MUST_CHECK ESP_API esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args,
                                                  esp_error *error);
 

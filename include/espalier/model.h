@@ -43,11 +43,23 @@ ESP_API int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, i
 
 typedef struct esp_model esp_model;
 
+/* How many forms of a sparse layer's weight are held on the device. */
+typedef enum esp_memory {
+    ESP_MEMORY_ONE = 0, /* the form that is faster at `tokens`: compressed, or dense with zeros */
+    ESP_MEMORY_SPARSE,  /* the compressed form, whatever is faster */
+    ESP_MEMORY_TWO      /* both where each is the faster at some token count up to 512 */
+} esp_memory;
+
 typedef struct esp_model_options {
     esp_compute compute;
-    const char *kernel_glob; /* NULL: by score */
+    const char *kernel_glob; /* NULL: the fastest */
     esp_progress_fn progress;
     void *user;
+    esp_memory memory;
+    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding) */
+    bool require_sparse; /* "plan.dense_is_faster" from load (at `tokens`) and from every call whose
+                            token count would run a sparse layer dense; implies ESP_MEMORY_SPARSE */
+    bool ignore_tuning;  /* predicted times only */
 } esp_model_options;
 
 typedef struct esp_model_info {
@@ -61,6 +73,8 @@ typedef struct esp_model_info {
     int32_t bos;         /* -1 if none */
     int32_t eos[16];
     int eos_count; /* from generation_config.json, else config.json */
+    /* Linear layers that the checkpoint holds sparse, and of them: held dense only; in two forms */
+    int64_t sparse_layers, dense_form_layers, two_form_layers;
 } esp_model_info;
 
 /* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:
@@ -75,6 +89,18 @@ ESP_API void esp_model_get_info(const esp_model *model, esp_model_info *info);
  * distinct ones there are, writes at most capacity; counts[i] is the number of layers. */
 ESP_API int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names,
                               int *counts, int capacity);
+
+/* One linear layer. */
+typedef struct esp_model_layer {
+    const char *name; /* without ".weight"; belongs to the model */
+    esp_matmul_problem problem;
+    unsigned forms; /* esp_form bits that the weight holds */
+    size_t resident_bytes;
+} esp_model_layer;
+/* Linear layer `index` (from 0, lm_head last) as it runs at a token count; false behind the last:
+ * what esp_plan_explain and esp_tune take. */
+ESP_API bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
+                                 esp_model_layer *layer);
 
 /* A sequence in progress: the KV cache and scratch. One session is used by one thread at a time. */
 typedef struct esp_session esp_session;

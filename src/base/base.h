@@ -19,6 +19,7 @@
 #include "base/random.h"
 #include "base/threads.h"
 #include "base/timer.h"
+#include "base/tuning_table.h"
 
 #define ESP_MIN(a, b) ((a) < (b) ? (a) : (b))
 #define ESP_MAX(a, b) ((a) > (b) ? (a) : (b))

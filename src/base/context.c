@@ -4,6 +4,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 
 #include "base/error.h"
@@ -11,11 +12,24 @@
 #include "base/threads.h"
 
 #define MAX_THREADS 1024
+#define HUGE_PAGE ((size_t)2 << 20)
 
+/* Weights are read once per token: with pages of 4 KiB the walk of page tables costs as much as the
+ * memory. Asking for large pages where the system leaves that to programs is a hint and may fail. */
 static void *default_allocate(void *user, size_t bytes, size_t alignment)
 {
     (void)user;
-    return aligned_alloc(alignment, bytes);
+    if (bytes < 2 * HUGE_PAGE) {
+        return aligned_alloc(alignment, bytes);
+    }
+    void *memory = NULL;
+    if (posix_memalign(&memory, HUGE_PAGE, bytes) != 0) {
+        return NULL;
+    }
+#ifdef MADV_HUGEPAGE
+    (void)!madvise(memory, bytes / HUGE_PAGE * HUGE_PAGE, MADV_HUGEPAGE);
+#endif
+    return memory;
 }
 
 static void default_release(void *user, void *memory)
@@ -81,6 +95,7 @@ esp_status esp_context_create(const esp_context_options *options, esp_context **
         return status;
     }
     made->threads = threads;
+    esp_tuning_table_init(&made->tuning);
     *context = made;
     return ESP_OK;
 }
@@ -91,6 +106,7 @@ void esp_context_free(esp_context *context)
         return;
     }
     esp_pool_free(context, context->pool);
+    esp_tuning_table_free(context, &context->tuning);
     esp_context copy = *context;
     esp_release(&copy, context);
 }

@@ -43,7 +43,7 @@ static bool finish_one_token(const cpu_pass *pass, const cpu_piece *piece)
     const esp_matmul_args *args = pass->call->args;
     unsigned epilogue = problem->epilogue;
     if (piece->tokens != 1 || problem->out_type != ESP_F32 || piece->weight->rows != NULL ||
-        (epilogue & (ACTIVATIONS | ESP_EP_SWIGLU)) != 0) {
+        piece->weight->format == ESP_HOST_ROWS || (epilogue & (ACTIVATIONS | ESP_EP_SWIGLU)) != 0) {
         return false;
     }
     bool by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
@@ -95,9 +95,28 @@ void cpu_finish_piece(const cpu_pass *pass, const cpu_piece *piece)
     }
     int64_t count = ESP_MIN(piece->tokens, pass->tokens - piece->token);
     for (int64_t r = 0; r < piece->rows; r++) {
-        int64_t o = esp_host_row(piece->weight, piece->row + r);
+        int64_t o = cpu_output_row(piece->weight, piece->row + r);
         finish_row(pass, o, piece->token, count, piece->sums + r * piece->sums_stride);
     }
+}
+
+static void finish_absent(void *user, int64_t begin, int64_t end, int thread)
+{
+    const cpu_pass *pass = user;
+    float *sums = pass->scratch + (size_t)thread * pass->sizes.scratch;
+    for (int64_t o = begin; o < end; o++) {
+        if (esp_host_find(pass->call->args->weight->state, o) < 0) {
+            memset(sums, 0, (size_t)pass->tokens * sizeof *sums);
+            finish_row(pass, o, 0, pass->tokens, sums);
+        }
+    }
+}
+
+void cpu_finish_absent_rows(const cpu_pass *pass)
+{
+    cpu_pass copy = *pass;
+    esp_parallel_for(pass->call->device->context, pass->call->problem->out_features,
+                     1 + 16384 / pass->tokens, finish_absent, &copy);
 }
 
 static void finish_pairs(void *user, int64_t begin, int64_t end, int thread)

@@ -10,5 +10,8 @@ set_source_files_properties(${cpu_dir}/level_portable.c PROPERTIES
 if(CMAKE_SYSTEM_PROCESSOR MATCHES "x86_64|AMD64|amd64")
   set_source_files_properties(${cpu_dir}/level_avx2.c PROPERTIES COMPILE_OPTIONS "${avx2_flags}")
   set_source_files_properties(${cpu_dir}/level_avx512.c PROPERTIES COMPILE_OPTIONS "${avx512_flags}")
+  set(bf16_flags ${avx512_flags} -mavx512bf16 -mavx512vbmi -mavx512vbmi2)
+  set_source_files_properties(${cpu_dir}/level_avx512bf16.c PROPERTIES COMPILE_OPTIONS "${bf16_flags}")
+  set_source_files_properties(${cpu_dir}/level_amx.c PROPERTIES COMPILE_OPTIONS "${bf16_flags}")
   target_compile_definitions(espalier_objects PRIVATE ESP_CPU_X86=1)
 endif()

@@ -12,15 +12,15 @@ const cpu_level *cpu_level_of(const esp_device *device)
 {
 #ifdef ESP_CPU_X86
     static const cpu_level *const levels[] = {&esp_cpu_portable, &esp_cpu_avx2, &esp_cpu_avx512};
-    return levels[device->context->cpu.level];
+    return levels[ESP_MIN(device->context->cpu.level, ESP_CPU_AVX512)];
 #else
     (void)device;
     return &esp_cpu_portable;
 #endif
 }
 
-static const char *why_not(const esp_kernel *kernel, const esp_device *device,
-                           const esp_matmul_problem *problem)
+const char *cpu_why_not(const esp_kernel *kernel, const esp_device *device,
+                        const esp_matmul_problem *problem)
 {
     const cpu_variant *variant = kernel->variant;
     if (variant->needs > device->context->cpu.level) {
@@ -93,7 +93,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .format = #format_word,                                                                    \
         .level = #level_word,                                                                      \
         .idea = how,                                                                               \
-        .why_not = why_not,                                                                        \
+        .why_not = cpu_why_not,                                                                    \
         .workspace_bytes = workspace_bytes,                                                        \
         .score_us = score_us,                                                                      \
         .launch = cpu_matmul_launch,                                                               \
@@ -124,11 +124,21 @@ KERNELS_OF_LEVEL(avx2, ESP_CPU_AVX2)
 KERNELS_OF_LEVEL(avx512, ESP_CPU_AVX512)
 #endif
 
+#ifdef ESP_CPU_X86
+#define LIST_OF_BF16(level_word)                                                                   \
+    &esp_cpu_dense_f32_##level_word, &esp_cpu_dense_f16_##level_word,                              \
+        &esp_cpu_dense_bf16_##level_word, &esp_cpu_panel_f32_##level_word,                         \
+        &esp_cpu_panel_f16_##level_word, &esp_cpu_panel_bf16_##level_word
+#endif
+
 const esp_kernel *const esp_cpu_kernels[] = {
 #ifdef ESP_CPU_X86
-    LIST_OF_LEVEL(avx512),       LIST_OF_LEVEL(avx2),
+    LIST_OF_BF16(amx),           LIST_OF_BF16(amx_split),
+    LIST_OF_BF16(avx512bf16),    LIST_OF_LEVEL(avx512),
+    LIST_OF_LEVEL(avx2),         CPU_LISTS_OF_LEVEL(&, avx512),
+    CPU_LISTS_OF_LEVEL(&, avx2),
 #endif
-    LIST_OF_LEVEL(portable),     &esp_cpu_openblas_kernel, &esp_cpu_onednn_f32_kernel,
-    &esp_cpu_onednn_bf16_kernel, &esp_cpu_csr_kernel,      &esp_cpu_bsr_kernel,
-    &esp_cpu_rows_kernel,        &esp_cpu_cols_kernel,     NULL,
+    LIST_OF_LEVEL(portable),     CPU_LISTS_OF_LEVEL(&, portable),
+    &esp_cpu_openblas_kernel,    &esp_cpu_onednn_f32_kernel,
+    &esp_cpu_onednn_bf16_kernel, NULL,
 };

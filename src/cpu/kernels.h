@@ -8,9 +8,33 @@
 extern const esp_kernel *const esp_cpu_kernels[];
 extern const esp_ops esp_cpu_ops; /* ops.c */
 
-/* matmul_runs.c */
-extern const esp_kernel esp_cpu_csr_kernel, esp_cpu_bsr_kernel;
-extern const esp_kernel esp_cpu_rows_kernel, esp_cpu_cols_kernel;
+/* kernels_lists.c: esp_cpu_csr_f32_avx512 and so on */
+#define CPU_LISTS_OF_FORMAT(a, format, level)                                                      \
+    a format##_f32_##level, a format##_f16_##level, a format##_bf16_##level
+#define CPU_LISTS_OF_LEVEL(a, level)                                                               \
+    CPU_LISTS_OF_FORMAT(a, esp_cpu_csr, level), CPU_LISTS_OF_FORMAT(a, esp_cpu_bsr, level),        \
+        CPU_LISTS_OF_FORMAT(a, esp_cpu_rows, level), CPU_LISTS_OF_FORMAT(a, esp_cpu_cols, level)
+extern const esp_kernel CPU_LISTS_OF_LEVEL(, portable);
+#ifdef ESP_CPU_X86
+extern const esp_kernel CPU_LISTS_OF_LEVEL(, avx2), CPU_LISTS_OF_LEVEL(, avx512);
+#endif
+
+/* Level, format, weight type and sizes of a record whose variant is a cpu_variant. */
+const char *cpu_why_not(const esp_kernel *kernel, const esp_device *device,
+                        const esp_matmul_problem *problem);
+
+/* bf16_matmul.c */
+#ifdef ESP_CPU_X86
+extern const esp_kernel esp_cpu_dense_f32_amx, esp_cpu_dense_f16_amx, esp_cpu_dense_bf16_amx;
+extern const esp_kernel esp_cpu_panel_f32_amx, esp_cpu_panel_f16_amx, esp_cpu_panel_bf16_amx;
+extern const esp_kernel esp_cpu_dense_f32_avx512bf16, esp_cpu_dense_f16_avx512bf16,
+    esp_cpu_dense_bf16_avx512bf16;
+extern const esp_kernel esp_cpu_panel_f32_avx512bf16, esp_cpu_panel_f16_avx512bf16,
+    esp_cpu_panel_bf16_avx512bf16;
+extern const esp_kernel esp_cpu_dense_f32_amx_split, esp_cpu_dense_f16_amx_split;
+extern const esp_kernel esp_cpu_dense_bf16_amx_split, esp_cpu_panel_f32_amx_split;
+extern const esp_kernel esp_cpu_panel_f16_amx_split, esp_cpu_panel_bf16_amx_split;
+#endif
 
 /* Dense products of libraries that may or may not be there (found at run time). */
 extern const esp_kernel esp_cpu_openblas_kernel;                               /* openblas.c */
@@ -46,6 +70,9 @@ typedef struct cpu_onednn {
     int (*get_threads)(void);
 } cpu_onednn;
 const cpu_onednn *cpu_onednn_of(const esp_device *device);
+
+/* esp_backend.identify: instruction set and versions of the libraries (identity.c). */
+void cpu_identify(const esp_device *device, char *text, size_t capacity);
 
 /* What scoring assumes of the machine, per thread and for all. */
 double cpu_memory_us(const esp_device *device, double bytes);

@@ -3,24 +3,14 @@
  * finished (epilogue.c) while they are warm. A sum never depends on how pieces are cut. */
 #include "cpu/matmul.h"
 
-#define GROUP 128         /* smallest token group: the widest tile */
+#define GROUP 128         /* smallest token group: the widest tile of all levels */
 #define SUMS_PADDING 16   /* keeps rows of sums off the same cache sets */
 #define PIECE_BYTES 16384 /* weight bytes that are worth handing to another thread */
 
-static int64_t round_up(int64_t value, int64_t step)
+/* rows and cols hold dense products of what they keep. */
+static esp_host_format runs_as(esp_host_format format)
 {
-    return esp_ceil_div(value, step) * step;
-}
-
-static bool rounds(const esp_matmul_problem *problem)
-{
-    return problem->compute == ESP_COMPUTE_BF16 && problem->weight_type != ESP_BF16;
-}
-
-/* Floats of a row of few-token X: columns, the zero column, and room to read past the end. */
-static int64_t few_stride(int64_t in)
-{
-    return round_up(in + 1, 32) + 64;
+    return format == ESP_HOST_ROWS || format == ESP_HOST_COLS ? ESP_HOST_DENSE : format;
 }
 
 static int64_t kept_columns(const esp_matmul_problem *problem)
@@ -29,10 +19,30 @@ static int64_t kept_columns(const esp_matmul_problem *problem)
     return kept > 0 ? kept : problem->in_features;
 }
 
-/* Beyond so many tokens tiles are faster (docs/kernels.md has the measurements). */
-static int64_t few_limit(esp_host_format format)
+/* Beyond so many tokens tiles are faster. */
+#define FEW_LIMIT (2 * CPU_FEW_TOKENS)
+
+/* Rows and tokens of the largest piece. A panel's depth is walked once per tile of tokens, for so
+ * many rows that X is fetched into the near caches rarely; other formats decode a block of depth
+ * once for many tiles. */
+static int64_t most_rows(esp_host_format format, bool few)
 {
-    return format == ESP_HOST_NM ? 2 : 2 * CPU_FEW_TOKENS;
+    return format == ESP_HOST_PANEL && !few ? CPU_PANEL_ROWS : CPU_MAX_ROWS;
+}
+
+static int64_t most_group(const cpu_variant *variant, bool few)
+{
+    if (few) {
+        return CPU_FEW_TOKENS;
+    }
+    return variant->format == ESP_HOST_PANEL
+               ? variant->level->sparse_vectors * variant->level->lanes
+               : CPU_TOKEN_BLOCK;
+}
+
+static int64_t sums_stride(bool few, int64_t tokens)
+{
+    return few ? CPU_FEW_TOKENS : tokens + SUMS_PADDING;
 }
 
 cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device *device,
@@ -40,19 +50,21 @@ cpu_workspace cpu_matmul_workspace(const cpu_variant *variant, const esp_device 
 {
     cpu_workspace sizes = {0};
     int64_t tokens = problem->tokens;
-    sizes.few = tokens <= few_limit(variant->format) && !rounds(problem);
+    esp_host_format format = runs_as(variant->format);
+    sizes.few = tokens <= FEW_LIMIT && !cpu_rounds(problem);
     sizes.block = sizes.few ? ESP_MIN(tokens, CPU_FEW_TOKENS)
-                            : round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
-    int64_t row = sizes.few ? few_stride(problem->in_features) : problem->in_features + 1;
-    sizes.x = (size_t)round_up(row * sizes.block, 16);
+                            : cpu_round_up(ESP_MIN(tokens, CPU_TOKEN_BLOCK), variant->level->lanes);
+    int64_t row = sizes.few ? cpu_few_stride(problem->in_features) : problem->in_features + 1;
+    sizes.x = (size_t)cpu_round_up(row * sizes.block, 16);
     if ((problem->epilogue & ESP_EP_SWIGLU) != 0) {
-        sizes.raw = (size_t)round_up(problem->out_features * sizes.block, 16);
+        sizes.raw = (size_t)cpu_round_up(problem->out_features * sizes.block, 16);
     }
-    int64_t decoded = variant->format == ESP_HOST_DENSE ? CPU_MAX_ROWS * CPU_DENSE_DEPTH
-                                                        : CPU_MAX_ROWS * 2 * CPU_SPARSE_DEPTH;
-    int64_t gathered = CPU_FEW_TOKENS * (round_up(kept_columns(problem), 32) + 64);
-    int64_t sums = CPU_MAX_ROWS * (sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
-    sizes.scratch = (size_t)(sums + (sizes.few ? gathered : decoded));
+    int64_t decoded =
+        CPU_MAX_ROWS * (format == ESP_HOST_DENSE ? CPU_DENSE_DEPTH : 2 * CPU_SPARSE_DEPTH);
+    int64_t gathered = CPU_FEW_TOKENS * (cpu_round_up(kept_columns(problem), 32) + 64);
+    sizes.sums = (size_t)(most_rows(format, sizes.few) *
+                          sums_stride(sizes.few, most_group(variant, sizes.few)));
+    sizes.scratch = sizes.sums + (size_t)(sizes.few ? gathered : decoded);
     sizes.bytes =
         sizeof(float) * (sizes.x + sizes.raw + sizes.scratch * (size_t)device->context->threads);
     return sizes;
@@ -62,27 +74,26 @@ static void run_piece(const cpu_pass *pass, int64_t chunk, int64_t group, int th
 {
     const esp_host_weight *weight = pass->call->args->weight->state;
     const cpu_variant *variant = pass->call->kernel->variant;
-    int64_t panel = chunk / pass->chunks_of_panel;
-    int64_t row = panel * pass->panel_rows + chunk % pass->chunks_of_panel * pass->chunk;
-    int64_t end = ESP_MIN((panel + 1) * pass->panel_rows, weight->out_features);
+    int64_t strip = chunk / pass->chunks_of_strip;
+    int64_t row = strip * pass->strip_rows + chunk % pass->chunks_of_strip * pass->chunk;
+    int64_t end = ESP_MIN((strip + 1) * pass->strip_rows, cpu_stored_rows(weight));
     float *scratch = pass->scratch + (size_t)thread * pass->sizes.scratch;
     bool few = pass->sizes.few;
     int64_t all = few ? pass->tokens : pass->padded;
     cpu_piece piece = {.weight = weight,
-                       .rounds = rounds(pass->call->problem),
+                       .rounds = cpu_rounds(pass->call->problem),
                        .x = pass->x,
-                       .x_rows = weight->in_features + 1,
-                       .x_stride = few_stride(weight->in_features),
+                       .x_rows = cpu_dense_columns(weight) + 1,
+                       .x_stride = cpu_few_stride(weight->in_features),
                        .row = row,
                        .rows = ESP_MIN(pass->chunk, end - row),
                        .token = group * pass->group,
                        .sums = scratch};
     piece.tokens = ESP_MIN(pass->group, all - piece.token);
-    piece.sums_stride = few ? CPU_FEW_TOKENS : piece.tokens + SUMS_PADDING;
-    piece.scratch =
-        scratch + CPU_MAX_ROWS * (few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK + SUMS_PADDING);
+    piece.sums_stride = sums_stride(few, piece.tokens);
+    piece.scratch = scratch + pass->sizes.sums;
     if (piece.rows > 0) {
-        (few ? pass->level->few : pass->level->many)[variant->format](&piece);
+        (few ? pass->level->few : pass->level->many)[runs_as(variant->format)](&piece);
         cpu_finish_piece(pass, &piece);
     }
 }
@@ -95,33 +106,39 @@ static void run_pieces(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
+/* Chunks of at most `rows` rows: whole panels where panels are small (few tokens: one at most). */
 static void set_chunks(cpu_pass *pass, int64_t rows)
 {
-    pass->chunk = ESP_MIN(rows, pass->panel_rows);
-    pass->chunks_of_panel = esp_ceil_div(pass->panel_rows, pass->chunk);
-    int64_t panels = esp_ceil_div(pass->call->problem->out_features, pass->panel_rows);
-    pass->chunks = panels * pass->chunks_of_panel;
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    int64_t stored = cpu_stored_rows(weight);
+    int64_t panel = weight->format == ESP_HOST_PANEL ? weight->panel_rows : stored;
+    int64_t panels = pass->sizes.few ? 1 : ESP_MAX(rows / panel, 1);
+    pass->strip_rows = panels * panel;
+    pass->chunk = ESP_MIN(rows, pass->strip_rows);
+    pass->chunks_of_strip = esp_ceil_div(pass->strip_rows, pass->chunk);
+    pass->chunks = esp_ceil_div(stored, pass->strip_rows) * pass->chunks_of_strip;
 }
 
 /* Large pieces use caches best; smaller ones keep all threads busy to the end. */
 static void cut(cpu_pass *pass)
 {
-    const esp_host_weight *weight = pass->call->args->weight->state;
+    const cpu_variant *variant = pass->call->kernel->variant;
     int64_t threads = pass->call->device->context->threads;
-    int64_t rows = CPU_MAX_ROWS;
-    pass->panel_rows = weight->format == ESP_HOST_PANEL ? weight->panel_rows : weight->out_features;
-    pass->group = pass->sizes.few ? CPU_FEW_TOKENS : CPU_TOKEN_BLOCK;
-    pass->groups = 1;
+    bool few = pass->sizes.few;
+    int64_t rows = most_rows(variant->format, few);
+    pass->group = most_group(variant, few);
+    pass->groups = few ? 1 : esp_ceil_div(pass->padded, pass->group);
     set_chunks(pass, rows);
     if (threads == 1) {
         return;
     }
-    int64_t enough = pass->sizes.few ? 2 * threads : 4 * threads; /* few: each piece gathers X */
-    while (rows > 24 && pass->chunks < enough) {
+    int64_t enough = few ? 2 * threads : 4 * threads; /* few: each piece gathers X */
+    while (rows > 24 &&
+           pass->chunks * (variant->format == ESP_HOST_PANEL ? pass->groups : 1) < enough) {
         rows /= 2;
         set_chunks(pass, rows);
     }
-    while (!pass->sizes.few && pass->group > GROUP && pass->chunks * pass->groups < 4 * threads) {
+    while (!few && pass->group > GROUP && pass->chunks * pass->groups < 4 * threads) {
         pass->group /= 2;
         pass->groups = esp_ceil_div(pass->padded, pass->group);
     }
@@ -131,9 +148,14 @@ static void cut(cpu_pass *pass)
 static int64_t grain_of(const cpu_pass *pass)
 {
     const esp_host_weight *weight = pass->call->args->weight->state;
-    int64_t bytes = pass->chunk * weight->row_values * (int64_t)esp_dtype_bytes(weight->dtype);
+    int64_t values =
+        runs_as(weight->format) == ESP_HOST_DENSE ? cpu_dense_columns(weight) : weight->row_values;
+    int64_t bytes = pass->chunk * values * (int64_t)esp_dtype_bytes(weight->dtype);
     int64_t work = bytes * (pass->sizes.few ? 1 : 1 + pass->padded / 16);
-    return 1 + PIECE_BYTES / ESP_MAX(1, work);
+    int64_t grain = 1 + PIECE_BYTES / ESP_MAX(1, work);
+    /* Few tokens: neighbouring pieces by one thread, which has asked for their first rows. */
+    int64_t shares = 8 * pass->call->device->context->threads;
+    return pass->sizes.few ? ESP_MAX(grain, pass->chunks / shares) : grain;
 }
 
 static void run_pass(cpu_pass *pass)
@@ -142,6 +164,10 @@ static void run_pass(cpu_pass *pass)
     cut(pass);
     esp_parallel_for(pass->call->device->context, pass->chunks * pass->groups, grain_of(pass),
                      run_pieces, pass);
+    const esp_host_weight *weight = pass->call->args->weight->state;
+    if (weight->format == ESP_HOST_ROWS) {
+        cpu_finish_absent_rows(pass);
+    }
     if ((pass->call->problem->epilogue & ESP_EP_SWIGLU) != 0) {
         cpu_finish_swiglu(pass);
     }
@@ -156,12 +182,12 @@ esp_status cpu_matmul_launch(const esp_matmul_call *call, esp_error *error)
     pass.x = call->args->workspace;
     pass.raw = pass.x + pass.sizes.x;
     pass.scratch = pass.raw + pass.sizes.raw;
-    pass.most_vectors = variant->format == ESP_HOST_DENSE ? variant->level->dense_vectors
-                                                          : variant->level->sparse_vectors;
+    pass.most_vectors = runs_as(variant->format) == ESP_HOST_DENSE ? variant->level->dense_vectors
+                                                                   : variant->level->sparse_vectors;
     for (int64_t token = 0; token < call->problem->tokens; token += pass.sizes.block) {
         pass.token = token;
         pass.tokens = ESP_MIN(pass.sizes.block, call->problem->tokens - token);
-        pass.padded = round_up(pass.tokens, variant->level->lanes);
+        pass.padded = cpu_round_up(pass.tokens, variant->level->lanes);
         run_pass(&pass);
     }
     return ESP_OK;

@@ -54,7 +54,8 @@ static double f32_score_us(const esp_kernel *kernel, const esp_device *device,
     static const cpu_library_speed speeds[] = {
         {5.3, 0.26, 0.08, 18}, {5.3, 0.26, 0.08, 60}, {5.3, 0.26, 0.08, 120}};
     return with_openmp_us(
-        device, cpu_library_score_us(device, problem, &speeds[device->context->cpu.level]));
+        device, cpu_library_score_us(device, problem,
+                                     &speeds[ESP_MIN(device->context->cpu.level, ESP_CPU_AVX512)]));
 }
 
 static double bf16_score_us(const esp_kernel *kernel, const esp_device *device,

@@ -5,9 +5,18 @@
 
 #define FEATURES 64 /* of a piece of work */
 
-/* The element of X for feature f and token t of the call. */
+static const esp_host_weight *weight_of(const esp_matmul_call *call)
+{
+    return call->args->weight->state;
+}
+
+/* The element of X for packed feature f and token t of the call. */
 static int64_t x_at(const esp_matmul_call *call, int64_t f, int64_t t)
 {
+    const esp_host_weight *weight = weight_of(call);
+    if (weight->format == ESP_HOST_COLS) {
+        f = esp_host_index(weight->list, weight->list_wide, f);
+    }
     bool by_feature = call->problem->x_layout == ESP_FEATURE_MAJOR;
     return by_feature ? f * call->args->x_stride + t : t * call->args->x_stride + f;
 }
@@ -40,7 +49,13 @@ static void pack_tile(const cpu_pass *pass, int64_t begin, int64_t end, int64_t 
     } else {
         for (int64_t t = 0; t < count; t++) {
             float column[FEATURES];
-            widen(call, x_at(call, begin, token + t), end - begin, column);
+            if (weight_of(call)->format == ESP_HOST_COLS) {
+                for (int64_t f = begin; f < end; f++) {
+                    widen(call, x_at(call, f, token + t), 1, column + f - begin);
+                }
+            } else {
+                widen(call, x_at(call, begin, token + t), end - begin, column);
+            }
             for (int64_t f = begin; f < end; f++) {
                 tile[f * width + t] = column[f - begin];
             }
@@ -56,7 +71,7 @@ static void pack_features(void *user, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const cpu_pass *pass = user;
-    int64_t in = pass->call->problem->in_features;
+    int64_t in = cpu_dense_columns(weight_of(pass->call));
     for (int64_t first = 0; first < pass->padded;) {
         int64_t width = (int64_t)pass->most_vectors * pass->level->lanes;
         while (width > pass->padded - first) {
@@ -75,10 +90,11 @@ static void pack_features(void *user, int64_t begin, int64_t end, int thread)
 static void pack_few(const cpu_pass *pass)
 {
     const esp_matmul_call *call = pass->call;
-    int64_t in = call->problem->in_features;
+    int64_t in = cpu_dense_columns(weight_of(call));
     int64_t stride = (int64_t)pass->sizes.x / pass->sizes.block;
     bool by_feature = call->problem->x_layout == ESP_FEATURE_MAJOR;
-    bool whole = !by_feature || (call->args->x_stride == 1 && pass->tokens == 1);
+    bool whole = (!by_feature || (call->args->x_stride == 1 && pass->tokens == 1)) &&
+                 weight_of(call)->format != ESP_HOST_COLS;
     for (int64_t t = 0; t < pass->tokens; t++) {
         float *to = pass->x + t * stride;
         if (whole) {
@@ -96,7 +112,7 @@ static void pack_few(const cpu_pass *pass)
 static void pack_blocks(void *user, int64_t begin, int64_t end, int thread)
 {
     const cpu_pass *pass = user;
-    int64_t in = pass->call->problem->in_features;
+    int64_t in = cpu_dense_columns(weight_of(pass->call));
     for (int64_t block = begin; block < end; block++) {
         pack_features(user, block * FEATURES, ESP_MIN(in, (block + 1) * FEATURES), thread);
     }
@@ -109,7 +125,7 @@ void cpu_pack_x(const cpu_pass *pass)
         return;
     }
     cpu_pass copy = *pass;
-    int64_t blocks = esp_ceil_div(pass->call->problem->in_features, FEATURES);
+    int64_t blocks = esp_ceil_div(cpu_dense_columns(weight_of(pass->call)), FEATURES);
     int64_t grain = 1 + 65536 / (FEATURES * pass->padded);
     esp_parallel_for(pass->call->device->context, blocks, grain, pack_blocks, &copy);
 }

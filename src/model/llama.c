@@ -69,8 +69,7 @@ static esp_status run_head(const esp_nn *nn, const esp_session *session,
     esp_linear_call call = {.x = session->normed + (all ? 0 : batch->tokens - 1),
                             .x_stride = batch->tokens,
                             .y = batch->logits,
-                            .tokens = all ? batch->tokens : 1,
-                            .token_major = true};
+                            .tokens = all ? batch->tokens : 1};
     return esp_linear_run(nn, &session->model->head, &call, error);
 }
 
@@ -81,8 +80,10 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
     esp_nn nn = {.device = model->device,
                  .ops = model->device->backend->ops,
                  .compute = model->compute,
-                 .kernel_glob = model->kernel_glob,
-                 .workspace = session->workspace};
+                 .options = &model->plan_options,
+                 .workspace = session->workspace,
+                 .workspace_bytes = session->workspace_bytes,
+                 .plans = session->plans};
     ESP_TRY(esp_nn_done(nn.ops->embed(nn.device, &model->table, batch->ids, tokens, session->x),
                         "embed", error));
     show(session, "embed", session->x, tokens);

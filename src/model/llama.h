@@ -15,8 +15,11 @@ struct esp_model {
     esp_context *context;
     esp_device *device;
     esp_llama_config config;
-    esp_compute compute; /* resolved */
-    char *kernel_glob;   /* NULL: by score */
+    esp_compute compute;           /* resolved */
+    char *kernel_glob;             /* NULL: any */
+    esp_plan_options plan_options; /* but forms; kernel_glob as above */
+    esp_memory memory;
+    int64_t tokens; /* token count that matters most; at least 1 */
     esp_packed *embedding;
     esp_tensor table; /* view of embedding: [vocabulary][hidden] */
     esp_llama_layer *layers;
@@ -34,16 +37,25 @@ struct esp_session {
     float *scratch;     /* all the following, [features][max_batch] each */
     float *x, *normed, *q, *k, *v, *mixed, *gate, *up, *cosines, *sines;
     void *workspace, *attention_workspace;
-    float *logits;  /* [vocabulary], host memory, for generation */
-    int32_t *order; /* [vocabulary], host memory */
+    size_t workspace_bytes;
+    esp_plan_slot *plans; /* [linear layers][2] */
+    float *logits;        /* [vocabulary], host memory, for generation */
+    int32_t *order;       /* [vocabulary], host memory */
     esp_observe_fn observe;
     void *observe_user;
 };
 
 #define ESP_LLAMA_LINEARS 7 /* of one layer */
 
+/* Linear layers, lm_head included. */
+int64_t esp_llama_linears(const esp_model *model);
 /* Every linear layer by number, lm_head last; NULL behind it. */
 const esp_linear *esp_llama_linear(const esp_model *model, int64_t number);
+
+/* The forms that a layer's weight is to be held in (forms.c). linear->weight is not there yet. */
+ESP_MUST_CHECK esp_status esp_llama_forms(const esp_model *model, const esp_linear *linear,
+                                          const esp_sparse *sparse, unsigned *forms,
+                                          esp_error *error);
 
 /* Fills weights and info of a model whose config is read. "model.*" */
 ESP_MUST_CHECK esp_status esp_llama_load(esp_model *model, const esp_checkpoint *checkpoint,

@@ -13,6 +13,7 @@ typedef struct wanted {
     tensor_role role;
     int64_t out, in; /* in: 0 for vectors */
     esp_packed **weight;
+    esp_linear *linear; /* NULL: the embedding, whose rows are looked up */
     float **vector;
 } wanted;
 
@@ -30,8 +31,10 @@ static void want_linear(wanted *list, int *count, const char *prefix, const char
                         int64_t in, bool bias, esp_linear *target)
 {
     wanted *entry = &list[(*count)++];
-    *entry = (wanted){.role = ROLE_LINEAR, .out = out, .in = in, .weight = &target->weight};
+    *entry = (wanted){
+        .role = ROLE_LINEAR, .out = out, .in = in, .weight = &target->weight, .linear = target};
     snprintf(entry->name, sizeof entry->name, "%s%s.weight", prefix, name);
+    snprintf(target->name, sizeof target->name, "%s%s", prefix, name);
     if (bias) {
         char bias_name[64];
         snprintf(bias_name, sizeof bias_name, "%s.bias", name);
@@ -73,6 +76,7 @@ static int list_part(esp_model *model, int64_t number, wanted list[MAX_WANTED])
         want_linear(list, &count, "model.", "embed_tokens", config->vocabulary, config->hidden,
                     false, &model->head);
         list[0].weight = &model->embedding;
+        list[0].linear = NULL;
     } else if (number == config->layers) {
         want_vector(list, &count, "model.", "norm.weight", config->hidden, &model->norm);
         if (!config->tied) {
@@ -83,6 +87,21 @@ static int list_part(esp_model *model, int64_t number, wanted list[MAX_WANTED])
         count = list_layer(model, number, list);
     }
     return count;
+}
+
+/* ---- the linear layers ---- */
+
+static esp_linear *linear_at(esp_model *model, int64_t number)
+{
+    int64_t index = number / ESP_LLAMA_LINEARS;
+    if (index >= model->config.layers) {
+        return number == model->config.layers * ESP_LLAMA_LINEARS ? &model->head : NULL;
+    }
+    esp_llama_layer *layer = &model->layers[index];
+    esp_linear *const linears[ESP_LLAMA_LINEARS] = {
+        &layer->attention.q, &layer->attention.k, &layer->attention.v, &layer->attention.o,
+        &layer->mlp.gate,    &layer->mlp.up,      &layer->mlp.down};
+    return linears[number % ESP_LLAMA_LINEARS];
 }
 
 /* ---- checking ---- */
@@ -177,21 +196,41 @@ static esp_status check_all(esp_model *model, const esp_checkpoint *checkpoint, 
 
 /* ---- reading ---- */
 
+static void count_linear(esp_model *model, const wanted *entry)
+{
+    esp_model_info *info = &model->info;
+    const esp_packed *weight = *entry->weight;
+    size_t bytes = esp_packed_bytes(weight);
+    unsigned forms = esp_packed_forms(weight);
+    info->parameters += entry->out * entry->in;
+    info->resident_bytes += bytes;
+    if (strncmp(entry->name, "model.layers.", 13) == 0) {
+        info->linear_parameters += entry->out * entry->in;
+        info->linear_resident_bytes += bytes;
+    }
+    if (weight->pattern.kind != ESP_PATTERN_DENSE) {
+        info->sparse_layers++;
+        info->dense_form_layers += forms == ESP_FORM_DENSE;
+        info->two_form_layers += forms == (ESP_FORM_SPARSE | ESP_FORM_DENSE);
+    }
+}
+
 static esp_status read_linear(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
                               const wanted *entry, esp_error *error)
 {
     esp_sparse *sparse = NULL;
+    esp_pack_options options = {0};
     ESP_TRY(esp_checkpoint_read_sparse(checkpoint, index, &sparse, error));
-    esp_status status = esp_pack(model->device, sparse, entry->weight, error);
+    esp_status status = ESP_OK;
+    if (entry->linear != NULL) {
+        status = esp_llama_forms(model, entry->linear, sparse, &options.forms, error);
+    }
+    if (status == ESP_OK) {
+        status = esp_pack_with(model->device, sparse, &options, entry->weight, error);
+    }
     esp_sparse_free(sparse);
     ESP_TRY(status);
-    size_t bytes = esp_packed_bytes(*entry->weight);
-    model->info.parameters += entry->out * entry->in;
-    model->info.resident_bytes += bytes;
-    if (strncmp(entry->name, "model.layers.", 13) == 0) {
-        model->info.linear_parameters += entry->out * entry->in;
-        model->info.linear_resident_bytes += bytes;
-    }
+    count_linear(model, entry);
     return ESP_OK;
 }
 
@@ -223,11 +262,15 @@ static esp_status read_part(esp_model *model, const esp_checkpoint *checkpoint, 
 {
     wanted list[MAX_WANTED];
     int length = list_part(model, number, list);
-    for (int i = 0; i < length; i++) {
-        int64_t index = esp_checkpoint_find(checkpoint, list[i].name);
-        ESP_TRY(list[i].role == ROLE_LINEAR
-                    ? read_linear(model, checkpoint, index, &list[i], error)
-                    : read_vector(model, checkpoint, index, &list[i], error));
+    for (int role = 0; role < 2; role++) { /* vectors first: a bias belongs to the product */
+        for (int i = 0; i < length; i++) {
+            int64_t index = esp_checkpoint_find(checkpoint, list[i].name);
+            bool linear = list[i].role == ROLE_LINEAR;
+            if (linear == (role == 1)) {
+                ESP_TRY(linear ? read_linear(model, checkpoint, index, &list[i], error)
+                               : read_vector(model, checkpoint, index, &list[i], error));
+            }
+        }
     }
     return ESP_OK;
 }
@@ -272,6 +315,22 @@ static void set_shapes(esp_model *model)
         attention->kv_heads = config->kv_heads;
         attention->head_dim = config->head_dim;
         model->layers[i].mlp.intermediate = config->intermediate;
+        attention->o.adds = model->layers[i].mlp.down.adds = true;
+    }
+    model->head.is_head = true;
+    esp_linear *linear;
+    for (int64_t i = 0; (linear = linear_at(model, i)) != NULL; i++) {
+        linear->number = i;
+    }
+}
+
+/* Before any weight is read, since the choice of forms depends on it. */
+static void choose_compute(esp_model *model, const esp_checkpoint *checkpoint)
+{
+    int64_t first = esp_checkpoint_find(checkpoint, "model.layers.0.self_attn.q_proj.weight");
+    if (model->compute == ESP_COMPUTE_AUTO) {
+        esp_dtype dtype = esp_checkpoint_get(checkpoint, first).dtype;
+        model->compute = model->device->backend->auto_compute(model->device, dtype);
     }
 }
 
@@ -287,23 +346,21 @@ esp_status esp_llama_load(esp_model *model, const esp_checkpoint *checkpoint,
     set_shapes(model);
     esp_rope_frequencies(&model->config.rope, model->config.head_dim, model->frequencies);
     ESP_TRY(check_all(model, checkpoint, error));
+    choose_compute(model, checkpoint);
     ESP_TRY(read_all(model, checkpoint, options, error));
     return view_table(model, error);
 }
 
-/* ---- the linear layers, and freeing ---- */
+/* ---- afterwards ---- */
 
 const esp_linear *esp_llama_linear(const esp_model *model, int64_t number)
 {
-    int64_t index = number / ESP_LLAMA_LINEARS;
-    if (index >= model->config.layers) {
-        return number == model->config.layers * ESP_LLAMA_LINEARS ? &model->head : NULL;
-    }
-    const esp_llama_layer *layer = &model->layers[index];
-    const esp_linear *const linears[ESP_LLAMA_LINEARS] = {
-        &layer->attention.q, &layer->attention.k, &layer->attention.v, &layer->attention.o,
-        &layer->mlp.gate,    &layer->mlp.up,      &layer->mlp.down};
-    return linears[number % ESP_LLAMA_LINEARS];
+    return linear_at((esp_model *)(uintptr_t)model, number);
+}
+
+int64_t esp_llama_linears(const esp_model *model)
+{
+    return model->config.layers * ESP_LLAMA_LINEARS + 1;
 }
 
 static void free_vector(esp_model *model, float *vector)
@@ -316,15 +373,11 @@ static void free_vector(esp_model *model, float *vector)
 void esp_llama_free(esp_model *model)
 {
     for (int64_t i = 0; model->layers != NULL && i < model->config.layers; i++) {
-        esp_llama_layer *layer = &model->layers[i];
-        esp_linear *const linears[ESP_LLAMA_LINEARS] = {
-            &layer->attention.q, &layer->attention.k, &layer->attention.v, &layer->attention.o,
-            &layer->mlp.gate,    &layer->mlp.up,      &layer->mlp.down};
         for (int k = 0; k < ESP_LLAMA_LINEARS; k++) {
-            esp_linear_free(linears[k], model->device);
+            esp_linear_free(linear_at(model, i * ESP_LLAMA_LINEARS + k), model->device);
         }
-        free_vector(model, layer->input_norm);
-        free_vector(model, layer->post_attention_norm);
+        free_vector(model, model->layers[i].input_norm);
+        free_vector(model, model->layers[i].post_attention_norm);
     }
     if (model->head.weight != model->embedding) {
         esp_packed_free(model->head.weight);

@@ -9,11 +9,33 @@ static esp_status check_kernels(const esp_model *model, esp_error *error)
 {
     const esp_linear *linear;
     for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
-        esp_linear_call call = {.tokens = 1, .token_major = linear == &model->head};
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, &call);
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->tokens);
         esp_plan plan;
-        ESP_TRY(esp_plan_fill(model->device, &problem, model->kernel_glob, &plan, error));
+        ESP_TRY(
+            esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, error));
     }
+    return ESP_OK;
+}
+
+static esp_status keep_options(esp_model *model, const esp_model_options *options, esp_error *error)
+{
+    if ((unsigned)options->memory > ESP_MEMORY_TWO || options->tokens < 0) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "model.bad_options",
+                        "model: memory %d or tokens %lld is out of range", (int)options->memory,
+                        (long long)options->tokens);
+    }
+    if (options->kernel_glob != NULL) {
+        model->kernel_glob = esp_strdup(model->context, options->kernel_glob);
+        if (model->kernel_glob == NULL) {
+            return esp_fail_memory(error, strlen(options->kernel_glob), "a kernel name");
+        }
+    }
+    model->compute = options->compute;
+    model->memory = options->require_sparse ? ESP_MEMORY_SPARSE : options->memory;
+    model->tokens = ESP_MAX(options->tokens, 1);
+    model->plan_options = (esp_plan_options){.kernel_glob = model->kernel_glob,
+                                             .require_sparse = options->require_sparse,
+                                             .ignore_tuning = options->ignore_tuning};
     return ESP_OK;
 }
 
@@ -58,18 +80,8 @@ static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
 {
     ESP_TRY(esp_nn_check_ops(model->device, error));
     ESP_TRY(read_config(model, checkpoint, error));
-    if (options->kernel_glob != NULL) {
-        model->kernel_glob = esp_strdup(model->context, options->kernel_glob);
-        if (model->kernel_glob == NULL) {
-            return esp_fail_memory(error, strlen(options->kernel_glob), "a kernel name");
-        }
-    }
+    ESP_TRY(keep_options(model, options, error));
     ESP_TRY(esp_llama_load(model, checkpoint, options, error));
-    model->compute = options->compute;
-    if (model->compute == ESP_COMPUTE_AUTO) {
-        esp_dtype dtype = model->layers[0].attention.q.weight->dtype;
-        model->compute = model->device->backend->auto_compute(model->device, dtype);
-    }
     ESP_TRY(check_kernels(model, error));
     fill_info(model);
     return ESP_OK;
@@ -158,10 +170,10 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
     const esp_linear *linear;
     int used = 0;
     for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
-        esp_linear_call call = {.tokens = tokens, .token_major = linear == &model->head};
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, &call);
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
         esp_plan plan;
-        if (esp_plan_fill(model->device, &problem, model->kernel_glob, &plan, NULL) == ESP_OK) {
+        if (esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, NULL) ==
+            ESP_OK) {
             used = count_kernel(uses, used, plan.kernel->name);
         }
     }
@@ -171,4 +183,18 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
         counts[i] = uses[i].count;
     }
     return used;
+}
+
+bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
+                         esp_model_layer *layer)
+{
+    const esp_linear *linear = index >= 0 ? esp_llama_linear(model, index) : NULL;
+    if (linear == NULL) {
+        return false;
+    }
+    *layer = (esp_model_layer){.name = linear->name,
+                               .problem = esp_linear_problem(linear, model->compute, tokens),
+                               .forms = esp_packed_forms(linear->weight),
+                               .resident_bytes = esp_packed_bytes(linear->weight)};
+    return true;
 }

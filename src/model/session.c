@@ -8,22 +8,33 @@
 
 /* ---- sizes ---- */
 
-static bool same_problem(const esp_matmul_problem *a, const esp_matmul_problem *b)
+static bool runs_alike(const esp_model *model, const esp_linear *first, const esp_linear *second)
 {
-    return a->out_features == b->out_features && a->in_features == b->in_features &&
-           a->weight_type == b->weight_type && a->epilogue == b->epilogue &&
-           a->y_layout == b->y_layout && esp_pattern_equal(&a->pattern, &b->pattern);
+    esp_matmul_problem a = esp_linear_problem(first, model->compute, 1);
+    esp_matmul_problem b = esp_linear_problem(second, model->compute, 1);
+    return a.out_features == b.out_features && a.in_features == b.in_features &&
+           a.weight_type == b.weight_type && a.epilogue == b.epilogue && a.y_layout == b.y_layout &&
+           esp_pattern_equal(&a.pattern, &b.pattern) &&
+           esp_packed_forms(first->weight) == esp_packed_forms(second->weight);
 }
 
-/* Adds what one product needs at every token count. */
-static esp_status widen_workspace(const esp_session *session, esp_matmul_problem problem,
-                                  size_t *bytes, esp_error *error)
+/* Adds what one product needs at every token count, by measured times and by predictions. */
+static esp_status widen_workspace(const esp_session *session, const esp_linear *linear,
+                                  esp_matmul_problem problem, size_t *bytes, esp_error *error)
 {
     const esp_model *model = session->model;
+    esp_plan_options options = model->plan_options;
+    options.require_sparse = false; /* that is for the counts that are fed */
     for (problem.tokens = 1; problem.tokens <= session->max_batch; problem.tokens++) {
         esp_plan plan;
-        ESP_TRY(esp_plan_fill(model->device, &problem, model->kernel_glob, &plan, error));
+        options.ignore_tuning = model->plan_options.ignore_tuning;
+        ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
         *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
+        if (plan.reason.tuned_tokens > 0) {
+            options.ignore_tuning = true;
+            ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
+            *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
+        }
     }
     return ESP_OK;
 }
@@ -32,22 +43,18 @@ static esp_status widen_workspace(const esp_session *session, esp_matmul_problem
 static esp_status product_workspace(const esp_session *session, size_t *bytes, esp_error *error)
 {
     const esp_model *model = session->model;
-    esp_matmul_problem seen[MAX_SHAPES];
-    const esp_linear *linear;
+    const esp_linear *seen[MAX_SHAPES], *linear;
     int count = 0;
     for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
-        int64_t place = i % ESP_LLAMA_LINEARS; /* o and down add to the residual stream */
-        bool head = linear == &model->head, adds = !head && (place == 3 || place == 6);
-        esp_linear_call call = {.residual = adds ? model->norm : NULL, .token_major = head};
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, &call);
         bool known = false;
         for (int k = 0; k < count && !known; k++) {
-            known = same_problem(&seen[k], &problem);
+            known = runs_alike(model, seen[k], linear);
         }
         if (!known) {
-            ESP_TRY(widen_workspace(session, problem, bytes, error));
+            esp_matmul_problem problem = esp_linear_problem(linear, model->compute, 1);
+            ESP_TRY(widen_workspace(session, linear, problem, bytes, error));
             if (count < MAX_SHAPES) {
-                seen[count++] = problem;
+                seen[count++] = linear;
             }
         }
     }
@@ -139,11 +146,14 @@ static esp_status take_workspaces(esp_session *session, esp_error *error)
     session->workspace = model->device->backend->alloc(model->device, ESP_MAX(product, 64));
     session->attention_workspace =
         model->device->backend->alloc(model->device, ESP_MAX(attention, 64));
+    session->workspace_bytes = ESP_MAX(product, 64);
     size_t vocabulary = (size_t)model->config.vocabulary;
+    size_t slots = 2 * (size_t)esp_llama_linears(model);
+    session->plans = esp_alloc_array(model->context, slots, sizeof *session->plans);
     session->logits = esp_alloc_array(model->context, vocabulary, sizeof *session->logits);
     session->order = esp_alloc_array(model->context, vocabulary, sizeof *session->order);
     if (session->workspace == NULL || session->attention_workspace == NULL ||
-        session->logits == NULL || session->order == NULL) {
+        session->plans == NULL || session->logits == NULL || session->order == NULL) {
         return esp_fail_memory(error, product + attention, "workspaces");
     }
     return ESP_OK;
@@ -196,6 +206,7 @@ void esp_session_free(esp_session *session)
             device->backend->release(device, areas[i]);
         }
     }
+    esp_release(context, session->plans);
     esp_release(context, session->logits);
     esp_release(context, session->order);
     esp_release(context, session);

@@ -1,5 +1,6 @@
-/* A linear layer is a packed weight; which kernel runs it is decided anew for each token count,
- * which costs less than a microsecond and no memory. */
+/* A linear layer is a packed weight, in one form or two. Which kernel runs it, and which form that
+ * reads, is decided for each token count; a session keeps the last decisions, since the choice
+ * among all candidates takes microseconds, as a small layer does. */
 #include "nn/nn.h"
 
 void esp_linear_free(esp_linear *linear, esp_device *device)
@@ -11,8 +12,7 @@ void esp_linear_free(esp_linear *linear, esp_device *device)
     *linear = (esp_linear){0};
 }
 
-esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute,
-                                      const esp_linear_call *call)
+esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute, int64_t tokens)
 {
     const esp_packed *weight = linear->weight;
     return (esp_matmul_problem){
@@ -23,19 +23,51 @@ esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute comp
         .compute = compute,
         .out_features = weight->out_features,
         .in_features = weight->in_features,
-        .tokens = call->tokens,
-        .y_layout = call->token_major ? ESP_TOKEN_MAJOR : ESP_FEATURE_MAJOR,
+        .tokens = tokens,
+        .y_layout = linear->is_head ? ESP_TOKEN_MAJOR : ESP_FEATURE_MAJOR,
         .epilogue = (linear->bias != NULL ? (unsigned)ESP_EP_BIAS : 0u) |
-                    (call->residual != NULL ? (unsigned)ESP_EP_RESIDUAL : 0u),
+                    (linear->adds ? (unsigned)ESP_EP_RESIDUAL : 0u),
     };
+}
+
+esp_status esp_linear_plan(esp_device *device, const esp_linear *linear,
+                           const esp_matmul_problem *problem, const esp_plan_options *options,
+                           esp_plan *plan, esp_error *error)
+{
+    esp_plan_options own = *options;
+    own.forms = esp_packed_forms(linear->weight);
+    if (options->require_sparse) { /* dense is not allowed, so it is not held; it is compared */
+        own.forms |= ESP_FORM_DENSE;
+    }
+    esp_status status = esp_plan_fill(device, problem, &own, plan, error);
+    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", linear->name);
+}
+
+/* Times may have been measured since the workspace was sized; predictions always fit it. */
+static esp_status plan_within(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
+                              esp_plan *plan, esp_error *error)
+{
+    esp_matmul_problem problem = esp_linear_problem(linear, nn->compute, tokens);
+    ESP_TRY(esp_linear_plan(nn->device, linear, &problem, nn->options, plan, error));
+    if (plan->workspace_bytes <= nn->workspace_bytes) {
+        return ESP_OK;
+    }
+    esp_plan_options predicted = *nn->options;
+    predicted.ignore_tuning = true;
+    return esp_linear_plan(nn->device, linear, &problem, &predicted, plan, error);
 }
 
 esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *call,
                           esp_error *error)
 {
-    esp_matmul_problem problem = esp_linear_problem(linear, nn->compute, call);
-    esp_plan plan;
-    ESP_TRY(esp_plan_fill(nn->device, &problem, nn->kernel_glob, &plan, error));
+    esp_plan_slot once = {.tokens = 0};
+    esp_plan_slot *slot =
+        nn->plans != NULL ? &nn->plans[2 * linear->number + (call->tokens != 1)] : &once;
+    if (slot->tokens != call->tokens) {
+        slot->tokens = 0; /* should the choice fail */
+        ESP_TRY(plan_within(nn, linear, call->tokens, &slot->plan, error));
+        slot->tokens = call->tokens;
+    }
     esp_matmul_args args = {.weight = linear->weight,
                             .x = call->x,
                             .x_stride = call->x_stride,
@@ -43,5 +75,5 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                             .bias = linear->bias,
                             .residual = call->residual,
                             .workspace = nn->workspace};
-    return esp_matmul_run(&plan, &args, error);
+    return esp_matmul_run(&slot->plan, &args, error);
 }

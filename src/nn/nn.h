@@ -12,10 +12,18 @@
 typedef struct esp_nn {
     esp_device *device;
     const esp_ops *ops;
-    esp_compute compute;     /* never AUTO */
-    const char *kernel_glob; /* NULL: by score */
+    esp_compute compute;             /* never AUTO */
+    const esp_plan_options *options; /* but `forms`, which each weight has of its own */
     void *workspace;
+    size_t workspace_bytes;      /* fits what predictions choose, whatever is measured meanwhile */
+    struct esp_plan_slot *plans; /* two per linear layer, by its number; NULL: plan every call */
 } esp_nn;
+
+/* A plan that was made before: slot 0 of a layer for one token, slot 1 for the last other count. */
+typedef struct esp_plan_slot {
+    int64_t tokens; /* 0: empty */
+    esp_plan plan;
+} esp_plan_slot;
 
 /* "model.missing_operation", naming it, when the device cannot do what a decoder needs. */
 ESP_MUST_CHECK esp_status esp_nn_check_ops(const esp_device *device, esp_error *error);
@@ -27,21 +35,29 @@ ESP_MUST_CHECK esp_status esp_nn_done(esp_status status, const char *operation, 
 typedef struct esp_linear {
     esp_packed *weight;
     float *bias; /* [out], or NULL */
+    char name[64];
+    int64_t number; /* among the layers of its model */
+    bool adds;      /* its output is added to the residual stream */
+    bool is_head;   /* writes token-major */
 } esp_linear;
 
 typedef struct esp_linear_call {
     const float *x;
     int64_t x_stride; /* 0: tight */
     float *y;
-    const float *residual; /* added to y, same layout; may be y; or NULL */
+    const float *residual; /* where the layer adds: laid out as y; may be y */
     int64_t tokens;
-    bool token_major; /* y is [tokens][out] */
 } esp_linear_call;
 
 void esp_linear_free(esp_linear *linear, esp_device *device);
-/* The product that a call is; `tokens` and everything else filled in. */
+/* The product that a layer is at a token count. */
 esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute,
-                                      const esp_linear_call *call);
+                                      int64_t tokens);
+/* The choice of its kernel; an error begins with the layer's name. */
+ESP_MUST_CHECK esp_status esp_linear_plan(esp_device *device, const esp_linear *linear,
+                                          const esp_matmul_problem *problem,
+                                          const esp_plan_options *options, esp_plan *plan,
+                                          esp_error *error);
 ESP_MUST_CHECK esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear,
                                          const esp_linear_call *call, esp_error *error);
 

@@ -144,6 +144,43 @@ static esp_status view_parts(const esp_sparse *sparse, esp_host_weight *weight, 
     return ESP_OK;
 }
 
+/* Largest magnitude as bits: with the sign away, floats order as integers. */
+static int32_t largest_bits(const esp_tensor *values, int64_t count)
+{
+    int32_t most = 0;
+    if (values->dtype == ESP_F32) {
+        const int32_t *bits = values->data;
+        for (int64_t i = 0; i < count; i++) {
+            int32_t magnitude = bits[i] & INT32_MAX;
+            most = magnitude > most ? magnitude : most;
+        }
+        return most;
+    }
+    const int16_t *bits = values->data;
+    int16_t half = 0;
+    for (int64_t i = 0; i < count; i++) {
+        int16_t magnitude = (int16_t)(bits[i] & INT16_MAX);
+        half = magnitude > half ? magnitude : half;
+    }
+    return half;
+}
+
+/* Whether a part "values" (dense: "") holds what bf16 cannot. */
+static bool find_not_finite(const esp_sparse *sparse)
+{
+    esp_tensor values;
+    int64_t count;
+    size_t bytes;
+    if ((find_part(sparse, "values", &values) == NULL && find_part(sparse, "", &values) == NULL) ||
+        esp_tensor_size(&values, &count, &bytes, NULL) != ESP_OK) {
+        return false;
+    }
+    int32_t limit = values.dtype == ESP_F32   ? 0x7f7f8000
+                    : values.dtype == ESP_F16 ? 0x7c00
+                                              : 0x7f80;
+    return largest_bits(&values, count) >= limit;
+}
+
 static esp_status copy_sparse(esp_context *context, const esp_sparse *sparse, esp_sparse **copy,
                               esp_error *error)
 {
@@ -173,6 +210,7 @@ esp_status esp_host_pack(esp_device *device, const esp_sparse *sparse, esp_packe
     esp_status status = copy_sparse(context, sparse, &copy, error);
     if (status == ESP_OK) {
         status = view_parts(copy, &made->weight, error);
+        made->weight.not_finite = find_not_finite(copy);
     }
     if (status != ESP_OK) {
         esp_sparse_free(copy);

@@ -28,7 +28,8 @@ struct esp_device {
     esp_context *context;
     const esp_backend *backend;
     char name[16];
-    void *state; /* the back end's own, made by its open */
+    void *state;                            /* the back end's own, made by its open */
+    char identity[ESP_DEVICE_IDENTITY_MAX]; /* empty until asked for; the tuning table's lock */
 };
 
 /* ---- products ---- */
@@ -41,8 +42,10 @@ struct esp_packed {
     esp_dtype dtype;
     int64_t out_features, in_features;
     esp_sparse *sparse;
-    void *state; /* a kernel family's private form, if any */
-    size_t bytes;
+    void *state;       /* a kernel family's private form, if any */
+    size_t bytes;      /* of this form; the dense one counts its own */
+    esp_packed *dense; /* the same weight with its zeros, pattern dense; NULL: not held */
+    bool hollow;       /* only `dense` is held: sparse and state are NULL */
 };
 
 typedef struct esp_kernel esp_kernel;
@@ -72,6 +75,7 @@ struct esp_kernel {
                        const esp_matmul_problem *problem);
     esp_status (*launch)(const esp_matmul_call *call, esp_error *error);
     const void *variant; /* the kernel family's own parameters */
+    bool dense_work;     /* multiplies all of a sparse weight's entries, zeros too */
 };
 
 /* ---- everything else ---- */
@@ -121,6 +125,9 @@ struct esp_backend {
     /* Fills device->state, and undoes it; both NULL where there is none. */
     esp_status (*open)(esp_device *device, esp_error *error);
     void (*close)(esp_device *device);
+    /* What else times depend on, in words without '|' or line ends: instruction set, versions of
+     * libraries and drivers. Name, memory and threads are added by the caller. NULL: nothing. */
+    void (*identify)(const esp_device *device, char *text, size_t capacity);
     const esp_kernel *const *kernels; /* NULL-terminated, in order of preference at equal score */
     const esp_ops *ops;
     /* AUTO -> what this device computes fastest with for such weights. */

@@ -1,4 +1,5 @@
 /* Devices: the back ends' lists, one after the other, and opening by name. */
+#include <stdarg.h>
 #include <stdio.h>
 
 #include "plan/plan.h"
@@ -115,4 +116,61 @@ void esp_device_close(esp_device *device)
 const char *esp_device_name(const esp_device *device)
 {
     return device->name;
+}
+
+/* ---- identity ---- */
+
+/* No '|' (it separates), nothing that does not print. */
+static void add_word(char *text, size_t capacity, const char *format, ...) ESP_PRINTF(3, 4);
+static void add_word(char *text, size_t capacity, const char *format, ...)
+{
+    size_t used = strlen(text);
+    va_list arguments;
+    if (used + 4 >= capacity) {
+        return;
+    }
+    if (used > 0) {
+        memcpy(text + used, " | ", 4);
+        used += 3;
+    }
+    va_start(arguments, format);
+    vsnprintf(text + used, capacity - used, format, arguments);
+    va_end(arguments);
+    for (char *at = text + used; *at != '\0'; at++) {
+        *at = *at == '|' || *at < 0x20 || *at >= 0x7f ? '?' : *at;
+    }
+}
+
+static void describe(esp_device *device, char text[ESP_DEVICE_IDENTITY_MAX])
+{
+    listed_device devices[MAX_DEVICES];
+    char more[320] = "";
+    int count = list_devices(device->context, devices);
+    text[0] = '\0';
+    for (int i = 0; i < count; i++) {
+        const esp_device_info *info = &devices[i].info;
+        if (strcmp(info->name, device->name) == 0) {
+            add_word(text, ESP_DEVICE_IDENTITY_MAX, "%s", info->name);
+            add_word(text, ESP_DEVICE_IDENTITY_MAX, "%s", info->description);
+            add_word(text, ESP_DEVICE_IDENTITY_MAX, "threads %d", info->threads);
+            add_word(text, ESP_DEVICE_IDENTITY_MAX, "memory %.0f GiB",
+                     (double)info->memory_bytes * 0x1p-30);
+        }
+    }
+    if (device->backend->identify != NULL) {
+        device->backend->identify(device, more, sizeof more);
+        add_word(text, ESP_DEVICE_IDENTITY_MAX, "%s", more);
+    }
+    add_word(text, ESP_DEVICE_IDENTITY_MAX, "espalier %s", esp_version());
+}
+
+const char *esp_device_identity(esp_device *device)
+{
+    pthread_mutex_t *lock = &device->context->tuning.lock;
+    pthread_mutex_lock(lock);
+    if (device->identity[0] == '\0') {
+        describe(device, device->identity);
+    }
+    pthread_mutex_unlock(lock);
+    return device->identity;
 }

@@ -1,6 +1,9 @@
-/* The door of src/plan: catalogue, devices, choice of kernel. */
+/* The door of src/plan: catalogue, devices, weights on devices, choice of kernel, measured times.
+ */
 #ifndef ESP_SRC_PLAN_H
 #define ESP_SRC_PLAN_H
+
+#include <espalier/tuning.h>
 
 #include "op/op.h"
 
@@ -8,8 +11,12 @@
 struct esp_plan {
     esp_device *device;
     esp_matmul_problem problem; /* compute resolved */
+    esp_matmul_problem run;     /* as the kernel sees it: pattern dense when it reads that form */
     const esp_kernel *kernel;
     size_t workspace_bytes;
+    unsigned form; /* one esp_form bit */
+    bool runs_dense;
+    esp_plan_reason reason;
 };
 
 /* Back ends compiled in, NULL-terminated: ref, cpu(, cuda). */
@@ -20,8 +27,19 @@ ESP_MUST_CHECK esp_status esp_plan_resolve(const esp_device *device,
                                            const esp_matmul_problem *problem,
                                            esp_matmul_problem *resolved, esp_error *error);
 
-/* esp_plan_create without the allocation: fills *plan. */
+/* esp_plan_create_with without the allocation: fills *plan. options are not NULL. */
 ESP_MUST_CHECK esp_status esp_plan_fill(esp_device *device, const esp_matmul_problem *problem,
-                                        const char *kernel_glob, esp_plan *plan, esp_error *error);
+                                        const esp_plan_options *options, esp_plan *plan,
+                                        esp_error *error);
+
+/* ---- tuning table ---- */
+
+/* The text that names a problem's family in the table: the problem at one token. */
+void esp_tuning_family(const esp_matmul_problem *resolved, char text[ESP_PROBLEM_TEXT_MAX]);
+
+/* One measurement into the context's table: candidates with tuned_us > 0. */
+ESP_MUST_CHECK esp_status esp_tuning_put(esp_device *device, const esp_matmul_problem *resolved,
+                                         const esp_plan_candidate *candidates, int count,
+                                         esp_error *error);
 
 #endif

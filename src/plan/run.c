@@ -1,23 +1,5 @@
-/* Packing weights and running plans: the checks between a caller and a kernel. */
+/* Running plans: the checks between a caller and a kernel. */
 #include "plan/plan.h"
-
-esp_status esp_pack(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
-                    esp_error *error)
-{
-    return device->backend->pack(device, sparse, packed, error);
-}
-
-void esp_packed_free(esp_packed *packed)
-{
-    if (packed != NULL) {
-        packed->device->backend->packed_free(packed);
-    }
-}
-
-size_t esp_packed_bytes(const esp_packed *packed)
-{
-    return packed->bytes;
-}
 
 static esp_status check_weight(const esp_plan *plan, const esp_packed *weight, esp_error *error)
 {
@@ -38,6 +20,14 @@ static esp_status check_weight(const esp_plan *plan, const esp_packed *weight, e
                         "weight that is run",
                         name, pattern, esp_dtype_short_name(weight->dtype),
                         (long long)weight->out_features, (long long)weight->in_features);
+    }
+    if ((esp_packed_forms(weight) & plan->form) == 0) {
+        bool dense = plan->form == ESP_FORM_DENSE;
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.missing_form",
+                        "matmul: %s reads the %s form, which the weight does not hold; pack it "
+                        "with %s, or plan for the forms that it has",
+                        plan->kernel->name, dense ? "dense" : "sparse",
+                        dense ? "ESP_FORM_DENSE" : "ESP_FORM_SPARSE");
     }
     return ESP_OK;
 }
@@ -95,6 +85,9 @@ esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args, esp
     ESP_TRY(check_stride("x", x_by_feature ? problem->tokens : problem->in_features, &full.x_stride,
                          error));
     ESP_TRY(check_stride("y", y_by_feature ? problem->tokens : out, &full.y_stride, error));
-    esp_matmul_call call = {plan->kernel, plan->device, problem, &full};
+    if (plan->form == ESP_FORM_DENSE && full.weight->dense != NULL) {
+        full.weight = full.weight->dense;
+    }
+    esp_matmul_call call = {plan->kernel, plan->device, &plan->run, &full};
     return plan->kernel->launch(&call, error);
 }

@@ -6,7 +6,7 @@ cd "$1"
 page=docs/refused-inputs.md
 
 # Families on the page: the part of a code before the dot.
-families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer'
+families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer|tuning'
 # Strings of the same shape that are no codes: file names, and keys of tokenizer.json.
 no_code='\.(json|safetensors|txt|md|weight|merges|vocab)$'
 # Faults of the operating system, sizes and inner faults that no test can bring about.

@@ -11,9 +11,10 @@ expected=$source/tests/cli/expected
 passed=0 failed=0 skipped=0
 work=$(mktemp -d "${TMPDIR:-/tmp}/espalier-cli-XXXXXX")
 trap 'rm -rf "$work"' EXIT
-unset ESPALIER_THREADS ESPALIER_CPU NO_COLOR
+unset ESPALIER_THREADS ESPALIER_CPU ESPALIER_TUNING NO_COLOR
 TMPDIR=$work/tmp
-export TMPDIR
+XDG_CACHE_HOME=$work/cache # no times of the machine that this runs on
+export TMPDIR XDG_CACHE_HOME
 mkdir "$TMPDIR"
 cd "$work" || exit 1
 
@@ -77,7 +78,7 @@ no_leftovers() {
 t "help" 0 --help; same_out help; quiet_err
 t "short help" 0 -h; same_out help
 t "version" 0 --version; out_has '^espalier [0-9]+\.[0-9]+\.[0-9]+ \(.+\)$'; quiet_err
-for command in info prune convert eval run bench verify kernels devices; do
+for command in info prune convert eval run bench tune verify kernels devices; do
     t "$command --help" 0 "$command" --help; same_out "help-$command"; quiet_err
     t "$command -h after others" 0 "$command" --json -h; same_out "help-$command"
     t "$command: unknown option" 2 "$command" --no-such-thing; quiet_out; one_line_err
@@ -93,6 +94,7 @@ for command in info prune convert eval run bench verify kernels devices; do
     json '$j->{schema} eq "espalier.error" && $j->{code} eq "usage.unknown_option" && $j->{exit_code} == 2 && $j->{status} eq "bad_argument"'
     err_has 'did you mean --threads'
 done
+t "tune: nothing given" 2 tune; err_has 'usage.missing_argument'; one_line_err
 for command in info prune convert eval run verify; do
     t "$command: no model" 2 "$command"; err_has 'usage.missing_argument'; one_line_err
     t "$command: two models" 2 "$command" plain nan; err_has "unexpected argument 'nan'"
@@ -293,12 +295,146 @@ json '@j >= 1 && (grep { $_->{chosen} } @j) == 1 && (grep { $_->{kernel} =~ /pan
 t "bench of a forced kernel" 0 bench matmul/2:4/bf16/64x64x4 --kernel '*portable' --rotate 0 -r 3; out_has '__cpu_portable'; out_has 'interleaved rounds'
 t "bench of patterns" 0 bench plain --patterns 2:4,128:2:8 --text text.txt -r 3; out_has '^128:2:8 '; out_has 'was clamped'
 no_leftovers
-t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept
+t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept --memory sparse
 json '@j == 3 && $j[0]{pattern} eq "dense" && $j[0]{file_ratio} == 1 && $j[1]{mean_kl} > 0 && $j[2]{linear_ratio} < 0.6'
 t "bench kept the folders" 0 verify kept/64-2-5
 t "bench: wrong problem" 2 bench matmul/2:4/bf16/0x64x4
 t "bench: too many tokens" 2 bench plain --prompt-tokens 128 --new-tokens 1; err_has 'bench.context_too_short'
 t "bench of nothing" 3 bench absent
+
+# ---- how a kernel is chosen ----
+p=matmul/unstructured@0.02/f32/256x256x64 # so dense that no sparse kernel should win
+t "kernels: runs dense" 0 kernels $p; out_has ' chosen \(runs dense\)$'; out_has '^it runs dense: [0-9.]+ us predicted; the fastest sparse one, matmul_csr_'
+t "kernels --explain" 0 kernels $p --explain; out_has '^kernel +predicted us +measured us +verdict'; out_has '^chosen: matmul_dense_.*\(runs dense\): '
+t "kernels, runs dense, JSON" 0 kernels $p --json
+json '$j->{runs_dense} && $j->{why} =~ /predicted/ && (grep { $_->{can_run} && $_->{runs_dense} && $_->{predicted_us} > 0 && !defined $_->{measured_us} } @{$j->{kernels}}) > 0'
+t "kernels --require-sparse" 4 kernels $p --require-sparse; err_has 'dense is faster: matmul_dense_.* takes [0-9.]+ us, the fastest sparse one, matmul_csr_.* us \(predicted\).*\[plan.dense_is_faster\]'; out_lacks ' chosen'
+t "kernels --require-sparse where sparse wins" 0 kernels matmul/64:2:16/f32/1024x1024x1 --require-sparse; out_has ' chosen$'
+t "bench --require-sparse" 4 bench $p --require-sparse -r 1; err_has '\[plan.dense_is_faster\]'
+t "bench of what runs dense" 0 bench $p -r 1; out_has "^a plan runs $p/c:f32 dense, by matmul_dense_"
+t "bench --explain" 0 bench matmul/2:4/f32/64x64x4 -r 1 --rotate 0 --explain; out_has '^chosen: matmul_'
+t "bench --explain, JSON" 0 bench matmul/2:4/f32/64x64x4 -r 1 --rotate 0 --explain --json; json '@{$j->{explain}{candidates}} > 5'
+t "run --explain" 0 run p24 --prompt hello -n 2 --explain; err_has '^espalier: kernels at 6 tokens'; err_has '^espalier: kernels at 1 tokens'; err_has '^chosen: matmul_'
+t "run --explain, JSON" 0 run p24 --prompt hello -n 2 --explain --json
+json '(grep { $_->{layers} > 0 && @{$_->{candidates}} > 5 && length $_->{chosen} } @{$j->{explain}}) == @{$j->{explain}} && @{$j->{explain}} > 4'
+t "eval --explain" 0 eval p24 --text short.txt --explain; out_has '^chosen: matmul_'
+t "eval --explain, JSON" 0 eval p24 --text short.txt --explain --json; json '@{$j->{explain}} > 2'
+t "bench of a model --explain" 0 bench p24 -r 1 --explain; err_has '^chosen: matmul_'
+t "bench of a model --explain, JSON" 0 bench p24 -r 1 --explain --json; json '@{$j->{explain}} > 2 && defined $j->{layers_run_dense}{prefill}'
+t "memory: unknown" 2 run p24 --prompt hello --memory three; err_has 'one of one, sparse, two'
+t "memory sparse" 0 eval p24 --text short.txt --memory sparse --json; json '$j->{memory} eq "sparse" && $j->{sparse_layers} == 12 && $j->{dense_form_layers} == 0 && $j->{two_form_layers} == 0'
+
+# ---- measured times ----
+tuning=$work/cache/espalier/tuning
+t "tune a problem" 0 tune matmul/2:4/bf16/64x64x4/a:f32 -r 1 --rotate 0; out_has '^fastest: matmul_'; out_has '^1 problems measured on cpu \| '; out_has "^kept in $tuning$"; quiet_err
+name="the tuning file is there"; if grep -q '^time [0-9]* matmul_dense_bf16_f32__cpu_' "$tuning"; then ok; else bad "no such line"; fi
+t "what was measured is used" 0 kernels matmul/2:4/bf16/64x64x4/a:f32 --explain; out_has '^chosen: .* us measured at 4 tokens'
+t "nearby, too" 0 kernels matmul/2:4/bf16/64x64x16/a:f32 --json; json '$j->{why} =~ /measured at 4 tokens/ && (grep { ($_->{measured_tokens} // 0) == 4 } @{$j->{kernels}}) > 1'
+t "not too far" 0 kernels matmul/2:4/bf16/64x64x17/a:f32 --json; json '$j->{why} =~ /predicted/'
+t "not for another thread count" 0 kernels matmul/2:4/bf16/64x64x4/a:f32 --json --threads 3; json '$j->{why} =~ /predicted/'
+name="not for another instruction set"
+ESPALIER_CPU=portable "$program" kernels matmul/2:4/bf16/64x64x4/a:f32 --json >out 2>err; json '$j->{why} =~ /predicted/'
+name="ESPALIER_TUNING empty: none"
+ESPALIER_TUNING='' "$program" kernels matmul/2:4/bf16/64x64x4/a:f32 --json >out 2>err; json '$j->{why} =~ /predicted/'
+t "tune, JSON" 0 tune matmul/2:4/f32/32x32x2 matmul/dense/f32/32x32x2 -r 1 --rotate 0 --json
+json '@j == 2 && $j->{problem} =~ m{^matmul/2:4/f32/32x32x2/c:f32$} && (grep { $_->{median_us} > 0 && $_->{error_over_bound} <= 1 && !defined $_->{refused} } @{$j->{kernels}}) == @{$j->{kernels}} && $j->{sparse_us} > 0 && $j->{dense_us} > 0 && $j->{identity} =~ /threads/'
+t "tune a model" 0 tune p24 --tokens 1,6 -r 1 --rotate 0; out_has 'problems measured'
+t "a tuned model runs" 0 run p24 --prompt hello -n 3 --explain; err_has 'us measured at 6 tokens'
+for tokens in '' 0 1, ,1 1,x -1 1,,2 99999999999; do
+    t "tune: tokens '$tokens'" 2 tune p24 "--tokens=$tokens"; err_has 'usage.bad_value'
+done
+t "tune: wrong problem" 2 tune matmul/2:4/f32/0x4x4
+t "tune of nothing" 3 tune absent
+t "tune: too wide to be checked" 4 tune matmul/2:4/f32/1x1000000x1 -r 1; err_has '\[tune.too_wide\]'
+
+# A table in which dense takes FACTOR of its time, made by another writer of the same format.
+forge() {
+    perl -e '
+        my ($factor, $file) = @ARGV;
+        open(my $in, "<", $file) or die; my @lines = <$in>; close $in; pop @lines;
+        for (@lines) { s/^time (\d+) (matmul_dense)/"time " . (1 + int($1 * $factor)) . " $2"/e; }
+        my $body = join("", @lines);
+        my @table = map { my $c = $_; $c = $c & 1 ? ($c >> 1) ^ 0x82f63b78 : $c >> 1 for 1 .. 8; $c } 0 .. 255;
+        my $crc = 0xffffffff;
+        $crc = ($crc >> 8) ^ $table[($crc ^ $_) & 255] for unpack("C*", $body);
+        printf "%send %d %08x\n", $body, scalar(grep { /^problem/ } @lines), $crc ^ 0xffffffff;' "$1" "$2"
+}
+forge 1000 "$tuning" >slow-dense
+forge 0.001 "$tuning" >fast-dense
+ESPALIER_TUNING=$work/fast-dense
+export ESPALIER_TUNING
+t "dense measured faster" 0 run p24 --prompt hello -n 3; err_has 'decode: 12 of 12 sparse layers run dense: that is faster at 1 tokens \(measured\)'
+err_has 'memory one: of 12 sparse layers 0 are held sparse, 12 dense, 0 in both forms'
+t "dense measured faster, JSON" 0 run p24 --prompt hello -n 3 --json; json '$j->{layers_run_dense}{decode} == 12 && $j->{dense_form_layers} == 12'
+t "but sparse is what is held" 0 run p24 --prompt hello -n 3 --memory sparse; err_has '12 of 12 sparse layers run sparse, though dense is faster at 1 tokens \(measured\); --memory two'
+t "and sparse is required" 4 run p24 --prompt hello -n 3 --require-sparse; err_has 'model.layers.0.*dense is faster.*\(measured\).*\[plan.dense_is_faster\]'; quiet_out
+ESPALIER_TUNING=$work/slow-dense
+t "sparse measured faster" 0 run p24 --prompt hello -n 3 --require-sparse; err_has '12 are held sparse, 0 dense'
+# Sparse wins one token, dense six: with memory for two, each runs where it wins.
+perl -pe '$n = $1 if m{^problem \d+ \S+?/\d+x\d+x(\d+)/}; s/^time \d+ (matmul_dense)/time 1 $1/ if $n == 6' \
+    slow-dense >mixed
+forge 1 mixed >mixed-sealed
+ESPALIER_TUNING=$work/mixed-sealed
+t "two forms" 0 run p24 --prompt hello -n 3 --memory two --json
+json '$j->{memory} eq "two" && $j->{two_form_layers} == 12 && $j->{layers_run_dense}{prefill} == 12 && $j->{layers_run_dense}{decode} == 0'
+two=$(perl -MJSON::PP -e 'print decode_json(<STDIN>)->{resident_bytes}' <out)
+t "one form: decoding counts" 0 run p24 --prompt hello -n 3 --json
+json "\$j->{dense_form_layers} == 0 && \$j->{resident_bytes} < $two && \$j->{layers_run_dense}{prefill} == 0"
+t "one form, and a word about it" 0 run p24 --prompt hello -n 3; err_has 'prefill: 12 of 12 sparse layers run sparse, though dense is faster at 6 tokens'
+t "required sparse fails in the prefill" 4 run p24 --prompt hello -n 3 --require-sparse; err_has 'x6/.*\[plan.dense_is_faster\]'
+
+# Files that cannot be used: one warning, no harm, and never replaced unless they were ours.
+use="kernels matmul/2:4/f32/32x32x2 --json"
+unusable() { # CODE FILE
+    ESPALIER_TUNING=$work/$2
+    # shellcheck disable=SC2086
+    t "$2: ignored" 0 $use; json '$j->{why} =~ /predicted/'; one_line_err
+    err_has "warning: .*$2.*ignored: remove it or name another by ESPALIER_TUNING \[$1\]"
+    # shellcheck disable=SC2086
+    t "$2: quiet" 0 $use --quiet; quiet_err
+}
+ESPALIER_TUNING=$work/whole
+"$program" tune matmul/2:4/f32/32x32x2 -r 1 --rotate 0 -q >/dev/null
+sed 's/^espalier-tuning 1/espalier-tuning 2/' whole >newer
+sed 's/c:f32/c:f16/' whole >forged
+forge 1 forged >bad-line
+head -c 200 whole >cut
+tr '0' '1' <whole >changed
+mkdir folder-tuning
+unusable tuning.newer_version newer
+unusable tuning.damaged cut
+unusable tuning.damaged changed
+unusable tuning.bad_line bad-line
+unusable tuning.not_tuning_file text.txt
+unusable tuning.not_tuning_file empty.txt
+unusable tuning.not_tuning_file folder-tuning
+if mkfifo fifo 2>/dev/null; then unusable tuning.not_tuning_file fifo; fi
+for file in newer text.txt empty.txt folder-tuning; do
+    ESPALIER_TUNING=$work/$file
+    t "$file is not replaced" 3 tune matmul/2:4/f32/32x32x2 -r 1 --rotate 0 -q; err_has 'it is not replaced.*\[tuning\.'
+done
+ESPALIER_TUNING=$work/cut
+t "a damaged table is replaced" 0 tune matmul/2:4/f32/32x32x2 -r 1 --rotate 0 -q
+# shellcheck disable=SC2086
+t "and is right then" 0 $use; json '$j->{why} =~ /measured at 2 tokens/'; quiet_err
+ESPALIER_TUNING=/proc/nowhere/tuning
+t "no place for the file" 1 tune matmul/2:4/f32/32x32x2 -r 1 -q; err_has '\[tuning.system\]'
+ESPALIER_TUNING=
+t "no file wanted" 1 tune matmul/2:4/f32/32x32x2 -r 1 -q; err_has '\[tuning.no_place\]'
+# Several tuners of one file: none loses what another measured.
+ESPALIER_TUNING=$work/shared/by/many
+for n in 1 2 3 4 5 6 7 8; do
+    "$program" tune matmul/dense/f32/8x${n}x1 matmul/dense/f32/8x${n}x2 matmul/dense/f32/8x${n}x3 \
+        matmul/dense/f32/8x${n}x4 matmul/dense/f32/8x${n}x5 matmul/dense/f32/8x${n}x6 \
+        -r 1 --rotate 0 -q >"tuned.$n" 2>&1 &
+done
+wait
+name="concurrent tuners"
+if [ "$(grep -c '^problem ' "$ESPALIER_TUNING")" = 48 ]; then ok; else bad "$(grep -c '^problem ' "$ESPALIER_TUNING") of 48 problems are there"; fi
+name="no temporary files are left"
+if [ "$(find "$work/shared/by" -type f | wc -l)" = 2 ]; then ok; else bad "$(ls "$work/shared/by")"; fi
+unset ESPALIER_TUNING
+rm -rf "$work/cache"
 
 # ---- environment ----
 name="ESPALIER_THREADS"

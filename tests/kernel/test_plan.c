@@ -127,23 +127,25 @@ static void catalogue(test_run *run)
 /* Every pattern and weight type has a kernel on both devices, at every instruction-set level. */
 static void everything_has_a_kernel(test_run *run)
 {
-    static const char *const patterns[] = {"dense", "2:4", "3:9", "64:2:8", "panel:32@0.8"};
+    static const char *const patterns[] = {"dense",         "2:4",          "3:9",
+                                           "64:2:8",        "panel:32@0.8", "unstructured@0.9",
+                                           "block:8x8@0.5", "rows@0.5",     "cols@0.5"};
     static const char *const types[] = {"f32", "f16", "bf16"};
     static const char *const options[] = {"", "/x:tok/y:tok/ep:scale+bias+silu+residual",
                                           "/ep:swiglu", "/c:bf16", "/a:f32/o:f16"};
-    static const char *const levels[] = {"portable", "avx2", "avx512"};
+    static const char *const levels[] = {"portable", "avx2", "avx512", "avx512bf16", "amx"};
     for (int level = 0; level < ESP_COUNT(levels); level++) {
         setenv("ESPALIER_CPU", levels[level], 1);
         esp_context *context = test_context(run, 1);
         unsetenv("ESPALIER_CPU");
-        for (int i = 0; i < 5 * 3 * 5 * 2; i++) {
+        for (int i = 0; i < 9 * 3 * 5 * 2; i++) {
             char text[128];
-            snprintf(text, sizeof text, "matmul/%s/%s/64x96x%d%s", patterns[i % 5],
-                     types[i / 5 % 3], i % 2 == 0 ? 1 : 50, options[i / 15 % 5]);
+            snprintf(text, sizeof text, "matmul/%s/%s/64x96x%d%s", patterns[i % 9],
+                     types[i / 9 % 3], i % 2 == 0 ? 1 : 50, options[i / 27 % 5]);
             esp_matmul_problem problem = problem_of(run, text);
             esp_device *device = NULL;
             esp_plan *plan = NULL;
-            REQUIRE_OK(esp_device_open(context, i / 75 == 0 ? "ref" : "cpu", &device, error));
+            REQUIRE_OK(esp_device_open(context, i / 135 == 0 ? "ref" : "cpu", &device, error));
             test_sub(run, "%s %s %s", levels[level], esp_device_name(device), text);
             CHECK_OK(esp_plan_create(device, &problem, NULL, &plan, error));
             esp_plan_free(plan);

@@ -157,7 +157,7 @@ static inline void golden_close(golden_model *loaded)
 static inline esp_status golden_load(esp_context *context, const char *folder, const char *device,
                                      esp_compute compute, golden_model *loaded, esp_error *error)
 {
-    esp_model_options options = {.compute = compute};
+    esp_model_options options = {.compute = compute, .memory = ESP_MEMORY_SPARSE};
     *loaded = (golden_model){0};
     esp_status status = esp_device_open(context, device, &loaded->device, error);
     if (status == ESP_OK) {

@@ -8,7 +8,6 @@
 #ifndef ESP_CPU_ISA_FEW_H
 #define ESP_CPU_ISA_FEW_H
 
-#include "cpu/isa/nm.h"
 #include "cpu/isa/vec.h"
 #include "cpu/level.h"
 
@@ -23,6 +22,14 @@ ALWAYS_INLINE vec load_last_weights(esp_dtype dtype, const void *values, int64_t
     return vec_load_weights(dtype, tail, 0);
 }
 
+/* Bytes from a value to what is wanted soon: the same place of the rows that come next, which
+ * hardware does not foresee at the start of each short row; long rows a little ahead of themselves.
+ */
+ALWAYS_INLINE int64_t few_distance(int64_t row_bytes)
+{
+    return FEW_ROWS * row_bytes <= 16384 ? FEW_ROWS * row_bytes : 2048;
+}
+
 /* ---- dense ---- */
 
 /* One vector of columns from k on; whole: all LANES of them exist. */
@@ -30,7 +37,7 @@ ALWAYS_INLINE void dense_step(const cpu_piece *piece, esp_dtype dtype, int rows,
                               int64_t row, int64_t k, bool whole, vec sum[FEW_ROWS][CPU_FEW_TOKENS])
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t in = weight->in_features;
+    int64_t in = cpu_dense_columns(weight);
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
         int64_t at = (piece->row + row + r) * in + k;
@@ -58,7 +65,7 @@ ALWAYS_INLINE void store_dots(const cpu_piece *piece, int rows, int tokens, int6
 ALWAYS_INLINE void dense_dots(const cpu_piece *piece, esp_dtype dtype, int rows, int tokens,
                               int64_t row)
 {
-    int64_t in = piece->weight->in_features, k = 0;
+    int64_t in = cpu_dense_columns(piece->weight), k = 0;
     vec sum[FEW_ROWS][CPU_FEW_TOKENS] = {0};
     for (; k + LANES <= in; k += LANES) {
         dense_step(piece, dtype, rows, tokens, row, k, true, sum);
@@ -95,6 +102,12 @@ ALWAYS_INLINE void panel_step(const cpu_piece *piece, const gathered_x *gathered
     for (int r = 0; r < rows; r++) {
         int64_t stored = piece->row + row + r, at = stored * weight->row_values + j;
         const uint8_t *positions = weight->positions + stored * weight->position_bytes + j / 4;
+        int64_t width = dtype == ESP_F32 ? 4 : 2;
+        __builtin_prefetch((const char *)weight->values + at * width +
+                           few_distance(weight->row_values * width));
+        if (j % 256 == 0) {
+            __builtin_prefetch(positions + few_distance(weight->position_bytes));
+        }
         vec w = whole ? vec_load_weights(dtype, weight->values, at)
                       : load_last_weights(dtype, weight->values, at, left);
         uvec index = whole ? vec_kept_index(positions) : load_last_index(positions, left);
@@ -136,7 +149,7 @@ ALWAYS_INLINE uvec load_columns(const esp_host_weight *weight, int64_t panel, in
     } else {
         hvec half;
         memcpy(&half, (const uint16_t *)weight->columns + at, sizeof half);
-        columns = __builtin_convertvector(half, uvec);
+        columns = vec_widen_u16(half);
     }
     uvec padding = (uvec)(columns == (weight->columns_wide ? UINT32_MAX : UINT16_MAX));
     return (columns & ~padding) | (in & padding);
@@ -155,6 +168,8 @@ static gathered_x gather_panel(const cpu_piece *piece)
         uvec columns = (uvec){0} + (uint32_t)weight->in_features; /* zero */
         if (j < weight->kept) {
             columns = load_columns(weight, panel, j);
+            __builtin_prefetch((const char *)weight->columns + /* the next panel's list */
+                               ((panel + 1) * weight->kept + j) * (weight->columns_wide ? 4 : 2));
         }
         for (int64_t t = 0; t < piece->tokens; t++) {
             vec_store(piece->scratch + t * stride + j,
@@ -235,58 +250,6 @@ static void few_panel(const cpu_piece *piece)
         FEW_ROW(few_panel_f32), FEW_ROW(few_panel_f16), FEW_ROW(few_panel_bf16)};
     gathered_x gathered = gather_panel(piece);
     functions[few_type(piece->weight->dtype)][piece->tokens - 1](piece, &gathered);
-}
-
-/* ---- nm: columns entry by entry ---- */
-
-#define NM_BLOCK (8 * LANES) /* columns found at a time: vector loads soon after would stall */
-
-ALWAYS_INLINE void nm_dots(const cpu_piece *piece, esp_dtype dtype, const uint32_t *bases,
-                           int64_t r)
-{
-    const esp_host_weight *weight = piece->weight;
-    int64_t row = piece->row + r, all = weight->row_values, first = row * all;
-    vec sum[CPU_FEW_TOKENS] = {0};
-    for (int64_t j = 0; j < all; j += NM_BLOCK) {
-        uint32_t columns[NM_BLOCK];
-        int64_t count = ESP_MIN(NM_BLOCK, all - j);
-        nm_columns(weight, row, j, count, 1, bases + j, columns);
-        for (int64_t i = count; i % LANES != 0; i++) {
-            columns[i] = (uint32_t)weight->in_features; /* zero */
-        }
-        for (int64_t i = 0; i < count; i += LANES) {
-            uvec index;
-            memcpy(&index, columns + i, sizeof index);
-            vec w = count - i >= LANES
-                        ? vec_load_weights(dtype, weight->values, first + j + i)
-                        : load_last_weights(dtype, weight->values, first + j + i, count - i);
-            for (int64_t t = 0; t < piece->tokens; t++) {
-                vec x = vec_gather(piece->x + t * piece->x_stride, index);
-                sum[t] = vec_fma(w, x, sum[t]);
-            }
-        }
-    }
-    for (int64_t t = 0; t < piece->tokens; t++) {
-        piece->sums[r * piece->sums_stride + t] = vec_sum(sum[t]);
-    }
-}
-
-static void few_nm(const cpu_piece *piece)
-{
-    uint32_t *bases = (uint32_t *)(void *)piece->scratch;
-    nm_bases(piece->weight, 0, piece->weight->row_values, 1, bases);
-    for (int64_t r = 0; r < piece->rows; r++) {
-        switch (piece->weight->dtype) {
-        case ESP_F32:
-            nm_dots(piece, ESP_F32, bases, r);
-            break;
-        case ESP_F16:
-            nm_dots(piece, ESP_F16, bases, r);
-            break;
-        default:
-            nm_dots(piece, ESP_BF16, bases, r);
-        }
-    }
 }
 
 #endif

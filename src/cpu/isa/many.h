@@ -159,7 +159,7 @@ static void dense_tile_rows(const cpu_piece *piece, int vectors, const float *x,
 static void many_dense(const cpu_piece *piece)
 {
     const esp_host_weight *weight = piece->weight;
-    int64_t in = weight->in_features;
+    int64_t in = cpu_dense_columns(weight);
     for (int64_t k = 0; k < in; k += CPU_DENSE_DEPTH) {
         int64_t depth = ESP_MIN(CPU_DENSE_DEPTH, in - k);
         for (int64_t r = 0; r < piece->rows; r++) {
@@ -205,6 +205,7 @@ typedef struct sparse_block {
                 vec w = vec_set(values[r * CPU_SPARSE_DEPTH + j]);                                 \
                 const float *row =                                                                 \
                     (const void *)(x + (size_t)offsets[r * CPU_SPARSE_DEPTH + j] * V);             \
+                __asm__("" : "+r"(row)); /* one address, constant offsets: cheaper than indexed */ \
                 _Pragma("GCC unroll 8") for (int v = 0; v < V; v++)                                \
                 {                                                                                  \
                     sum[r][v] = vec_fma(w, vec_load(row + v * LANES), sum[r][v]);                  \
@@ -260,47 +261,6 @@ static void sparse_tiles_run(const cpu_piece *piece, const sparse_block *block, 
 }
 
 #define VECTOR_BYTES (4u * LANES)
-
-/* Offsets of one block of a panel row: positions to columns by a table of the block's kept columns.
- */
-ALWAYS_INLINE void decode_panel_row(const uint8_t *positions, const uint32_t *table, int64_t count,
-                                    uint32_t *offsets)
-{
-    uint8_t bytes[CPU_SPARSE_DEPTH / 4] = {0};
-    if (count < CPU_SPARSE_DEPTH) {
-        memcpy(bytes, positions, (size_t)esp_ceil_div(count, 4));
-        positions = bytes;
-    }
-    for (int i = 0; i < CPU_SPARSE_DEPTH; i += LANES) {
-        uvec offset = vec_pick_u32(table + 2 * i, vec_kept_index(positions + i / 4));
-        memcpy(offsets + i, &offset, sizeof offset);
-    }
-}
-
-static void many_panel(const cpu_piece *piece)
-{
-    const esp_host_weight *weight = piece->weight;
-    int64_t panel = piece->row / weight->panel_rows;
-    sparse_block block = {.values = piece->scratch};
-    block.offsets = (uint32_t *)(void *)(piece->scratch + CPU_MAX_ROWS * CPU_SPARSE_DEPTH);
-    for (int64_t j = 0; j < weight->row_values; j += CPU_SPARSE_DEPTH) {
-        uint32_t table[2 * CPU_SPARSE_DEPTH];
-        int64_t columns = ESP_MIN(2 * CPU_SPARSE_DEPTH, weight->kept - 2 * j);
-        for (int64_t i = 0; i < 2 * CPU_SPARSE_DEPTH; i++) {
-            int64_t column = i < columns ? esp_host_column(weight, panel, 2 * j + i) : 0;
-            table[i] = (uint32_t)column * VECTOR_BYTES;
-        }
-        block.depth = ESP_MIN(CPU_SPARSE_DEPTH, weight->row_values - j);
-        for (int64_t r = 0; r < piece->rows; r++) {
-            int64_t row = piece->row + r;
-            decode_values(piece, row * weight->row_values + j, block.depth,
-                          block.values + r * CPU_SPARSE_DEPTH);
-            decode_panel_row(weight->positions + row * weight->position_bytes + j / 4, table,
-                             block.depth, block.offsets + r * CPU_SPARSE_DEPTH);
-        }
-        sparse_tiles_run(piece, &block, j == 0);
-    }
-}
 
 static void many_nm(const cpu_piece *piece)
 {

@@ -18,6 +18,8 @@
 #define LANES 4
 #endif
 
+#define VEC_AHEAD 3072 /* bytes */
+
 #define ALWAYS_INLINE static inline __attribute__((always_inline))
 
 typedef float vec __attribute__((vector_size(4 * LANES)));
@@ -59,6 +61,15 @@ ALWAYS_INLINE vec vec_fma(vec a, vec b, vec c)
 #endif
 }
 
+ALWAYS_INLINE uvec vec_lanes(void) /* 0, 1, 2... */
+{
+    uvec lanes;
+    for (unsigned i = 0; i < LANES; i++) {
+        lanes[i] = i;
+    }
+    return lanes;
+}
+
 /* In a fixed order: halves onto each other. */
 ALWAYS_INLINE float vec_sum(vec value)
 {
@@ -77,6 +88,26 @@ ALWAYS_INLINE float vec_sum(vec value)
     return (low[0] + low[2]) + (low[1] + low[3]);
 }
 
+/* Asks for weights that a stream reaches soon: prefetchers of the processor stop at each page and
+ * know but a few streams. Any place will do. */
+ALWAYS_INLINE void vec_prefetch(esp_dtype dtype, const void *values, int64_t at, size_t bytes_on)
+{
+    size_t width = dtype == ESP_F32 ? 4 : 2;
+    __builtin_prefetch((const void *)((uintptr_t)values + (size_t)at * width + bytes_on), 0, 3);
+}
+
+/* gcc 12 takes __builtin_convertvector apart into quarters. */
+ALWAYS_INLINE uvec vec_widen_u16(hvec half)
+{
+#if LANES == 16
+    return (uvec)_mm512_cvtepu16_epi32((__m256i)half);
+#elif LANES == 8
+    return (uvec)_mm256_cvtepu16_epi32((__m128i)half);
+#else
+    return __builtin_convertvector(half, uvec);
+#endif
+}
+
 /* LANES weights widened to f32. */
 ALWAYS_INLINE vec vec_load_weights(esp_dtype dtype, const void *values, int64_t at)
 {
@@ -86,7 +117,7 @@ ALWAYS_INLINE vec vec_load_weights(esp_dtype dtype, const void *values, int64_t 
     hvec half;
     memcpy(&half, (const uint16_t *)values + at, sizeof half);
     if (dtype == ESP_BF16) {
-        return (vec)(__builtin_convertvector(half, uvec) << 16);
+        return (vec)(vec_widen_u16(half) << 16);
     }
 #if LANES == 16
     return (vec)_mm512_cvtph_ps((__m256i)half);

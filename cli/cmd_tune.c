@@ -1,0 +1,307 @@
+/* espalier tune: measures the kernels of products, of those given or of a model's layers, and keeps
+ * the times for every later choice. */
+#include <math.h>
+#include <stddef.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "load.h"
+#include "tuning_file.h"
+
+#define MAX_OPERANDS 64
+#define MAX_TOKEN_COUNTS 32
+
+typedef struct tune_args {
+    const char *tokens;
+    int64_t rounds, rotate, seed;
+} tune_args;
+
+/* Problems, each once. */
+typedef struct problem_list {
+    esp_matmul_problem *problems;
+    int count, capacity;
+} problem_list;
+
+typedef struct tune_view {
+    cli_state *cli;
+    cli_table table;
+    cli_record kernels;
+    const char *fastest;
+    double fastest_us, dense_us, sparse_us;
+    int entered, refused;
+    char problem[ESP_PROBLEM_TEXT_MAX]; /* with its compute type */
+} tune_view;
+
+/* ---- which problems ---- */
+
+static bool same(const esp_matmul_problem *a, const esp_matmul_problem *b)
+{
+    char first[ESP_PROBLEM_TEXT_MAX], second[ESP_PROBLEM_TEXT_MAX];
+    esp_matmul_problem_print(a, first);
+    esp_matmul_problem_print(b, second);
+    return strcmp(first, second) == 0;
+}
+
+static esp_status add_problem(problem_list *list, const esp_matmul_problem *problem,
+                              esp_error *error)
+{
+    for (int i = 0; i < list->count; i++) {
+        if (same(&list->problems[i], problem)) {
+            return ESP_OK;
+        }
+    }
+    if (list->count == list->capacity) {
+        int capacity = 2 * list->capacity + 16;
+        void *grown = realloc(list->problems, (size_t)capacity * sizeof *list->problems);
+        if (grown == NULL) {
+            return cli_fail_memory(error, "problems");
+        }
+        list->problems = grown;
+        list->capacity = capacity;
+    }
+    list->problems[list->count++] = *problem;
+    return ESP_OK;
+}
+
+static esp_status parse_tokens(const char *text, int64_t counts[MAX_TOKEN_COUNTS], int *count,
+                               esp_error *error)
+{
+    *count = 0;
+    for (const char *at = text;; at++) {
+        char *end = NULL;
+        long long value = *at >= '0' && *at <= '9' ? strtoll(at, &end, 10) : 0;
+        if (value < 1 || value > INT32_MAX || *count == MAX_TOKEN_COUNTS ||
+            (*end != ',' && *end != '\0')) {
+            return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
+                            "--tokens '%.64s': up to %d token counts such as 1,16,128,512 were "
+                            "expected",
+                            text, MAX_TOKEN_COUNTS);
+        }
+        counts[(*count)++] = value;
+        at = end;
+        if (*at == '\0') {
+            return ESP_OK;
+        }
+    }
+}
+
+/* Only the outline of the model is wanted, but shapes and epilogues are known once it is loaded. */
+static esp_status add_model(cli_state *cli, const char *path, problem_list *list, esp_error *error)
+{
+    const tune_args *args = cli->args;
+    int64_t counts[MAX_TOKEN_COUNTS];
+    int count;
+    loaded_model loaded = {0};
+    esp_model_layer layer;
+    TRY(parse_tokens(args->tokens, counts, &count, error));
+    esp_status status = load_model(cli, path, false, &loaded, error);
+    for (int i = 0; i < count && status == ESP_OK; i++) {
+        for (int64_t k = 0;
+             status == ESP_OK && esp_model_get_layer(loaded.model, k, counts[i], &layer); k++) {
+            status = add_problem(list, &layer.problem, error);
+        }
+    }
+    loaded_model_free(&loaded);
+    return status;
+}
+
+static esp_status list_problems(cli_state *cli, problem_list *list, esp_error *error)
+{
+    for (int i = 0; i < cli->operand_count; i++) {
+        esp_matmul_problem problem;
+        if (strncmp(cli->operands[i], "matmul/", 7) != 0) {
+            TRY(add_model(cli, cli->operands[i], list, error));
+            continue;
+        }
+        TRY(esp_matmul_problem_parse(cli->operands[i], &problem, error));
+        if (problem.compute == ESP_COMPUTE_AUTO) {
+            problem.compute = (esp_compute)cli->common.compute;
+        }
+        TRY(add_problem(list, &problem, error));
+    }
+    return ESP_OK;
+}
+
+/* ---- measuring and showing ---- */
+
+static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
+{
+    tune_view *view = user;
+    return progress_step(&view->cli->progress, what, done, total, unit);
+}
+
+static void note_best(double *best, double us)
+{
+    *best = *best == 0 || us < *best ? us : *best;
+}
+
+static void on_result(void *user, const esp_matmul_problem *problem, const esp_tune_result *result)
+{
+    tune_view *view = user;
+    const tune_args *args = view->cli->args;
+    bool entered = result->refused == NULL, slow = args->rounds > 1 && result->rounds == 1;
+    bool dense = result->runs_dense || problem->pattern.kind == ESP_PATTERN_DENSE;
+    cli_record kernel = record_object();
+    esp_matmul_problem_print(problem, view->problem);
+    record_text(&kernel, "kernel", result->kernel);
+    record_bool(&kernel, "runs_dense", result->runs_dense);
+    record_text(&kernel, "refused", result->refused);
+    record_real(&kernel, "median_us", entered ? result->median_us : (double)NAN);
+    record_real(&kernel, "min_us", entered ? result->least_us : (double)NAN);
+    record_real(&kernel, "predicted_us", result->predicted_us);
+    record_real(&kernel, "error_over_bound", result->error);
+    record_int(&kernel, "rounds", result->rounds);
+    record_add(&view->kernels, kernel);
+    table_cell(&view->table, "%s", result->kernel);
+    table_cell(&view->table, entered ? "%.1f" : "-", result->median_us);
+    table_cell(&view->table, entered ? "%.1f" : "-", result->least_us);
+    table_cell(&view->table, "%.1f", result->predicted_us);
+    table_cell(&view->table, "%s%s",
+               !entered ? result->refused
+               : slow   ? "slow: timed once"
+                        : "",
+               result->runs_dense ? " (runs dense)" : "");
+    view->entered += entered;
+    view->refused += !entered;
+    if (entered) {
+        if (view->fastest == NULL || result->median_us < view->fastest_us) {
+            view->fastest = result->kernel;
+            view->fastest_us = result->median_us;
+        }
+        note_best(dense ? &view->dense_us : &view->sparse_us, result->median_us);
+    }
+}
+
+static esp_status print_text(const tune_view *view, esp_error *error)
+{
+    printf("%s\n", view->problem);
+    TRY(table_print(&view->table, stdout, error));
+    printf("fastest: %s", view->fastest);
+    if (view->dense_us > 0 && view->sparse_us > 0) {
+        printf("; sparse is %.2fx as fast as dense", view->dense_us / view->sparse_us);
+    }
+    printf("\n\n");
+    fflush(stdout);
+    return ESP_OK;
+}
+
+static esp_status print_json(tune_view *view, esp_error *error)
+{
+    cli_record record = record_begin("tune");
+    record_text(&record, "problem", view->problem);
+    record_text(&record, "fastest", view->fastest);
+    record_real(&record, "sparse_us", view->sparse_us > 0 ? view->sparse_us : (double)NAN);
+    record_real(&record, "dense_us", view->dense_us > 0 ? view->dense_us : (double)NAN);
+    record_child(&record, "kernels", view->kernels);
+    view->kernels = (cli_record){0};
+    record_text(&record, "identity", esp_device_identity(view->cli->device));
+    record_int(&record, "threads", esp_context_threads(view->cli->context));
+    record_text(&record, "device", esp_device_name(view->cli->device));
+    record_text(&record, "commit", cli_commit());
+    return record_print(&record, error);
+}
+
+static esp_status tune_one(cli_state *cli, const esp_matmul_problem *problem, esp_error *error)
+{
+    static const char *const heads[] = {"<kernel", ">median us", ">min us", ">predicted us", "<"};
+    const tune_args *args = cli->args;
+    tune_view view = {.cli = cli, .kernels = record_list()};
+    esp_tune_options options = {.rounds = (int)args->rounds,
+                                .seed = (uint64_t)args->seed,
+                                .on_result = on_result,
+                                .progress = on_progress,
+                                .user = &view};
+    /* The library counts 0 as its default and less as none. */
+    options.rotate_bytes = args->rotate < 0 ? 0 : args->rotate == 0 ? -1 : args->rotate;
+    table_begin(&view.table, COUNT(heads), heads);
+    esp_status status = esp_tune(cli->device, problem, &options, error);
+    progress_end(&cli->progress);
+    if (status == ESP_OK) {
+        status = cli->common.json ? print_json(&view, error) : print_text(&view, error);
+    }
+    record_free(&view.kernels);
+    table_free(&view.table);
+    return status;
+}
+
+/* What is measured is kept at once, so that an interrupt loses one problem at most. */
+static esp_status tune_all(cli_state *cli, problem_list *list, esp_error *error)
+{
+    TRY(tuning_save(cli, error)); /* before minutes of work: can it be kept? */
+    for (int i = 0; i < list->count; i++) {
+        TRY(tune_one(cli, &list->problems[i], error));
+        TRY(tuning_save(cli, error));
+    }
+    return ESP_OK;
+}
+
+static esp_status run(cli_state *cli, esp_error *error)
+{
+    problem_list list = {0};
+    char path[TUNING_PATH_MAX] = "";
+    TRY(cli_open_device(cli, error));
+    esp_status status = list_problems(cli, &list, error);
+    if (status == ESP_OK) {
+        status = tune_all(cli, &list, error);
+    }
+    if (status == ESP_OK && !cli->common.json && tuning_path(path)) {
+        printf("%d problems measured on %s\nkept in %s\n", list.count,
+               esp_device_identity(cli->device), path);
+    }
+    free(list.problems);
+    return status;
+}
+
+#define FIELD(member) offsetof(tune_args, member)
+static const cli_option options[] = {
+    {.name = "tokens",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(tokens),
+     .argument = "LIST",
+     .help = "models: token counts at which their layers are measured",
+     .fallback = "1,16,128,512"},
+    {.name = "rounds",
+     .letter = 'r',
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(rounds),
+     .argument = "N",
+     .help = "interleaved rounds, of which the median counts",
+     .fallback = "9",
+     .least = 1,
+     .most = 10000},
+    {.name = "rotate",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(rotate),
+     .argument = "BYTES",
+     .help = "use copies of the weight of that size together in turn; -1: twice the last cache "
+             "(64 to 256 MiB) up to 16 tokens, else one copy",
+     .fallback = "-1",
+     .least = -1,
+     .most = (int64_t)1 << 40},
+    {.name = "seed",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(seed),
+     .argument = "S",
+     .help = "of random weights and activations",
+     .fallback = "1",
+     .least = 0,
+     .most = INT64_MAX},
+    {.name = NULL}};
+
+const cli_command tune_command = {
+    .name = "tune",
+    .summary = "measure the kernels of products and keep the times for later choices",
+    .operands = "PROBLEM... | MODEL...",
+    .least_operands = 1,
+    .most_operands = MAX_OPERANDS,
+    .options = options,
+    .args_bytes = sizeof(tune_args),
+    .run = run,
+    .notes =
+        "Every kernel that can run a problem is compared with the reference, on integers bit for "
+        "bit and on real numbers within the bound of rounding, at every output; those that agree "
+        "are timed in interleaved rounds, dense ones on the same weight with its zeros among them. "
+        "Times are kept in the file that ESPALIER_TUNING names, else in espalier/tuning of the "
+        "cache folder (XDG_CACHE_HOME, or ~/.cache), under the device's identity: processor, "
+        "instruction set, threads, memory, versions of libraries. A later choice takes the nearest "
+        "measured token count within a factor of four; measured times win over predicted ones."};
