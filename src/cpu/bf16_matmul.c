@@ -311,6 +311,16 @@ static double rate_of(const bf16_variant *variant, bool listed)
                                              : bf16[kind];
 }
 
+/* Microseconds for ten thousand columns of rows. */
+static double making_of(const bf16_variant *variant)
+{
+    if (variant->level->parts == 1) {
+        return 1.4;
+    }
+    double parts = variant->weight_type == ESP_BF16 ? 1 : variant->weight_type == ESP_F16 ? 2 : 3;
+    return variant->format == ESP_HOST_DENSE ? 2 * parts : 1.7 + parts;
+}
+
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
@@ -326,8 +336,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     double padded = (double)round_up(problem->tokens, 16);
     double compute = cpu_compute_us(device, out * columns * padded, rate);
     /* Rows of weights are made however few the tokens. */
-    double making =
-        1e-4 * (variant->level->parts > 1 ? 2.7 : 1.4) * out * columns / device->context->threads;
+    double making = 1e-4 * making_of(variant) * out * columns / device->context->threads;
     double packing = cpu_memory_us(device, ((double)problem->in_features * 6 + out * 4) * tokens);
     return 3 + ESP_MAX(memory, ESP_MAX(compute, making)) + packing;
 }

@@ -79,6 +79,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         } else {
             compute += 2e-4 * weights / threads;
         }
+    } else if (tokens > 8) { /* decoding, once for each tile of tokens */
+        compute += 4.4e-4 * out * stored / (double)device->context->threads;
     }
     double packing = cpu_memory_us(device, (double)problem->in_features * tokens * 8);
     return 2 + ESP_MAX(memory, compute) + packing;
