@@ -105,18 +105,31 @@ static bool is_named(const char *globs, const char *name)
     return false;
 }
 
-/* Every library and, of ours, the first that can: levels come best first in the catalogue. */
+/* The levels of the vector kernels: the best of them serves all token counts, those below it never
+ * better. Kernels of special instructions (tiles) serve some token counts. */
+static bool is_vector_level(const esp_kernel_info *info)
+{
+    static const char *const levels[] = {"avx512", "avx2", "portable"};
+    for (int i = 0; i < COUNT(levels); i++) {
+        if (strcmp(info->level, levels[i]) == 0) {
+            return true;
+        }
+    }
+    return false;
+}
+
+/* Every library and, of ours, all special ones and the best vector level, which comes first. */
 static esp_status add_dense_rivals(problem_group *group, bench_row *row, esp_error *error)
 {
-    bool has_ours = false;
+    bool has_vectors = false;
     for (int i = 0; i < esp_kernel_count(); i++) {
         esp_kernel_info info = esp_kernel_get(i);
         if (!is_dense(&info) || !can_run(group, i, &group->dense) ||
-            (!is_library(&info) && has_ours)) {
+            (is_vector_level(&info) && has_vectors)) {
             continue;
         }
         int place;
-        has_ours = has_ours || !is_library(&info);
+        has_vectors = has_vectors || is_vector_level(&info);
         TRY(add_contestant(group, &group->dense, info.name, false, &place, error));
         note(row->rivals, &row->rival_count, place);
     }

@@ -176,9 +176,9 @@ t "search exact above M 10" 2 prune plain -p 64:2:16 -o x --search exact
 for pattern in unstructured@0.7 block:4x8@0.5 rows@0.5 cols@0.5; do
     t "prune to $pattern" 0 prune plain -p "$pattern" -o "zoo-$pattern" --scope row
     t "verify $pattern" 0 verify "zoo-$pattern"; out_has 'compressed tensors'
-    t "evaluate $pattern" 0 eval "zoo-$pattern" --text text.txt; out_has 'perplexity'
+    t "evaluate $pattern" 0 eval "zoo-$pattern" --text text.txt --compute f32; out_has 'perplexity'
     mv out cpu.out
-    t "evaluate $pattern by the reference" 0 eval "zoo-$pattern" --text text.txt --device ref
+    t "evaluate $pattern by the reference" 0 eval "zoo-$pattern" --text text.txt --compute f32 --device ref
     cat cpu.out out | awk '/^perplexity/ { p[n++] = $2 } END { d = (p[0] - p[1]) / p[1]; exit !(n == 2 && d * d < 1e-8) }' &&
         ok || bad "cpu and ref differ"
 done
