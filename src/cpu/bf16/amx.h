@@ -103,28 +103,47 @@ typedef struct amx_gather {
     char *to;
 } amx_gather;
 
-/* `tiles` x `halves` tiles of sums: rows x tokens. */
-ALWAYS void multiply(int tiles, int halves, const char *rows, const char *x, int64_t steps,
-                     float *sums, int64_t stride, bool first, bool gathers, amx_gather gather)
+/* Sums of `tiles` x `halves` tiles, rows x tokens, in tiles 0 to 3. */
+ALWAYS void begin_sums(int tiles, int halves, const float *sums, int64_t stride, bool first)
 {
-    float *below = sums + 16 * stride;
     if (first) {
         TILE_ZERO(0);
         TILE_ZERO(1);
         TILE_ZERO(2);
         TILE_ZERO(3);
-    } else {
-        TILE_LOAD(0, sums, 4 * stride);
-        if (halves > 1) {
-            TILE_LOAD(1, sums + 16, 4 * stride);
-        }
-        if (tiles > 1) {
-            TILE_LOAD(2, below, 4 * stride);
-        }
-        if (tiles > 1 && halves > 1) {
-            TILE_LOAD(3, below + 16, 4 * stride);
-        }
+        return;
     }
+    TILE_LOAD(0, sums, 4 * stride);
+    if (halves > 1) {
+        TILE_LOAD(1, sums + 16, 4 * stride);
+    }
+    if (tiles > 1) {
+        TILE_LOAD(2, sums + 16 * stride, 4 * stride);
+    }
+    if (tiles > 1 && halves > 1) {
+        TILE_LOAD(3, sums + 16 * stride + 16, 4 * stride);
+    }
+}
+
+ALWAYS void end_sums(int tiles, int halves, float *sums, int64_t stride)
+{
+    TILE_STORE(0, sums, 4 * stride);
+    if (halves > 1) {
+        TILE_STORE(1, sums + 16, 4 * stride);
+    }
+    if (tiles > 1) {
+        TILE_STORE(2, sums + 16 * stride, 4 * stride);
+    }
+    if (tiles > 1 && halves > 1) {
+        TILE_STORE(3, sums + 16 * stride + 16, 4 * stride);
+    }
+}
+
+/* `tiles` x `halves` tiles of sums: rows x tokens. */
+ALWAYS void multiply(int tiles, int halves, const char *rows, const char *x, int64_t steps,
+                     float *sums, int64_t stride, bool first, bool gathers, amx_gather gather)
+{
+    begin_sums(tiles, halves, sums, stride, first);
     if (gathers) {
         for (int64_t s = 0; s < ESP_MIN(2, steps); s++) {
             gather_step(gather.x, gather.offsets + 32 * s, gather.to + s * STEP_BYTES);
@@ -150,16 +169,7 @@ ALWAYS void multiply(int tiles, int halves, const char *rows, const char *x, int
             TILE_PRODUCT(3, 5, 7);
         }
     }
-    TILE_STORE(0, sums, 4 * stride);
-    if (halves > 1) {
-        TILE_STORE(1, sums + 16, 4 * stride);
-    }
-    if (tiles > 1) {
-        TILE_STORE(2, below, 4 * stride);
-    }
-    if (tiles > 1 && halves > 1) {
-        TILE_STORE(3, below + 16, 4 * stride);
-    }
+    end_sums(tiles, halves, sums, stride);
 }
 
 /* All rows of the piece times one tile of X. */

@@ -231,41 +231,6 @@ ALWAYS void split_step(esp_dtype dtype, int tiles, int halves, const char *rows,
     }
 }
 
-ALWAYS void begin_sums(int tiles, int halves, const float *sums, int64_t stride, bool first)
-{
-    if (first) {
-        TILE_ZERO(0);
-        TILE_ZERO(1);
-        TILE_ZERO(2);
-        TILE_ZERO(3);
-        return;
-    }
-    TILE_LOAD(0, sums, 4 * stride);
-    if (halves > 1) {
-        TILE_LOAD(1, sums + 16, 4 * stride);
-    }
-    if (tiles > 1) {
-        TILE_LOAD(2, sums + 16 * stride, 4 * stride);
-    }
-    if (tiles > 1 && halves > 1) {
-        TILE_LOAD(3, sums + 16 * stride + 16, 4 * stride);
-    }
-}
-
-ALWAYS void end_sums(int tiles, int halves, float *sums, int64_t stride)
-{
-    TILE_STORE(0, sums, 4 * stride);
-    if (halves > 1) {
-        TILE_STORE(1, sums + 16, 4 * stride);
-    }
-    if (tiles > 1) {
-        TILE_STORE(2, sums + 16 * stride, 4 * stride);
-    }
-    if (tiles > 1 && halves > 1) {
-        TILE_STORE(3, sums + 16 * stride + 16, 4 * stride);
-    }
-}
-
 /* 32 rows x 32 tokens x a block, or what is left of them. */
 ALWAYS void sweep(const bf16_piece *piece, esp_host_format format, esp_dtype dtype, int tiles,
                   int halves, const char *rows, int64_t steps, const split_x *x, bool gathers,
