@@ -210,7 +210,8 @@ esp_status esp_host_pack(esp_device *device, const esp_sparse *sparse, esp_packe
     esp_status status = copy_sparse(context, sparse, &copy, error);
     if (status == ESP_OK) {
         status = view_parts(copy, &made->weight, error);
-        made->weight.not_finite = find_not_finite(copy);
+        /* One more read of the weight: only where kernels ask for the answer. */
+        made->weight.not_finite = context->cpu.level >= ESP_CPU_AMX && find_not_finite(copy);
     }
     if (status != ESP_OK) {
         esp_sparse_free(copy);

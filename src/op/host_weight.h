@@ -39,7 +39,7 @@ typedef struct esp_host_weight {
     const void *offsets; /* csr, bsr: where the list's (block) rows begin, u32 or u64 */
     bool list_wide, offsets_wide;
     int64_t listed, block_rows, block_cols;
-    bool not_finite; /* a value is Inf, NaN or so large that it rounds to Inf in bf16 */
+    bool not_finite; /* level amx: a value is Inf, NaN or so large that it rounds to Inf in bf16 */
 } esp_host_weight;
 
 /* Stored values side by side that stand at neighbouring columns. */
