@@ -4,6 +4,7 @@
  * kernel over f32 sums. */
 #include <cublasLt.h>
 #include <dlfcn.h>
+#include <stdio.h>
 
 #include "cuda/room.h"
 
@@ -120,6 +121,21 @@ void cuda_cublaslt_close(cuda_cublaslt *lt)
 {
     lt->destroy(lt->handle);
     dlclose(lt->library);
+}
+
+void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacity)
+{
+    const cuda_cublaslt *lt = cuda_cublaslt_of(device);
+    size_t (*version)(void);
+    if (lt == NULL) {
+        snprintf(text, capacity, "no cuBLASLt");
+    } else if (find(lt->library, "cublasLtGetVersion", &version)) {
+        size_t number = version(); /* major * 10000 + minor * 100 + patch */
+        snprintf(text, capacity, "cuBLASLt %zu.%zu.%zu", number / 10000, number / 100 % 100,
+                 number % 100);
+    } else {
+        snprintf(text, capacity, "cuBLASLt");
+    }
 }
 
 /* ---- the product in its terms ---- */

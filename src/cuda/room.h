@@ -45,6 +45,21 @@ extern const esp_kernel *const esp_cuda_kernels[];
 cuda_cublaslt *cuda_cublaslt_of(const esp_device *device);
 void cuda_cublaslt_close(cuda_cublaslt *lt);
 
+/* "cuBLASLt 13.1.0", "no cuBLASLt". */
+void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacity);
+
+/* ---- measurements; measure.c ---- */
+
+ESP_MUST_CHECK esp_status cuda_record(esp_device *device, esp_work_fn work, void *user,
+                                      void **state, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_replay(esp_device *device, void *state, int repeats, double *us,
+                                      esp_error *error);
+void cuda_recording_free(esp_device *device, void *state);
+ESP_MUST_CHECK esp_status cuda_spread(esp_device *device, const esp_spread *spread,
+                                      esp_error *error);
+ESP_MUST_CHECK esp_status cuda_differ(esp_device *device, const esp_difference *difference,
+                                      double *worst, esp_error *error);
+
 /* ---- what every launch does; launch.c ---- */
 
 /* Operands are memory of this device; "matmul.not_on_device" names the first that is not. */
