@@ -30,7 +30,7 @@
 
 static esp_status open_probe(problem_group *group, read_probe **kept, esp_error *error)
 {
-    if (group->rotate_bytes == 0) {
+    if (group->rotate_bytes == 0 && !group->on_gpu) {
         return ESP_OK;
     }
     group->probe_us = calloc((size_t)group->args->rounds, sizeof(double));

@@ -5,7 +5,7 @@
 
 #include "bench.h"
 
-#define MAX_OPERANDS 64
+#define MAX_OPERANDS 1024
 
 /* What is measured when nothing is asked for: decode (1 token) and prefill of one 7B-like layer. */
 static const char *const default_problems[] = {

@@ -204,4 +204,5 @@ const esp_backend esp_cuda_backend = {
     .recording_free = cuda_recording_free,
     .spread = cuda_spread,
     .differ = cuda_differ,
+    .shipped_times = cuda_shipped_times,
 };

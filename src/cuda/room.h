@@ -48,6 +48,13 @@ void cuda_cublaslt_close(cuda_cublaslt *lt);
 /* "cuBLASLt 13.1.0", "no cuBLASLt". */
 void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacity);
 
+/* It writes Y itself: no kernel follows for an epilogue or a type that it does not write. */
+bool cuda_dense_is_direct(const esp_matmul_problem *problem);
+
+/* default_times.c */
+bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
+                        esp_shipped_times *times);
+
 /* ---- measurements; measure.c ---- */
 
 ESP_MUST_CHECK esp_status cuda_record(esp_device *device, esp_work_fn work, void *user,

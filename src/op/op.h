@@ -143,6 +143,14 @@ typedef struct esp_difference {
 void esp_spread_host(const esp_spread *spread);
 double esp_differ_host(const esp_difference *difference);
 
+/* Times that ship with a back end for devices of one kind: of the fastest sparse kernel, and of
+ * the dense one beside it. */
+typedef struct esp_shipped_times {
+    int64_t tokens; /* they were measured at */
+    const esp_kernel *sparse, *dense;
+    double sparse_us, dense_us;
+} esp_shipped_times;
+
 /* ---- back ends ---- */
 
 struct esp_backend {
@@ -186,6 +194,9 @@ struct esp_backend {
     esp_status (*spread)(esp_device *device, const esp_spread *spread, esp_error *error);
     esp_status (*differ)(esp_device *device, const esp_difference *difference, double *worst,
                          esp_error *error);
+    /* What was measured on such a device near the problem; false: nothing. NULL: never. */
+    bool (*shipped_times)(const esp_device *device, const esp_matmul_problem *problem,
+                          esp_shipped_times *times);
 };
 
 #endif
