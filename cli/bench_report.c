@@ -136,6 +136,20 @@ static void problem_rows(cli_table *table, const problem_result *result, bool wi
     }
 }
 
+/* Rivals that did not run; of several rows that say the same the first. */
+static void print_missing(const problem_result *results, int at)
+{
+    const problem_result *mine = &results[at], *before = at > 0 ? &results[at - 1] : NULL;
+    for (int i = 0; i < mine->missing_count; i++) {
+        bool said = before != NULL && i < before->missing_count &&
+                    strcmp(before->missing[i].name, mine->missing[i].name) == 0 &&
+                    strcmp(before->missing[i].reason, mine->missing[i].reason) == 0;
+        if (!said) {
+            printf("%s: %s\n", mine->missing[i].name, mine->missing[i].reason);
+        }
+    }
+}
+
 static void print_notes(const cli_state *cli, const problem_result *results, int count)
 {
     printf(
@@ -156,10 +170,7 @@ static void print_notes(const cli_state *cli, const problem_result *results, int
     printf(".\n");
     bench_machine_print(cli);
     for (int i = 0; i < count; i++) {
-        for (int k = 0; k < results[i].missing_count; k++) {
-            printf("%s: %s: %s\n", results[i].problem, results[i].missing[k].name,
-                   results[i].missing[k].reason);
-        }
+        print_missing(results, i);
         if (results[i].chosen && results[i].to_dense.median < 0.995) {
             printf("%s is slower than the fastest dense kernel on this machine: %.2fx\n",
                    results[i].problem, results[i].to_dense.median);

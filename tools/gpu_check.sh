@@ -2,7 +2,8 @@
 # Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
 # table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
 # without one it is built here. Each of SEEDS (8) draws ROUNDS (2000) random problems, of which an eighth at
-# least are of each family. Four to six minutes. The last line says how many steps passed and failed.
+# least are of each family. SHAPES and FEW: of the timing table. Four to six minutes. The last line says how
+# many steps passed and failed.
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check} rounds=${ROUNDS:-2000} seeds=${SEEDS:-8}
 mkdir -p "$out"
@@ -94,9 +95,11 @@ measure() {
 }
 : >"$out/gpu.jsonl"
 patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16"
-step bench measure 4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512
+# shellcheck disable=SC2086
+step bench measure ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
 patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16"
-step bench-few measure 11008x4096x1 11008x4096x8 11008x4096x16
+# shellcheck disable=SC2086
+step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
 [ -f bench/gpu.pl ] && perl bench/gpu.pl table "$out/gpu.jsonl" >"$out/gpu.md" &&
     perl bench/gpu.pl figure "$out/gpu.jsonl" >"$out/gpu.svg"
 grep -m 1 -o '"rivals_not_run": {"cusparselt[^}]*}' "$out/gpu.jsonl"
