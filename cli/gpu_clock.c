@@ -1,4 +1,5 @@
 /* The clock of the multiprocessors by NVML, which comes with the driver. */
+#include <cuda_runtime_api.h>
 #include <dlfcn.h>
 #include <string.h>
 
@@ -20,18 +21,18 @@ static bool find(void *library, const char *name, void *function)
     return symbol != NULL;
 }
 
-/* NVML counts all GPUs of the machine, CUDA those that it may see: the bus address is common, but
- * where no variable hides GPUs the numbers agree, which is enough for a reading beside the point.
- */
+/* NVML counts all GPUs of the machine, CUDA those that it may see: the bus address is common. */
 static void ask(nvml *made, int index)
 {
-    int (*begin)(void), (*get)(unsigned, void **);
+    int (*begin)(void), (*get)(const char *, void **);
+    char bus[32];
     void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
     made->asked = true;
     if (library == NULL || !find(library, "nvmlInit_v2", &begin) ||
-        !find(library, "nvmlDeviceGetHandleByIndex_v2", &get) ||
+        !find(library, "nvmlDeviceGetHandleByPciBusId_v2", &get) ||
         !find(library, "nvmlDeviceGetClockInfo", &made->clock) || begin() != 0 ||
-        get((unsigned)index, &made->device) != 0) {
+        cudaDeviceGetPCIBusId(bus, sizeof bus, index) != cudaSuccess ||
+        get(bus, &made->device) != 0) {
         made->clock = NULL;
     }
 }
