@@ -82,6 +82,22 @@ tuned() {
 step tune tuned matmul/2:4/f16/4096x4096x512 matmul/64:2:8/f16/4096x4096x1 matmul/64:2:8/bf16/4096x4096x4096 \
     matmul/64:2:5/f16/768x768x64
 
+# ---- a rival that crashes, or computes nothing, is named and does not stop the bench ----
+crash() {
+    wanted=$1
+    ESPALIER_CUSPARSELT=$(cd "$build" && pwd)/tests/libfake_cusparselt.so espalier bench --device cuda:0 --rounds 1 --json \
+        matmul/2:4/f16/256x256x64 >"$out/crash.json" || return 1
+    grep -o '"rivals_not_run":.*}' "$out/crash.json" | cut -c 1-300
+    grep -q "\"cusparselt_features\":\"not run: $wanted" "$out/crash.json" &&
+        grep -q '"cublas_features":[0-9]' "$out/crash.json"
+}
+if [ -e "$build/tests/libfake_cusparselt.so" ]; then
+    step wrong-rival crash "cuSPARSELt differs"
+    FAKE_CUSPARSELT=dies && export FAKE_CUSPARSELT
+    step dying-rival crash "cuSPARSELt's process was ended by signal 6"
+    unset FAKE_CUSPARSELT
+fi
+
 # ---- fast? ----
 measure() {
     for shape in "$@"; do
@@ -102,6 +118,6 @@ patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16"
 step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
 [ -f bench/gpu.pl ] && perl bench/gpu.pl table "$out/gpu.jsonl" >"$out/gpu.md" &&
     perl bench/gpu.pl figure "$out/gpu.jsonl" >"$out/gpu.svg"
-grep -m 1 -o '"rivals_not_run": {"cusparselt[^}]*}' "$out/gpu.jsonl"
+grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"
 echo "gpu_check: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
