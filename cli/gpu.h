@@ -60,9 +60,9 @@ void gpu_peers_close(gpu_peers *peers);
 /* Every rival that can run, checked against sums in double precision at samples of Y. */
 ESP_MUST_CHECK esp_status gpu_peers_rivals(gpu_peers *peers, const gpu_shape *shape,
                                            gpu_rivals *rivals, esp_error *error);
-/* A rival's time that copies half a GiB from device to device, as a contestant of its own. */
+/* Of a copy of a GiB from device to device: what memory gives in the same rounds. */
 ESP_MUST_CHECK esp_status gpu_peers_copy_us(gpu_peers *peers, double *us, esp_error *error);
-#define GPU_COPY_BYTES ((size_t)1 << 30) /* read and written */
+#define GPU_COPY_BYTES ((size_t)2 << 30) /* read and written */
 
 /* ---- the parts ---- */
 

@@ -7,6 +7,7 @@
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check} rounds=${ROUNDS:-2000} seeds=${SEEDS:-8}
 mkdir -p "$out"
+[ -d models/prose ] && TEST_SOURCE_DIR=$PWD && export TEST_SOURCE_DIR
 if [ ! -x "$build/espalier" ] && [ -f CMakePresets.json ]; then
     cmake --preset cuda -G Ninja --log-level=WARNING && cmake --build "$build" || exit 1
 fi

@@ -16,7 +16,6 @@ typedef struct tune_runner {
     const char *refused; /* static text; NULL while it is in the race */
     double error;
     esp_plan plan;
-    void *workspace;          /* of the device */
     esp_recording *recording; /* of `runs`; NULL: each run is a call, timed by the host */
     double *round_us;         /* [rounds] */
     int rounds;               /* taken */
@@ -60,6 +59,8 @@ typedef struct tune_job {
     esp_packed *weight;       /* the same, on the device, in all forms */
     tune_memory host, mirror; /* mirror: the same on the device */
     char *x, *y, *residual;   /* [all tokens], on the device */
+    void *workspace;          /* there, too: of one product at a time */
+    size_t workspace_bytes;
     tune_copies sparse_copies, dense_copies;
     double steps_done, steps; /* progress */
 } tune_job;
@@ -75,6 +76,8 @@ ESP_MUST_CHECK esp_status tune_operands_fill(tune_job *job, tune_numbers numbers
 /* X and the residual for a problem: a point's, or what of it is shown. */
 ESP_MUST_CHECK esp_status tune_operands_spread(tune_job *job, const esp_matmul_problem *problem,
                                                esp_error *error);
+/* Room for so many bytes at job->workspace, at least; what was recorded with it must be gone. */
+ESP_MUST_CHECK esp_status tune_workspace(tune_job *job, size_t bytes, esp_error *error);
 void tune_operands_free(tune_job *job);
 
 /* What the reference says of the operands, and how far from it results may be. */

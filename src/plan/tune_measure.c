@@ -13,7 +13,7 @@
 #define MAX_COPIES 256
 #define LEAST_ROUND_S 3e-3
 #define LEAST_RECORDED_S 0.4e-3 /* of a GPU's own clock */
-#define RECORDED_RUNS 4         /* at least, so that a replay's start weighs little */
+#define RECORDED_RUNS 4         /* of a recording at least: a replay's start weighs little */
 #define SETTLE_S 3e-3
 #define SETTLE_LIBRARY_S 40e-3 /* OpenBLAS' threads spin for 2^26 cycles after a call */
 #define HOPELESS 4             /* times the fastest */
@@ -33,7 +33,7 @@ static size_t rotate_bytes(const tune_job *job, const tune_point *point)
         return asked > 0 ? (size_t)asked : 0;
     }
     if (is_recorded(job)) {
-        return (size_t)192 << 20;
+        return (size_t)128 << 20;
     }
     long cache = sysconf(_SC_LEVEL3_CACHE_SIZE);
     size_t wanted = cache > 0 ? 2 * (size_t)cache : (size_t)64 << 20;
@@ -97,7 +97,7 @@ static esp_status run_in(tune_job *job, tune_runner *runner, void *stream, esp_e
                             .scale = mirror->scale,
                             .bias = mirror->bias,
                             .residual = job->residual,
-                            .workspace = runner->workspace,
+                            .workspace = job->workspace,
                             .stream = stream};
     return esp_matmul_run(&runner->plan, &args, error);
 }
@@ -125,28 +125,29 @@ static esp_status prepare(tune_job *job, const tune_point *point, tune_runner *r
                                 .ignore_tuning = true};
     size_t rounds = (size_t)job->options.rounds;
     ESP_TRY(esp_plan_fill(job->device, &point->problem, &options, &runner->plan, error));
-    runner->workspace = esp_device_alloc(job->device, runner->plan.workspace_bytes);
     runner->round_us = esp_alloc_array(job->context, rounds, sizeof(double));
     runner->repeats = runner->runs = 1;
-    if (runner->workspace == NULL || runner->round_us == NULL) {
-        return esp_fail_memory(error, runner->plan.workspace_bytes, "a workspace");
+    if (runner->round_us == NULL) {
+        return esp_fail_memory(error, rounds * sizeof(double), "a measurement");
     }
-    tune_copies *copies = copies_of(job, runner);
-    ESP_TRY(make_copies(job, point, runner->plan.form, copies, error));
-    if (!is_recorded(job)) {
-        return ESP_OK;
-    }
-    runner->runs = (RECORDED_RUNS + copies->used - 1) / copies->used * copies->used;
+    ESP_TRY(tune_workspace(job, runner->plan.workspace_bytes, error));
+    return make_copies(job, point, runner->plan.form, copies_of(job, runner), error);
+}
+
+/* Anew, of so many runs. */
+static esp_status record(tune_job *job, tune_runner *runner, int runs, esp_error *error)
+{
+    esp_recording_free(runner->recording);
+    runner->recording = NULL;
+    runner->runs = runs;
     return esp_record(job->device, run_all, runner, &runner->recording, error);
 }
 
 static void release(tune_job *job, tune_runner *runner)
 {
     esp_recording_free(runner->recording);
-    esp_device_release(job->device, runner->workspace);
     esp_release(job->context, runner->round_us);
     runner->recording = NULL;
-    runner->workspace = NULL;
     runner->round_us = NULL;
 }
 
@@ -186,19 +187,24 @@ static esp_status time_recording(tune_runner *runner, double *us, esp_error *err
     return ESP_OK;
 }
 
+static void set_repeats(const tune_job *job, tune_runner *runner)
+{
+    double least_s = is_recorded(job) ? LEAST_RECORDED_S / runner->runs : LEAST_ROUND_S;
+    double wanted = least_s * 1e6 / fmax(runner->least_us, 0.1);
+    runner->repeats = wanted < 1 ? 1 : wanted > 10000 ? 10000 : (int)wanted + 1;
+}
+
 /* Notes a reading: a timed one, or one of the first two, which tell how long a round takes and who
  * is hopeless: by the better of two, since OpenMP's threads may happen to wait in one. */
 static void note(const tune_job *job, tune_runner *runner, int round, double us)
 {
-    double least_s = is_recorded(job) ? LEAST_RECORDED_S / runner->runs : LEAST_ROUND_S;
-    double wanted = least_s * 1e6 / fmax(us, 0.1);
     if (round >= 0) {
         runner->round_us[runner->rounds++] = us;
         return;
     }
     runner->least_us = round == -2 ? us : fmin(us, runner->least_us);
     runner->median_us = runner->least_us; /* all there will be, if it is hopeless */
-    runner->repeats = wanted < 1 ? 1 : wanted > 10000 ? 10000 : (int)wanted + 1;
+    set_repeats(job, runner);
 }
 
 /* Everyone once; rounds -2 and -1 are not timed. */
@@ -260,6 +266,21 @@ static void summarise(tune_runner *runner)
                             : 0.5 * (runner->round_us[count / 2 - 1] + runner->round_us[count / 2]);
 }
 
+/* Recordings of few runs are enough to see who is hopeless. */
+static esp_status record_all(tune_job *job, tune_point *point, bool every_copy, esp_error *error)
+{
+    for (int i = 0; is_recorded(job) && i < point->count; i++) {
+        tune_runner *runner = &point->runners[i];
+        int used = copies_of(job, runner)->used;
+        bool more = !every_copy || used > runner->runs;
+        if (runner->refused == NULL && runner->rounds >= 0 && more) {
+            ESP_TRY(record(job, runner, every_copy ? used : RECORDED_RUNS, error));
+            set_repeats(job, runner);
+        }
+    }
+    return ESP_OK;
+}
+
 static esp_status measure(tune_job *job, tune_point *point, esp_error *error)
 {
     for (int i = 0; i < point->count; i++) {
@@ -267,9 +288,11 @@ static esp_status measure(tune_job *job, tune_point *point, esp_error *error)
             ESP_TRY(prepare(job, point, &point->runners[i], error));
         }
     }
+    ESP_TRY(record_all(job, point, false, error));
     ESP_TRY(do_round(job, point, -2, error));
     ESP_TRY(do_round(job, point, -1, error));
     drop_hopeless(point);
+    ESP_TRY(record_all(job, point, true, error));
     for (int round = 0; round < job->options.rounds; round++) {
         ESP_TRY(do_round(job, point, round, error));
     }

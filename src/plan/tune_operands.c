@@ -6,6 +6,7 @@
 
 #define PIECE 1024
 #define REFERENCE_WORK ((int64_t)1 << 27) /* multiply-adds of the reference, at 2 ns */
+#define RECORDED_WORK ((int64_t)1 << 25)  /* on a GPU, where everything else takes less */
 #define MOST_VECTORS 16
 #define EXACT_IN ((int64_t)1 << 19) /* times 16, times a scale of 2: still exact in f32 */
 
@@ -60,6 +61,17 @@ static esp_status take_all(tune_job *job, esp_error *error)
     return take_memory(job, true, &job->mirror, error);
 }
 
+esp_status tune_workspace(tune_job *job, size_t bytes, esp_error *error)
+{
+    if (job->workspace != NULL && bytes <= job->workspace_bytes) {
+        return ESP_OK;
+    }
+    esp_device_release(job->device, job->workspace);
+    job->workspace_bytes = bytes;
+    job->workspace = NULL;
+    return take(job, true, bytes, &job->workspace, error);
+}
+
 void tune_operands_free(tune_job *job)
 {
     const tune_memory *host = &job->host, *mirror = &job->mirror;
@@ -67,7 +79,7 @@ void tune_operands_free(tune_job *job)
                           host->bias,  host->bounds, host->map};
     void *const there[] = {job->x,         job->y,        job->residual,        mirror->few_x,
                            mirror->few_y,  mirror->scale, mirror->few_residual, mirror->bias,
-                           mirror->bounds, mirror->map};
+                           mirror->bounds, mirror->map,   job->workspace};
     for (int i = 0; i < ESP_COUNT(here); i++) {
         esp_release(job->context, here[i]);
     }
@@ -91,17 +103,45 @@ static float number(esp_random *random, tune_numbers numbers, float most)
     return esp_random_below(random, 2) == 0 ? value : -value;
 }
 
-static void fill(esp_dtype dtype, void *data, int64_t count, esp_random *random,
+typedef struct filling {
+    esp_dtype dtype;
+    char *data;
+    int64_t count;
+    uint64_t seed;
+    tune_numbers numbers;
+    float most;
+} filling;
+
+/* Each piece has a generator of its own, so that threads may share the work. */
+static void fill_pieces(void *user, int64_t begin, int64_t end, int thread)
+{
+    const filling *all = user;
+    float piece[PIECE];
+    (void)thread;
+    for (int64_t p = begin; p < end; p++) {
+        int64_t first = p * PIECE, length = ESP_MIN(PIECE, all->count - first);
+        uint64_t mixed = all->seed + (uint64_t)p;
+        esp_random random;
+        esp_random_seed(&random, esp_splitmix64(&mixed));
+        for (int64_t i = 0; i < length; i++) {
+            piece[i] = number(&random, all->numbers, all->most);
+        }
+        esp_narrow(all->dtype, piece, length,
+                   all->data + (size_t)first * esp_dtype_bytes(all->dtype));
+    }
+}
+
+/* Which of the operands it is goes into the seed's high bits, which pieces do not reach. */
+static void fill(tune_job *job, int which, esp_dtype dtype, void *data, int64_t count,
                  tune_numbers numbers, float most)
 {
-    float piece[PIECE];
-    for (int64_t first = 0; first < count; first += PIECE) {
-        int64_t length = ESP_MIN(PIECE, count - first);
-        for (int64_t i = 0; i < length; i++) {
-            piece[i] = number(random, numbers, most);
-        }
-        esp_narrow(dtype, piece, length, (char *)data + (size_t)first * esp_dtype_bytes(dtype));
-    }
+    filling all = {.dtype = dtype,
+                   .data = data,
+                   .count = count,
+                   .seed = job->options.seed + ((uint64_t)which << 48),
+                   .numbers = numbers,
+                   .most = most};
+    esp_parallel_for(job->context, (count + PIECE - 1) / PIECE, 64, fill_pieces, &all);
 }
 
 static esp_status spread(tune_job *job, const esp_spread *what, esp_error *error)
@@ -152,10 +192,8 @@ esp_status tune_operands_spread(tune_job *job, const esp_matmul_problem *problem
 static void fill_weight(tune_job *job, tune_numbers numbers, float most)
 {
     const esp_matmul_problem *problem = &job->problem;
-    esp_random random;
-    esp_random_seed(&random, job->options.seed + (numbers == TUNE_REALS));
-    fill(problem->weight_type, job->dense.data, problem->out_features * problem->in_features,
-         &random, numbers, most);
+    fill(job, numbers == TUNE_REALS, problem->weight_type, job->dense.data,
+         problem->out_features * problem->in_features, numbers, most);
 }
 
 esp_status tune_operands_make(tune_job *job, esp_error *error)
@@ -167,7 +205,8 @@ esp_status tune_operands_make(tune_job *job, esp_error *error)
                         "integers are exact",
                         (long long)problem->in_features, (long long)EXACT_IN);
     }
-    int64_t most = REFERENCE_WORK / (problem->out_features * problem->in_features);
+    int64_t work = job->device->backend->record != NULL ? RECORDED_WORK : REFERENCE_WORK;
+    int64_t most = work / (problem->out_features * problem->in_features);
     job->vectors = ESP_MIN(problem->tokens, ESP_MAX(2, ESP_MIN(most, MOST_VECTORS)));
     ESP_TRY(take_all(job, error));
     if (problem->pattern.kind == ESP_PATTERN_DENSE) {
@@ -219,13 +258,11 @@ esp_status tune_operands_fill(tune_job *job, tune_numbers numbers, esp_error *er
     const esp_matmul_problem *problem = &job->problem;
     const tune_memory *host = &job->host;
     int64_t out = problem->out_features, in = problem->in_features;
-    esp_random random;
     float most = numbers == TUNE_REALS ? 1 : 4;
-    esp_random_seed(&random, job->options.seed + 2);
-    fill(problem->act_type, host->few_x, in * job->vectors, &random, numbers, most);
-    fill(problem->out_type, host->few_residual, out * job->vectors, &random, numbers, most);
-    fill(ESP_F32, host->scale, out, &random, numbers, 2);
-    fill(ESP_F32, host->bias, out, &random, numbers, most);
+    fill(job, 2, problem->act_type, host->few_x, in * job->vectors, numbers, most);
+    fill(job, 3, problem->out_type, host->few_residual, out * job->vectors, numbers, most);
+    fill(job, 4, ESP_F32, host->scale, out, numbers, 2);
+    fill(job, 5, ESP_F32, host->bias, out, numbers, most);
     ESP_TRY(upload(job, error));
     fill_weight(job, numbers, most);
     return encode(job, error);

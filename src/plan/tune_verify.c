@@ -182,7 +182,7 @@ static esp_status compare(tune_job *job, const esp_matmul_problem *problem, tune
 }
 
 /* Y and the workspace hold NaN before: what is not written shows. */
-static esp_status run(tune_job *job, const esp_plan *plan, void *workspace, esp_error *error)
+static esp_status run(tune_job *job, const esp_plan *plan, esp_error *error)
 {
     const tune_memory *mirror = &job->mirror;
     const esp_matmul_problem *problem = &plan->problem;
@@ -192,11 +192,11 @@ static esp_status run(tune_job *job, const esp_plan *plan, void *workspace, esp_
                             .scale = mirror->scale,
                             .bias = mirror->bias,
                             .residual = job->residual,
-                            .workspace = workspace};
+                            .workspace = job->workspace};
     size_t y_bytes = (size_t)problem->out_features * (size_t)problem->tokens *
                      esp_dtype_bytes(problem->out_type);
     ESP_TRY(esp_device_fill(job->device, job->y, 0xff, y_bytes, error));
-    ESP_TRY(esp_device_fill(job->device, workspace, 0xff, plan->workspace_bytes, error));
+    ESP_TRY(esp_device_fill(job->device, job->workspace, 0xff, plan->workspace_bytes, error));
     ESP_TRY(esp_matmul_run(plan, &args, error));
     return esp_device_wait(job->device, error);
 }
@@ -213,12 +213,8 @@ static esp_status verify_one(tune_job *job, const tune_point *point, tune_number
         runner->refused = "it cannot run the product without its activation";
         return ESP_OK;
     }
-    void *workspace = esp_device_alloc(job->device, plan.workspace_bytes);
-    if (workspace == NULL) {
-        return esp_fail_memory(error, plan.workspace_bytes, "a workspace");
-    }
-    esp_status status = run(job, &plan, workspace, error);
-    esp_device_release(job->device, workspace);
+    ESP_TRY(tune_workspace(job, plan.workspace_bytes, error));
+    esp_status status = run(job, &plan, error);
     if (status != ESP_OK) {
         runner->refused = "it failed to run";
         return status == ESP_OUT_OF_MEMORY ? status : (esp_status)ESP_OK;
