@@ -12,7 +12,7 @@
 #include "recorded.h"
 
 #define GPU_MOST_RIVALS 8
-#define GPU_MOST_MISSING 4
+#define GPU_MOST_MISSING 8
 
 /* What the rivals of a group work on. They write Y without an epilogue, which is less to do. */
 typedef struct gpu_shape {
