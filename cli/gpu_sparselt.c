@@ -433,12 +433,15 @@ typedef struct server {
     int count;
 } server;
 
-/* Shapes that its kernels take. */
-static bool fits(const esp_matmul_problem *problem)
+/* NULL, or why its kernels do not take the product. */
+static const char *why_not(const esp_matmul_problem *problem)
 {
-    int64_t multiple = problem->weight_type == ESP_F32 ? 8 : 16;
-    return problem->out_features % multiple == 0 && problem->in_features % multiple == 0 &&
-           problem->tokens % (multiple / 2) == 0 && problem->act_type == problem->weight_type;
+    if (problem->weight_type == ESP_F32 || problem->act_type != problem->weight_type) {
+        return "cuSPARSELt has 2:4 of f16 and bf16 only, its f32 is TF32 and 1:2";
+    }
+    bool fits = problem->out_features % 16 == 0 && problem->in_features % 16 == 0 &&
+                problem->tokens % 8 == 0;
+    return fits ? NULL : "cuSPARSELt takes rows and columns in multiples of 16 and tokens of 8";
 }
 
 static esp_status make(server *all, const char *line, esp_error *error)
@@ -450,9 +453,9 @@ static esp_status make(server *all, const char *line, esp_error *error)
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value", "a request is malformed");
     }
     TRY(esp_matmul_problem_parse(line + used, &problem, error));
-    if (!fits(&problem)) {
-        return cli_fail(error, ESP_UNSUPPORTED, "bench.cusparselt",
-                        "cuSPARSELt takes rows and columns in multiples of 16 and tokens of 8");
+    const char *why = why_not(&problem);
+    if (why != NULL) {
+        return cli_fail(error, ESP_UNSUPPORTED, "bench.cusparselt", "%s", why);
     }
     product *made = calloc(1, sizeof *made);
     if (made == NULL || all->count == MOST_PRODUCTS) {
