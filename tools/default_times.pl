@@ -1,23 +1,19 @@
 #!/usr/bin/perl
-# src/cuda/default_times_*.inc from a tuning file. Usage: tools/default_times.pl TUNING_FILE NAME GPU
-# Of each problem the fastest sparse kernel and its time, and the time of the dense product, in microseconds.
+# src/cuda/default_times.inc from tuning files of one or several kinds of GPU.
+# Usage: tools/default_times.pl TUNING_FILE... >src/cuda/default_times.inc
+# Of each problem the fastest sparse kernel with its time, and the time of the dense product, in microseconds.
+# Without a file: an empty table.
 use strict;
 use warnings;
 
-my ($file, $name, $gpu) = @ARGV;
-die "usage: tools/default_times.pl TUNING_FILE NAME GPU >src/cuda/default_times_NAME.inc\n" if !defined $gpu;
-
-my (%families, @order, $problem, $wanted);
-open my $in, '<', $file or die "$file: $!\n";
-while (<$in>) {
-    if (/^device (.*)/) {
-        $wanted = index($1, "cuda | $gpu,") == 0;
-    } elsif (/^problem \d+ (\S+)/) {
+my (%tables, $families, $problem);    # GPU -> PATTERN/OUTxIN -> tokens -> {us, kernel, dense}
+while (<>) {
+    if (/^device /) {
+        $families = /^device cuda \| ([^,|]+), compute capability/ ? ($tables{$1} //= {}) : undef;
+    } elsif (/^problem /) {
         $problem = undef;
-        next if !$wanted || $1 !~ m{^matmul/([^/]+)/f16/(\d+x\d+)x(\d+)/c:f32$};
-        my ($key, $tokens) = ("$1/$2", $3);
-        push @order, $key if !$families{$key};
-        $problem = $families{$key}{$tokens} = {};
+        next if !$families || !m{^problem \d+ matmul/([^/]+)/f16/(\d+x\d+)x(\d+)/c:f32$};
+        $problem = $families->{"$1/$2"}{$3} = {};
     } elsif (/^time (\d+) (\S+)/ && $problem) {
         my ($us, $kernel) = ($1 / 1e3, $2);
         if ($kernel =~ /^matmul_dense_/) {
@@ -29,29 +25,43 @@ while (<$in>) {
     }
 }
 
-my (%number, @names);
-for my $key (@order) {
-    for my $at (values %{$families{$key}}) {
-        $number{$at->{kernel}} = 0 if defined $at->{kernel} && defined $at->{dense};
-    }
+# out x in, pattern: as people look for them.
+sub order {
+    my ($pattern_a, $out_a, $in_a) = split m{[/x]}, $a;
+    my ($pattern_b, $out_b, $in_b) = split m{[/x]}, $b;
+    return $out_a <=> $out_b || $in_a <=> $in_b || $pattern_a cmp $pattern_b;
 }
-@names = sort keys %number;
-@number{@names} = 0 .. $#names;
-die "$file: no problem of '$gpu' with a sparse and a dense time\n" if !@names;
 
-print "/* Made by tools/default_times.pl from a tuning file of tools/default_times.sh; not to be edited. */\n",
-    "static const char *const ${name}_names[] = {\n", (map { "    \"$_\",\n" } @names), "};\n",
-    "static const family ${name}_families[] = {\n";
-for my $key (@order) {
-    my $of = $families{$key};
-    my @points = map { sprintf '{%d, %d, %.2ff, %.2ff}', $_, $number{$of->{$_}{kernel}},
-        $of->{$_}{us}, $of->{$_}{dense} }
-        grep { defined $of->{$_}{kernel} && defined $of->{$_}{dense} } sort { $a <=> $b } keys %$of;
-    next if !@points;
-    print "    {\"$key\",\n     {";
-    while (my @line = splice @points, 0, 4) {
-        print join(', ', @line), @points ? ",\n      " : '';
-    }
-    print "}},\n";
+sub points_of {
+    my ($family, $number) = @_;
+    return map { sprintf '{%d, %d, %.2ff, %.2ff}', $_, $number->{$family->{$_}{kernel}}, $family->{$_}{us},
+        $family->{$_}{dense} } sort { $a <=> $b } keys %$family;
 }
-print "};\n";
+
+print "/* Made by tools/default_times.pl; not to be edited. */\n";
+my (@list, $at);
+for my $gpu (sort keys %tables) {
+    my ($table, %number) = $tables{$gpu};
+    for my $family (values %$table) {
+        delete @$family{grep { !defined $family->{$_}{us} || !defined $family->{$_}{dense} } keys %$family};
+        $number{$_->{kernel}} = 0 for values %$family;
+    }
+    delete @$table{grep { !%{$table->{$_}} } keys %$table};
+    next if !%$table;
+    my ($name, @names) = ('gpu' . ++$at, sort keys %number);
+    @number{@names} = 0 .. $#names;
+    print "/* $gpu */\nstatic const char *const ${name}_names[] = {\n", (map { "    \"$_\",\n" } @names),
+        "    NULL};\nstatic const cuda_times_family ${name}_families[] = {\n";
+    for my $key (sort order keys %$table) {
+        my @points = points_of($table->{$key}, \%number);
+        die "$key: more token counts than a family holds\n" if @points > 16;
+        print "    {\"$key\",\n     {";
+        while (my @line = splice @points, 0, 4) {
+            print join(', ', @line), @points ? ",\n      " : '';
+        }
+        print "}},\n";
+    }
+    print "    {NULL, {{0, 0, 0, 0}}}};\n";
+    push @list, "    {\"$gpu\", ${name}_names, ${name}_families},\n";
+}
+print "const cuda_times cuda_shipped[] = {\n", @list, "    {NULL, NULL, NULL}};\n";

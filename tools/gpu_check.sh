@@ -1,13 +1,18 @@
 #!/bin/sh
 # Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
 # table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
-# without one it is built here. Each of SEEDS (8) draws ROUNDS (2000) random problems, of which an eighth at
-# least are of each family. SHAPES and FEW: of the timing table. Four to six minutes. The last line says how
-# many steps passed and failed.
+# without one it is built here. Four to six minutes on a machine with 16 cores. Environment:
+#   STEPS   of: tests random sanitizers tune rivals bench (all of these), and table
+#   SEEDS (8) draw ROUNDS (2000) random problems each, side by side; an eighth at least is of each family
+#   SHAPES, FEW   of the timing table, OUTxINxTOKENS
+#   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
+# The last line says how many steps passed and failed.
 set -u
-build=${1:-build-cuda} out=${2:-gpu-check} rounds=${ROUNDS:-2000} seeds=${SEEDS:-8}
+build=${1:-build-cuda} out=${2:-gpu-check}
+rounds=${ROUNDS:-2000} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench}
+here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
-[ -d models/prose ] && TEST_SOURCE_DIR=$PWD && export TEST_SOURCE_DIR
+[ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
 if [ ! -x "$build/espalier" ] && [ -f CMakePresets.json ]; then
     cmake --preset cuda -G Ninja --log-level=WARNING && cmake --build "$build" || exit 1
 fi
@@ -16,6 +21,7 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || 
     exit 77
 }
 passed=0 failed=0 skipped=0
+wanted() { case " $steps " in *" $1 "*) ;; *) return 1 ;; esac }
 # settle NAME STATUS STARTED: one line for a step, and the first errors of its log.
 settle() {
     # A program without such cases is no step.
@@ -41,17 +47,21 @@ not_run() {
 }
 
 # ---- right? ----
-for test in "$build"/tests/test_cuda*; do
-    step "$(basename "$test")" "$test"
-done
+if wanted tests; then
+    for test in "$build"/tests/test_cuda*; do
+        step "$(basename "$test")" "$test"
+    done
+fi
 # Random problems wait for the reference on the processor: seeds side by side.
-for test in "$build"/tests/test_cuda*; do
-    name=$(basename "$test") seed=0
+random() {
+    test=$1 name=$(basename "$1") seed=0
     started=$(date +%s)
     while [ $seed -lt "$seeds" ]; do
         seed=$((seed + 1))
-        { TEST_SEED=$seed TEST_ROUNDS=$rounds "$test" random >"$out/$name-$seed.log" 2>&1
-          echo $? >"$out/$name-$seed.status"; } &
+        {
+            TEST_SEED=$seed TEST_ROUNDS=$rounds "$test" random >"$out/$name-$seed.log" 2>&1
+            echo $? >"$out/$name-$seed.status"
+        } &
     done
     wait
     while [ $seed -gt 0 ]; do
@@ -59,14 +69,19 @@ for test in "$build"/tests/test_cuda*; do
         rm -f "$out/$name-$seed.status"
         seed=$((seed - 1))
     done
-done
-if command -v compute-sanitizer >/dev/null; then
+}
+if wanted random; then
+    for test in "$build"/tests/test_cuda*; do
+        random "$test"
+    done
+fi
+if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in "$build"/tests/test_cuda*; do
             step "$tool-$(basename "$test")" compute-sanitizer --tool $tool --error-exitcode 9 "$test" sanitizer
         done
     done
-else
+elif wanted sanitizers; then
     not_run "memcheck, racecheck, initcheck, synccheck: compute-sanitizer is not there"
 fi
 
@@ -77,22 +92,23 @@ tuned() {
     ESPALIER_TUNING=$out/tuning espalier tune --device cuda:0 --rounds 5 "$@" || return 1
     for problem in "$@"; do
         ESPALIER_TUNING=$out/tuning espalier bench --device cuda:0 --rounds 1 --against none --explain "$problem" |
-            grep -E '^chosen: .* us measured at' || return 1
+            grep -E '^chosen: .* us measured at [0-9]+ tokens[;,]?' || return 1
     done
 }
-step tune tuned matmul/2:4/f16/4096x4096x512 matmul/64:2:8/f16/4096x4096x1 matmul/64:2:8/bf16/4096x4096x4096 \
-    matmul/64:2:5/f16/768x768x64
+wanted tune && step tune tuned matmul/2:4/f16/4096x4096x512 matmul/64:2:8/f16/4096x4096x1 \
+    matmul/64:2:8/bf16/4096x4096x4096 matmul/64:2:5/f16/768x768x64
+wanted table && step table sh "$here/tools/default_times.sh" "$build/espalier" "$out/default-times" "${TABLE_SECONDS:-150}"
 
 # ---- a rival that crashes, or computes nothing, is named and does not stop the bench ----
 crash() {
-    wanted=$1
-    ESPALIER_CUSPARSELT=$(cd "$build" && pwd)/tests/libfake_cusparselt.so espalier bench --device cuda:0 --rounds 1 --json \
-        matmul/2:4/f16/256x256x64 >"$out/crash.json" || return 1
-    grep -o '"rivals_not_run":.*}' "$out/crash.json" | cut -c 1-300
-    grep -q "\"cusparselt_features\":\"not run: $wanted" "$out/crash.json" &&
+    reason=$1
+    ESPALIER_CUSPARSELT=$(cd "$build" && pwd)/tests/libfake_cusparselt.so \
+        espalier bench --device cuda:0 --rounds 1 --json matmul/2:4/f16/256x256x64 >"$out/crash.json" || return 1
+    grep -o '"rivals_not_run":{[^}]*}' "$out/crash.json"
+    grep -q "\"cusparselt_features\":\"not run: $reason" "$out/crash.json" &&
         grep -q '"cublas_features":[0-9]' "$out/crash.json"
 }
-if [ -e "$build/tests/libfake_cusparselt.so" ]; then
+if wanted rivals && [ -e "$build/tests/libfake_cusparselt.so" ]; then
     step wrong-rival crash "cuSPARSELt differs"
     FAKE_CUSPARSELT=dies && export FAKE_CUSPARSELT
     step dying-rival crash "cuSPARSELt's process was ended by signal 6"
@@ -110,15 +126,17 @@ measure() {
         echo "$shape: $# problems"
     done
 }
-: >"$out/gpu.jsonl"
-patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16"
-# shellcheck disable=SC2086
-step bench measure ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
-patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16"
-# shellcheck disable=SC2086
-step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
-[ -f bench/gpu.pl ] && perl bench/gpu.pl table "$out/gpu.jsonl" >"$out/gpu.md" &&
-    perl bench/gpu.pl figure "$out/gpu.jsonl" >"$out/gpu.svg"
-grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"
+if wanted bench; then
+    : >"$out/gpu.jsonl"
+    patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16"
+    # shellcheck disable=SC2086
+    step bench measure ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
+    patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16"
+    # shellcheck disable=SC2086
+    step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
+    perl "$here/bench/gpu.pl" table "$out/gpu.jsonl" >"$out/gpu.md"
+    perl "$here/bench/gpu.pl" figure "$out/gpu.jsonl" >"$out/gpu.svg"
+    grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"
+fi
 echo "gpu_check: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

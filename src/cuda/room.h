@@ -51,7 +51,33 @@ void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacit
 /* It writes Y itself: no kernel follows for an epilogue or a type that it does not write. */
 bool cuda_dense_is_direct(const esp_matmul_problem *problem);
 
-/* default_times.c */
+/* ---- times that ship; default_times.c ---- */
+
+#define CUDA_MOST_POINTS 16
+
+typedef struct cuda_times_point {
+    int tokens; /* 0: the end */
+    int kernel; /* the fastest sparse one, in names */
+    float sparse_us, dense_us;
+} cuda_times_point;
+
+typedef struct cuda_times_family {
+    const char *key; /* PATTERN/OUTxIN; NULL: the end */
+    cuda_times_point points[CUDA_MOST_POINTS + 1];
+} cuda_times_family;
+
+/* What was measured on one kind of GPU. */
+typedef struct cuda_times {
+    const char *gpu;          /* as the runtime names it; NULL: the end of a list */
+    const char *const *names; /* of panel kernels, behind "matmul_panel_TYPE_TYPE__cuda_" */
+    const cuda_times_family *families;
+} cuda_times;
+
+extern const cuda_times cuda_shipped[];
+/* Of a list of tables. */
+bool cuda_times_find(const cuda_times *tables, const esp_device *device,
+                     const esp_matmul_problem *problem, esp_shipped_times *times);
+/* Of those that ship. */
 bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
                         esp_shipped_times *times);
 
