@@ -279,19 +279,30 @@ static esp_status host_time(contestant *runner, double *us, esp_error *error)
     return esp_device_wait(device, error);
 }
 
+/* Of the dense product, what is not zero. */
+static double computed_share(const esp_matmul_problem *problem)
+{
+    const esp_pattern *pattern = &problem->pattern;
+    double in = (double)problem->in_features;
+    switch (pattern->kind) {
+    case ESP_PATTERN_PANEL:
+        return (double)esp_pattern_kept(pattern, problem->in_features) / (2 * in); /* 2 of 4 */
+    case ESP_PATTERN_BLOCK:
+        return 1 - pattern->sparsity;
+    default:
+        return 1;
+    }
+}
+
 esp_status bench_gpu_fill(const problem_group *group, contestant *mine, problem_result *result,
                           esp_error *error)
 {
     const esp_matmul_problem *p = &mine->problem;
-    double in = (double)p->in_features, kept = in;
     if (!group->on_gpu) {
         return ESP_OK;
     }
-    if (p->pattern.kind == ESP_PATTERN_PANEL) {
-        kept = (double)esp_pattern_kept(&p->pattern, p->in_features) / 2; /* two of each four */
-    }
     result->on_gpu = true;
-    result->tflops = 1e-3 * result->gflops * kept / in;
+    result->tflops = 1e-3 * result->gflops * computed_share(p);
     result->clock_mhz =
         mine->clock_readings > 0 ? mine->clock_sum / mine->clock_readings : (double)NAN;
     fill_missing(group->gpu, result);

@@ -1,12 +1,12 @@
 #!/usr/bin/perl
 # src/cuda/default_times.inc from tuning files of one or several kinds of GPU.
 # Usage: tools/default_times.pl TUNING_FILE... >src/cuda/default_times.inc
-# Of each problem the fastest sparse kernel with its time, and the time of the dense product, in microseconds.
+# Of each problem the fastest sparse and the fastest dense kernel with their times in microseconds.
 # Without a file: an empty table.
 use strict;
 use warnings;
 
-my (%tables, $families, $problem);    # GPU -> PATTERN/OUTxIN -> tokens -> {us, kernel, dense}
+my (%tables, $families, $problem);    # GPU -> PATTERN/OUTxIN -> tokens -> {sparse, dense} of [us, kernel]
 while (<>) {
     if (/^device /) {
         $families = /^device cuda \| ([^,|]+), compute capability/ ? ($tables{$1} //= {}) : undef;
@@ -16,12 +16,9 @@ while (<>) {
         $problem = $families->{"$1/$2"}{$3} = {};
     } elsif (/^time (\d+) (\S+)/ && $problem) {
         my ($us, $kernel) = ($1 / 1e3, $2);
-        if ($kernel =~ /^matmul_dense_/) {
-            $problem->{dense} = $us if !defined $problem->{dense} || $us < $problem->{dense};
-        } elsif ($kernel =~ /^matmul_panel_f16_f16__cuda_(\w+)$/
-            && (!defined $problem->{us} || $us < $problem->{us})) {
-            @$problem{qw(us kernel)} = ($us, $1);
-        }
+        next if $kernel !~ s{^matmul_([a-z]+)_f16_f16__cuda_(\w+)$}{$1/$2};
+        my $kind = $1 eq 'dense' ? 'dense' : 'sparse';
+        $problem->{$kind} = [$us, $kernel] if !$problem->{$kind} || $us < $problem->{$kind}[0];
     }
 }
 
@@ -34,8 +31,11 @@ sub order {
 
 sub points_of {
     my ($family, $number) = @_;
-    return map { sprintf '{%d, %d, %.2ff, %.2ff}', $_, $number->{$family->{$_}{kernel}}, $family->{$_}{us},
-        $family->{$_}{dense} } sort { $a <=> $b } keys %$family;
+    return map {
+        my ($sparse, $dense) = @{$family->{$_}}{qw(sparse dense)};
+        sprintf '{%d, %d, %d, %.2ff, %.2ff}', $_, $number->{$sparse->[1]}, $number->{$dense->[1]}, $sparse->[0],
+            $dense->[0];
+    } sort { $a <=> $b } keys %$family;
 }
 
 print "/* Made by tools/default_times.pl; not to be edited. */\n";
@@ -43,8 +43,8 @@ my (@list, $at);
 for my $gpu (sort keys %tables) {
     my ($table, %number) = $tables{$gpu};
     for my $family (values %$table) {
-        delete @$family{grep { !defined $family->{$_}{us} || !defined $family->{$_}{dense} } keys %$family};
-        $number{$_->{kernel}} = 0 for values %$family;
+        delete @$family{grep { !$family->{$_}{sparse} || !$family->{$_}{dense} } keys %$family};
+        $number{$_->{sparse}[1]} = $number{$_->{dense}[1]} = 0 for values %$family;
     }
     delete @$table{grep { !%{$table->{$_}} } keys %$table};
     next if !%$table;
@@ -61,7 +61,7 @@ for my $gpu (sort keys %tables) {
         }
         print "}},\n";
     }
-    print "    {NULL, {{0, 0, 0, 0}}}};\n";
+    print "    {NULL, {{0, 0, 0, 0, 0}}}};\n";
     push @list, "    {\"$gpu\", ${name}_names, ${name}_families},\n";
 }
 print "const cuda_times cuda_shipped[] = {\n", @list, "    {NULL, NULL, NULL}};\n";

@@ -52,25 +52,16 @@ static const cuda_times_point *nearest(const cuda_times_family *of, int64_t toke
     return best;
 }
 
-/* The panel kernel of that ending for the problem's type. */
-static const esp_kernel *kernel_named(const char *ending, esp_dtype type)
+/* "panel/sm90_few" and f16: matmul_panel_f16_f16__cuda_sm90_few; NULL: it is no more. */
+static const esp_kernel *kernel_named(const char *short_name, esp_dtype type)
 {
     char name[128];
-    const char *text = esp_dtype_short_name(type);
-    snprintf(name, sizeof name, "matmul_panel_%s_%s__cuda_%s", text, text, ending);
+    const char *text = esp_dtype_short_name(type), *slash = strchr(short_name, '/');
+    snprintf(name, sizeof name, "matmul_%.*s_%s_%s__cuda_%s", (int)(slash - short_name), short_name,
+             text, text, slash + 1);
     for (int i = 0; esp_cuda_kernels[i] != NULL; i++) {
         if (strcmp(esp_cuda_kernels[i]->name, name) == 0) {
             return esp_cuda_kernels[i];
-        }
-    }
-    return NULL;
-}
-
-static const esp_kernel *dense_kernel(esp_dtype type)
-{
-    for (int i = 0; i < CUDA_DENSE_KERNELS; i++) {
-        if (*(const esp_dtype *)cuda_dense_kernels[i].variant == type) {
-            return &cuda_dense_kernels[i];
         }
     }
     return NULL;
@@ -91,19 +82,23 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
 {
     const cuda_times *table = table_of(tables, device);
     esp_dtype type = problem->weight_type;
-    if (table == NULL || problem->pattern.kind != ESP_PATTERN_PANEL ||
+    if (table == NULL || problem->pattern.kind == ESP_PATTERN_DENSE ||
         problem->x_layout != ESP_FEATURE_MAJOR || (type != ESP_F16 && type != ESP_BF16)) {
         return false;
     }
     const cuda_times_family *of = family_of(table, problem);
     const cuda_times_point *at = of != NULL ? nearest(of, problem->tokens) : NULL;
-    const esp_kernel *sparse = at != NULL ? kernel_named(table->names[at->kernel], type) : NULL;
-    if (sparse == NULL || sparse->why_not(sparse, device, problem) != NULL) {
+    if (at == NULL) {
+        return false;
+    }
+    const esp_kernel *sparse = kernel_named(table->names[at->sparse], type);
+    const esp_kernel *dense = kernel_named(table->names[at->dense], type);
+    if (sparse == NULL || dense == NULL || sparse->why_not(sparse, device, problem) != NULL) {
         return false;
     }
     *times = (esp_shipped_times){.tokens = at->tokens,
                                  .sparse = sparse,
-                                 .dense = dense_kernel(type),
+                                 .dense = dense,
                                  .sparse_us = (double)at->sparse_us,
                                  .dense_us = (double)at->dense_us + epilogue_us(device, problem)};
     return true;

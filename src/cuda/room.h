@@ -56,8 +56,8 @@ bool cuda_dense_is_direct(const esp_matmul_problem *problem);
 #define CUDA_MOST_POINTS 16
 
 typedef struct cuda_times_point {
-    int tokens; /* 0: the end */
-    int kernel; /* the fastest sparse one, in names */
+    int tokens;        /* 0: the end */
+    int sparse, dense; /* the fastest kernels, in names */
     float sparse_us, dense_us;
 } cuda_times_point;
 
@@ -69,7 +69,7 @@ typedef struct cuda_times_family {
 /* What was measured on one kind of GPU. */
 typedef struct cuda_times {
     const char *gpu;          /* as the runtime names it; NULL: the end of a list */
-    const char *const *names; /* of panel kernels, behind "matmul_panel_TYPE_TYPE__cuda_" */
+    const char *const *names; /* of kernels, without types: "panel/sm90_few" */
     const cuda_times_family *families;
 } cuda_times;
 

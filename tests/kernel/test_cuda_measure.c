@@ -292,11 +292,12 @@ static void dense_where_it_is_faster(test_run *run)
 
 #ifdef ESP_HAVE_CUDA
 
-static const char *const made_names[] = {"sm90_64x256", "sm90_gone", NULL};
+static const char *const made_names[] = {"panel/sm90_64x256", "panel/sm90_gone", "dense/cublaslt",
+                                         NULL};
 static const cuda_times_family made_families[] = {
-    {"64:2:8/4096x4096", {{64, 0, 20, 30}, {512, 0, 40, 60}, {4096, 1, 50, 70}}},
-    {"2:4/4096x4096", {{512, 0, 40, 60}}},
-    {NULL, {{0, 0, 0, 0}}}};
+    {"64:2:8/4096x4096", {{64, 0, 2, 20, 30}, {512, 0, 2, 40, 60}, {4096, 1, 2, 50, 70}}},
+    {"2:4/4096x4096", {{512, 0, 2, 40, 60}}},
+    {NULL, {{0, 0, 0, 0, 0}}}};
 static const cuda_times made_times[] = {{"NVIDIA H200", made_names, made_families},
                                         {NULL, NULL, NULL}};
 
