@@ -68,13 +68,15 @@ static const esp_kernel *kernel_named(const char *short_name, esp_dtype type)
 }
 
 /* Sums that cuBLASLt leaves in f32, read and written by a kernel that follows. */
-static double epilogue_us(const esp_device *device, const esp_matmul_problem *problem)
+static double epilogue_us(const esp_kernel *dense, const esp_device *device,
+                          const esp_matmul_problem *problem)
 {
     double outputs = (double)problem->out_features * (double)problem->tokens;
     double width = (double)esp_dtype_bytes(problem->out_type);
-    return cuda_dense_is_direct(problem)
-               ? 0
-               : 2 + cuda_memory_us(device, (8 - width) * outputs + 2 * width * outputs);
+    if (strcmp(dense->level, "cublaslt") != 0 || cuda_dense_is_direct(problem)) {
+        return 0;
+    }
+    return 2 + cuda_memory_us(device, (8 + width) * outputs); /* f32 out and in, Y */
 }
 
 bool cuda_times_find(const cuda_times *tables, const esp_device *device,
@@ -96,11 +98,12 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
     if (sparse == NULL || dense == NULL || sparse->why_not(sparse, device, problem) != NULL) {
         return false;
     }
-    *times = (esp_shipped_times){.tokens = at->tokens,
-                                 .sparse = sparse,
-                                 .dense = dense,
-                                 .sparse_us = (double)at->sparse_us,
-                                 .dense_us = (double)at->dense_us + epilogue_us(device, problem)};
+    *times =
+        (esp_shipped_times){.tokens = at->tokens,
+                            .sparse = sparse,
+                            .dense = dense,
+                            .sparse_us = (double)at->sparse_us,
+                            .dense_us = (double)at->dense_us + epilogue_us(dense, device, problem)};
     return true;
 }
 
