@@ -48,6 +48,8 @@ void bench_weights_free(weight_store *store);
 
 /* ---- a group ---- */
 
+typedef struct bench_gpu bench_gpu;
+
 /* A kernel of the catalogue, or one of the GPU's rivals that are in none. */
 typedef struct contestant {
     struct problem_group *group;
@@ -94,9 +96,8 @@ typedef struct problem_group {
     cli_state *cli;
     const bench_args *args;
     weight_store *store;
-    bool on_gpu;
-    struct bench_gpu *gpu; /* its rivals; NULL on a processor */
-    read_probe *probe;     /* NULL: not bound by memory, or nothing rotates, or a GPU */
+    bench_gpu *gpu;    /* NULL on a processor */
+    read_probe *probe; /* NULL: not bound by memory, or nothing rotates, or a GPU */
     esp_matmul_problem problems[BENCH_MAX_GROUP];
     int problem_count;
     esp_matmul_problem dense; /* what all have in common */
@@ -129,21 +130,35 @@ ESP_MUST_CHECK esp_status bench_check_all(problem_group *group, esp_error *error
 
 /* ---- on a GPU, bench_gpu.c ---- */
 
-/* What lives from group to group: libraries, processes, the probe of the memory. */
-typedef struct bench_gpu bench_gpu;
+/* What a group meets on a GPU and what lives from group to group: libraries, processes, the probe
+ * of the memory. gpu_group.c is it, in builds with CUDA. */
+struct bench_gpu {
+    void (*close)(bench_gpu *gpu);
+    /* The rivals that no catalogue lists, as contestants; before any row asks for them. */
+    esp_status (*meet)(bench_gpu *gpu, problem_group *group, esp_error *error);
+    /* Gives the group's rivals back. */
+    void (*part)(bench_gpu *gpu);
+    int first, count; /* of those contestants */
+    /* Why rival number i of them was lost; NULL: it was not. */
+    const char *(*lost)(const bench_gpu *gpu, int i);
+    /* Who is not there at all: name and reason of number i; false: no more. */
+    bool (*missing)(const bench_gpu *gpu, int i, const char **name, const char **reason);
+    /* A copy of probe_bytes (read and written) from device to device. */
+    esp_status (*probe)(bench_gpu *gpu, double *us, esp_error *error);
+    double probe_bytes;
+    int (*clock_mhz)(const bench_gpu *gpu); /* of the multiprocessors, now; 0: unknown */
+};
+
 bool bench_is_gpu(const esp_device *device);
 ESP_MUST_CHECK esp_status bench_gpu_open(esp_device *device, bench_gpu **gpu, esp_error *error);
-void bench_gpu_close(bench_gpu *gpu);
-/* The group's rivals that no catalogue lists, as contestants; before any row asks for them. */
-ESP_MUST_CHECK esp_status bench_gpu_meet(problem_group *group, esp_error *error);
-void bench_gpu_part(bench_gpu *gpu);
-/* Those that `globs` name (NULL: all), as rivals of a row. */
+/* The rivals that `globs` name (NULL: all), as rivals of a row. */
 void bench_gpu_add_rivals(const problem_group *group, bench_row *row, const char *globs);
+/* Runs of a recording: every copy of weight, X and Y as often as the others. */
+int bench_gpu_runs(const problem_group *group, int weight_copies);
 /* A timed_runner's time, of a contestant; it is recorded at the first call. */
 ESP_MUST_CHECK esp_status bench_gpu_time(void *runner, double *us, esp_error *error);
-/* Of the probe, which copies from device to device. */
+/* The same, of the probe; user: the group. */
 ESP_MUST_CHECK esp_status bench_gpu_probe(void *group, double *us, esp_error *error);
-double bench_gpu_probe_bytes(void);
 /* Who did not run and why, what a call costs the host, the clock. */
 ESP_MUST_CHECK esp_status bench_gpu_fill(const problem_group *group, contestant *mine,
                                          problem_result *result, esp_error *error);

@@ -66,7 +66,7 @@ static esp_status upload(problem_group *group, size_t residual_bytes, esp_error 
     size_t out_bytes = (size_t)problem->out_features * sizeof(float);
     size_t whole_bytes = (size_t)problem->out_features * (size_t)problem->tokens *
                          (esp_dtype_bits(problem->out_type) / 8);
-    data->copies = group->on_gpu ? BENCH_MOST_COPIES : 1;
+    data->copies = group->gpu != NULL ? BENCH_MOST_COPIES : 1;
     for (int i = 0; i < data->copies; i++) {
         TRY(to_device(device, data->x, data->x_bytes, &data->device_x[i], error));
         data->device_y[i] = esp_device_alloc(device, whole_bytes);

@@ -30,15 +30,15 @@
 
 static esp_status open_probe(problem_group *group, read_probe **kept, esp_error *error)
 {
-    if (group->rotate_bytes == 0 && !group->on_gpu) {
+    if (group->rotate_bytes == 0 && group->gpu == NULL) {
         return ESP_OK;
     }
     group->probe_us = calloc((size_t)group->args->rounds, sizeof(double));
     if (group->probe_us == NULL) {
         return cli_fail_memory(error, "a measurement");
     }
-    if (group->on_gpu) {
-        group->probe_bytes = bench_gpu_probe_bytes();
+    if (group->gpu != NULL) {
+        group->probe_bytes = group->gpu->probe_bytes;
         return ESP_OK;
     }
     if (*kept == NULL) {
@@ -57,12 +57,12 @@ static timed_runner runner_of(const problem_group *group, contestant *runner)
     return (timed_runner){.run = bench_run_once,
                           .user = runner,
                           .round_us = runner->round_us,
-                          .time = group->on_gpu ? bench_gpu_time : NULL};
+                          .time = group->gpu != NULL ? bench_gpu_time : NULL};
 }
 
 static timed_runner runner_of_probe(problem_group *group)
 {
-    return group->on_gpu
+    return group->gpu != NULL
                ? (timed_runner){.user = group, .round_us = group->probe_us, .time = bench_gpu_probe}
                : (timed_runner){
                      .run = read_probe_run, .user = group->probe, .round_us = group->probe_us};
@@ -82,8 +82,8 @@ static esp_status time_all(problem_group *group, esp_error *error)
         runners[count] = runner_of_probe(group);
     }
     timing_options options = {.rounds = (int)group->args->rounds,
-                              .settle_s = group->on_gpu ? GPU_SETTLE_S : SETTLE_S,
-                              .turn_s = group->on_gpu ? GPU_TURN_S : TURN_S,
+                              .settle_s = group->gpu != NULL ? GPU_SETTLE_S : SETTLE_S,
+                              .turn_s = group->gpu != NULL ? GPU_TURN_S : TURN_S,
                               .progress = progress_step,
                               .user = &group->cli->progress};
     esp_status status = timing_rounds(runners, count + (group->probe_us != NULL), &options, error);
@@ -246,10 +246,10 @@ static size_t rotate_bytes(const problem_group *group)
     if (group->args->rotate >= 0) {
         return (size_t)group->args->rotate;
     }
-    if (group->dense.tokens > (group->on_gpu ? GPU_FEW_TOKENS : FEW_TOKENS)) {
+    if (group->dense.tokens > (group->gpu != NULL ? GPU_FEW_TOKENS : FEW_TOKENS)) {
         return 0;
     }
-    if (group->on_gpu) { /* whose cache has 40 to 130 MB */
+    if (group->gpu != NULL) { /* whose cache has 40 to 130 MB */
         return GPU_ROTATE_BYTES;
     }
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
@@ -269,7 +269,9 @@ static esp_status measure(problem_group *group, read_probe **probe, esp_error *e
 
 static void free_group(problem_group *group)
 {
-    bench_gpu_part(group->gpu);
+    if (group->gpu != NULL) {
+        group->gpu->part(group->gpu);
+    }
     for (int i = 0; i < group->contestant_count; i++) {
         recorded_free(&group->contestants[i].runs);
         esp_plan_free(group->contestants[i].plan);
@@ -318,7 +320,6 @@ static esp_status run_group(measurement *all, const esp_matmul_problem *problems
     problem_group group = {.cli = all->cli,
                            .args = all->cli->args,
                            .store = &all->store,
-                           .on_gpu = all->gpu != NULL,
                            .gpu = all->gpu,
                            .problem_count = count,
                            .dense = problems[0],
@@ -378,7 +379,9 @@ esp_status bench_problems(cli_state *cli, const char *const *texts, int count, e
     measurement all = {.cli = cli, .store = {.cli = cli}};
     esp_status status = run_all(&all, texts, count, error);
     read_probe_close(all.probe);
-    bench_gpu_close(all.gpu);
+    if (all.gpu != NULL) {
+        all.gpu->close(all.gpu);
+    }
     bench_weights_free(&all.store);
     free(all.results);
     pinning_end();

@@ -232,8 +232,8 @@ esp_status bench_add_rows(problem_group *group, esp_error *error)
     for (int i = 0; i < group->problem_count; i++) {
         TRY(add_problem_rows(group, i, error));
     }
-    if (group->on_gpu && strcmp(group->args->against, "none") != 0) {
-        TRY(bench_gpu_meet(group, error));
+    if (group->gpu != NULL && strcmp(group->args->against, "none") != 0) {
+        TRY(group->gpu->meet(group->gpu, group, error));
     }
     for (int i = 0; i < group->row_count; i++) {
         TRY(add_rivals(group, &group->rows[i], error));

@@ -3,8 +3,9 @@
  * feature-major and both token-major. All three are found at run time; only builds with CUDA have
  * these files.
  *
- * gpu_peers.c puts them together, gpu_blas.c has the dense libraries, gpu_sparselt.c what a child
- * process does with cuSPARSELt, gpu_child.c how it is asked, gpu_clock.c the chip's clock. */
+ * gpu_group.c makes them contestants, gpu_peers.c puts them together, gpu_blas.c has the dense
+ * libraries, gpu_sparselt.c what a child process does with cuSPARSELt, gpu_child.c how it is asked,
+ * gpu_clock.c the chip's clock. */
 #ifndef CLI_GPU_H
 #define CLI_GPU_H
 
@@ -52,6 +53,11 @@ void gpu_note_missing(gpu_rivals *rivals, const char *name, const char *format, 
 void gpu_rivals_free(gpu_rivals *rivals);
 
 /* ---- all of them ---- */
+
+/* What bench_job.h calls a bench_gpu. */
+struct bench_gpu;
+ESP_MUST_CHECK esp_status gpu_group_open(esp_device *device, struct bench_gpu **gpu,
+                                         esp_error *error);
 
 typedef struct gpu_peers gpu_peers;
 
