@@ -32,7 +32,6 @@ sub kept_of {
 
 sub sparsity_of {
     my ($pattern) = @_;
-    return undef if kept_of($pattern) < 0;
     my ($kept, $v) = kept_of($pattern);
     return $v < 0 ? undef : 1 - $kept / 2;
 }
@@ -67,6 +66,8 @@ sub read_lines {
 sub tensor_us {
     my ($r) = @_;
     my ($kept) = kept_of($r->{pattern});
+    return 2e-6 * $r->{out} * $r->{in} * (1 - $1) * $r->{tokens} / $dense_tflops
+        if $r->{pattern} =~ /^block:\d+x\d+@([\d.]+)$/;
     return 2e-6 * $r->{out} * $r->{in} * $kept * $r->{tokens} / $sparse_tflops;
 }
 

@@ -128,10 +128,15 @@ measure() {
 }
 if wanted bench; then
     : >"$out/gpu.jsonl"
-    patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16"
+    blocks= few_blocks=
+    if espalier kernels | grep -q 'matmul_bsr_f16_f16__cuda'; then
+        blocks="block:16x16@0.9 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9 block:128x128@0.8"
+        few_blocks="block:32x32@0.9 block:64x64@0.8 block:64x64@0.5"
+    fi
+    patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16 $blocks"
     # shellcheck disable=SC2086
     step bench measure ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
-    patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16"
+    patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16 $few_blocks"
     # shellcheck disable=SC2086
     step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
     perl "$here/bench/gpu.pl" table "$out/gpu.jsonl" >"$out/gpu.md"
