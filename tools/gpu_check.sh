@@ -128,7 +128,7 @@ measure() {
 }
 if wanted bench; then
     : >"$out/gpu.jsonl"
-    blocks= few_blocks=
+    blocks='' few_blocks=''
     if espalier kernels | grep -q 'matmul_bsr_f16_f16__cuda'; then
         blocks="block:16x16@0.9 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9 block:128x128@0.8"
         few_blocks="block:32x32@0.9 block:64x64@0.8 block:64x64@0.5"
