@@ -131,6 +131,7 @@ typedef struct gpu_panels {
     const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
     bool wide;                 /* u32 */
     const int32_t *rows;       /* [panels * blocks * 64]: output row of a stored row, -1: none */
+    bool straight;             /* the rows of a block follow one another up to the matrix's end */
 } gpu_panels;
 
 /* Canonical parts in device memory. */
@@ -155,7 +156,7 @@ typedef struct gpu_product {
     bool x_aligned; /* base and stride are multiples of 16 bytes */
     gpu_epilogue epilogue;
     int device, multiprocessors;
-    bool tokens_first; /* order of tiles: neighbours in the grid share rows, not tokens */
+    bool y_by_engine; /* the copy engine can store Y: see sm90_panel_leave.cuh */
 } gpu_product;
 
 /* Tiles of rows x tokens that are compiled, for X gathered by a column list and for 2:4. */
@@ -163,8 +164,7 @@ typedef enum gpu_tile {
     GPU_TILE_128X256 = 0,
     GPU_TILE_128X128,
     GPU_TILE_64X512,
-    GPU_TILE_64X256,
-    GPU_TILE_256X128
+    GPU_TILE_64X256
 } gpu_tile;
 
 int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);
