@@ -126,6 +126,7 @@ int gpu_transpose(const void *from, int64_t from_stride, void *to, int64_t to_st
  * shared memory needs it (docs/kernels-gpu.md draws it). */
 typedef struct gpu_panels {
     int64_t out, in;
+    int64_t panel_rows;        /* stored rows of a panel; the last may have fewer */
     int panels, blocks, steps; /* blocks of a panel, steps of a block */
     const void *data;          /* [panels * blocks][steps][GPU_STEP_BYTES] */
     const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */

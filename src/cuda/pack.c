@@ -97,6 +97,7 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, bool or
     }
     *to = (gpu_panels){.out = shape->out,
                        .in = shape->in,
+                       .panel_rows = shape->panel_rows,
                        .panels = (int)panels,
                        .blocks = (int)blocks,
                        .steps = (int)steps,
