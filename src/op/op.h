@@ -10,6 +10,7 @@
 #ifndef ESP_SRC_OP_H
 #define ESP_SRC_OP_H
 
+#include <espalier/compress.h>
 #include <espalier/device.h>
 #include <espalier/matmul.h>
 
@@ -172,6 +173,17 @@ struct esp_backend {
     esp_status (*pack)(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
                        esp_error *error);
     void (*packed_free)(esp_packed *packed);
+    /* esp_packed_create, esp_packed_compress and esp_device_prune after the checks of src/plan; all
+     * NULL where device memory is the host's. options are not NULL and search is never AUTO. */
+#define ESP_EXACT_WIDEST 10 /* M of the exact search, as src/prune has it */
+    esp_status (*packed_create)(esp_device *device, const esp_pattern *pattern, esp_dtype dtype,
+                                int64_t out_features, int64_t in_features, esp_packed **packed,
+                                esp_error *error);
+    esp_status (*compress)(esp_packed *packed, const esp_device_dense *dense,
+                           const esp_device_mask *mask, void *stream, esp_error *error);
+    esp_status (*prune)(esp_device *device, const esp_device_dense *dense,
+                        const esp_pattern *pattern, const esp_mask_options *options,
+                        const esp_device_mask *mask, void *stream, esp_error *error);
     void *(*alloc)(esp_device *device, size_t bytes); /* 64-byte aligned device memory */
     void (*release)(esp_device *device, void *memory);
     /* Copies between host and device memory, and waiting for all work given to the device; NULL
