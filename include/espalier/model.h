@@ -62,6 +62,12 @@ typedef struct esp_model_options {
     bool ignore_tuning;  /* predicted times only */
 } esp_model_options;
 
+/* What a model makes of its tokens. */
+typedef enum esp_model_kind {
+    ESP_MODEL_DECODER = 0, /* text that goes on: esp_session */
+    ESP_MODEL_ENCODER      /* a vector for each text: esp_embedder */
+} esp_model_kind;
+
 typedef struct esp_model_info {
     char architecture[64];                            /* "LlamaForCausalLM" */
     int64_t layers, hidden_size, vocabulary, context; /* context: longest sequence */
@@ -75,6 +81,8 @@ typedef struct esp_model_info {
     int eos_count; /* from generation_config.json, else config.json */
     /* Linear layers that the checkpoint holds sparse, and of them: held dense only; in two forms */
     int64_t sparse_layers, dense_form_layers, two_form_layers;
+    esp_model_kind kind;
+    int64_t embedding_size; /* of an encoder's vectors; 0 for others */
 } esp_model_info;
 
 /* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:

@@ -75,6 +75,38 @@ static esp_status rms_norm(esp_device *device, const float *x, const float *weig
     return ESP_OK;
 }
 
+/* ---- layer_norm ---- */
+
+typedef struct layer_norm_job {
+    const cpu_level *level;
+    const float *x, *weight, *bias;
+    float eps;
+    int64_t features, tokens;
+    float *y;
+} layer_norm_job;
+
+static void layer_norm_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const layer_norm_job *job = user;
+    for (int64_t block = begin; block < end; block++) {
+        float means[TOKENS], factors[TOKENS];
+        int64_t first = block * TOKENS;
+        job->level->layer_norm(job->x + first, job->weight, job->bias, job->eps, job->features,
+                               ESP_MIN(TOKENS, job->tokens - first), job->tokens, means, factors,
+                               job->y + first);
+    }
+}
+
+static esp_status layer_norm(esp_device *device, const float *x, const float *weight,
+                             const float *bias, float eps, int64_t features, int64_t tokens,
+                             float *y)
+{
+    layer_norm_job job = {cpu_level_of(device), x, weight, bias, eps, features, tokens, y};
+    esp_parallel_for(device->context, esp_ceil_div(tokens, TOKENS), 1, layer_norm_tokens, &job);
+    return ESP_OK;
+}
+
 /* ---- rope ---- */
 
 typedef struct rope_job {
@@ -227,6 +259,7 @@ static esp_status add(esp_device *device, float *x, const float *y, int64_t coun
 const esp_ops esp_cpu_ops = {
     .embed = embed,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .rope = rope,
     .cache_append = cache_append,
     .attention_workspace_bytes = attention_workspace_bytes,

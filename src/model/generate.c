@@ -19,8 +19,8 @@ static esp_status check(const esp_sampling *sampling, int64_t max_tokens, esp_er
 
 static bool is_eos(const esp_model *model, int32_t id)
 {
-    for (int i = 0; i < model->config.eos_count; i++) {
-        if (model->config.eos[i] == id) {
+    for (int i = 0; i < model->info.eos_count; i++) {
+        if (model->info.eos[i] == id) {
             return true;
         }
     }
@@ -30,7 +30,7 @@ static bool is_eos(const esp_model *model, int32_t id)
 static esp_status choose(esp_session *session, esp_sampler *sampler, int32_t *id, esp_error *error)
 {
     int64_t chosen =
-        esp_sample(sampler, session->logits, session->model->config.vocabulary, session->order);
+        esp_sample(sampler, session->logits, session->model->info.vocabulary, session->order);
     if (chosen < 0) {
         return esp_fail(error, ESP_FAILED, "generate.no_logits",
                         "the model's output is not a number anywhere: its weights are damaged; "

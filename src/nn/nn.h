@@ -25,8 +25,10 @@ typedef struct esp_plan_slot {
     esp_plan plan;
 } esp_plan_slot;
 
-/* "model.missing_operation", naming it, when the device cannot do what a decoder needs. */
-ESP_MUST_CHECK esp_status esp_nn_check_ops(const esp_device *device, esp_error *error);
+/* "model.missing_operation", naming it, when the device cannot do what a decoder or, else, an
+ * encoder needs. */
+ESP_MUST_CHECK esp_status esp_nn_check_ops(const esp_device *device, bool decoder,
+                                           esp_error *error);
 /* Turns a failed operation of the table into an error. */
 ESP_MUST_CHECK esp_status esp_nn_done(esp_status status, const char *operation, esp_error *error);
 

@@ -448,8 +448,14 @@ static void missing_operation(test_run *run)
     ops.swiglu = NULL;
     lacking.ops = &ops;
     device->backend = &lacking;
+    json_t *golden = golden_json("a_tiny_mha");
+    esp_checkpoint *checkpoint = NULL;
+    REQUIRE_OK(
+        esp_checkpoint_open(context, golden_folder(run, context, golden), &checkpoint, error));
+    json_decref(golden);
     esp_error problem = {0};
-    esp_status status = esp_model_load(device, NULL, NULL, &model, &problem);
+    esp_status status = esp_model_load(device, checkpoint, NULL, &model, &problem);
+    esp_checkpoint_close(checkpoint);
     test_check_failure(run, __FILE__, __LINE__, "load", status, &problem, ESP_UNSUPPORTED,
                        "model.missing_operation");
     CHECK(strstr(problem.message, "swiglu") != NULL);
@@ -475,7 +481,14 @@ static void changed_configs(test_run *run)
             size_t at = (size_t)esp_random_below(&random, length);
             changed[at] = likely[esp_random_below(&random, sizeof likely - 1)];
         }
-        if (esp_llama_config_parse(changed, "config.json", &config, NULL) != ESP_OK) {
+        json_t *json = NULL;
+        if (esp_json_parse(changed, length, "config.json", &json, NULL) != ESP_OK) {
+            continue;
+        }
+        esp_config_file file = {"config.json", json};
+        esp_status status = esp_llama_config_read(&file, &config, NULL);
+        json_decref(json);
+        if (status != ESP_OK) {
             continue;
         }
         accepted++;

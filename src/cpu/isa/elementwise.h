@@ -131,6 +131,40 @@ static void rms_norm_one(const float *x, const float *weight, float eps, int64_t
     }
 }
 
+/* Tokens side by side: a pass for the means, one for the variances, one to scale. */
+static void layer_norm(const float *x, const float *weight, const float *bias, float eps,
+                       int64_t features, int64_t tokens, int64_t stride, float *means,
+                       float *factors, float *y)
+{
+    for (int64_t t = 0; t < tokens; t++) {
+        means[t] = factors[t] = 0;
+    }
+    for (int64_t i = 0; i < features; i++) {
+        const float *row = x + i * stride;
+        for (int64_t t = 0; t < tokens; t++) {
+            means[t] += row[t];
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        means[t] /= (float)features;
+    }
+    for (int64_t i = 0; i < features; i++) {
+        const float *row = x + i * stride;
+        for (int64_t t = 0; t < tokens; t++) {
+            float apart = row[t] - means[t];
+            factors[t] += apart * apart;
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        factors[t] = 1.0f / sqrtf(factors[t] / (float)features + eps);
+    }
+    for (int64_t i = 0; i < features; i++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            y[i * stride + t] = (x[i * stride + t] - means[t]) * factors[t] * weight[i] + bias[i];
+        }
+    }
+}
+
 static void rms_norm(const float *x, const float *weight, float eps, int64_t features,
                      int64_t tokens, int64_t stride, float *factors, float *y)
 {
