@@ -57,6 +57,13 @@ void esp_utf8_repair(const char *text, size_t length, esp_buffer *out)
     esp_buffer_append(out, text + good, length - good);
 }
 
+bool esp_utf8_is_space(int32_t point)
+{
+    return (point >= 9 && point <= 13) || point == ' ' || point == 0x85 || point == 0xa0 ||
+           point == 0x1680 || (point >= 0x2000 && point <= 0x200a) || point == 0x2028 ||
+           point == 0x2029 || point == 0x202f || point == 0x205f || point == 0x3000;
+}
+
 size_t esp_utf8_next(const char *text, size_t length, int32_t *code_point)
 {
     utf8proc_ssize_t bytes =
