@@ -3,7 +3,8 @@
  */
 #include "model/config.h"
 
-static esp_status refuse_variants(const esp_config_file *file, esp_error *error)
+/* uses_window: what "use_sliding_window" means where it is absent. */
+static esp_status refuse_variants(const esp_config_file *file, bool uses_window, esp_error *error)
 {
     const char *activation = NULL;
     ESP_TRY(esp_config_string(file, "hidden_act", &activation, error));
@@ -13,13 +14,22 @@ static esp_status refuse_variants(const esp_config_file *file, esp_error *error)
                         activation);
     }
     int64_t window = 0;
-    bool uses_window = true;
     ESP_TRY(esp_config_integer(file, "sliding_window", false, 0, INT64_MAX, &window, error));
     ESP_TRY(esp_config_bool(file, "use_sliding_window", &uses_window, error));
     if (window > 0 && uses_window) {
         return esp_fail(error, ESP_UNSUPPORTED, "config.unsupported_sliding_window",
                         "%s: sliding_window %lld: attention with a window is not supported",
                         file->path, (long long)window);
+    }
+    const json_t *types = json_object_get(file->json, "layer_types");
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *type = json_string_value(json_array_get(types, i));
+        if (type == NULL || strcmp(type, "full_attention") != 0) {
+            return esp_fail(error, ESP_UNSUPPORTED, "config.unsupported_sliding_window",
+                            "%s: layer_types has \"%.64s\" for layer %zu: only full_attention is "
+                            "supported",
+                            file->path, type != NULL ? type : "", i);
+        }
     }
     return ESP_OK;
 }
@@ -131,17 +141,15 @@ static esp_status read_tokens(const esp_config_file *file, esp_llama_config *con
     return read_eos(file, config, &found, error);
 }
 
-static esp_status read_all(const esp_config_file *file, esp_llama_config *config, esp_error *error)
+static esp_status read_common(const esp_config_file *file, esp_llama_config *config,
+                              esp_error *error)
 {
     double eps = 0;
-    ESP_TRY(refuse_variants(file, error));
     ESP_TRY(read_sizes(file, config, error));
     ESP_TRY(read_heads(file, config, error));
     ESP_TRY(esp_config_number(file, "rms_norm_eps", true, ESP_MIN_EPS, &eps, error));
     config->rms_norm_eps = (float)eps;
     ESP_TRY(esp_config_bool(file, "tie_word_embeddings", &config->tied, error));
-    ESP_TRY(esp_config_bool(file, "attention_bias", &config->attention_bias, error));
-    ESP_TRY(esp_config_bool(file, "mlp_bias", &config->mlp_bias, error));
     ESP_TRY(esp_llama_config_rope(file, &config->rope, error));
     return read_tokens(file, config, error);
 }
@@ -150,7 +158,22 @@ esp_status esp_llama_config_read(const esp_config_file *file, esp_llama_config *
                                  esp_error *error)
 {
     esp_llama_config read = {0};
-    ESP_TRY(read_all(file, &read, error));
+    ESP_TRY(refuse_variants(file, true, error));
+    ESP_TRY(read_common(file, &read, error));
+    ESP_TRY(esp_config_bool(file, "attention_bias", &read.qkv_bias, error));
+    read.o_bias = read.qkv_bias;
+    ESP_TRY(esp_config_bool(file, "mlp_bias", &read.mlp_bias, error));
+    *config = read;
+    return ESP_OK;
+}
+
+esp_status esp_qwen2_config_read(const esp_config_file *file, esp_llama_config *config,
+                                 esp_error *error)
+{
+    esp_llama_config read = {0};
+    ESP_TRY(refuse_variants(file, false, error));
+    ESP_TRY(read_common(file, &read, error));
+    read.qkv_bias = true;
     *config = read;
     return ESP_OK;
 }

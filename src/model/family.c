@@ -2,7 +2,8 @@
  * never guessed from names of files or tensors. */
 #include "model/family.h"
 
-static const esp_family *const families[] = {&esp_llama_family};
+static const esp_family *const families[] = {&esp_llama_family, &esp_qwen2_family,
+                                             &esp_bert_family};
 
 static bool names(const esp_family *family, const char *architecture)
 {

@@ -85,7 +85,7 @@ struct esp_family {
     void (*release)(esp_model *model); /* all but parts */
 };
 
-extern const esp_family esp_llama_family;
+extern const esp_family esp_llama_family, esp_qwen2_family, esp_bert_family;
 
 /* The family of config.json and the architecture's name; "config.unsupported_architecture". */
 ESP_MUST_CHECK esp_status esp_family_find(const esp_config_file *config, const esp_family **family,

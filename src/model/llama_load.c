@@ -1,4 +1,4 @@
-/* The tensors of a Llama checkpoint and the layers that they make. */
+/* The tensors of a Llama or Qwen2 checkpoint and the layers that they make. */
 #include <stdio.h>
 
 #include "model/llama.h"
@@ -17,7 +17,8 @@ static esp_status configure(esp_model *model, const esp_config_file *file, const
 {
     esp_llama_config *config = &llama_of(model)->config;
     esp_model_info *info = &model->info;
-    ESP_TRY(esp_llama_config_read(file, config, error));
+    ESP_TRY(model->family == &esp_qwen2_family ? esp_qwen2_config_read(file, config, error)
+                                               : esp_llama_config_read(file, config, error));
     ESP_TRY(esp_llama_config_generation(model->context, folder, config, error));
     info->layers = config->layers;
     info->hidden_size = config->hidden;
@@ -63,13 +64,13 @@ static void list_layer(esp_llama *llama, int64_t index, esp_want_list *list)
     esp_mlp_layer *mlp = &layer->mlp;
     int64_t hidden = config->hidden, inner = config->intermediate;
     int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
-    bool bias = config->attention_bias;
+    bool bias = config->qkv_bias;
     snprintf(list->prefix, sizeof list->prefix, "model.layers.%lld.", (long long)index);
     esp_want_vector(list, "input_layernorm.weight", hidden, &layer->input_norm);
     esp_want_linear(list, "self_attn.q_proj", q, hidden, bias, &attention->q);
     esp_want_linear(list, "self_attn.k_proj", kv, hidden, bias, &attention->k);
     esp_want_linear(list, "self_attn.v_proj", kv, hidden, bias, &attention->v);
-    esp_want_linear(list, "self_attn.o_proj", hidden, q, bias, &attention->o);
+    esp_want_linear(list, "self_attn.o_proj", hidden, q, config->o_bias, &attention->o);
     esp_want_vector(list, "post_attention_layernorm.weight", hidden, &layer->post_attention_norm);
     esp_want_linear(list, "mlp.gate_proj", inner, hidden, config->mlp_bias, &mlp->gate);
     esp_want_linear(list, "mlp.up_proj", inner, hidden, config->mlp_bias, &mlp->up);
@@ -151,19 +152,16 @@ static void release(esp_model *model)
     esp_release(model->context, llama->frequencies);
 }
 
-static const char *const architectures[] = {"LlamaForCausalLM", NULL};
+static const char *const llama_names[] = {"LlamaForCausalLM", NULL};
+static const char *const qwen2_names[] = {"Qwen2ForCausalLM", NULL};
 
-const esp_family esp_llama_family = {
-    .model_type = "llama",
-    .architectures = architectures,
-    .kind = ESP_MODEL_DECODER,
-    .parts_bytes = sizeof(esp_llama),
-    .configure = configure,
-    .prepare = prepare,
-    .part_count = part_count,
-    .list_part = list_part,
-    .is_spare = is_spare,
-    .finish = finish,
-    .linear_at = linear_at,
-    .release = release,
-};
+#define DECODER(type, names)                                                                       \
+    {                                                                                              \
+        .model_type = (type), .architectures = (names), .kind = ESP_MODEL_DECODER,                 \
+        .parts_bytes = sizeof(esp_llama), .configure = configure, .prepare = prepare,              \
+        .part_count = part_count, .list_part = list_part, .is_spare = is_spare, .finish = finish,  \
+        .linear_at = linear_at, .release = release,                                                \
+    }
+
+const esp_family esp_llama_family = DECODER("llama", llama_names);
+const esp_family esp_qwen2_family = DECODER("qwen2", qwen2_names);

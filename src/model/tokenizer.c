@@ -158,11 +158,20 @@ int64_t esp_tokenizer_size(const esp_tokenizer *tokenizer)
     return tokenizer->size;
 }
 
+static int copy_ids(const int32_t *from, int count, int32_t *ids, int capacity)
+{
+    if (ESP_MIN(capacity, count) > 0) {
+        memcpy(ids, from, (size_t)ESP_MIN(capacity, count) * sizeof *ids);
+    }
+    return count;
+}
+
 int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity)
 {
-    int count = ESP_MIN(capacity, tokenizer->prefix_count);
-    if (count > 0) {
-        memcpy(ids, tokenizer->prefix, (size_t)count * sizeof *ids);
-    }
-    return tokenizer->prefix_count;
+    return copy_ids(tokenizer->prefix, tokenizer->prefix_count, ids, capacity);
+}
+
+int esp_tokenizer_suffix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity)
+{
+    return copy_ids(tokenizer->suffix, tokenizer->suffix_count, ids, capacity);
 }

@@ -38,9 +38,10 @@ typedef struct esp_linear {
     esp_packed *weight;
     float *bias; /* [out], or NULL */
     char name[64];
-    int64_t number; /* among the layers of its model */
-    bool adds;      /* its output is added to the residual stream */
-    bool is_head;   /* writes token-major */
+    int64_t number;      /* among the layers of its model */
+    bool adds;           /* its output is added to the residual stream */
+    unsigned activation; /* the esp_epilogue bit of one, or 0 */
+    bool is_head;        /* writes token-major */
 } esp_linear;
 
 typedef struct esp_linear_call {
@@ -100,6 +101,26 @@ typedef struct esp_attention_call {
 
 ESP_MUST_CHECK esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
                                             const esp_attention_call *call, esp_error *error);
+
+/* ---- attention both ways, among the tokens of a text; texts lie side by side ---- */
+
+typedef struct esp_text_attention_call {
+    float *x;             /* [hidden][tokens]: read, and added to */
+    float *q, *k, *v;     /* scratch [heads * head_dim][tokens] */
+    float *mixed;         /* the same */
+    float *keys, *values; /* scratch [heads][tokens][head_dim] */
+    const int64_t *ends;  /* [texts]: the first token behind each text */
+    int64_t texts, tokens;
+    void *workspace; /* of the attention operation for the longest text */
+} esp_text_attention_call;
+
+/* x += o(attention(q x, k x, v x)); kv_heads is heads. */
+ESP_MUST_CHECK esp_status esp_text_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
+                                                 const esp_text_attention_call *call,
+                                                 esp_error *error);
+/* The operation for a text of `tokens` among `stride` ones, but its memory. */
+esp_attention esp_text_attention_of(const esp_attention_layer *layer, int64_t tokens,
+                                    int64_t stride);
 
 /* ---- gated feed-forward: down(silu(gate x) * up x) ---- */
 
