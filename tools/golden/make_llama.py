@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden files of the Llama test: what transformers computes on small models of several shapes.
+"""Golden files of the Llama test (Qwen2 too): what transformers computes on small models of several shapes.
 
 Weights are not stored. Both sides make them from the tensor's name: splitmix64 seeded by FNV-1a of the
 name gives 24 bits an element, read as a fraction in [-1, 1) and multiplied by a power of two; norms are
@@ -58,7 +58,8 @@ MODELS = {
     "f_hidden_1024": ("BF16", 20, 4, shape(257, 1024, 688, 2, 16, 4, rope_theta=10000.0)),
     "g_heads_of_80": ("F16", 21, 7, shape(
         93, 160, 208, 2, 4, 2, head_dim=80, tie_word_embeddings=False, rope_theta=10000.0)),
-    "h_llama3_1024": ("BF16", 30, 15, shape(258, 1024, 1376, 2, 8, 2, rope_parameters=LLAMA3)),
+    "h_llama3_1024": ("BF16", 30, 15, shape(
+        258, 1024, 1376, 2, 8, 2, tie_word_embeddings=False, rope_parameters=LLAMA3)),
     "i_one_token": ("F32", 1, 1, shape(66, 48, 80, 2, 3, 1, rope_theta=10000.0)),
     "j_qwen2": ("F32", 27, 9, qwen2(103, 96, 136, 2, 6, 2, rope_theta=1000000.0)),
     "k_qwen2_1024": ("BF16", 18, 9, qwen2(
