@@ -1,4 +1,4 @@
-/* espalier run: continues a prompt. */
+/* espalier run: continues a prompt; vectors of texts are in run_texts.c. */
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -9,6 +9,7 @@
 #include "explain.h"
 #include "load.h"
 #include "sizes.h"
+#include "texts.h"
 
 #define BATCH 512 /* most tokens of a product, as sessions have it */
 
@@ -17,6 +18,7 @@ typedef struct run_args {
     int64_t max_tokens, seed;
     double temperature, top_p;
     bool no_special;
+    run_texts_args texts;
     plan_args plan;
 } run_args;
 
@@ -208,11 +210,22 @@ static esp_status print_json(run_job *job, esp_error *error)
     return record_print(&record, error);
 }
 
+static esp_status check_decoder(const run_job *job, esp_error *error)
+{
+    if (job->model.info.kind == ESP_MODEL_DECODER) {
+        return ESP_OK;
+    }
+    return cli_fail(error, ESP_BAD_ARGUMENT, "run.no_decoder",
+                    "%s (%s) goes on from no prompt: give --text for vectors of texts",
+                    job->cli->operands[0], job->model.info.architecture);
+}
+
 static esp_status run_opened(run_job *job, esp_error *error)
 {
     cli_state *cli = job->cli;
     TRY(get_prompt(job, error));
     TRY(load_model(cli, cli->operands[0], true, &job->model, error));
+    TRY(check_decoder(job, error));
     TRY(encode_prompt(job, error));
     job->out.stream = cli->common.json ? open_memstream(&job->text, &job->text_bytes) : stdout;
     if (job->out.stream == NULL) {
@@ -242,6 +255,9 @@ static esp_status run(cli_state *cli, esp_error *error)
 {
     run_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
+    if (run_texts_wanted(&job.args->texts)) {
+        return run_texts(cli, &job.args->texts, error);
+    }
     esp_status status = run_opened(&job, error);
     esp_session_free(job.session);
     if (job.ids != NULL) {
@@ -303,20 +319,25 @@ static const cli_option options[] = {
      .kind = OPTION_FLAG,
      .offset = FIELD(no_special),
      .help = "do not put BOS before the prompt"},
+    RUN_TEXTS_OPTIONS(run_args),
     MEMORY_OPTION(run_args),
     PLAN_OPTIONS(run_args),
     {.name = NULL}};
 
 const cli_command run_command = {
     .name = "run",
-    .summary = "continue a prompt",
+    .summary = "continue a prompt, or make vectors of texts",
     .operands = "MODEL",
     .least_operands = 1,
     .most_operands = 1,
     .options = options,
     .args_bytes = sizeof(run_args),
     .run = run,
-    .notes = "The new text goes to stdout as it comes, always in whole characters; rates, kernels "
-             "and the stop reason go to stderr. It stops at an EOS token of generation_config.json "
-             "(eos), after --max-tokens (limit), or when the model's context is full (context): "
-             "nothing is dropped from the front. A prompt longer than the context is an error."};
+    .notes =
+        "The new text goes to stdout as it comes, always in whole characters; rates, kernels "
+        "and the stop reason go to stderr. It stops at an EOS token of generation_config.json "
+        "(eos), after --max-tokens (limit), or when the model's context is full (context): "
+        "nothing is dropped from the front. A prompt longer than the context is an error.\n"
+        "An encoder (BERT) makes a vector of each --text and each line of --text-file: numbers "
+        "with spaces between, a text a line, pooled and normalised as the folder's "
+        "modules.json says. Longer texts than the model takes are cut, which is said."};
