@@ -225,7 +225,6 @@ static inline void tiny_write_weights(tiny_model *model)
 {
     char *header = NULL;
     size_t length = 0;
-    tiny_add_tensors(model);
     FILE *text = open_memstream(&header, &length);
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", text);
     for (int i = 0; i < model->count; i++) {
@@ -263,6 +262,7 @@ static inline bool tiny_model_write(const char *folder, const char *kind)
     }
     tiny_write_config(&model);
     tiny_write_tokenizer(&model);
+    tiny_add_tensors(&model);
     tiny_write_weights(&model);
     return true;
 }
