@@ -8,13 +8,14 @@
 #include "cli.h"
 #include "explain.h"
 #include "load.h"
+#include "many.h"
 #include "sizes.h"
 #include "texts.h"
 
 #define BATCH 512 /* most tokens of a product, as sessions have it */
 
 typedef struct run_args {
-    const char *prompt, *prompt_file;
+    const char *prompt, *prompt_file, *prompts;
     int64_t max_tokens, seed;
     double temperature, top_p;
     bool no_special;
@@ -210,22 +211,12 @@ static esp_status print_json(run_job *job, esp_error *error)
     return record_print(&record, error);
 }
 
-static esp_status check_decoder(const run_job *job, esp_error *error)
-{
-    if (job->model.info.kind == ESP_MODEL_DECODER) {
-        return ESP_OK;
-    }
-    return cli_fail(error, ESP_BAD_ARGUMENT, "run.no_decoder",
-                    "%s (%s) goes on from no prompt: give --text for vectors of texts",
-                    job->cli->operands[0], job->model.info.architecture);
-}
-
 static esp_status run_opened(run_job *job, esp_error *error)
 {
     cli_state *cli = job->cli;
     TRY(get_prompt(job, error));
     TRY(load_model(cli, cli->operands[0], true, &job->model, error));
-    TRY(check_decoder(job, error));
+    TRY(check_decoder(cli, &job->model, error));
     TRY(encode_prompt(job, error));
     job->out.stream = cli->common.json ? open_memstream(&job->text, &job->text_bytes) : stdout;
     if (job->out.stream == NULL) {
@@ -251,12 +242,30 @@ static esp_status run_opened(run_job *job, esp_error *error)
     return job->args->plan.explain ? explain_text(job, error) : (esp_status)ESP_OK;
 }
 
+static esp_status run_prompts(cli_state *cli, const run_args *args, esp_error *error)
+{
+    if (args->prompt != NULL || args->prompt_file != NULL) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--prompts excludes --prompt and --prompt-file; see 'espalier run --help'");
+    }
+    run_many_args many = {.file = args->prompts,
+                          .max_tokens = args->max_tokens,
+                          .sampling = {.temperature = (float)args->temperature,
+                                       .top_p = (float)args->top_p,
+                                       .seed = (uint64_t)args->seed},
+                          .no_special = args->no_special};
+    return run_many(cli, &many, error);
+}
+
 static esp_status run(cli_state *cli, esp_error *error)
 {
     run_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
     if (run_texts_wanted(&job.args->texts)) {
         return run_texts(cli, &job.args->texts, error);
+    }
+    if (job.args->prompts != NULL) {
+        return run_prompts(cli, job.args, error);
     }
     esp_status status = run_opened(&job, error);
     esp_session_free(job.session);
@@ -282,6 +291,11 @@ static const cli_option options[] = {
      .offset = FIELD(prompt_file),
      .argument = "FILE",
      .help = "text to go on from"},
+    {.name = "prompts",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(prompts),
+     .argument = "FILE",
+     .help = "a prompt a line; all of them run together"},
     {.name = "max-tokens",
      .letter = 'n',
      .kind = OPTION_INTEGER,

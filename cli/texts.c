@@ -51,3 +51,13 @@ esp_status check_encoder(const cli_state *cli, const loaded_model *loaded, esp_e
                     strcmp(cli->command->name, "run") == 0 ? "give it a --prompt"
                                                            : "give --text FILE to be predicted");
 }
+
+esp_status check_decoder(const cli_state *cli, const loaded_model *loaded, esp_error *error)
+{
+    if (loaded->info.kind == ESP_MODEL_DECODER) {
+        return ESP_OK;
+    }
+    return cli_fail(error, ESP_BAD_ARGUMENT, "run.no_decoder",
+                    "%s (%s) goes on from no prompt: give --text for vectors of texts",
+                    cli->operands[0], loaded->info.architecture);
+}

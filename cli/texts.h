@@ -49,7 +49,9 @@ typedef struct text_lines {
 ESP_MUST_CHECK esp_status text_lines_load(const char *path, text_lines *lines, esp_error *error);
 void text_lines_free(text_lines *lines);
 
-/* "config" error where the model is no encoder; says what to do instead. */
+/* "run.no_encoder", "run.no_decoder": the model is of the other kind; says what to do instead. */
+ESP_MUST_CHECK esp_status check_decoder(const cli_state *cli, const loaded_model *loaded,
+                                        esp_error *error);
 ESP_MUST_CHECK esp_status check_encoder(const cli_state *cli, const loaded_model *loaded,
                                         esp_error *error);
 

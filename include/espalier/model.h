@@ -146,6 +146,14 @@ ESP_MUST_CHECK ESP_API esp_status esp_session_feed(esp_session *session, const i
                                                    int64_t count, float *logits, bool all_logits,
                                                    esp_error *error);
 
+/* One token for each of several sequences of one model, which run together: a product over many
+ * tokens takes little longer than over one. The sessions are different ones; the first one's
+ * max_batch holds count. logits: NULL, or f32 [count][vocabulary]. "session.not_apart", and as
+ * above. */
+ESP_MUST_CHECK ESP_API esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count,
+                                                    const int32_t *ids, float *logits,
+                                                    esp_error *error);
+
 /* ---- vectors of texts ---- */
 
 /* An encoder at work: scratch for a batch of texts. Used by one thread at a time. */
@@ -217,6 +225,25 @@ ESP_MUST_CHECK ESP_API esp_status esp_generate(esp_session *session, const int32
                                                const esp_sampling *sampling, esp_token_fn on_token,
                                                void *user, esp_generation *result,
                                                esp_error *error);
+
+/* Several prompts at once, each in a session of its own: prompts are fed one after the other, then
+ * all sequences take their steps together until each has come to its end. */
+typedef struct esp_prompt {
+    esp_session *session;
+    const int32_t *ids;
+    int64_t count;
+} esp_prompt;
+
+/* Called with each new token of sequence `index`; false ends that sequence. */
+typedef bool (*esp_sequence_token_fn)(void *user, int64_t index, int32_t id);
+
+/* results: [count]; each sequence draws with its own seed, sampling->seed + index. Seconds are
+ * those of all sequences together. */
+ESP_MUST_CHECK ESP_API esp_status esp_generate_many(const esp_prompt *prompts, int64_t count,
+                                                    int64_t max_tokens,
+                                                    const esp_sampling *sampling,
+                                                    esp_sequence_token_fn on_token, void *user,
+                                                    esp_generation *results, esp_error *error);
 
 #ifdef __cplusplus
 }

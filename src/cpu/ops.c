@@ -170,6 +170,42 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
     return ESP_OK;
 }
 
+/* ---- cache_scatter ---- */
+
+typedef struct scatter_job {
+    const float *x;
+    int64_t kv_heads, head_dim, tokens;
+    const esp_cache_place *places;
+    bool values;
+} scatter_job;
+
+static void scatter_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const scatter_job *job = user;
+    for (int64_t t = begin; t < end; t++) {
+        const esp_cache_place *place = &job->places[t];
+        float *cache = job->values ? place->values : place->keys;
+        for (int64_t head = 0; head < job->kv_heads; head++) {
+            const float *from = job->x + head * job->head_dim * job->tokens + t;
+            float *row = cache + (head * place->capacity + place->past) * job->head_dim;
+            for (int64_t d = 0; d < job->head_dim; d++) {
+                row[d] = from[d * job->tokens];
+            }
+        }
+    }
+}
+
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values)
+{
+    scatter_job job = {x, kv_heads, head_dim, tokens, places, values};
+    esp_parallel_for(device->context, tokens, 1 + GRAIN / (kv_heads * head_dim), scatter_tokens,
+                     &job);
+    return ESP_OK;
+}
+
 /* ---- attention ---- */
 
 typedef struct attention_job {
@@ -262,6 +298,7 @@ const esp_ops esp_cpu_ops = {
     .layer_norm = layer_norm,
     .rope = rope,
     .cache_append = cache_append,
+    .cache_scatter = cache_scatter,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
     .swiglu = swiglu,

@@ -27,9 +27,36 @@ static esp_status norm(const esp_nn *nn, const esp_session *session, const float
                        "rms_norm", error);
 }
 
-static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_t index,
-                            int64_t tokens, esp_error *error)
+/* Where each token's keys and values of a layer go, and at which position it is. */
+static void place_tokens(const esp_session *session, const esp_llama_batch *batch, int64_t index)
 {
+    for (int64_t t = 0; batch->sessions != NULL && t < batch->tokens; t++) {
+        const esp_session *own = batch->sessions[t];
+        float *keys = own->cache + 2 * index * own->cache_step;
+        session->places[t] =
+            (esp_cache_place){keys, keys + own->cache_step, own->length, own->capacity};
+        session->workspaces[t] = own->attention_workspace;
+        session->positions[t] = own->length;
+    }
+}
+
+static void find_angles(const esp_session *session, const esp_llama_batch *batch)
+{
+    const esp_llama *llama = session->llama;
+    place_tokens(session, batch, 0);
+    if (batch->sessions != NULL) {
+        esp_rope_angles_at(llama->frequencies, llama->config.head_dim, session->positions,
+                           batch->tokens, session->cosines, session->sines);
+    } else {
+        esp_rope_angles(llama->frequencies, llama->config.head_dim, session->length, batch->tokens,
+                        session->cosines, session->sines);
+    }
+}
+
+static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_t index,
+                            const esp_llama_batch *batch, esp_error *error)
+{
+    int64_t tokens = batch->tokens;
     const esp_llama_layer *layer = &session->llama->layers[index];
     float *keys = session->cache + 2 * index * session->cache_step;
     esp_attention_call attention = {.x = session->x,
@@ -45,7 +72,11 @@ static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_
                                     .tokens = tokens,
                                     .past = session->length,
                                     .capacity = session->capacity,
-                                    .workspace = session->attention_workspace};
+                                    .places = batch->sessions != NULL ? session->places : NULL,
+                                    .workspaces = batch->sessions != NULL
+                                                      ? session->workspaces
+                                                      : &session->attention_workspace};
+    place_tokens(session, batch, index);
     ESP_TRY(norm(nn, session, layer->input_norm, tokens, error));
     ESP_TRY(esp_attention_run(nn, &layer->attention, &attention, error));
     ESP_TRY(norm(nn, session, layer->post_attention_norm, tokens, error));
@@ -88,10 +119,9 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
         nn.ops->embed(nn.device, &session->llama->table, batch->ids, tokens, session->x), "embed",
         error));
     show(session, "embed", session->x, tokens);
-    esp_rope_angles(session->llama->frequencies, session->llama->config.head_dim, session->length,
-                    tokens, session->cosines, session->sines);
+    find_angles(session, batch);
     for (int64_t index = 0; index < session->llama->config.layers; index++) {
-        ESP_TRY(run_layer(&nn, session, index, tokens, error));
+        ESP_TRY(run_layer(&nn, session, index, batch, error));
     }
     return run_head(&nn, session, batch, error);
 }

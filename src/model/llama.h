@@ -32,9 +32,12 @@ struct esp_session {
     float *x, *normed, *q, *k, *v, *mixed, *gate, *up, *cosines, *sines;
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
-    esp_plan_slot *plans; /* [linear layers][2] */
-    float *logits;        /* [vocabulary], host memory, for generation */
-    int32_t *order;       /* [vocabulary], host memory */
+    esp_plan_slot *plans;    /* [linear layers][2] */
+    esp_cache_place *places; /* [max_batch], host memory, and the two after it: of sequences that */
+    void **workspaces;       /* take a step together with this one */
+    int64_t *positions;
+    float *logits;  /* [vocabulary], host memory, for generation */
+    int32_t *order; /* [vocabulary], host memory */
     esp_observe_fn observe;
     void *observe_user;
 };
@@ -44,9 +47,13 @@ typedef struct esp_llama_batch {
     int64_t tokens;  /* 1..max_batch */
     float *logits;   /* NULL: none */
     bool all_logits; /* [tokens][vocabulary], else [vocabulary] of the last token */
+    /* NULL: the tokens go on the session's sequence. Else [tokens]: each goes on that of its own.
+     */
+    esp_session *const *sessions;
 } esp_llama_batch;
 
-/* One batch through the network, at positions session->length on; the length is not changed. */
+/* One batch through the network, at positions length on; lengths are not changed. Scratch is that
+ * of `session`. */
 ESP_MUST_CHECK esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
                                             esp_error *error);
 

@@ -70,10 +70,15 @@ static esp_status take_workspaces(esp_session *session, esp_error *error)
     size_t vocabulary = (size_t)model->info.vocabulary;
     size_t slots = 2 * (size_t)esp_model_linears(model);
     session->plans = esp_alloc_array(model->context, slots, sizeof *session->plans);
+    size_t batch = (size_t)session->max_batch;
+    session->places = esp_alloc_array(model->context, batch, sizeof *session->places);
+    session->workspaces = esp_alloc_array(model->context, batch, sizeof *session->workspaces);
+    session->positions = esp_alloc_array(model->context, batch, sizeof *session->positions);
     session->logits = esp_alloc_array(model->context, vocabulary, sizeof *session->logits);
     session->order = esp_alloc_array(model->context, vocabulary, sizeof *session->order);
     if (session->workspace == NULL || session->attention_workspace == NULL ||
-        session->plans == NULL || session->logits == NULL || session->order == NULL) {
+        session->plans == NULL || session->logits == NULL || session->order == NULL ||
+        session->places == NULL || session->workspaces == NULL || session->positions == NULL) {
         return esp_fail_memory(error, product + attention, "workspaces");
     }
     return ESP_OK;
@@ -132,6 +137,9 @@ void esp_session_free(esp_session *session)
         }
     }
     esp_release(context, session->plans);
+    esp_release(context, session->places);
+    esp_release(context, session->workspaces);
+    esp_release(context, session->positions);
     esp_release(context, session->logits);
     esp_release(context, session->order);
     esp_release(context, session);
@@ -198,6 +206,45 @@ esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t co
         }
         session->length += tokens;
         done += tokens;
+    }
+    return ESP_OK;
+}
+
+/* ---- several sequences, a token each ---- */
+
+static esp_status check_step(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                             esp_error *error)
+{
+    if (count < 1 || count > sessions[0]->max_batch) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
+                        "%lld sequences: expected 1 to %lld, which is the batch of the first",
+                        (long long)count, count < 1 ? 1LL : (long long)sessions[0]->max_batch);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t k = 0; k < i; k++) {
+            if (sessions[k] == sessions[i] || sessions[k]->model != sessions[i]->model) {
+                return esp_fail(error, ESP_BAD_ARGUMENT, "session.not_apart",
+                                "sequences %lld and %lld must be different ones of one model",
+                                (long long)k, (long long)i);
+            }
+        }
+        ESP_TRY(check_feed(sessions[i], &ids[i], 1, error));
+    }
+    return ESP_OK;
+}
+
+esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                             float *logits, esp_error *error)
+{
+    ESP_TRY(check_step(sessions, count, ids, error));
+    esp_llama_batch batch = {.ids = ids,
+                             .tokens = count,
+                             .logits = logits,
+                             .all_logits = true,
+                             .sessions = count > 1 ? sessions : NULL};
+    ESP_TRY(esp_llama_forward(sessions[0], &batch, error));
+    for (int64_t i = 0; i < count; i++) {
+        sessions[i]->length++;
     }
     return ESP_OK;
 }

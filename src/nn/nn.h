@@ -78,6 +78,9 @@ typedef struct esp_rope_config {
 
 /* frequencies: [head_dim / 2], radians per position. */
 void esp_rope_frequencies(const esp_rope_config *config, int64_t head_dim, float *frequencies);
+/* The same for positions one by one. */
+void esp_rope_angles_at(const float *frequencies, int64_t head_dim, const int64_t *positions,
+                        int64_t tokens, float *cosines, float *sines);
 /* cosines, sines: [head_dim / 2][tokens] for positions past, past + 1, ... */
 void esp_rope_angles(const float *frequencies, int64_t head_dim, int64_t past, int64_t tokens,
                      float *cosines, float *sines);
@@ -93,10 +96,12 @@ typedef struct esp_attention_call {
     float *x;            /* [hidden][tokens]: the residual stream, added to */
     const float *normed; /* [hidden][tokens] */
     const float *cosines, *sines;
-    float *q, *k, *v, *mixed;       /* scratch: [heads | kv_heads * head_dim][tokens] */
+    float *q, *k, *v, *mixed; /* scratch: [heads | kv_heads * head_dim][tokens] */
+    /* One sequence, which `tokens` go on; or, where places is not NULL, one for each token. */
     float *key_cache, *value_cache; /* [kv_heads][capacity][head_dim] */
     int64_t tokens, past, capacity;
-    void *workspace; /* of the attention operation */
+    const esp_cache_place *places; /* [tokens] */
+    void *const *workspaces;       /* [1], or of each place: of the attention operation */
 } esp_attention_call;
 
 ESP_MUST_CHECK esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,

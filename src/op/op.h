@@ -92,6 +92,12 @@ typedef struct esp_attention {
     void *workspace; /* attention_workspace_bytes, 64-byte aligned */
 } esp_attention;
 
+/* Where the next token of a sequence goes: row `past` of each head of its cache. */
+typedef struct esp_cache_place {
+    float *keys, *values; /* [kv_heads][capacity][head_dim] */
+    int64_t past, capacity;
+} esp_cache_place;
+
 typedef struct esp_ops {
     /* x[:, t] = table[ids[t], :] widened; table: F32/F16/BF16 [vocabulary][hidden] row-major. */
     esp_status (*embed)(esp_device *device, const esp_tensor *table, const int32_t *ids,
@@ -107,6 +113,11 @@ typedef struct esp_ops {
     esp_status (*cache_append)(esp_device *device, const float *x, int64_t kv_heads,
                                int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
                                float *cache);
+    /* The same for tokens of different sequences: token t goes to places[t], in host memory; to its
+     * values rather than its keys if `values`. */
+    esp_status (*cache_scatter)(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values);
     /* y = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the features of
      * a token; y may be x. */
     esp_status (*layer_norm)(esp_device *device, const float *x, const float *weight,

@@ -111,6 +111,24 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
     return ESP_OK;
 }
 
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values)
+{
+    (void)device;
+    for (int64_t t = 0; t < tokens; t++) {
+        const esp_cache_place *place = &places[t];
+        float *cache = values ? place->values : place->keys;
+        for (int64_t head = 0; head < kv_heads; head++) {
+            float *row = cache + (head * place->capacity + place->past) * head_dim;
+            for (int64_t d = 0; d < head_dim; d++) {
+                row[d] = x[(head * head_dim + d) * tokens + t];
+            }
+        }
+    }
+    return ESP_OK;
+}
+
 /* Room for the scores of one token: f64. */
 static size_t attention_workspace_bytes(const esp_device *device, const esp_attention *attention)
 {
@@ -183,6 +201,7 @@ const esp_ops esp_ref_ops = {
     .layer_norm = layer_norm,
     .rope = rope,
     .cache_append = cache_append,
+    .cache_scatter = cache_scatter,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
     .swiglu = swiglu,

@@ -303,6 +303,18 @@ t "bench: wrong problem" 2 bench matmul/2:4/bf16/0x64x4
 t "bench: too many tokens" 2 bench plain --prompt-tokens 128 --new-tokens 1; err_has 'bench.context_too_short'
 t "bench of nothing" 3 bench absent
 
+# ---- several prompts ----
+printf 'hello\nA small\nx\n' >prompts.txt
+t "three prompts" 0 run plain --prompts prompts.txt -n 4 --compute f32; out_has '^-- 3 \(limit\)'; err_has '3 prompts, .* new 12 tokens'
+t "three prompts, JSON" 0 run plain --prompts prompts.txt -n 4 --compute f32 --device ref --json
+json '@{$j->{texts}} == 3 && $j->{new_tokens} == 12 && $j->{texts}[1]{prompt_tokens} == 8'
+t "the second alone" 0 run plain --prompt 'A small' -n 4 --compute f32 --device ref --quiet; cp out alone
+t "three prompts on ref" 0 run plain --prompts prompts.txt -n 4 --compute f32 --device ref --quiet
+name="the same text as alone"; if perl -0 -e 'open A, "alone"; open B, "out"; $a = <A>; $b = <B>; exit(index($b, "-- 2 (limit)\n$a") < 0)'; then ok; else bad "the texts differ"; fi
+t "prompts and a prompt" 2 run plain --prompts prompts.txt --prompt a; err_has '\[usage.extra_option\]'
+t "no prompts" 2 run plain --prompts empty.txt; err_has '\[run.no_text\]'
+t "prompts for an encoder" 2 run bert --prompts prompts.txt; err_has '\[run.no_decoder\]'
+
 # ---- encoders ----
 printf 'a small cat\tthe cat that is small and sits\na big dog\tdogs bark\nred\tthe colour of blood 1234\n' >pairs.tsv
 printf 'no tab here\n' >no-pair.tsv

@@ -219,6 +219,42 @@ static void check_attention(bench *b, esp_device *ref, esp_device *cpu, int64_t 
     }
 }
 
+/* Each token into the cache of its own sequence; nothing else is touched. */
+static void check_scatter(bench *b, esp_device *ref, esp_device *cpu, int64_t kv_heads,
+                          int64_t head_dim, int64_t tokens)
+{
+    test_run *run = b->run;
+    enum { CAPACITY = 6 };
+    int64_t cache = kv_heads * CAPACITY * head_dim;
+    float *x = random_floats(b, kv_heads * head_dim * tokens);
+    float *expected = random_floats(b, 2 * cache * tokens);
+    float *actual = copy_floats(expected, 2 * cache * tokens);
+    esp_cache_place *places[2];
+    test_sub(run, "%s cache_scatter %lld heads of %lld, %lld tokens", b->level, (long long)kv_heads,
+             (long long)head_dim, (long long)tokens);
+    for (int side = 0; side < 2; side++) {
+        float *base = side == 0 ? expected : actual;
+        esp_device *device = side == 0 ? ref : cpu;
+        places[side] = calloc((size_t)tokens, sizeof *places[side]);
+        for (int64_t t = 0; t < tokens; t++) {
+            places[side][t] = (esp_cache_place){base + 2 * t * cache, base + (2 * t + 1) * cache,
+                                                t % CAPACITY, CAPACITY};
+        }
+        for (int values = 0; values < 2; values++) {
+            CHECK(device->backend->ops->cache_scatter(device, x, kv_heads, head_dim, tokens,
+                                                      places[side], values == 1) == ESP_OK);
+        }
+    }
+    CHECK(memcmp(expected, actual, (size_t)(2 * cache * tokens) * sizeof(float)) == 0);
+    int64_t t = tokens - 1, h = kv_heads - 1, d = head_dim - 1, row = h * CAPACITY + t % CAPACITY;
+    CHECK(expected[(2 * t + 1) * cache + row * head_dim + d] == x[(h * head_dim + d) * tokens + t]);
+    free(x);
+    free(expected);
+    free(actual);
+    free(places[0]);
+    free(places[1]);
+}
+
 static void check_elementwise(bench *b, esp_device *ref, esp_device *cpu, int64_t count)
 {
     test_run *run = b->run;
@@ -261,6 +297,9 @@ static void check_level(test_run *run, const char *level, int threads)
         check_elementwise(&b, ref, cpu, sizes[i][0] * sizes[i][1] * 3);
     }
     check_elementwise(&b, ref, cpu, 40000);
+    check_scatter(&b, ref, cpu, 1, 5, 1);
+    check_scatter(&b, ref, cpu, 3, 20, 37);
+    check_scatter(&b, ref, cpu, 8, 64, 70);
     check_rope(&b, ref, cpu, 3, 10, 1);
     check_rope(&b, ref, cpu, 5, 64, 300);
     static const int64_t shapes[][5] = {{1, 1, 1, 0, 1},   {2, 3, 64, 0, 1},   {2, 3, 64, 37, 1},
