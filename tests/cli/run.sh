@@ -345,7 +345,9 @@ name="modules go along"; if [ -s b24/1_Pooling/config.json ]; then ok; else bad 
 t "vectors of the pruned one" 0 run b24 -t 'a cat' --json; json '$j->{sparse_layers} == 12'
 t "retrieval against dense" 0 eval b24 --retrieval pairs.tsv --baseline bert --json; json '$j->{mean_cosine} < 1 && $j->{mean_cosine} > 0'
 t "prune it again in place" 0 prune bert -p 64:2:8 -o b24 --force -q
-t "back to dense" 0 convert b24 --dense -o bdense -q; t "vectors of that" 0 run bdense -t 'a cat' -q
+t "back to dense" 0 convert b24 --dense -o bdense -q; t "vectors of that" 0 run bdense -t 'a cat' -q --compute f32; cp out dense.txt
+t "vectors of the compressed form" 0 run b24 -t 'a cat' -q --compute f32 --memory sparse
+name="both forms give the same vector"; if paste dense.txt out | awk '{ n = NF / 2; for (i = 1; i <= n; i++) { d = $i - $(i + n); if (d * d > 1e-10) bad = 1 } } END { exit(bad || n != 64) }'; then ok; else bad "the vectors differ"; fi
 t "bench an encoder" 0 bench bert -r 2 --json
 json '$j->{texts} == 85 && $j->{prompt_tokens} == 24 && $j->{batch_tokens_per_s} > 0 && $j->{single_tokens_per_s} > 0'
 t "bench an encoder's patterns" 0 bench bert --patterns 2:4 -r 2; out_has '^2:4 +batch|^2:4 +both'; out_has 'single tok/s'
