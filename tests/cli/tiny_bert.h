@@ -1,6 +1,7 @@
 /* A small random BERT folder as sentence-transformers keeps one: two layers, hidden 64, 2 heads of
  * 32, FFN 128, texts of at most 24 tokens; WordPiece of single letters. Kinds: "bert";
- * "bert-dense-module" has a module that is refused, "bert-plain" no modules at all. */
+ * "bert-dense-module" has a module that is refused, "bert-plain" no modules at all, "bert-nan" a
+ * NaN in one weight. */
 #ifndef TESTS_CLI_TINY_BERT_H
 #define TESTS_CLI_TINY_BERT_H
 
