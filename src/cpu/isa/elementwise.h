@@ -61,7 +61,11 @@ ALWAYS_INLINE void store_upto(float *to, vec value, int64_t count)
 
 static void swiglu_values(const float *gate, const float *up, int64_t count, float *y)
 {
-    for (int64_t i = 0; i < count; i += LANES) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vec_store(y + i, vec_silu(vec_load(gate + i)) * vec_load(up + i));
+    }
+    if (i < count) {
         vec value = vec_silu(load_upto(gate + i, count - i)) * load_upto(up + i, count - i);
         store_upto(y + i, value, count - i);
     }
@@ -93,16 +97,38 @@ ALWAYS_INLINE vec vec_gelu_tanh(vec x)
     return x / (vec_set(1.0f) + vec_exp(vec_set(-1.595769122f) * cubic));
 }
 
+ALWAYS_INLINE vec vec_activate(unsigned epilogue, vec x)
+{
+    vec zero = {0};
+    return (epilogue & ESP_EP_SILU) != 0        ? vec_silu(x)
+           : (epilogue & ESP_EP_GELU) != 0      ? vec_gelu(x)
+           : (epilogue & ESP_EP_GELU_TANH) != 0 ? vec_gelu_tanh(x)
+           : (epilogue & ESP_EP_RELU) != 0      ? (vec)((ivec)x & ~(x < zero))
+                                                : x;
+}
+
+/* epilogue: a constant, so that a loop holds one activation and nothing else. */
+ALWAYS_INLINE void activate_values(unsigned epilogue, float *values, int64_t count)
+{
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vec_store(values + i, vec_activate(epilogue, vec_load(values + i)));
+    }
+    if (i < count) {
+        store_upto(values + i, vec_activate(epilogue, load_upto(values + i, count - i)), count - i);
+    }
+}
+
 static void activate(unsigned epilogue, float *values, int64_t count)
 {
-    for (int64_t i = 0; i < count; i += LANES) {
-        vec x = load_upto(values + i, count - i), zero = {0};
-        vec y = (epilogue & ESP_EP_SILU) != 0        ? vec_silu(x)
-                : (epilogue & ESP_EP_GELU) != 0      ? vec_gelu(x)
-                : (epilogue & ESP_EP_GELU_TANH) != 0 ? vec_gelu_tanh(x)
-                : (epilogue & ESP_EP_RELU) != 0      ? (vec)((ivec)x & ~(x < zero))
-                                                     : x;
-        store_upto(values + i, y, count - i);
+    if ((epilogue & ESP_EP_SILU) != 0) {
+        activate_values(ESP_EP_SILU, values, count);
+    } else if ((epilogue & ESP_EP_GELU) != 0) {
+        activate_values(ESP_EP_GELU, values, count);
+    } else if ((epilogue & ESP_EP_GELU_TANH) != 0) {
+        activate_values(ESP_EP_GELU_TANH, values, count);
+    } else if ((epilogue & ESP_EP_RELU) != 0) {
+        activate_values(ESP_EP_RELU, values, count);
     }
 }
 
