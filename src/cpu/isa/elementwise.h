@@ -56,7 +56,11 @@ ALWAYS_INLINE vec load_upto(const float *from, int64_t count)
 
 ALWAYS_INLINE void store_upto(float *to, vec value, int64_t count)
 {
-    memcpy(to, &value, (size_t)ESP_MIN(LANES, count) * sizeof(float));
+    if (count >= LANES) {
+        vec_store(to, value);
+    } else {
+        memcpy(to, &value, (size_t)count * sizeof(float));
+    }
 }
 
 static void swiglu_values(const float *gate, const float *up, int64_t count, float *y)
