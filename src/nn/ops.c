@@ -15,7 +15,6 @@ esp_status esp_nn_check_ops(const esp_device *device, bool decoder, esp_error *e
         {"layer_norm", ops->layer_norm != NULL, ENCODER},
         {"add", ops->add != NULL, ENCODER},
         {"cache_append", ops->cache_append != NULL, BOTH},
-        {"cache_scatter", ops->cache_scatter != NULL, DECODER},
         {"attention", ops->attention != NULL && ops->attention_workspace_bytes != NULL, BOTH},
         {"swiglu", ops->swiglu != NULL, DECODER},
     };
