@@ -215,17 +215,17 @@ esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t co
 static esp_status check_step(esp_session *const *sessions, int64_t count, const int32_t *ids,
                              esp_error *error)
 {
+    if (count < 1 || count > sessions[0]->max_batch) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
+                        "%lld sequences: expected 1 to %lld, which is the batch of the first",
+                        (long long)count, count < 1 ? 1LL : (long long)sessions[0]->max_batch);
+    }
     const esp_device *device = sessions[0]->model->device;
     if (device->backend->ops->cache_scatter == NULL) {
         return esp_fail(error, ESP_UNSUPPORTED, "model.missing_operation",
                         "device '%s' has no operation \"cache_scatter\", which several sequences "
                         "need; use --device cpu",
                         device->name);
-    }
-    if (count < 1 || count > sessions[0]->max_batch) {
-        return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
-                        "%lld sequences: expected 1 to %lld, which is the batch of the first",
-                        (long long)count, count < 1 ? 1LL : (long long)sessions[0]->max_batch);
     }
     for (int64_t i = 0; i < count; i++) {
         for (int64_t k = 0; k < i; k++) {
