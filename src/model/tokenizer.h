@@ -257,6 +257,14 @@ ESP_MUST_CHECK esp_status esp_wordpiece_encode(esp_encoder *encoder, const char 
                                                size_t length);
 ESP_MUST_CHECK esp_status esp_wordpiece_load(esp_tokenizer *tokenizer, const json_t *model,
                                              esp_error *error);
+/* A character that the other library's tables know nothing of (unicode.c). */
+bool esp_unicode_is_newer(int32_t point);
+int esp_unicode_class(int32_t point); /* canonical combining class */
+#define ESP_UNICODE_MOST_POINTS 18 /* that one character decomposes into */
+/* Writes a character's full decomposition; returns its points. */
+size_t esp_unicode_decompose(int32_t point, bool compatible, int32_t *points);
+/* Marks behind a letter stand in the order of their classes (UAX 15). scratch: [count]. */
+void esp_unicode_order_marks(int32_t *points, size_t count, int32_t *scratch);
 /* What ESP_FOLD_BERT makes of text, appended to out. */
 ESP_MUST_CHECK esp_status esp_bert_normalize(const esp_fold *fold, const char *text, size_t length,
                                              esp_buffer *out, esp_error *error);

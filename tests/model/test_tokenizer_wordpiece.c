@@ -45,7 +45,7 @@ static void equals_the_other_library(test_run *run)
         compare_variant(run, context, name, expected, all);
         variants++;
     }
-    CHECK(variants >= 13);
+    CHECK(variants >= 15);
     json_decref(all);
     test_context_free(run, context);
 }
@@ -99,6 +99,32 @@ static void normalized_planes(test_run *run, esp_context *context, int bits, con
     esp_buffer_free(&out);
 }
 
+static void forms_of_planes(test_run *run, esp_context *context, const char *form,
+                            const json_t *planes)
+{
+    bool composed = strchr(form, 'C') != NULL, compatible = strchr(form, 'K') != NULL;
+    esp_buffer text, out;
+    esp_buffer_init(&text, context);
+    esp_buffer_init(&out, context);
+    for (uint32_t plane = 0; plane < 17; plane++) {
+        uint64_t hash = START;
+        test_sub(run, "%s, plane %u", form, plane);
+        for (uint32_t block = 0; block < 256; block++) {
+            esp_buffer_clear(&text);
+            esp_buffer_clear(&out);
+            append_between_marks(plane << 16 | block << 8, &text);
+            if (text.length > 0) {
+                CHECK_OK(
+                    esp_utf8_normalize(text.data, text.length, composed, compatible, &out, error));
+            }
+            hash = hash_text(&out, hash);
+        }
+        check_hash(run, hash, json_array_get(planes, plane));
+    }
+    esp_buffer_free(&text);
+    esp_buffer_free(&out);
+}
+
 static void words_of_planes(test_run *run, esp_context *context, const json_t *planes)
 {
     esp_buffer text, word;
@@ -141,6 +167,12 @@ static void every_character(test_run *run)
         sets++;
     }
     CHECK_INT(sets, 5);
+    json_object_foreach(json_object_get(characters, "forms"), bits, planes)
+    {
+        forms_of_planes(run, context, bits, planes);
+        sets++;
+    }
+    CHECK_INT(sets, 9);
     words_of_planes(run, context, json_object_get(characters, "words"));
     json_decref(all);
     test_context_free(run, context);

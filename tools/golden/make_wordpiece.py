@@ -1,6 +1,6 @@
 #!/usr/bin/env python3
 """Golden files of the WordPiece tokenizers: one small file, variants of it, and what `tokenizers` makes of
-110,080 texts, of 6,656 lists of random ids, and of every character of Unicode.
+115,200 texts, of 7,680 lists of random ids, and of every character of Unicode.
 
 A variant is the file with parts put in, "path": value; the test does the same. Texts are those of
 make_tokenizers.py with more fragments and ranges; a hash per 256 of them covers the ids, another one what
@@ -53,6 +53,10 @@ VARIANTS = {
     "no normalizer": {"set": {"normalizer": None, "post_processor": None}},
     "composed before": {"set": {"normalizer": sequence(
         "normalizers", {"type": "NFC"}, replace({"Regex": r"\d+"}, "0"), bert())}},
+    "compatible before": {"set": {"normalizer": sequence(
+        "normalizers", {"type": "NFKC"}, bert(lowercase=False))}},
+    "compatible and apart": {"set": {"normalizer": sequence(
+        "normalizers", {"type": "NFKD"}, bert(clean_text=False))}},
     "no pre_tokenizer": {"set": {"pre_tokenizer": None, "model.max_input_chars_per_word": 30}},
     "digits apart": {"set": {"pre_tokenizer": sequence(
         "pretokenizers", PRE, {"type": "Digits", "individual_digits": True})}},
@@ -150,6 +154,17 @@ def every_character():
                 text = "".join(f"A{chr(point)}\u0323\u302eb" for point in points)
                 hash_ = hash_text(made.normalize_str(text), hash_)
             planes[str(bits)].append(f"{hash_:016x}")
+    forms = {form: [] for form in ("NFC", "NFD", "NFKC", "NFKD")}
+    for form, hashes in forms.items():
+        made = getattr(normalizers, form)()
+        for plane in range(17):
+            hash_ = START
+            for block in range(256):
+                points = [point for point in range(plane << 16 | block << 8, (plane << 16 | block << 8)
+                                                   + 256) if point and not 0xD800 <= point < 0xE000]
+                text = "".join(f"A{chr(point)}\u0323\u302eb" for point in points)
+                hash_ = hash_text(made.normalize_str(text), hash_)
+            hashes.append(f"{hash_:016x}")
     words = []
     for plane in range(17):
         hash_ = START
@@ -161,7 +176,7 @@ def every_character():
             for word, _ in pre.pre_tokenize_str(text):
                 hash_ = hash_text(word, hash_)
         words.append(f"{hash_:016x}")
-    return {"normalized": planes, "words": words}
+    return {"normalized": planes, "forms": forms, "words": words}
 
 
 def main():
