@@ -7,7 +7,6 @@
 const esp_kernel *const esp_cuda_kernels[] = {
     SIX(cuda_panel_kernels, 0), SIX(cuda_panel_kernels, 6),
     &cuda_panel_kernels[12],    &cuda_panel_kernels[13],
-    &cuda_panel_kernels[14],    &cuda_panel_kernels[15],
     &cuda_dense_kernels[0],     &cuda_dense_kernels[1],
     &cuda_dense_kernels[2],     NULL,
 };
