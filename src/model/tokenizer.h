@@ -260,7 +260,7 @@ ESP_MUST_CHECK esp_status esp_wordpiece_load(esp_tokenizer *tokenizer, const jso
 /* A character that the other library's tables know nothing of (unicode.c). */
 bool esp_unicode_is_newer(int32_t point);
 int esp_unicode_class(int32_t point); /* canonical combining class */
-#define ESP_UNICODE_MOST_POINTS 18 /* that one character decomposes into */
+#define ESP_UNICODE_MOST_POINTS 18    /* that one character decomposes into */
 /* Writes a character's full decomposition; returns its points. */
 size_t esp_unicode_decompose(int32_t point, bool compatible, int32_t *points);
 /* Marks behind a letter stand in the order of their classes (UAX 15). scratch: [count]. */
