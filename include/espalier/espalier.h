@@ -13,5 +13,6 @@
 #include <espalier/sparse.h>
 #include <espalier/tensor.h>
 #include <espalier/tuning.h>
+#include <espalier/vision.h>
 
 #endif

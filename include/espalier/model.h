@@ -67,7 +67,9 @@ typedef struct esp_model_options {
 /* What a model makes of its tokens. */
 typedef enum esp_model_kind {
     ESP_MODEL_DECODER = 0, /* text that goes on: esp_session */
-    ESP_MODEL_ENCODER      /* a vector for each text: esp_embedder */
+    ESP_MODEL_ENCODER,     /* a vector for each text: esp_embedder */
+    ESP_MODEL_CLASSIFIER,  /* scores of labels for each image: esp_vision */
+    ESP_MODEL_IMAGE_ENCODER /* a map of vectors for each image: esp_vision */
 } esp_model_kind;
 
 /* How an encoder's vectors of tokens become one of the text. */
@@ -94,6 +96,7 @@ typedef struct esp_model_info {
     int64_t embedding_size; /* of an encoder's vectors; 0 for others */
     esp_pooling pooling;    /* of an encoder */
     bool normalizes;        /* an encoder's vectors have length 1 */
+    int64_t image_size, patch_size, labels; /* of models of images; 0 for others */
 } esp_model_info;
 
 /* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:

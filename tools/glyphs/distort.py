@@ -3,7 +3,7 @@ held-out images (CPU, seeded).
 
 A picture is 32x32 RGB: the glyph under a random affine map and a smooth random displacement, thicker
 or thinner, in one colour on a ground of two others, with specks, a stroke across, blur and noise.
-`level` scales all of that; 1 is what training draws at most.
+`level`, one number or one for each picture, scales all of that.
 """
 import torch
 import torch.nn.functional as F
@@ -53,14 +53,16 @@ def stroke(g, n, level, device):
 def distort(glyphs, generator, level=1.0):
     """glyphs: float [n, 40, 40]. -> uint8 [n, 3, 32, 32]."""
     n, device, g = glyphs.shape[0], glyphs.device, generator
+    levels = torch.as_tensor(level, dtype=torch.float32, device=device).expand(n)
+    level = levels[:, None, None, None]
     ink = glyphs[:, None]
     weight = uniform(g, (n, 1, 1, 1), -0.9, 0.9, device) * level
     thick, thin = F.max_pool2d(ink, 3, 1, 1), -F.max_pool2d(-ink, 3, 1, 1)
     ink = ink + weight.clamp(min=0) * (thick - ink) + (-weight).clamp(min=0) * 0.7 * (thin - ink)
-    ink = F.grid_sample(ink, places(g, n, level, device), mode="bilinear", align_corners=False)
+    ink = F.grid_sample(ink, places(g, n, levels, device), mode="bilinear", align_corners=False)
     blurred = F.avg_pool2d(F.pad(ink, (1, 1, 1, 1), mode="replicate"), 3, 1)
-    ink = torch.lerp(ink, blurred, uniform(g, (n, 1, 1, 1), 0, 1, device) * min(level, 1.0))
-    ink = torch.maximum(ink, stroke(g, n, level, device)[:, None])
+    ink = torch.lerp(ink, blurred, uniform(g, (n, 1, 1, 1), 0, 1, device) * level.clamp(max=1))
+    ink = torch.maximum(ink, stroke(g, n, levels, device)[:, None])
     specks = (smooth(g, n, 1, 9, device) * uniform(g, (n, 1, 1, 1), 0, 0.22, device) * level)
     ground = torch.rand(n, 3, 1, 1, generator=g, device=device)
     second = (ground + 0.35 * level * torch.randn(n, 3, 1, 1, generator=g, device=device)).clamp(0, 1)

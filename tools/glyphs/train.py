@@ -145,8 +145,9 @@ def main():
     ap.add_argument("model")
     ap.add_argument("--steps", type=int, default=0, help="0: as many as --seconds hold")
     ap.add_argument("--seconds", type=float, default=85)
-    ap.add_argument("--batch", type=int, default=2048)
-    ap.add_argument("--lr", type=float, default=2e-3)
+    ap.add_argument("--level", type=float, default=0.8, help="strongest distortion")
+    ap.add_argument("--batch", type=int, default=1024)
+    ap.add_argument("--lr", type=float, default=1.5e-3)
     ap.add_argument("--decay", type=float, default=0.1)
     ap.add_argument("--seed", type=int, default=1)
     ap.add_argument("--device", default="cuda")
@@ -166,7 +167,8 @@ def main():
 
     def batch():
         pick = torch.randint(0, len(classes), (args.batch,), generator=g, device=device)
-        return distort.distort(distort.unpack(packed[pick]), g), classes[pick]
+        level = args.level * torch.rand(args.batch, generator=g, device=device)
+        return distort.distort(distort.unpack(packed[pick]), g, level), classes[pick]
 
     def loss_of(pictures, wanted):
         return F.cross_entropy(model(normalised(pictures)).float(), wanted, label_smoothing=0.05)
@@ -199,16 +201,16 @@ def main():
         step += 1
         if step % 500 == 0:
             log.append([step, round(torch.stack(running[-500:]).mean().item(), 4)])
-            note = f"  held out {accuracy(model, *held, 1.0, 7, 5000):.4f}" if step % 2000 == 0 else ""
+            note = f"  held out {accuracy(model, *held, 0.4, 7, 5000):.4f}" if step % 2000 == 0 else ""
             print(f"step {step}  loss {log[-1][1]}{note}  {time.time() - began:.0f} s", flush=True)
     took = time.time() - began
     save(model, args.model)
     with torch.no_grad():
         for p in model.parameters():
             p.copy_(p.to(torch.bfloat16))
-    levels = [0.3, 0.5, 0.7, 0.85, 1.0, 1.2]
+    levels = [0.2, 0.3, 0.4, 0.5, 0.6, 0.8]
     dense = {level: accuracy(model, *held, level, 7) for level in levels}
-    fitted = accuracy(model, packed, classes, 1.0, 7)
+    fitted = accuracy(model, packed, classes, 0.4, 7)
     one_shot(model)
     pruned = {level: accuracy(model, *held, level, 7) for level in levels}
     record = {"steps": steps, "batch": args.batch, "pictures": steps * args.batch, "lr": args.lr,
