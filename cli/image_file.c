@@ -3,14 +3,17 @@
  * that ends early is an error, though libjpeg would fill the rest with grey. */
 #include <errno.h>
 #include <fcntl.h>
-#include <jpeglib.h>
-#include <jerror.h>
-#include <png.h>
 #include <setjmp.h>
+#include <stdio.h> /* before jpeglib.h, which needs FILE */
 #include <stdlib.h>
 #include <string.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include <jpeglib.h>
+
+#include <jerror.h>
+#include <png.h>
 
 #include "image_file.h"
 

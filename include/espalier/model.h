@@ -58,7 +58,8 @@ typedef struct esp_model_options {
     esp_progress_fn progress;
     void *user;
     esp_memory memory;
-    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding) */
+    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding), for images
+                            those of one */
     bool require_sparse; /* "plan.dense_is_faster" from load (at `tokens`) and from every call whose
                             token count would run a sparse layer dense; implies ESP_MEMORY_SPARSE */
     bool ignore_tuning;  /* predicted times only */

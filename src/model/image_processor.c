@@ -285,7 +285,7 @@ esp_status esp_image_processor_size(const esp_image_processor *processor, int64_
                                     int64_t image_height, int64_t *height, int64_t *width,
                                     esp_error *error)
 {
-    int64_t to_width, to_height;
+    int64_t to_width = 0, to_height = 0;
     ESP_TRY(resized(processor, image_width, image_height, &to_width, &to_height, error));
     if (processor->crop_height > 0) {
         to_width = processor->crop_width;
@@ -342,7 +342,7 @@ static void fill_values(const esp_image_processor *processor, const uint8_t *pix
 esp_status esp_image_process(const esp_image_processor *processor, const esp_image *image,
                              float *values, esp_error *error)
 {
-    int64_t width, height, to_width, to_height;
+    int64_t width, height, to_width = 0, to_height = 0;
     uint8_t *pixels = NULL;
     ESP_TRY(esp_image_processor_size(processor, image->width, image->height, &height, &width,
                                      error));
