@@ -26,6 +26,7 @@ typedef struct decoder {
     unsigned char *pixels;
     int64_t width, height;
     char why[160];
+    bool over_limit;
     esp_error *error;
     jmp_buf jump;
 } decoder;
@@ -39,15 +40,22 @@ static esp_status damaged(const decoder *from)
                     from->why);
 }
 
+static esp_status too_large(const decoder *from, const char *size)
+{
+    return cli_fail(from->error, ESP_BAD_FILE, "image.too_large",
+                    "%s: %s pixels; 1 to %d each way, %lld in all, are taken", from->path, size,
+                    ESP_IMAGE_MAX_SIDE, (long long)ESP_IMAGE_MAX_PIXELS);
+}
+
 /* Memory for the pixels, once the size is known. */
 static esp_status take_pixels(decoder *from, uint64_t width, uint64_t height)
 {
     if (width == 0 || height == 0 || width > ESP_IMAGE_MAX_SIDE || height > ESP_IMAGE_MAX_SIDE ||
         width * height > (uint64_t)ESP_IMAGE_MAX_PIXELS) {
-        return cli_fail(from->error, ESP_BAD_FILE, "image.too_large",
-                        "%s: %llux%llu pixels; 1 to %d each way, %lld in all, are taken",
-                        from->path, (unsigned long long)width, (unsigned long long)height,
-                        ESP_IMAGE_MAX_SIDE, (long long)ESP_IMAGE_MAX_PIXELS);
+        char size[48];
+        snprintf(size, sizeof size, "%llux%llu", (unsigned long long)width,
+                 (unsigned long long)height);
+        return too_large(from, size);
     }
     from->width = (int64_t)width;
     from->height = (int64_t)height;
@@ -135,10 +143,11 @@ static void png_failed(png_structp png, png_const_charp message)
     longjmp(from->jump, 1);
 }
 
+/* libpng warns of a size above the limits before it calls the header invalid. */
 static void png_warned(png_structp png, png_const_charp message)
 {
-    (void)png;
-    (void)message;
+    decoder *from = png_get_error_ptr(png);
+    from->over_limit = from->over_limit || strstr(message, "exceeds user limit") != NULL;
 }
 
 static void png_take(png_structp png, png_bytep to, size_t bytes)
@@ -199,10 +208,7 @@ static esp_status read_png(decoder *from)
     if (setjmp(from->jump) == 0) {
         status = png_decode(&reader);
     } else {
-        bool large = strstr(from->why, "exceeds user limit") != NULL;
-        status = large ? cli_fail(from->error, ESP_BAD_FILE, "image.too_large", "%s: %s",
-                                  from->path, from->why)
-                       : damaged(from);
+        status = from->over_limit ? too_large(from, "too many") : damaged(from);
     }
     png_destroy_read_struct(&reader.png, &reader.info, NULL);
     return status;
