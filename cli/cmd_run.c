@@ -362,5 +362,5 @@ const cli_command run_command = {
         "with spaces between, a text a line, pooled and normalised as the folder's "
         "modules.json says. Longer texts than the model takes are cut, which is said.\n"
         "With images (JPEG or PNG) a classifier prints the likeliest labels of each, and an image "
-        "encoder (SAM) what its embedding is like; --output keeps the embeddings, "
+        "encoder (SAM) what its embedding is like; --out keeps the embeddings, "
         "[images][channels][rows][columns] in f32."};

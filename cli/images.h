@@ -23,7 +23,7 @@ typedef struct run_images_args {
      .least = 1,                                                                                   \
      .most = 1000},                                                                                \
     {                                                                                              \
-        .name = "output", .letter = 'o', .kind = OPTION_TEXT,                                      \
+        .name = "out", .letter = 'o', .kind = OPTION_TEXT,                                      \
         .offset = offsetof(type, images.output), .argument = "FILE",                               \
         .help = "encoders of images: a safetensors file to write the embeddings to"                \
     }

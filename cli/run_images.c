@@ -281,7 +281,7 @@ static esp_status check_model(run_job *job, esp_error *error)
     }
     if (job->rank == 1 && job->args->output != NULL) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
-                        "--output takes embeddings, but %s is a classifier",
+                        "--out takes embeddings, but %s is a classifier",
                         job->cli->operands[0]);
     }
     job->size = 1;

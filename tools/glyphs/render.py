@@ -17,6 +17,8 @@ from PIL import Image
 import distort
 from characters import CHARACTERS, CLASS_OF, LABELS
 
+CHUNK = 1000
+
 
 def main():
     ap = argparse.ArgumentParser()
@@ -30,21 +32,19 @@ def main():
     glyphs, fonts = torch.from_numpy(held["glyphs"]), held["fonts"]
     of_class = [[i for i, c in enumerate(CLASS_OF) if c == k] for k in range(len(LABELS))]
     g = torch.Generator().manual_seed(args.seed)
-    number = torch.arange(args.images)
-    label = number % len(LABELS)
-    draws = torch.rand(args.images, generator=g)
-    character = torch.tensor([of_class[k][int(d * len(of_class[k]))]
-                              for k, d in zip(label.tolist(), draws.tolist())])
-    font = torch.randint(0, len(fonts), (args.images,), generator=g)
     for name in LABELS:
         os.makedirs(os.path.join(args.out, name), exist_ok=True)
     with open(os.path.join(args.out, "fonts.txt"), "w") as names:
-        for at in range(0, args.images, 1000):
-            part = slice(at, min(at + 1000, args.images))
-            clean = distort.unpack(glyphs[font[part], character[part]])
+        for at in range(0, args.images, CHUNK):      # whole chunks: fewer pictures are the first of more
+            label = (at + torch.arange(CHUNK)) % len(LABELS)
+            draws = torch.rand(CHUNK, generator=g)
+            character = torch.tensor([of_class[k][int(d * len(of_class[k]))]
+                                      for k, d in zip(label.tolist(), draws.tolist())])
+            font = torch.randint(0, len(fonts), (CHUNK,), generator=g)
+            clean = distort.unpack(glyphs[font, character])
             pictures = distort.distort(clean, g, args.level).permute(0, 2, 3, 1).numpy()
-            for i, picture in zip(range(part.start, part.stop), pictures):
-                path = f"{LABELS[label[i]]}/{i:05d}.png"
+            for i, picture in enumerate(pictures[:args.images - at]):
+                path = f"{LABELS[label[i]]}/{at + i:05d}.png"
                 Image.fromarray(picture).save(os.path.join(args.out, path))
                 names.write(f"{path}\t{CHARACTERS[character[i]]}\t{fonts[font[i]]}\n")
 
