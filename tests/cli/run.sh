@@ -502,6 +502,9 @@ name="wrong ESPALIER_CPU"
 ESPALIER_CPU=mmx "$program" devices >out 2>err
 if [ $? = 2 ]; then ok; else bad "exit code"; fi
 
+# ---- models of images ----
+. "$source/tests/cli/images.sh"
+
 # ---- output that cannot be written, interrupts ----
 if [ -w /dev/full ]; then
     for arguments in --help --version "info plain" "info plain --json" kernels "prune plain -p 2:4 -n" "run plain --prompt a -n 3" "verify plain"; do
