@@ -223,7 +223,7 @@ static const cli_option options[] = {
 
 const cli_command eval_command = {
     .name = "eval",
-    .summary = "measure perplexity on a text, retrieval or accuracy, and the distance to a dense model",
+    .summary = "measure quality on texts or images, and the distance to a dense model",
     .operands = "MODEL --text FILE | --retrieval FILE | --images PATH",
     .least_operands = 1,
     .most_operands = 1,

@@ -1,5 +1,5 @@
-/* espalier eval MODEL --images: how many images of a set a classifier gets right, and how far results
- * are from a dense model's. */
+/* espalier eval MODEL --images: how many images of a set a classifier gets right, and how far
+ * results are from a dense model's. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -146,8 +146,7 @@ static esp_status print_json(const eval_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", esp_compute_name(job->model.info.compute));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels",
-                 model_kernels_json(job->model.model, job->model.info.context));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, job->model.info.context));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
     return record_print(&record, error);
@@ -197,10 +196,8 @@ static esp_status evaluate(eval_job *job, int64_t limit, esp_error *error)
     if (job->baseline_path != NULL) {
         TRY(load_model(cli, job->baseline_path, false, &job->baseline, error));
     }
-    const esp_image_set set = {.count = job->list.count,
-                               .labels = job->labels,
-                               .read = read_image,
-                               .user = job};
+    const esp_image_set set = {
+        .count = job->list.count, .labels = job->labels, .read = read_image, .user = job};
     const esp_image_eval_options options = {.progress = progress_step, .user = &cli->progress};
     TRY(esp_eval_images(job->model.model, job->baseline.model, job->processor, &set, &options,
                         &job->result, error));
@@ -209,9 +206,9 @@ static esp_status evaluate(eval_job *job, int64_t limit, esp_error *error)
         return print_json(job, error);
     }
     print_text(job);
-    return cli->plan->explain ? explain_model(cli, job->model.model, job->model.info.context,
-                                              stdout, error)
-                              : (esp_status)ESP_OK;
+    return cli->plan->explain
+               ? explain_model(cli, job->model.model, job->model.info.context, stdout, error)
+               : (esp_status)ESP_OK;
 }
 
 esp_status eval_images(cli_state *cli, const char *path, const char *baseline, int64_t limit,

@@ -230,9 +230,9 @@ static esp_status read_bytes(int descriptor, const char *path, unsigned char **d
         return unreadable(path, "it is no file", error);
     }
     if (status.st_size < 8 || status.st_size > MOST_FILE_BYTES) {
-        return unreadable(path, status.st_size < 8 ? "it is empty or nearly so"
-                                                   : "it is larger than 512 MiB",
-                          error);
+        return unreadable(
+            path, status.st_size < 8 ? "it is empty or nearly so" : "it is larger than 512 MiB",
+            error);
     }
     size_t size = (size_t)status.st_size, used = 0;
     unsigned char *read_data = malloc(size);

@@ -121,12 +121,12 @@ static esp_status add_index(image_list *list, const char *path, esp_error *error
 {
     char *text = NULL, *folder = strdup(path);
     size_t length = 0;
-    esp_status status = folder == NULL ? cli_fail_memory(error, path)
-                                       : load_text(path, &text, &length, error);
+    esp_status status =
+        folder == NULL ? cli_fail_memory(error, path) : load_text(path, &text, &length, error);
     if (status == ESP_OK && memchr(text, '\0', length) != NULL) {
-        status = cli_fail(error, ESP_BAD_FILE, "images.bad_index",
-                          "%s: this is no text; a path, a tab and a label a line were expected",
-                          path);
+        status =
+            cli_fail(error, ESP_BAD_FILE, "images.bad_index",
+                     "%s: this is no text; a path, a tab and a label a line were expected", path);
     }
     if (status == ESP_OK) {
         char *slash = strrchr(folder, '/');

@@ -23,7 +23,7 @@ typedef struct run_images_args {
      .least = 1,                                                                                   \
      .most = 1000},                                                                                \
     {                                                                                              \
-        .name = "out", .letter = 'o', .kind = OPTION_TEXT,                                      \
+        .name = "out", .letter = 'o', .kind = OPTION_TEXT,                                         \
         .offset = offsetof(type, images.output), .argument = "FILE",                               \
         .help = "encoders of images: a safetensors file to write the embeddings to"                \
     }
@@ -31,8 +31,7 @@ typedef struct run_images_args {
 #define RUN_MOST_IMAGES 65536
 
 /* The operands behind the model are image files. cli->plan is set. */
-ESP_MUST_CHECK esp_status run_images(cli_state *cli, const run_images_args *args,
-                                     esp_error *error);
+ESP_MUST_CHECK esp_status run_images(cli_state *cli, const run_images_args *args, esp_error *error);
 
 /* ---- eval: accuracy, distance to a dense model (eval_images.c) ---- */
 

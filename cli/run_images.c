@@ -191,11 +191,10 @@ static void record_map(const run_job *job, int index, cli_record *image)
 static esp_status write_maps(const run_job *job, esp_error *error)
 {
     static const char *const names[] = {"image_embeddings"};
-    const esp_tensor tensor = {
-        .dtype = ESP_F32,
-        .rank = 4,
-        .shape = {job->count, job->shape[0], job->shape[1], job->shape[2]},
-        .data = job->results};
+    const esp_tensor tensor = {.dtype = ESP_F32,
+                               .rank = 4,
+                               .shape = {job->count, job->shape[0], job->shape[1], job->shape[2]},
+                               .data = job->results};
     return esp_safetensors_write(job->cli->context, job->args->output, names, &tensor, 1, error);
 }
 
@@ -276,13 +275,12 @@ static esp_status check_model(run_job *job, esp_error *error)
     job->rank = esp_vision_output_shape(job->model.model, job->shape);
     if (job->rank == 0) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "vision.no_images",
-                        "%s (%s) takes no images; see 'espalier run --help'",
-                        job->cli->operands[0], job->model.info.architecture);
+                        "%s (%s) takes no images; see 'espalier run --help'", job->cli->operands[0],
+                        job->model.info.architecture);
     }
     if (job->rank == 1 && job->args->output != NULL) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
-                        "--out takes embeddings, but %s is a classifier",
-                        job->cli->operands[0]);
+                        "--out takes embeddings, but %s is a classifier", job->cli->operands[0]);
     }
     job->size = 1;
     for (int i = 0; i < job->rank; i++) {

@@ -109,8 +109,7 @@ ESP_MUST_CHECK ESP_API esp_status esp_eval_images(const esp_model *model, const 
                                                   const esp_image_processor *processor,
                                                   const esp_image_set *set,
                                                   const esp_image_eval_options *options,
-                                                  esp_image_eval_result *result,
-                                                  esp_error *error);
+                                                  esp_image_eval_result *result, esp_error *error);
 
 /* ---- verify: what does this folder hold? ---- */
 

@@ -23,8 +23,8 @@ typedef struct image_eval {
     const esp_image_set *set;
     const esp_image_eval_options *options;
     esp_image_eval_result *result;
-    contestant sides[2]; /* model, baseline (model NULL: none) */
-    int64_t batch, size; /* size: numbers of one result */
+    contestant sides[2];                /* model, baseline (model NULL: none) */
+    int64_t batch, size;                /* size: numbers of one result */
     int64_t height, width, held, first; /* images waiting: `held` from `first` on */
     float *pixels;
     double squares, differences;
@@ -153,8 +153,8 @@ static esp_status flush(image_eval *run, esp_error *error)
     run->first += run->held;
     run->held = 0;
     if (options->progress != NULL &&
-        !options->progress(options->user, "evaluating", (double)run->first,
-                           (double)run->set->count, "images")) {
+        !options->progress(options->user, "evaluating", (double)run->first, (double)run->set->count,
+                           "images")) {
         return esp_fail(error, ESP_CANCELLED, "cancelled", "evaluation was interrupted");
     }
     return ESP_OK;
@@ -198,8 +198,8 @@ static esp_status take_image(image_eval *run, int64_t index, esp_error *error)
     if (height != run->height || width != run->width) {
         ESP_TRY(resize(run, height, width, error));
     }
-    ESP_TRY(esp_image_process(run->processor, &image,
-                              run->pixels + run->held * 3 * height * width, error));
+    ESP_TRY(esp_image_process(run->processor, &image, run->pixels + run->held * 3 * height * width,
+                              error));
     run->held++;
     return run->held == run->batch ? flush(run, error) : ESP_OK;
 }
@@ -220,8 +220,9 @@ static esp_status evaluate(image_eval *run, esp_error *error)
     result->mean_kl /= count;
     result->top1_agreement /= count;
     result->mean_cosine /= count;
-    result->relative_error = run->squares > 0 ? sqrt(run->differences / run->squares)
-                                              : run->differences > 0 ? INFINITY : 0;
+    result->relative_error = run->squares > 0       ? sqrt(run->differences / run->squares)
+                             : run->differences > 0 ? INFINITY
+                                                    : 0;
     return ESP_OK;
 }
 

@@ -325,7 +325,8 @@ static esp_status gather_tokens(esp_device *device, const float *x, int64_t feat
     return ESP_OK;
 }
 
-/* One row of y: the scores of a head with the keys of one grid row or column. Tokens side by side. */
+/* One row of y: the scores of a head with the keys of one grid row or column. Tokens side by side.
+ */
 static void relate_row(const esp_relative *r, int64_t head, int64_t key)
 {
     int64_t size = r->by_row ? r->height : r->width, grid = r->height * r->width;

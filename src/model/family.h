@@ -35,8 +35,8 @@ typedef struct esp_want {
     char name[96];
     char old_name[96]; /* what older files call it; "": nothing else */
     esp_role role;
-    int64_t out, in;     /* in: 0 for vectors */
-    int rank;            /* as stored */
+    int64_t out, in; /* in: 0 for vectors */
+    int rank;        /* as stored */
     int64_t shape[4];
     esp_packed **weight; /* of linear layers and tables */
     esp_linear *linear;

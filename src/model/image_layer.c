@@ -137,8 +137,8 @@ void esp_image_layer_free(const esp_model *model, esp_image_layer *layer)
     for (int64_t i = 0; (linear = esp_image_layer_linear(layer, i)) != NULL; i++) {
         esp_linear_free(linear, model->device);
     }
-    float *const vectors[] = {layer->norm1_weight,          layer->norm1_bias,
-                              layer->norm2_weight,          layer->norm2_bias,
+    float *const vectors[] = {layer->norm1_weight,        layer->norm1_bias,
+                              layer->norm2_weight,        layer->norm2_bias,
                               layer->attention.row_table, layer->attention.column_table};
     for (int i = 0; i < ESP_COUNT(vectors); i++) {
         esp_vector_free(model, vectors[i]);

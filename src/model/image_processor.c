@@ -99,11 +99,12 @@ static esp_status read_size(const esp_config_file *file, esp_image_processor *pr
     }
     ESP_TRY(read_pair(file, "size", &processor->height, &processor->width, &found, error));
     processor->kind = SIZE_FIXED;
-    return found && !shortest ? ESP_OK
-                              : bad_pair(file, "size",
-                                         "a number, {\"height\", \"width\"}, {\"shortest_edge\"} or "
-                                         "{\"longest_edge\"}",
-                                         error);
+    return found && !shortest
+               ? ESP_OK
+               : bad_pair(file, "size",
+                          "a number, {\"height\", \"width\"}, {\"shortest_edge\"} or "
+                          "{\"longest_edge\"}",
+                          error);
 }
 
 static esp_status read_resize(const esp_config_file *file, esp_image_processor *processor,
@@ -162,8 +163,7 @@ static esp_status read_channels(const esp_config_file *file, const char *key, bo
             return bad_pair(file, key, "a list of three numbers", error);
         }
         values[i] = json_number_value(entry);
-        if (!isfinite(values[i]) || fabs(values[i]) > 1e6 ||
-            (divides && !(values[i] >= 1e-6))) {
+        if (!isfinite(values[i]) || fabs(values[i]) > 1e6 || (divides && !(values[i] >= 1e-6))) {
             return esp_fail(error, ESP_BAD_FILE, "config.bad_value",
                             "%s: entry %zu of \"%s\" is %g, which is %s", file->path, i, key,
                             values[i], divides ? "nothing to divide by" : "out of range");
@@ -278,7 +278,8 @@ static esp_status resized(const esp_image_processor *processor, int64_t width, i
     }
     return *to_width <= ESP_MAX_IMAGE_SIDE && *to_height <= ESP_MAX_IMAGE_SIDE
                ? ESP_OK
-               : bad_size(width, height, "would be too large when resized as the model asks", error);
+               : bad_size(width, height, "would be too large when resized as the model asks",
+                          error);
 }
 
 esp_status esp_image_processor_size(const esp_image_processor *processor, int64_t image_width,
@@ -332,7 +333,8 @@ static void fill_values(const esp_image_processor *processor, const uint8_t *pix
                 int64_t y = row + top, x = column + left;
                 bool body = row < body_height && column < body_width;
                 bool inside = y >= 0 && y < from_height && x >= 0 && x < from_width;
-                float value = inside ? table[pixels[(y * from_width + x) * CHANNELS + c]] : table[0];
+                float value =
+                    inside ? table[pixels[(y * from_width + x) * CHANNELS + c]] : table[0];
                 values[(c * height + row) * width + column] = body ? value : 0.0f;
             }
         }
@@ -344,8 +346,8 @@ esp_status esp_image_process(const esp_image_processor *processor, const esp_ima
 {
     int64_t width, height, to_width = 0, to_height = 0;
     uint8_t *pixels = NULL;
-    ESP_TRY(esp_image_processor_size(processor, image->width, image->height, &height, &width,
-                                     error));
+    ESP_TRY(
+        esp_image_processor_size(processor, image->width, image->height, &height, &width, error));
     ESP_TRY(resized(processor, image->width, image->height, &to_width, &to_height, error));
     ESP_TRY(esp_image_resize(processor->context, image, processor->resample, to_width, to_height,
                              &pixels, error));

@@ -74,7 +74,8 @@ static esp_status make_bank(esp_context *context, esp_resample resample, int64_t
     bank->first = esp_alloc_array(context, places, sizeof *bank->first);
     bank->count = esp_alloc_array(context, places, sizeof *bank->count);
     bank->weights = esp_alloc_array(context, weights, sizeof *bank->weights);
-    bool there = exact != NULL && bank->first != NULL && bank->count != NULL && bank->weights != NULL;
+    bool there =
+        exact != NULL && bank->first != NULL && bank->count != NULL && bank->weights != NULL;
     for (int64_t place = 0; there && place < to; place++) {
         fill_place(bank, resample, scale, from, place, exact);
     }
@@ -138,8 +139,9 @@ static uint8_t *take_pixels(esp_context *context, int64_t width, int64_t height,
     if (esp_mul_size((size_t)width * CHANNELS, (size_t)height, &bytes)) {
         pixels = esp_alloc(context, bytes);
     }
-    *status = pixels != NULL ? ESP_OK
-                             : esp_fail_memory(error, (size_t)(width * height) * CHANNELS, "an image");
+    *status = pixels != NULL
+                  ? ESP_OK
+                  : esp_fail_memory(error, (size_t)(width * height) * CHANNELS, "an image");
     return pixels;
 }
 

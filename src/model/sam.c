@@ -23,7 +23,8 @@ static esp_sam *sam_of(const esp_vision *vision)
 static void measure(esp_vision *vision)
 {
     int64_t window = sam_of(vision)->window;
-    int64_t down = esp_ceil_div(vision->rows, window), across = esp_ceil_div(vision->columns, window);
+    int64_t down = esp_ceil_div(vision->rows, window),
+            across = esp_ceil_div(vision->columns, window);
     vision->tokens = vision->patches;
     vision->windowed = down * across * window * window;
 }
@@ -66,18 +67,19 @@ static esp_status create(esp_vision *vision, esp_error *error)
     const esp_image_config *config = &sam->config;
     int64_t hidden = config->hidden, neighbours = sam->channels * NECK_SIDE * NECK_SIDE;
     int64_t bias = config->heads * ESP_MAX(sam->window, ESP_MAX(vision->rows, vision->columns));
-    const esp_area areas[] = {{&vision->x, hidden},
-                              {&vision->normed, hidden},
-                              {&vision->mixed, hidden},
-                              {&vision->qkv, 3 * hidden},
-                              {&vision->keys, hidden},
-                              {&vision->values, hidden},
-                              {&vision->base, hidden},
-                              {&vision->picked, sam->channels},
-                              {&vision->row_bias, bias},
-                              {&vision->column_bias, bias},
-                              {&vision->inner, ESP_MAX(config->intermediate, neighbours)},
-                              {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
+    const esp_area areas[] = {
+        {&vision->x, hidden},
+        {&vision->normed, hidden},
+        {&vision->mixed, hidden},
+        {&vision->qkv, 3 * hidden},
+        {&vision->keys, hidden},
+        {&vision->values, hidden},
+        {&vision->base, hidden},
+        {&vision->picked, sam->channels},
+        {&vision->row_bias, bias},
+        {&vision->column_bias, bias},
+        {&vision->inner, ESP_MAX(config->intermediate, neighbours)},
+        {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
     ESP_TRY(esp_scratch_take(vision->model, areas, ESP_COUNT(areas),
                              vision->max_images * vision->windowed, &vision->block, error));
     ESP_TRY(esp_device_take(vision->model, (size_t)(hidden * vision->tokens), "positions",
@@ -155,8 +157,8 @@ static esp_status attend_in_windows(const esp_vision *vision, const esp_nn *nn,
     ESP_TRY(esp_vision_gather(nn, vision->normed, hidden, tokens, vision->index, places,
                               vision->mixed, error));
     ESP_TRY(esp_vision_attend(vision, nn, layer, &attention, error));
-    ESP_TRY(esp_vision_gather(nn, vision->qkv, hidden, places, vision->back, tokens,
-                              vision->normed, error));
+    ESP_TRY(esp_vision_gather(nn, vision->qkv, hidden, places, vision->back, tokens, vision->normed,
+                              error));
     return esp_vision_add(nn, vision->x, vision->normed, hidden * tokens, error);
 }
 
@@ -170,8 +172,7 @@ static esp_status run_layer(esp_vision *vision, const esp_nn *nn, int64_t index,
                             hidden, tokens, vision->normed, error));
     ESP_TRY(sam->global[index] ? attend_globally(vision, nn, layer, images, error)
                                : attend_in_windows(vision, nn, layer, images, error));
-    ESP_TRY(
-        esp_vision_feed_forward(vision, nn, layer, sam->config.eps, hidden, tokens, error));
+    ESP_TRY(esp_vision_feed_forward(vision, nn, layer, sam->config.eps, hidden, tokens, error));
     esp_vision_show_layer(vision, index, hidden, tokens);
     return ESP_OK;
 }

@@ -1,6 +1,6 @@
 /* config.json and the tensors of SAM's image encoder, under the names of Hugging Face or of the
- * original repository: which ones is seen from the table of positions or of the patches' projection.
- * Prompt encoder and mask decoder of a whole model are left out. */
+ * original repository: which ones is seen from the table of positions or of the patches'
+ * projection. Prompt encoder and mask decoder of a whole model are left out. */
 #include <stdio.h>
 
 #include "model/sam.h"
@@ -70,8 +70,8 @@ static esp_status read_encoder(esp_model *model, const esp_config_file *file, es
     sam->window = 14;
     sam->channels = 256;
     sam->absolute = sam->relative = true;
-    ESP_TRY(esp_config_integer(file, "window_size", false, 1, ESP_MAX_IMAGE_SIDE, &sam->window,
-                               error));
+    ESP_TRY(
+        esp_config_integer(file, "window_size", false, 1, ESP_MAX_IMAGE_SIDE, &sam->window, error));
     ESP_TRY(esp_config_integer(file, "output_channels", false, 1, ESP_MAX_FEATURES, &sam->channels,
                                error));
     ESP_TRY(esp_config_bool(file, "use_abs_pos", &sam->absolute, error));
@@ -116,8 +116,7 @@ static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, es
 {
     esp_sam *sam = sam_of(model);
     size_t layers = (size_t)sam->config.layers;
-    sam->original =
-        esp_checkpoint_find(checkpoint, "image_encoder.patch_embed.proj.weight") >= 0;
+    sam->original = esp_checkpoint_find(checkpoint, "image_encoder.patch_embed.proj.weight") >= 0;
     sam->layers = esp_alloc_array(model->context, layers, sizeof *sam->layers);
     if (sam->layers == NULL) {
         return esp_fail_memory(error, layers * sizeof *sam->layers, "a model");

@@ -203,17 +203,15 @@ esp_status esp_vision_embed(esp_vision *vision, const esp_nn *nn, const esp_line
 esp_status esp_vision_norm(const esp_nn *nn, const float *x, const float *weight, const float *bias,
                            float eps, int64_t features, int64_t tokens, float *y, esp_error *error)
 {
-    return esp_nn_done(
-        nn->ops->layer_norm(nn->device, x, weight, bias, eps, features, tokens, y), "layer_norm",
-        error);
+    return esp_nn_done(nn->ops->layer_norm(nn->device, x, weight, bias, eps, features, tokens, y),
+                       "layer_norm", error);
 }
 
 esp_status esp_vision_gather(const esp_nn *nn, const float *x, int64_t features, int64_t tokens,
                              const int32_t *index, int64_t count, float *y, esp_error *error)
 {
-    return esp_nn_done(
-        nn->ops->gather_tokens(nn->device, x, features, tokens, index, count, y), "gather_tokens",
-        error);
+    return esp_nn_done(nn->ops->gather_tokens(nn->device, x, features, tokens, index, count, y),
+                       "gather_tokens", error);
 }
 
 esp_status esp_vision_add(const esp_nn *nn, float *x, const float *y, int64_t count,

@@ -112,8 +112,7 @@ ESP_MUST_CHECK esp_status esp_vision_feed_forward(const esp_vision *vision, cons
 /* Attention of one layer over vision's scratch; the caller says what is read and written. */
 ESP_MUST_CHECK esp_status esp_vision_attend(const esp_vision *vision, const esp_nn *nn,
                                             const esp_image_layer *layer,
-                                            const esp_group_attention_call *what,
-                                            esp_error *error);
+                                            const esp_group_attention_call *what, esp_error *error);
 /* base[f][image * tokens + t] = positions[f][t] for `images` images. */
 void esp_vision_tile(esp_vision *vision, int64_t features, int64_t images);
 

@@ -5,7 +5,8 @@
  *   for each layer:
  *       z = z + attention(norm(z))
  *       z = z + down(gelu(up(norm(z))))
- *   y = head(norm(z)_class),  with two heads (head(norm(z)_class) + head'(norm(z)_distillation)) / 2
+ *   y = head(norm(z)_class),  with two heads (head(norm(z)_class) + head'(norm(z)_distillation)) /
+ * 2
  *
  * For another resolution than the trained one, positions of the patches are resized bicubically.
  * A batch is one list of tokens, image after image; only attention tells them apart. */
@@ -55,8 +56,7 @@ static esp_status take_attention(esp_vision *vision, esp_error *error)
     esp_attention attention =
         esp_group_attention_of(&vit_of(vision)->layers[0].attention, &call, 0);
     size_t bytes = device->backend->ops->attention_workspace_bytes(device, &attention);
-    vision->attention_workspace =
-        device->backend->alloc(vision->model->device, ESP_MAX(bytes, 64));
+    vision->attention_workspace = device->backend->alloc(vision->model->device, ESP_MAX(bytes, 64));
     return vision->attention_workspace != NULL ? ESP_OK
                                                : esp_fail_memory(error, bytes, "a workspace");
 }
@@ -67,9 +67,15 @@ static esp_status create(esp_vision *vision, esp_error *error)
     const esp_image_config *config = &vit->config;
     int64_t hidden = config->hidden;
     const esp_area areas[] = {
-        {&vision->x, hidden},      {&vision->normed, hidden}, {&vision->mixed, hidden},
-        {&vision->qkv, 3 * hidden}, {&vision->keys, hidden},   {&vision->values, hidden},
-        {&vision->base, hidden},   {&vision->picked, hidden}, {&vision->inner, config->intermediate},
+        {&vision->x, hidden},
+        {&vision->normed, hidden},
+        {&vision->mixed, hidden},
+        {&vision->qkv, 3 * hidden},
+        {&vision->keys, hidden},
+        {&vision->values, hidden},
+        {&vision->base, hidden},
+        {&vision->picked, hidden},
+        {&vision->inner, config->intermediate},
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
     ESP_TRY(esp_scratch_take(vision->model, areas, ESP_COUNT(areas),
                              vision->max_images * vision->tokens, &vision->block, error));
@@ -131,8 +137,7 @@ static esp_status run_layer(esp_vision *vision, const esp_nn *nn, int64_t index,
     ESP_TRY(esp_vision_norm(nn, vision->x, layer->norm1_weight, layer->norm1_bias, vit->config.eps,
                             hidden, tokens, vision->normed, error));
     ESP_TRY(esp_vision_attend(vision, nn, layer, &attention, error));
-    ESP_TRY(
-        esp_vision_feed_forward(vision, nn, layer, vit->config.eps, hidden, tokens, error));
+    ESP_TRY(esp_vision_feed_forward(vision, nn, layer, vit->config.eps, hidden, tokens, error));
     esp_vision_show_layer(vision, index, hidden, tokens);
     return ESP_OK;
 }

@@ -184,8 +184,9 @@ static void list_part(esp_model *model, int64_t part, esp_want_list *list)
     if (part == 0) {
         list_embedding(model, list);
     } else if (part <= vit->config.layers) {
-        snprintf(list->prefix, sizeof list->prefix, vit->timm ? "%sblocks.%lld." : "%sencoder.layer.%lld.",
-                 stem(model), (long long)part - 1);
+        snprintf(list->prefix, sizeof list->prefix,
+                 vit->timm ? "%sblocks.%lld." : "%sencoder.layer.%lld.", stem(model),
+                 (long long)part - 1);
         esp_image_layer_list(&vit->config, vit->timm ? &timm : &hugging_face,
                              &vit->layers[part - 1], list);
     } else {
@@ -247,7 +248,6 @@ static const char *const deit_architectures[] = {"DeiTForImageClassification",
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .is_spare = is_spare,    \
     .linear_at = linear_at, .release = release, .images = &esp_vit_net
 
-const esp_family esp_vit_family = {
-    .model_type = "vit", .architectures = vit_architectures, FAMILY};
+const esp_family esp_vit_family = {.model_type = "vit", .architectures = vit_architectures, FAMILY};
 const esp_family esp_deit_family = {
     .model_type = "deit", .architectures = deit_architectures, FAMILY};

@@ -238,9 +238,8 @@ static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint
 {
     esp_sparse *sparse = NULL;
     esp_pack_options options = {0};
-    ESP_TRY(want->rank == 2
-                ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
-                : read_convolution(model, checkpoint, index, want, &sparse, error));
+    ESP_TRY(want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
+                            : read_convolution(model, checkpoint, index, want, &sparse, error));
     esp_status status = ESP_OK;
     if (want->role == ESP_ROLE_LINEAR) {
         status = esp_model_forms(model, want->linear, sparse, &options.forms, error);

@@ -14,8 +14,7 @@ static esp_status project(const esp_nn *nn, const esp_group_attention_layer *lay
 {
     int64_t step = layer->heads * layer->head_dim * call->tokens;
     for (int i = 0; i < layer->projections; i++) {
-        esp_linear_call product = {
-            .x = call->x, .y = call->qkv + i * step, .tokens = call->tokens};
+        esp_linear_call product = {.x = call->x, .y = call->qkv + i * step, .tokens = call->tokens};
         ESP_TRY(esp_linear_run(nn, &layer->qkv[i], &product, error));
     }
     return ESP_OK;

@@ -151,16 +151,17 @@ typedef struct esp_group_attention_layer {
 
 /* Scratch is f32; hidden is heads * head_dim. */
 typedef struct esp_group_attention_call {
-    const float *x;              /* [features][tokens] */
-    float *y;                    /* [features][tokens] */
-    const float *residual;       /* where o adds: may be y */
-    float *qkv;                  /* scratch [3 * hidden][tokens] */
-    float *keys, *values;        /* scratch [heads][tokens][head_dim] */
-    float *mixed;                /* scratch [hidden][tokens]; may be x */
-    float *row_bias, *column_bias; /* scratch [heads][height | width][tokens] where there are tables */
-    int64_t tokens, group;       /* tokens is a multiple of group */
-    int64_t height, width;       /* of a group, as a grid, where there are tables */
-    void *workspace;             /* of the attention operation */
+    const float *x;        /* [features][tokens] */
+    float *y;              /* [features][tokens] */
+    const float *residual; /* where o adds: may be y */
+    float *qkv;            /* scratch [3 * hidden][tokens] */
+    float *keys, *values;  /* scratch [heads][tokens][head_dim] */
+    float *mixed;          /* scratch [hidden][tokens]; may be x */
+    float *row_bias,
+        *column_bias;      /* scratch [heads][height | width][tokens] where there are tables */
+    int64_t tokens, group; /* tokens is a multiple of group */
+    int64_t height, width; /* of a group, as a grid, where there are tables */
+    void *workspace;       /* of the attention operation */
 } esp_group_attention_call;
 
 ESP_MUST_CHECK esp_status esp_group_attention_run(const esp_nn *nn,

@@ -1,4 +1,5 @@
-/* Images into patches, and where patches lie: what a model of images does before its first layer. */
+/* Images into patches, and where patches lie: what a model of images does before its first layer.
+ */
 #include <math.h>
 
 #include "nn/nn.h"

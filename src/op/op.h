@@ -86,9 +86,9 @@ typedef struct esp_attention {
         *values; /* cache: [kv_heads][capacity][head_dim], rows 0..past+tokens-1 filled */
     float *y;    /* [heads * head_dim][stride]; not q */
     int64_t heads, kv_heads, head_dim, tokens, past, capacity;
-    int64_t stride;  /* of q and y, between features: >= tokens; 0: tokens */
-    bool both_ways;  /* every token sees all of 0..past+tokens-1, not only what came before */
-    float scale;     /* multiplies q . k */
+    int64_t stride; /* of q and y, between features: >= tokens; 0: tokens */
+    bool both_ways; /* every token sees all of 0..past+tokens-1, not only what came before */
+    float scale;    /* multiplies q . k */
     /* NULL, or what a grid of tokens adds to the scaled scores: key s gets
      * row_bias[head][s / grid_width][t] + column_bias[head][s % grid_width][t]; both are
      * [heads][rows or columns of the grid][stride]. The keys are one grid. */
@@ -114,8 +114,8 @@ typedef struct esp_relative {
 
 /* Neighbourhoods of the tokens of grids, for a convolution with zeros around. */
 typedef struct esp_unfold {
-    const float *x; /* [features][tokens] */
-    float *y;       /* [features * side * side][tokens] */
+    const float *x;                                /* [features][tokens] */
+    float *y;                                      /* [features * side * side][tokens] */
     int64_t features, tokens, height, width, side; /* side is odd */
 } esp_unfold;
 
@@ -153,8 +153,8 @@ typedef struct esp_ops {
     /* y[f][i] = x[f][index[i]], 0 where index[i] < 0; y is not x. */
     esp_status (*gather_tokens)(esp_device *device, const float *x, int64_t features,
                                 int64_t tokens, const int32_t *index, int64_t count, float *y);
-    /* y[head][k][t] = q[head, :, t] . table[p(t) - k + size - 1, :], p(t) the row or column of token
-     * t in its grid. */
+    /* y[head][k][t] = q[head, :, t] . table[p(t) - k + size - 1, :], p(t) the row or column of
+     * token t in its grid. */
     esp_status (*relative_bias)(esp_device *device, const esp_relative *relative);
     /* y[(f * side + i) * side + j][t] = x[f] of the token i - side / 2 rows below and j - side / 2
      * columns right of t, 0 outside of its grid. */

@@ -1,5 +1,5 @@
-/* A small random image encoder of SAM: two layers, one of windows of 3x3 and one global, hidden 64, 2
- * heads of 32, FFN 128, images of 32x32 in patches of 4x4, embeddings of 16 channels. */
+/* A small random image encoder of SAM: two layers, one of windows of 3x3 and one global, hidden 64,
+ * 2 heads of 32, FFN 128, images of 32x32 in patches of 4x4, embeddings of 16 channels. */
 #ifndef TESTS_CLI_TINY_SAM_H
 #define TESTS_CLI_TINY_SAM_H
 

@@ -168,13 +168,13 @@ static void check_values(test_run *run, goldens *golden, const json_t *entry,
 {
     const json_t *to = json_object_get(entry, "to");
     const json_t *std = json_object_get(json_object_get(entry, "config"), "image_std");
-    bool normalised = !json_is_false(json_object_get(json_object_get(entry, "config"),
-                                                     "do_normalize"));
+    bool normalised =
+        !json_is_false(json_object_get(json_object_get(entry, "config"), "do_normalize"));
     esp_image image = {number_of(entry, "width"), number_of(entry, "height"),
                        golden->pixels + golden->pixel_at};
     int64_t height = 0, width = 0;
-    CHECK_OK(esp_image_processor_size(processor, image.width, image.height, &height, &width,
-                                      error));
+    CHECK_OK(
+        esp_image_processor_size(processor, image.width, image.height, &height, &width, error));
     REQUIRE(height == json_integer_value(json_array_get(to, 0)) &&
             width == json_integer_value(json_array_get(to, 1)));
     float *values = calloc((size_t)(3 * height * width), sizeof *values);

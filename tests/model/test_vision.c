@@ -1,17 +1,17 @@
 /* ViT, DeiT and SAM's image encoder against transformers and timm (goldens of
- * tools/golden/make_vision.py), on both devices of the host: the embedding, every layer's output and
- * the last one; and that a batch gives what its images give one by one. */
+ * tools/golden/make_vision.py), on both devices of the host: the embedding, every layer's output
+ * and the last one; and that a batch gives what its images give one by one. */
 #include <math.h>
 
 #include "golden_vision.h"
 
 #define BOUND 1e-4 /* largest |difference| / largest |expected|, f32 */
 
-static const char *const names[] = {
-    "a_vit_batch",         "b_vit_head80_other_size", "c_vit_hidden_1024",
-    "d_deit_two_heads",    "e_deit_tanh_no_bias",     "f_timm_vit",
-    "g_timm_deit_two_heads", "h_sam_padded_windows",  "i_sam_hidden_1024",
-    "j_sam_original_names"};
+static const char *const names[] = {"a_vit_batch",           "b_vit_head80_other_size",
+                                    "c_vit_hidden_1024",     "d_deit_two_heads",
+                                    "e_deit_tanh_no_bias",   "f_timm_vit",
+                                    "g_timm_deit_two_heads", "h_sam_padded_windows",
+                                    "i_sam_hidden_1024",     "j_sam_original_names"};
 static const char *const devices[] = {"ref", "cpu"};
 
 /* Parts are seen in the order in which they are stored. */

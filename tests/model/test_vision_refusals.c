@@ -71,7 +71,8 @@ static const change changes[] = {
     {ORIGINAL, .drop = "image_encoder.neck.3.bias", .code = "model.missing_tensor"},
     {WIDE, "{\"num_attention_heads\": 7}", .code = "config.heads_divide_hidden"},
 
-    {VIT, "{\"architectures\": \"(remove)\", \"num_channels\": null, \"qkv_bias\": null}", .code = NULL},
+    {VIT, "{\"architectures\": \"(remove)\", \"num_channels\": null, \"qkv_bias\": null}",
+     .code = NULL},
     {VIT, .add = "{\"name\": \"vit.pooler.dense.weight\", \"shape\": [64, 64]}"},
     {VIT, "{\"encoder_stride\": 16, \"pooler_act\": \"tanh\", \"x\": {\"y\": []}}", .code = NULL},
     {SAM, "{\"layer_norm_eps\": \"(remove)\", \"num_pos_feats\": 128}",
@@ -95,7 +96,8 @@ static void merge(json_t *config, const char *text)
 
 static void apply(json_t *golden, const change *what)
 {
-    json_t *tensors = json_object_get(golden, "tensors"), *config = json_object_get(golden, "config");
+    json_t *tensors = json_object_get(golden, "tensors"),
+           *config = json_object_get(golden, "config");
     json_t *inner = json_object_get(config, "vision_config");
     for (size_t i = json_array_size(tensors); i-- > 0;) {
         json_t *entry = json_array_get(tensors, i);
@@ -180,7 +182,8 @@ static void calls(test_run *run)
                 "vision.bad_batch");
     esp_vision_free(vision);
     CHECK_TEXT(esp_model_label(classifier.model, 4), "class 4");
-    CHECK(esp_model_label(classifier.model, 5) == NULL && esp_model_label(encoder.model, 0) == NULL);
+    CHECK(esp_model_label(classifier.model, 5) == NULL &&
+          esp_model_label(encoder.model, 0) == NULL);
     CHECK(esp_model_label(classifier.model, -1) == NULL);
     CHECK_INT(esp_vision_output_shape(classifier.model, shape), 1);
     CHECK_INT(shape[0], 5);
@@ -211,7 +214,6 @@ static void text_model(test_run *run)
     test_context_free(run, context);
 }
 
-static const test_case cases[] = {{"refused_and_taken", refused_and_taken},
-                                  {"calls", calls},
-                                  {"text_model", text_model}};
+static const test_case cases[] = {
+    {"refused_and_taken", refused_and_taken}, {"calls", calls}, {"text_model", text_model}};
 TEST_MAIN(cases)
