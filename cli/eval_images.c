@@ -1,10 +1,7 @@
 /* espalier eval MODEL --images: how many images of a set a classifier gets right, and how far
  * results are from a dense model's. */
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
 
-#include "image_file.h"
 #include "images.h"
 #include "sizes.h"
 
@@ -12,59 +9,16 @@ typedef struct eval_job {
     cli_state *cli;
     const char *path, *baseline_path;
     loaded_model model, baseline;
-    esp_image_processor *processor;
-    image_list list;
-    int64_t *labels;
-    image_file file; /* the one that was read last */
+    opened_images *images;
     esp_image_eval_result result;
 } eval_job;
 
-/* ---- labels ---- */
-
-/* The label of that name, else the one of that number; -1: neither. */
-static int64_t find_label(const eval_job *job, const char *name)
-{
-    for (int64_t i = 0; i < job->model.info.labels; i++) {
-        if (strcmp(esp_model_label(job->model.model, i), name) == 0) {
-            return i;
-        }
-    }
-    char *end = NULL;
-    long long number = strtoll(name, &end, 10);
-    bool whole = end != name && *end == '\0';
-    return whole && number >= 0 && number < job->model.info.labels ? number : -1;
-}
-
-static esp_status number_labels(eval_job *job, esp_error *error)
-{
-    if (job->model.info.kind != ESP_MODEL_CLASSIFIER) {
-        return ESP_OK;
-    }
-    job->labels = malloc((size_t)job->list.count * sizeof *job->labels);
-    if (job->labels == NULL) {
-        return cli_fail_memory(error, "labels");
-    }
-    for (int64_t i = 0; i < job->list.count; i++) {
-        const listed_image *image = &job->list.images[i];
-        if (image->label == NULL) {
-            return cli_fail(error, ESP_BAD_FILE, "images.no_label",
-                            "%s: has no label; put it in a folder named after it, or name it in "
-                            "an index",
-                            image->path);
-        }
-        bool again = i > 0 && strcmp(image->label, job->list.images[i - 1].label) == 0;
-        job->labels[i] = again ? job->labels[i - 1] : find_label(job, image->label);
-        if (job->labels[i] < 0) {
-            return cli_fail(error, ESP_BAD_FILE, "images.unknown_label",
-                            "%s: its label \"%s\" is none of the model's %lld (id2label in "
-                            "config.json)",
-                            image->path, image->label, (long long)job->model.info.labels);
-        }
-    }
-    return ESP_OK;
-}
-
 /* ---- results ---- */
+
+static bool classifies(const eval_job *job)
+{
+    return job->model.info.kind == ESP_MODEL_CLASSIFIER;
+}
 
 static double share(const eval_job *job, int64_t count)
 {
@@ -104,7 +58,7 @@ static void print_text(const eval_job *job)
     printf("%-16s %s (%s in files)\n", "model", job->cli->operands[0],
            size_bytes((double)job->model.file_bytes, size));
     printf("%-16s %s, %lld\n", "images", job->path, (long long)result->images);
-    if (job->labels != NULL) {
+    if (classifies(job)) {
         print_accuracy(job);
     } else if (result->has_baseline) {
         printf("%-16s %s\n", "baseline", job->baseline_path);
@@ -122,18 +76,18 @@ static void print_text(const eval_job *job)
 static esp_status print_json(const eval_job *job, esp_error *error)
 {
     const esp_image_eval_result *result = &job->result;
-    bool has = result->has_baseline, classifies = job->labels != NULL;
+    bool has = result->has_baseline, labelled = classifies(job);
     double unknown = (double)NAN;
     cli_record record = record_begin("eval");
     record_text(&record, "model", job->cli->operands[0]);
     record_text(&record, "image_set", job->path);
     record_int(&record, "file_bytes", (int64_t)job->model.file_bytes);
     record_int(&record, "images", result->images);
-    record_real(&record, "top1", classifies ? share(job, result->top1) : unknown);
-    record_real(&record, "top5", classifies ? share(job, result->top5) : unknown);
-    record_real(&record, "cross_entropy", classifies ? result->nats : unknown);
+    record_real(&record, "top1", labelled ? share(job, result->top1) : unknown);
+    record_real(&record, "top5", labelled ? share(job, result->top5) : unknown);
+    record_real(&record, "cross_entropy", labelled ? result->nats : unknown);
     record_text(&record, "baseline", job->baseline_path);
-    bool both = has && classifies;
+    bool both = has && labelled;
     record_real(&record, "baseline_top1", both ? share(job, result->baseline_top1) : unknown);
     record_real(&record, "baseline_top5", both ? share(job, result->baseline_top5) : unknown);
     record_real(&record, "mean_kl", both ? result->mean_kl : unknown);
@@ -154,61 +108,24 @@ static esp_status print_json(const eval_job *job, esp_error *error)
 
 /* ---- the whole ---- */
 
-static esp_status read_image(void *user, int64_t index, esp_image *image, esp_error *error)
-{
-    eval_job *job = user;
-    image_file_free(&job->file);
-    if (interrupted()) {
-        return cli_fail(error, ESP_CANCELLED, "cancelled", "evaluation was interrupted");
-    }
-    TRY(image_file_read(job->list.images[index].path, &job->file, error));
-    *image = job->file.image;
-    return ESP_OK;
-}
-
-/* Every n-th of the list, so that a part of a sorted set holds all of its labels. */
-static void thin_out(image_list *list, int64_t limit)
-{
-    if (limit <= 0 || limit >= list->count) {
-        return;
-    }
-    for (int64_t i = 0; i < limit; i++) {
-        int64_t from = i * list->count / limit;
-        listed_image moved = list->images[i];
-        list->images[i] = list->images[from];
-        list->images[from] = moved;
-    }
-    for (int64_t i = limit; i < list->count; i++) {
-        free(list->images[i].path);
-        free(list->images[i].label);
-    }
-    list->count = limit;
-}
-
 static esp_status evaluate(eval_job *job, int64_t limit, esp_error *error)
 {
     cli_state *cli = job->cli;
-    TRY(image_list_load(job->path, &job->list, error));
-    thin_out(&job->list, limit);
     TRY(load_model(cli, cli->operands[0], false, &job->model, error));
-    TRY(number_labels(job, error));
-    TRY(esp_image_processor_open(cli->context, cli->operands[0], &job->processor, error));
+    TRY(opened_images_create(cli, job->path, limit, &job->model, &job->images, error));
     if (job->baseline_path != NULL) {
         TRY(load_model(cli, job->baseline_path, false, &job->baseline, error));
     }
-    const esp_image_set set = {
-        .count = job->list.count, .labels = job->labels, .read = read_image, .user = job};
-    const esp_image_eval_options options = {.progress = progress_step, .user = &cli->progress};
-    TRY(esp_eval_images(job->model.model, job->baseline.model, job->processor, &set, &options,
-                        &job->result, error));
+    TRY(opened_images_eval(job->images, job->model.model, job->baseline.model, &job->result,
+                           error));
     progress_end(&cli->progress);
     if (cli->common.json) {
         return print_json(job, error);
     }
     print_text(job);
-    return cli->plan->explain
-               ? explain_model(cli, job->model.model, job->model.info.context, stdout, error)
-               : (esp_status)ESP_OK;
+    return cli->plan->explain ? explain_model(cli, job->model.model, job->model.info.context,
+                                              stdout, error)
+                              : (esp_status)ESP_OK;
 }
 
 esp_status eval_images(cli_state *cli, const char *path, const char *baseline, int64_t limit,
@@ -216,11 +133,8 @@ esp_status eval_images(cli_state *cli, const char *path, const char *baseline, i
 {
     eval_job job = {.cli = cli, .path = path, .baseline_path = baseline};
     esp_status status = evaluate(&job, limit, error);
-    image_file_free(&job.file);
-    image_list_free(&job.list);
-    esp_image_processor_close(job.processor);
+    opened_images_free(job.images);
     loaded_model_free(&job.baseline);
     loaded_model_free(&job.model);
-    free(job.labels);
     return status;
 }

@@ -57,4 +57,16 @@ typedef struct image_list {
 ESP_MUST_CHECK esp_status image_list_load(const char *path, image_list *list, esp_error *error);
 void image_list_free(image_list *list);
 
+/* A list with what the model needs of it, as esp_eval_images takes it (image_set.c). */
+typedef struct opened_images opened_images;
+/* limit: images, spread over the list; 0: all. Labels are looked up where the model has any. */
+ESP_MUST_CHECK esp_status opened_images_create(cli_state *cli, const char *path, int64_t limit,
+                                               const loaded_model *model, opened_images **images,
+                                               esp_error *error);
+void opened_images_free(opened_images *images);
+/* A baseline may be NULL. */
+ESP_MUST_CHECK esp_status opened_images_eval(opened_images *images, const esp_model *model,
+                                             const esp_model *baseline,
+                                             esp_image_eval_result *result, esp_error *error);
+
 #endif
