@@ -1,6 +1,7 @@
 /* Times whole models on random tokens: prefill (the prompt in batches) and decode (one token after
- * the other); of encoders and models of images many at a time and one alone. Rounds go over all models in
- * turn, so that a change of the machine's mood hits all alike; the median of the rounds counts. */
+ * the other); of encoders and models of images many at a time and one alone. Rounds go over all
+ * models in turn, so that a change of the machine's mood hits all alike; the median of the rounds
+ * counts. */
 #include <math.h>
 #include <stdlib.h>
 

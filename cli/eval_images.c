@@ -123,9 +123,9 @@ static esp_status evaluate(eval_job *job, int64_t limit, esp_error *error)
         return print_json(job, error);
     }
     print_text(job);
-    return cli->plan->explain ? explain_model(cli, job->model.model, job->model.info.context,
-                                              stdout, error)
-                              : (esp_status)ESP_OK;
+    return cli->plan->explain
+               ? explain_model(cli, job->model.model, job->model.info.context, stdout, error)
+               : (esp_status)ESP_OK;
 }
 
 esp_status eval_images(cli_state *cli, const char *path, const char *baseline, int64_t limit,

@@ -106,8 +106,7 @@ void opened_images_free(opened_images *images)
     free(images);
 }
 
-static esp_status open_set(opened_images *images, const char *path, int64_t limit,
-                           esp_error *error)
+static esp_status open_set(opened_images *images, const char *path, int64_t limit, esp_error *error)
 {
     TRY(image_list_load(path, &images->list, error));
     thin_out(&images->list, limit);
@@ -117,8 +116,7 @@ static esp_status open_set(opened_images *images, const char *path, int64_t limi
 }
 
 esp_status opened_images_create(cli_state *cli, const char *path, int64_t limit,
-                                const loaded_model *model, opened_images **images,
-                                esp_error *error)
+                                const loaded_model *model, opened_images **images, esp_error *error)
 {
     opened_images *made = calloc(1, sizeof *made);
     if (made == NULL) {
@@ -139,10 +137,8 @@ esp_status opened_images_eval(opened_images *images, const esp_model *model,
                               const esp_model *baseline, esp_image_eval_result *result,
                               esp_error *error)
 {
-    const esp_image_set set = {.count = images->list.count,
-                               .labels = images->labels,
-                               .read = read_image,
-                               .user = images};
+    const esp_image_set set = {
+        .count = images->list.count, .labels = images->labels, .read = read_image, .user = images};
     const esp_image_eval_options options = {.progress = progress_step,
                                             .user = &images->cli->progress};
     return esp_eval_images(model, baseline, images->processor, &set, &options, result, error);
