@@ -15,7 +15,7 @@ file.no_disk_facts sharded.too_many_tensors model.operation_failed tokenizer.nor
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-find src cli/image_file.c cli/image_list.c cli/eval_images.c cli/run_images.c -name '*.[ch]' -exec grep -hoE "\"($families)\.[a-z0-9_]+\"" {} + | tr -d '"' |
+find src cli/image_file.c cli/image_list.c cli/image_set.c cli/run_images.c -name '*.[ch]' -exec grep -hoE "\"($families)\.[a-z0-9_]+\"" {} + | tr -d '"' |
     grep -vE "$no_code" | sort -u >"$work/used"
 grep -oE "^\| \`($families)\.[a-z0-9_]+\`" "$page" | tr -d '|` ' | sort >"$work/rows"
 find tests -name '*.c' -o -name '*.h' -o -name '*.sh' -o -name '*.txt' -o -name '*.expected' |

@@ -46,7 +46,8 @@ t "no folder" 3 eval "$glyphs" --images nowhere; err_has '\[images.unreadable\]'
 t "a bad index" 3 eval "$glyphs" --images bad-index.tsv; err_has 'line 1.*\[images.bad_index\]'
 t "an image without label" 3 eval "$glyphs" --images no-label.tsv; err_has '\[images.no_label\]'
 t "an unknown label" 3 eval "$glyphs" --images unknown-label.tsv; err_has 'nobody.*\[images.unknown_label\]'
-t "a text for a classifier" 3 eval "$glyphs" --text text.txt; err_has '\[file.not_found\]|\[tokenizer'
+t "a text for a classifier" 2 eval "$glyphs" --text text.txt; err_has '\[run.needs_images\]'
+t "a prompt for a classifier" 2 run "$glyphs" --prompt a; err_has 'name images.*\[run.needs_images\]'
 
 t "prune a classifier" 0 prune "$glyphs" -p 2:4 -o g24 -q; t "verify it" 0 verify g24 --strict -q
 t "one shot costs something" 0 eval g24 --images "$glyphs/sample" --baseline "$glyphs" --json
@@ -56,6 +57,13 @@ t "are the same model" 0 eval g24 --images "$glyphs/sample" --baseline g24-dense
 json '$j->{top1_agreement} == 1 && $j->{relative_error} < 1e-5'
 t "one shot of 64:2:8" 0 prune "$glyphs" -p 64:2:8 -o g64 -q
 t "costs more" 0 eval g64 --images "$glyphs/sample" --json; json '$j->{top1} < 0.5'
+
+t "bench a classifier" 0 bench "$glyphs" -r 1 --json
+json '$j->{images} == 31 && $j->{batch_tokens_per_s} > 0 && $j->{single_tokens_per_s} > 0'
+t "bench its patterns" 0 bench "$glyphs" --patterns 2:4 --images "$glyphs/sample" --max-images 94 -r 1
+out_has 'top-1'; out_has '^2:4 .*0\.'
+t "bench an image encoder's patterns" 0 bench sam --patterns 2:4 --images no-label.tsv -r 1 --json
+json '$j->{pattern} eq "2:4" ? $j->{mean_cosine} < 1 : !defined $j->{mean_cosine}'
 
 t "embeddings" 0 run sam letter.png "$images/rgb.png"; out_has '^  embedding 16x8x8, root mean square'
 t "embeddings in a file" 0 run sam letter.png "$images/rgb.png" -o e.safetensors --json
