@@ -147,16 +147,21 @@ typedef struct append_job {
     float *cache;
 } append_job;
 
+/* Tokens in blocks, so that the rows that are written stay in the first cache. */
 static void append_heads(void *user, int64_t begin, int64_t end, int thread)
 {
+    enum { BLOCK = 16 };
     (void)thread;
     const append_job *job = user;
     for (int64_t head = begin; head < end; head++) {
         float *rows = job->cache + (head * job->capacity + job->past) * job->head_dim;
-        for (int64_t d = 0; d < job->head_dim; d++) {
-            const float *from = job->x + (head * job->head_dim + d) * job->tokens;
-            for (int64_t t = 0; t < job->tokens; t++) {
-                rows[t * job->head_dim + d] = from[t];
+        for (int64_t first = 0; first < job->tokens; first += BLOCK) {
+            int64_t last = ESP_MIN(first + BLOCK, job->tokens);
+            for (int64_t d = 0; d < job->head_dim; d++) {
+                const float *from = job->x + (head * job->head_dim + d) * job->tokens;
+                for (int64_t t = first; t < last; t++) {
+                    rows[t * job->head_dim + d] = from[t];
+                }
             }
         }
     }
