@@ -27,6 +27,7 @@ typedef struct decoder {
     int64_t width, height;
     char why[160];
     bool over_limit;
+    int orientation; /* of Exif data */
     esp_error *error;
     jmp_buf jump;
 } decoder;
@@ -90,13 +91,28 @@ static void jpeg_warned(j_common_ptr info, int level)
     }
 }
 
+static void read_exif(const struct jpeg_decompress_struct *info, decoder *from)
+{
+    static const char magic[] = "Exif\0";
+    for (jpeg_saved_marker_ptr marker = info->marker_list; marker != NULL; marker = marker->next) {
+        if (marker->marker == JPEG_APP0 + 1 && marker->data_length > sizeof magic &&
+            memcmp(marker->data, magic, sizeof magic) == 0) {
+            from->orientation =
+                exif_orientation(marker->data + sizeof magic, marker->data_length - sizeof magic);
+            return;
+        }
+    }
+}
+
 static esp_status jpeg_decode(jpeg_reader *reader)
 {
     struct jpeg_decompress_struct *info = &reader->info;
     decoder *from = reader->from;
     jpeg_create_decompress(info);
     jpeg_mem_src(info, from->data, (unsigned long)from->bytes);
+    jpeg_save_markers(info, JPEG_APP0 + 1, 0xffff);
     jpeg_read_header(info, TRUE);
+    read_exif(info, from);
     if (info->jpeg_color_space == JCS_CMYK || info->jpeg_color_space == JCS_YCCK) {
         return cli_fail(from->error, ESP_UNSUPPORTED, "image.unsupported_colours",
                         "%s: a JPEG in CMYK is not supported; convert it to RGB", from->path);
@@ -191,7 +207,12 @@ static esp_status png_decode(png_reader *reader)
             png_read_row(png, from->pixels + (size_t)(row * from->width) * 3, NULL);
         }
     }
-    png_read_end(png, NULL);
+    png_read_end(png, reader->info);
+    png_uint_32 bytes = 0;
+    png_bytep exif = NULL;
+    if (png_get_eXIf_1(png, reader->info, &bytes, &exif) != 0) {
+        from->orientation = exif_orientation(exif, bytes);
+    }
     return ESP_OK;
 }
 
@@ -270,7 +291,7 @@ static esp_status decode(decoder *from)
 
 esp_status image_file_read(const char *path, image_file *file, esp_error *error)
 {
-    decoder from = {.path = path, .error = error};
+    decoder from = {.path = path, .error = error, .orientation = 1};
     unsigned char *data = NULL;
     int descriptor = open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK);
     if (descriptor < 0) {
@@ -287,7 +308,11 @@ esp_status image_file_read(const char *path, image_file *file, esp_error *error)
         return status;
     }
     file->image = (esp_image){from.width, from.height, from.pixels};
-    return ESP_OK;
+    status = image_turn(file, from.orientation, error);
+    if (status != ESP_OK) {
+        image_file_free(file);
+    }
+    return status;
 }
 
 void image_file_free(image_file *file)

@@ -13,7 +13,7 @@ import zlib
 
 import numpy
 import transformers
-from PIL import Image
+from PIL import Image, ImageOps
 
 from make_llama import fractions
 
@@ -79,6 +79,13 @@ def files():
                               ("full_colour.jpg", image, {"subsampling": 0})):
         data = saved(source, "JPEG", quality=90, **how)
         yield name, data, numpy.asarray(Image.open(io.BytesIO(data)).convert("RGB"))
+    for orientation in range(2, 9):
+        exif = Image.Exif()
+        exif[0x0112] = orientation
+        for kind, end in (("JPEG", "jpg"), ("PNG", "png")):
+            data = saved(image, kind, exif=exif, **({"quality": 95} if kind == "JPEG" else {}))
+            shown = ImageOps.exif_transpose(Image.open(io.BytesIO(data)))
+            yield f"turned_{orientation}.{end}", data, numpy.asarray(shown.convert("RGB"))
 
 
 def hostile():
