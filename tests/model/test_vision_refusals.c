@@ -189,6 +189,12 @@ static void calls(test_run *run)
     CHECK_INT(shape[0], 5);
     CHECK_INT(esp_vision_output_shape(encoder.model, shape), 3);
     CHECK(shape[0] == 24 && shape[1] == 10 && shape[2] == 10);
+    esp_session *session = NULL;
+    esp_embedder *embedder = NULL;
+    CHECK_FAILS(esp_session_create(classifier.model, 8, 0, &session, error), ESP_BAD_ARGUMENT,
+                "session.no_decoder");
+    CHECK_FAILS(esp_embedder_create(encoder.model, 0, &embedder, error), ESP_BAD_ARGUMENT,
+                "embed.no_encoder");
     golden_close(&classifier);
     golden_close(&encoder);
     golden_vision_free(&vit);
