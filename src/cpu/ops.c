@@ -330,46 +330,27 @@ static esp_status gather_tokens(esp_device *device, const float *x, int64_t feat
     return ESP_OK;
 }
 
-/* One row of y: the scores of a head with the keys of one grid row or column. Tokens side by side.
- */
-static void relate_row(const esp_relative *r, int64_t head, int64_t key)
-{
-    int64_t size = r->by_row ? r->height : r->width, grid = r->height * r->width;
-    const float *q = r->q + head * r->head_dim * r->tokens;
-    float *y = r->y + (head * size + key) * r->tokens;
-    for (int64_t first = 0; first < r->tokens; first += TOKENS) {
-        int64_t count = ESP_MIN(TOKENS, r->tokens - first), rows[TOKENS];
-        float sums[TOKENS] = {0};
-        for (int64_t i = 0; i < count; i++) {
-            int64_t in_grid = (first + i) % grid;
-            int64_t place = r->by_row ? in_grid / r->width : in_grid % r->width;
-            rows[i] = (place - key + size - 1) * r->head_dim;
-        }
-        for (int64_t d = 0; d < r->head_dim; d++) {
-            for (int64_t i = 0; i < count; i++) {
-                sums[i] += q[d * r->tokens + first + i] * r->table[rows[i] + d];
-            }
-        }
-        memcpy(y + first, sums, (size_t)count * sizeof *sums);
-    }
-}
+typedef struct relate_job {
+    const cpu_level *level;
+    const esp_relative *relative;
+    int64_t size; /* keys of a head */
+} relate_job;
 
 static void relate_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
-    const esp_relative *r = user;
-    int64_t size = r->by_row ? r->height : r->width;
+    const relate_job *job = user;
     for (int64_t i = begin; i < end; i++) {
-        relate_row(r, i / size, i % size);
+        job->level->relate(job->relative, i / job->size, i % job->size);
     }
 }
 
 static esp_status relative_bias(esp_device *device, const esp_relative *relative)
 {
-    esp_relative job = *relative;
-    int64_t size = job.by_row ? job.height : job.width;
-    esp_parallel_for(device->context, job.heads * size, 1 + GRAIN / (job.head_dim * job.tokens),
-                     relate_rows, &job);
+    relate_job job = {cpu_level_of(device), relative,
+                      relative->by_row ? relative->height : relative->width};
+    int64_t grain = 1 + GRAIN / (relative->head_dim * relative->tokens);
+    esp_parallel_for(device->context, relative->heads * job.size, grain, relate_rows, &job);
     return ESP_OK;
 }
 

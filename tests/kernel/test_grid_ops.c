@@ -200,7 +200,7 @@ static void check_level(test_run *run, const char *level, int threads)
     unsetenv("ESPALIER_CPU");
     REQUIRE_OK(esp_device_open(context, "ref", &b.ref, error));
     REQUIRE_OK(esp_device_open(context, "cpu", &b.cpu, error));
-    static const int64_t grids[][2] = {{1, 1}, {1, 5}, {7, 1}, {3, 4}, {14, 14}, {9, 17}};
+    static const int64_t grids[][2] = {{1, 1}, {1, 5}, {7, 1}, {3, 4}, {14, 14}, {9, 17}, {2, 70}};
     for (int i = 0; i < ESP_COUNT(grids); i++) {
         int64_t height = grids[i][0], width = grids[i][1];
         check_gather(&b, 1 + 5 * i, height * width, height * width + 3);
