@@ -12,8 +12,8 @@ typedef struct bench_args {
     const char *against;
     bool all_kernels;
     int64_t prompt_tokens, new_tokens;
-    const char *patterns, *text, *work;
-    int64_t max_tokens, context;
+    const char *patterns, *text, *images, *work;
+    int64_t max_tokens, max_images, context;
     int64_t seed;
     plan_args plan;
 } bench_args;
@@ -107,9 +107,11 @@ typedef struct model_row {
     loaded_model loaded;
     esp_session *session;
     esp_embedder *embedder; /* of an encoder, which has no session */
+    esp_vision *vision;     /* of a model of images, which has neither */
     int32_t *ids;
-    float *outputs;                    /* logits, or vectors of texts */
-    int64_t *lengths, texts;           /* of an encoder's batch */
+    float *pixels;                     /* of a batch of images */
+    float *outputs;                    /* logits, or vectors of texts, or results of images */
+    int64_t *lengths, texts;           /* of an encoder's batch; texts: or images */
     int64_t prompt_tokens, new_tokens; /* an encoder's: of a text in the batch, of a text alone */
     double *prefill_s, *decode_s;      /* per round */
     double prefill_rate, decode_rate;
@@ -119,6 +121,8 @@ typedef struct model_row {
     cli_record explained; /* list, with --explain */
     bool has_eval;
     esp_eval_result eval;
+    bool has_image_eval;
+    esp_image_eval_result image_eval;
     int clamped; /* layers whose V was clamped */
 } model_row;
 

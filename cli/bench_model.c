@@ -1,6 +1,7 @@
 /* Times whole models on random tokens: prefill (the prompt in batches) and decode (one token after
- * the other); of encoders many texts at a time and a short one alone. Rounds go over all models in
- * turn, so that a change of the machine's mood hits all alike; the median of the rounds counts. */
+ * the other); of encoders and models of images many at a time and one alone. Rounds go over all
+ * models in turn, so that a change of the machine's mood hits all alike; the median of the rounds
+ * counts. */
 #include <math.h>
 #include <stdlib.h>
 
@@ -10,9 +11,15 @@
 #define BATCH 512
 #define ENCODER_BATCH 2048 /* as embedders have it */
 
+/* Of texts or images: many at a time, or one alone. */
 static bool is_encoder(const model_row *row)
 {
-    return row->loaded.info.kind == ESP_MODEL_ENCODER;
+    return row->loaded.info.kind != ESP_MODEL_DECODER;
+}
+
+static bool takes_images(const model_row *row)
+{
+    return row->loaded.info.image_size > 0;
 }
 
 const char *bench_phase(const model_row *row, int phase)
@@ -32,6 +39,11 @@ int64_t bench_phase_tokens(const model_row *row, int phase)
 static esp_status choose_texts(const bench_args *args, model_row *row, esp_error *error)
 {
     int64_t context = row->loaded.info.context;
+    if (takes_images(row)) { /* of the size that the model was trained at */
+        row->prompt_tokens = row->new_tokens = context;
+        row->texts = context < ENCODER_BATCH ? ENCODER_BATCH / context : 1;
+        return ESP_OK;
+    }
     row->prompt_tokens = args->prompt_tokens > 0 ? args->prompt_tokens
                          : context < 128         ? context
                                                  : 128;
@@ -71,6 +83,9 @@ static esp_status choose_lengths(const bench_args *args, model_row *row, esp_err
 
 static esp_status open_runner(model_row *row, int64_t total, esp_error *error)
 {
+    if (takes_images(row)) {
+        return esp_vision_create(row->loaded.model, 0, 0, row->texts, &row->vision, error);
+    }
     if (is_encoder(row)) {
         for (int64_t i = 0; i < row->texts; i++) {
             row->lengths[i] = row->prompt_tokens;
@@ -81,27 +96,56 @@ static esp_status open_runner(model_row *row, int64_t total, esp_error *error)
     return esp_session_create(row->loaded.model, total, batch, &row->session, error);
 }
 
+/* Numbers that one text or image gives. */
+static int64_t output_size(const model_row *row)
+{
+    int64_t shape[3], size = 1;
+    if (!takes_images(row)) {
+        return row->loaded.info.embedding_size;
+    }
+    int rank = esp_vision_output_shape(row->loaded.model, shape);
+    for (int i = 0; i < rank; i++) {
+        size *= shape[i];
+    }
+    return size;
+}
+
+/* Random ids, or pixels. */
+static esp_status draw_input(model_row *row, int64_t total, uint64_t seed, esp_error *error)
+{
+    const esp_model_info *info = &row->loaded.info;
+    int64_t values = takes_images(row) ? row->texts * 3 * info->image_size * info->image_size : 0;
+    row->ids = calloc((size_t)total, sizeof *row->ids);
+    row->pixels = calloc((size_t)values + 1, sizeof *row->pixels);
+    if (row->ids == NULL || row->pixels == NULL) {
+        return cli_fail_memory(error, "a measurement");
+    }
+    for (int64_t i = 0; i < values; i++) {
+        row->pixels[i] = (float)(bench_random(&seed) >> 40) * 0x1p-23f - 1;
+    }
+    for (int64_t i = 0; i < total && values == 0; i++) {
+        row->ids[i] = (int32_t)(bench_random(&seed) % (uint64_t)info->vocabulary);
+    }
+    return ESP_OK;
+}
+
 static esp_status take_memory(const bench_args *args, model_row *row, esp_error *error)
 {
     const esp_model_info *info = &row->loaded.info;
     bool encoder = is_encoder(row);
     int64_t total = encoder ? row->texts * row->prompt_tokens + row->new_tokens
                             : row->prompt_tokens + row->new_tokens;
-    int64_t outputs = encoder ? row->texts * info->embedding_size : info->vocabulary;
+    int64_t outputs = encoder ? row->texts * output_size(row) : info->vocabulary;
     size_t rounds = (size_t)args->rounds;
-    uint64_t seed = (uint64_t)args->seed;
-    row->ids = calloc((size_t)total, sizeof *row->ids);
     row->outputs = calloc((size_t)outputs, sizeof *row->outputs);
     row->lengths = calloc((size_t)row->texts + 1, sizeof *row->lengths);
     row->prefill_s = calloc(rounds, sizeof(double));
     row->decode_s = calloc(rounds, sizeof(double));
-    if (row->ids == NULL || row->outputs == NULL || row->lengths == NULL ||
-        row->prefill_s == NULL || row->decode_s == NULL) {
+    if (row->outputs == NULL || row->lengths == NULL || row->prefill_s == NULL ||
+        row->decode_s == NULL) {
         return cli_fail_memory(error, "a measurement");
     }
-    for (int64_t i = 0; i < total; i++) {
-        row->ids[i] = (int32_t)(bench_random(&seed) % (uint64_t)info->vocabulary);
-    }
+    TRY(draw_input(row, total, (uint64_t)args->seed, error));
     return open_runner(row, total, error);
 }
 
@@ -126,6 +170,10 @@ static esp_status decode(model_row *row, esp_error *error)
 
 static esp_status run_phase(model_row *row, int phase, esp_error *error)
 {
+    if (takes_images(row)) {
+        return esp_vision_run(row->vision, row->pixels, phase == 0 ? row->texts : 1, row->outputs,
+                              error);
+    }
     if (!is_encoder(row)) {
         return phase == 0 ? feed_prompt(row, error) : decode(row, error);
     }
@@ -225,9 +273,11 @@ void bench_row_release(model_row *row)
     uint64_t file_bytes = row->loaded.file_bytes;
     esp_session_free(row->session);
     esp_embedder_free(row->embedder);
+    esp_vision_free(row->vision);
     loaded_model_free(&row->loaded);
     row->session = NULL;
     row->embedder = NULL;
+    row->vision = NULL;
     row->loaded.info = info;
     row->loaded.file_bytes = file_bytes;
 }
@@ -238,11 +288,13 @@ void bench_row_close(model_row *row)
     record_free(&row->kernels);
     record_free(&row->explained);
     free(row->ids);
+    free(row->pixels);
     free(row->outputs);
     free(row->lengths);
     free(row->prefill_s);
     free(row->decode_s);
     row->ids = NULL;
+    row->pixels = NULL;
     row->outputs = NULL;
     row->lengths = NULL;
     row->prefill_s = row->decode_s = NULL;
@@ -265,7 +317,7 @@ cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind
     record_int(&record, "rounds", args->rounds);
     const char *rates[] = {"prefill_tokens_per_s", "decode_tokens_per_s"};
     if (is_encoder(row)) {
-        record_int(&record, "texts", row->texts);
+        record_int(&record, takes_images(row) ? "images" : "texts", row->texts);
         rates[0] = "batch_tokens_per_s";
         rates[1] = "single_tokens_per_s";
     }
@@ -300,7 +352,8 @@ static void print_row(const cli_state *cli, const model_row *row)
            esp_context_threads(cli->context), (long long)((const bench_args *)cli->args)->rounds);
     char length[48] = "";
     if (is_encoder(row)) {
-        snprintf(length, sizeof length, "%lld texts of ", (long long)row->texts);
+        snprintf(length, sizeof length, "%lld %s of ", (long long)row->texts,
+                 takes_images(row) ? "images" : "texts");
     }
     printf("%-10s %s tokens/s (%s%lld tokens): %s\n", bench_phase(row, 0),
            size_number(row->prefill_rate, a), length, (long long)row->prompt_tokens,

@@ -5,6 +5,7 @@
 
 #include "cli.h"
 #include "explain.h"
+#include "images.h"
 #include "load.h"
 #include "sizes.h"
 #include "texts.h"
@@ -12,8 +13,8 @@
 #define DEFAULT_CONTEXT 512 /* unless the model's is shorter */
 
 typedef struct eval_args {
-    const char *text, *retrieval, *baseline;
-    int64_t context, stride, max_tokens;
+    const char *text, *retrieval, *images, *baseline;
+    int64_t context, stride, max_tokens, max_images;
     plan_args plan;
 } eval_args;
 
@@ -137,14 +138,19 @@ static esp_status run(cli_state *cli, esp_error *error)
 {
     eval_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
-    if ((job.args->text != NULL) == (job.args->retrieval != NULL)) {
+    const eval_args *args = job.args;
+    int given = (args->text != NULL) + (args->retrieval != NULL) + (args->images != NULL);
+    if (given != 1) {
         return cli_fail(error, ESP_BAD_ARGUMENT,
-                        job.args->text != NULL ? "usage.extra_option" : "usage.missing_option",
-                        "one of --text FILE and --retrieval FILE must be given; see 'espalier "
-                        "eval --help'");
+                        given > 0 ? "usage.extra_option" : "usage.missing_option",
+                        "one of --text, --retrieval and --images must be given; see 'espalier eval "
+                        "--help'");
     }
-    if (job.args->retrieval != NULL) {
-        return eval_retrieval(cli, job.args->retrieval, job.args->baseline, error);
+    if (args->retrieval != NULL) {
+        return eval_retrieval(cli, args->retrieval, args->baseline, error);
+    }
+    if (args->images != NULL) {
+        return eval_images(cli, args->images, args->baseline, args->max_images, error);
     }
     cli->plan_tokens = (job.args->context > 0 ? job.args->context : DEFAULT_CONTEXT) - 1;
     esp_status status = evaluate(&job, error);
@@ -167,6 +173,12 @@ static const cli_option options[] = {
      .offset = FIELD(retrieval),
      .argument = "FILE",
      .help = "encoders: pairs, a query, a tab and its document a line"},
+    {.name = "images",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(images),
+     .argument = "PATH",
+     .help = "models of images: a folder with a folder of images for each label, or an index, a "
+             "path, a tab and a label a line"},
     {.name = "baseline",
      .letter = 'b',
      .kind = OPTION_TEXT,
@@ -197,14 +209,22 @@ static const cli_option options[] = {
      .fallback = "0",
      .least = 0,
      .most = INT64_MAX},
+    {.name = "max-images",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(max_images),
+     .argument = "N",
+     .help = "only N images, spread over the set; 0: all",
+     .fallback = "0",
+     .least = 0,
+     .most = INT64_MAX},
     MEMORY_OPTION(eval_args),
     PLAN_OPTIONS(eval_args),
     {.name = NULL}};
 
 const cli_command eval_command = {
     .name = "eval",
-    .summary = "measure perplexity on a text, or retrieval, and the distance to a dense model",
-    .operands = "MODEL --text FILE | --retrieval FILE",
+    .summary = "measure quality on texts or images, and the distance to a dense model",
+    .operands = "MODEL --text FILE | --retrieval FILE | --images PATH",
     .least_operands = 1,
     .most_operands = 1,
     .options = options,

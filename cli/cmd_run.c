@@ -7,6 +7,7 @@
 
 #include "cli.h"
 #include "explain.h"
+#include "images.h"
 #include "load.h"
 #include "many.h"
 #include "sizes.h"
@@ -20,6 +21,7 @@ typedef struct run_args {
     double temperature, top_p;
     bool no_special;
     run_texts_args texts;
+    run_images_args images;
     plan_args plan;
 } run_args;
 
@@ -267,6 +269,9 @@ static esp_status run(cli_state *cli, esp_error *error)
     if (job.args->prompts != NULL) {
         return run_prompts(cli, job.args, error);
     }
+    if (cli->operand_count > 1) {
+        return run_images(cli, &job.args->images, error);
+    }
     esp_status status = run_opened(&job, error);
     esp_session_free(job.session);
     if (job.ids != NULL) {
@@ -334,16 +339,17 @@ static const cli_option options[] = {
      .offset = FIELD(no_special),
      .help = "do not put BOS before the prompt"},
     RUN_TEXTS_OPTIONS(run_args),
+    RUN_IMAGES_OPTIONS(run_args),
     MEMORY_OPTION(run_args),
     PLAN_OPTIONS(run_args),
     {.name = NULL}};
 
 const cli_command run_command = {
     .name = "run",
-    .summary = "continue a prompt, or make vectors of texts",
-    .operands = "MODEL",
+    .summary = "continue a prompt, make vectors of texts, or say what is in images",
+    .operands = "MODEL [IMAGE...]",
     .least_operands = 1,
-    .most_operands = 1,
+    .most_operands = 1 + RUN_MOST_IMAGES,
     .options = options,
     .args_bytes = sizeof(run_args),
     .run = run,
@@ -354,4 +360,7 @@ const cli_command run_command = {
         "nothing is dropped from the front. A prompt longer than the context is an error.\n"
         "An encoder (BERT) makes a vector of each --text and each line of --text-file: numbers "
         "with spaces between, a text a line, pooled and normalised as the folder's "
-        "modules.json says. Longer texts than the model takes are cut, which is said."};
+        "modules.json says. Longer texts than the model takes are cut, which is said.\n"
+        "With images (JPEG or PNG) a classifier prints the likeliest labels of each, and an image "
+        "encoder (SAM) what its embedding is like; --out keeps the embeddings, "
+        "[images][channels][rows][columns] in f32."};

@@ -2,7 +2,7 @@
 #ifndef ESPALIER_ASSESS_H
 #define ESPALIER_ASSESS_H
 
-#include <espalier/model.h>
+#include <espalier/vision.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -68,6 +68,48 @@ ESP_MUST_CHECK ESP_API esp_status esp_eval_retrieval(
     const esp_model *model, const esp_model *baseline, const esp_tokenizer *tokenizer,
     const esp_text *queries, const esp_text *documents, int64_t pairs,
     const esp_retrieval_options *options, esp_retrieval_result *result, esp_error *error);
+/* ---- quality on images ---- */
+
+/* Image `index` of a set; its pixels must stay until the next call. */
+typedef esp_status (*esp_read_image_fn)(void *user, int64_t index, esp_image *image,
+                                        esp_error *error);
+
+typedef struct esp_image_set {
+    int64_t count;
+    const int64_t *labels; /* [count], of the model's; NULL: not known */
+    esp_read_image_fn read;
+    void *user;
+} esp_image_set;
+
+typedef struct esp_image_eval_options {
+    int64_t batch; /* images at once, where they come out at one size; 0: 16 */
+    esp_progress_fn progress;
+    void *user;
+} esp_image_eval_options;
+
+typedef struct esp_image_eval_result {
+    int64_t images;
+    /* Of a classifier with labels */
+    int64_t top1, top5; /* images whose label is the first, among the first five */
+    double nats;        /* mean of -ln p of the label */
+    bool has_baseline;
+    int64_t baseline_top1, baseline_top5;
+    double mean_kl;        /* of a classifier: mean of KL(baseline || model), nats */
+    double top1_agreement; /* of a classifier: share of images where both prefer the same label */
+    /* All numbers of the result against the baseline's, image by image */
+    double mean_cosine, least_cosine;
+    double relative_error; /* root of (sum of squared differences / sum of squares), all images */
+    double largest_error;
+    double seconds;
+} esp_image_eval_result;
+
+/* Runs each image of the set once. Labels are needed from a classifier ("eval.no_labels"). baseline
+ * may be NULL; its results must have the model's shape ("eval.shape_differs"). */
+ESP_MUST_CHECK ESP_API esp_status esp_eval_images(const esp_model *model, const esp_model *baseline,
+                                                  const esp_image_processor *processor,
+                                                  const esp_image_set *set,
+                                                  const esp_image_eval_options *options,
+                                                  esp_image_eval_result *result, esp_error *error);
 
 /* ---- verify: what does this folder hold? ---- */
 

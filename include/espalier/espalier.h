@@ -14,5 +14,6 @@
 #include <espalier/sparse.h>
 #include <espalier/tensor.h>
 #include <espalier/tuning.h>
+#include <espalier/vision.h>
 
 #endif

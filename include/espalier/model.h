@@ -58,7 +58,8 @@ typedef struct esp_model_options {
     esp_progress_fn progress;
     void *user;
     esp_memory memory;
-    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding) */
+    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding), for images
+                            those of one */
     bool require_sparse; /* "plan.dense_is_faster" from load (at `tokens`) and from every call whose
                             token count would run a sparse layer dense; implies ESP_MEMORY_SPARSE */
     bool ignore_tuning;  /* predicted times only */
@@ -66,8 +67,10 @@ typedef struct esp_model_options {
 
 /* What a model makes of its tokens. */
 typedef enum esp_model_kind {
-    ESP_MODEL_DECODER = 0, /* text that goes on: esp_session */
-    ESP_MODEL_ENCODER      /* a vector for each text: esp_embedder */
+    ESP_MODEL_DECODER = 0,  /* text that goes on: esp_session */
+    ESP_MODEL_ENCODER,      /* a vector for each text: esp_embedder */
+    ESP_MODEL_CLASSIFIER,   /* scores of labels for each image: esp_vision */
+    ESP_MODEL_IMAGE_ENCODER /* a map of vectors for each image: esp_vision */
 } esp_model_kind;
 
 /* How an encoder's vectors of tokens become one of the text. */
@@ -91,9 +94,10 @@ typedef struct esp_model_info {
     /* Linear layers that the checkpoint holds sparse, and of them: held dense only; in two forms */
     int64_t sparse_layers, dense_form_layers, two_form_layers;
     esp_model_kind kind;
-    int64_t embedding_size; /* of an encoder's vectors; 0 for others */
-    esp_pooling pooling;    /* of an encoder */
-    bool normalizes;        /* an encoder's vectors have length 1 */
+    int64_t embedding_size;                 /* of an encoder's vectors; 0 for others */
+    esp_pooling pooling;                    /* of an encoder */
+    bool normalizes;                        /* an encoder's vectors have length 1 */
+    int64_t image_size, patch_size, labels; /* of models of images; 0 for others */
 } esp_model_info;
 
 /* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:

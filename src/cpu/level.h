@@ -78,6 +78,8 @@ typedef struct cpu_level {
      * scratch: (head_dim + lanes + past + all tokens) * 2 * lanes floats */
     void (*attend)(const esp_attention *attention, int64_t head, int64_t token, int64_t tokens,
                    float *scratch);
+    /* one row of a relative_bias: the scores of one head with one key */
+    void (*relate)(const esp_relative *relative, int64_t head, int64_t key);
 } cpu_level;
 
 /* The best level that the device's context allows. */

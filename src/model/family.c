@@ -1,9 +1,11 @@
 /* Which architecture a config.json describes. That is said by its "architectures" and "model_type",
  * never guessed from names of files or tensors. */
 #include "model/family.h"
+#include "model/vision.h"
 
-static const esp_family *const families[] = {&esp_llama_family, &esp_qwen2_family,
-                                             &esp_bert_family};
+static const esp_family *const families[] = {
+    &esp_llama_family, &esp_qwen2_family, &esp_bert_family,      &esp_vit_family,
+    &esp_deit_family,  &esp_sam_family,   &esp_sam_vision_family};
 
 static bool names(const esp_family *family, const char *architecture)
 {

@@ -27,7 +27,7 @@ struct esp_model {
 typedef enum esp_role {
     ESP_ROLE_LINEAR = 0, /* [out][in], dense or compressed */
     ESP_ROLE_TABLE,      /* [out][in], rows of which are looked up: dense */
-    ESP_ROLE_VECTOR      /* [out], widened to f32 */
+    ESP_ROLE_VECTOR      /* `out` numbers in all, widened to f32 */
 } esp_role;
 
 /* A tensor that the model needs and where it goes. */
@@ -35,7 +35,9 @@ typedef struct esp_want {
     char name[96];
     char old_name[96]; /* what older files call it; "": nothing else */
     esp_role role;
-    int64_t out, in;     /* in: 0 for vectors */
+    int64_t out, in; /* in: 0 for vectors */
+    int rank;        /* as stored */
+    int64_t shape[4];
     esp_packed **weight; /* of linear layers and tables */
     esp_linear *linear;
     esp_tensor *table; /* a view of the packed weight's own memory: no second copy */
@@ -59,7 +61,16 @@ void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t
 void esp_want_table(esp_want_list *list, const char *name, int64_t rows, int64_t columns,
                     esp_packed **target, esp_tensor *view);
 
+/* All numbers of a tensor; name as it is. */
+void esp_want_values(esp_want_list *list, const char *name, int rank, const int64_t *shape,
+                     float **target);
+/* A convolution, stored [out][channels][side][side], as the product that it is; stays dense. */
+void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, int64_t channels,
+                          int64_t side, bool bias, esp_linear *target);
+
 /* ---- families ---- */
+
+typedef struct esp_image_net esp_image_net; /* vision.h */
 
 struct esp_family {
     const char *model_type; /* of config.json */
@@ -83,6 +94,7 @@ struct esp_family {
     /* Linear layer `number`, the head last; NULL behind it. */
     esp_linear *(*linear_at)(esp_model *model, int64_t number);
     void (*release)(esp_model *model); /* all but parts */
+    const esp_image_net *images;       /* NULL: takes no images */
 };
 
 extern const esp_family esp_llama_family, esp_qwen2_family, esp_bert_family;
@@ -123,5 +135,8 @@ ESP_MUST_CHECK esp_status esp_device_take(const esp_model *model, size_t floats,
 /* What the largest product needs at any token count up to max_tokens. */
 ESP_MUST_CHECK esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens,
                                                 size_t *bytes, esp_error *error);
+/* The same at these token counts only. */
+ESP_MUST_CHECK esp_status esp_product_workspace_at(const esp_model *model, const int64_t *tokens,
+                                                   int counts, size_t *bytes, esp_error *error);
 
 #endif

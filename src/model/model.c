@@ -30,7 +30,8 @@ static esp_status keep_options(esp_model *model, const esp_model_options *option
     }
     model->compute = options->compute;
     model->memory = options->require_sparse ? ESP_MEMORY_SPARSE : options->memory;
-    model->tokens = ESP_MAX(options->tokens, 1);
+    int64_t usual = model->family->images != NULL ? model->info.context : 1; /* an image; a token */
+    model->tokens = options->tokens > 0 ? options->tokens : usual;
     model->plan_options = (esp_plan_options){.kernel_glob = model->kernel_glob,
                                              .require_sparse = options->require_sparse,
                                              .ignore_tuning = options->ignore_tuning};

@@ -14,30 +14,27 @@ static bool runs_alike(const esp_model *model, const esp_linear *first, const es
            esp_packed_forms(first->weight) == esp_packed_forms(second->weight);
 }
 
-/* Adds what one product needs at every token count, by measured times and by predictions. */
-static esp_status widen_workspace(const esp_model *model, int64_t max_tokens,
-                                  const esp_linear *linear, size_t *bytes, esp_error *error)
+/* Adds what one product needs at a token count, by measured times and by predictions. */
+static esp_status widen_at(const esp_model *model, const esp_linear *linear, int64_t tokens,
+                           size_t *bytes, esp_error *error)
 {
-    esp_matmul_problem problem = esp_linear_problem(linear, model->compute, 1);
+    esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
     esp_plan_options options = model->plan_options;
     options.require_sparse = false; /* that is for the counts that are fed */
-    for (problem.tokens = 1; problem.tokens <= max_tokens; problem.tokens++) {
-        esp_plan plan;
-        options.ignore_tuning = model->plan_options.ignore_tuning;
+    esp_plan plan;
+    ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
+    *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
+    if (plan.reason.tuned_tokens > 0) {
+        options.ignore_tuning = true;
         ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
         *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
-        if (plan.reason.tuned_tokens > 0) {
-            options.ignore_tuning = true;
-            ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
-            *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
-        }
     }
     return ESP_OK;
 }
 
 /* Layers of one shape are asked once. */
-esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, size_t *bytes,
-                                 esp_error *error)
+esp_status esp_product_workspace_at(const esp_model *model, const int64_t *tokens, int counts,
+                                    size_t *bytes, esp_error *error)
 {
     const esp_linear *seen[MAX_SHAPES], *linear;
     int count = 0;
@@ -47,13 +44,31 @@ esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, siz
         for (int k = 0; k < count && !known; k++) {
             known = runs_alike(model, seen[k], linear);
         }
-        if (!known) {
-            ESP_TRY(widen_workspace(model, max_tokens, linear, bytes, error));
-            if (count < MAX_SHAPES) {
-                seen[count++] = linear;
-            }
+        for (int k = 0; k < counts && !known; k++) {
+            ESP_TRY(widen_at(model, linear, tokens[k], bytes, error));
+        }
+        if (!known && count < MAX_SHAPES) {
+            seen[count++] = linear;
         }
     }
+    return ESP_OK;
+}
+
+esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, size_t *bytes,
+                                 esp_error *error)
+{
+    enum { CHUNK = 64 };
+    size_t most = 0;
+    for (int64_t first = 1; first <= max_tokens; first += CHUNK) {
+        int64_t tokens[CHUNK];
+        int counts = (int)ESP_MIN(CHUNK, max_tokens - first + 1);
+        for (int i = 0; i < counts; i++) {
+            tokens[i] = first + i;
+        }
+        ESP_TRY(esp_product_workspace_at(model, tokens, counts, bytes, error));
+        most = ESP_MAX(most, *bytes);
+    }
+    *bytes = most;
     return ESP_OK;
 }
 

@@ -18,34 +18,62 @@ static esp_want *add(esp_want_list *list, esp_role role, const char *name, const
 
 void esp_want_vector(esp_want_list *list, const char *name, int64_t size, float **target)
 {
+    esp_want_values(list, name, 1, &size, target);
+}
+
+void esp_want_values(esp_want_list *list, const char *name, int rank, const int64_t *shape,
+                     float **target)
+{
     esp_want *want = add(list, ESP_ROLE_VECTOR, name, "");
-    want->out = size;
+    want->out = 1;
+    want->rank = rank;
+    for (int i = 0; i < rank; i++) {
+        want->out *= shape[i];
+        want->shape[i] = shape[i];
+    }
     want->vector = target;
+}
+
+static void set_matrix(esp_want *want, int64_t out, int64_t in)
+{
+    want->out = want->shape[0] = out;
+    want->in = want->shape[1] = in;
+    want->rank = 2;
 }
 
 void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t in, bool bias,
                      esp_linear *target)
 {
     esp_want *want = add(list, ESP_ROLE_LINEAR, name, ".weight");
-    want->out = out;
-    want->in = in;
     want->weight = &target->weight;
     want->linear = target;
     want->inner = !target->is_head;
     snprintf(target->name, sizeof target->name, "%s%s", list->prefix, name);
+    set_matrix(want, out, in);
     if (bias) {
         esp_want *of_bias = add(list, ESP_ROLE_VECTOR, name, ".bias");
-        of_bias->out = out;
+        of_bias->out = of_bias->shape[0] = out;
+        of_bias->rank = 1;
         of_bias->vector = &target->bias;
     }
+}
+
+void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, int64_t channels,
+                          int64_t side, bool bias, esp_linear *target)
+{
+    int at = list->count;
+    esp_want_linear(list, name, out, channels * side * side, bias, target);
+    esp_want *want = &list->wants[at];
+    want->rank = 4;
+    memcpy(want->shape, (int64_t[]){out, channels, side, side}, sizeof want->shape);
+    want->inner = false;
 }
 
 void esp_want_table(esp_want_list *list, const char *name, int64_t rows, int64_t columns,
                     esp_packed **target, esp_tensor *view)
 {
     esp_want *want = add(list, ESP_ROLE_TABLE, name, ".weight");
-    want->out = rows;
-    want->in = columns;
+    set_matrix(want, rows, columns);
     want->weight = target;
     want->table = view;
 }
@@ -81,17 +109,16 @@ static esp_status missing(const esp_checkpoint *checkpoint, const esp_want *want
 static esp_status check_one(const esp_checkpoint *checkpoint, const esp_want *want, bool *used,
                             esp_error *error)
 {
-    int64_t shape[] = {want->out, want->in};
-    int rank = want->role == ESP_ROLE_VECTOR ? 1 : 2;
-    char expected[64], found[160];
-    esp_shape_print(rank, shape, expected, sizeof expected);
+    char expected[96], found[160];
+    esp_shape_print(want->rank, want->shape, expected, sizeof expected);
     int64_t index = find(checkpoint, want);
     if (index < 0) {
         return missing(checkpoint, want, expected, error);
     }
     used[index] = true;
     esp_weight_info info = esp_checkpoint_get(checkpoint, index);
-    if (info.rank != rank || memcmp(info.shape, shape, (size_t)rank * sizeof *shape) != 0) {
+    if (info.rank != want->rank ||
+        memcmp(info.shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0) {
         esp_shape_print(info.rank, info.shape, found, sizeof found);
         return esp_fail(error, ESP_BAD_FILE, "model.wrong_shape",
                         "%s: tensor \"%s\" is %s, but config.json makes it %s",
@@ -186,12 +213,33 @@ static esp_status view_table(const esp_model *model, const esp_want *want, esp_e
     return ESP_OK;
 }
 
+/* A convolution's kernel, whose rows are those of a matrix. */
+static esp_status read_convolution(const esp_model *model, const esp_checkpoint *checkpoint,
+                                   int64_t index, const esp_want *want, esp_sparse **sparse,
+                                   esp_error *error)
+{
+    const esp_pattern dense = {.kind = ESP_PATTERN_DENSE};
+    esp_tensor stored = {0};
+    ESP_TRY(esp_tensor_create(model->context, esp_checkpoint_get(checkpoint, index).dtype,
+                              want->rank, want->shape, &stored, error));
+    esp_tensor matrix = stored;
+    matrix.rank = 2;
+    matrix.shape[1] = want->in;
+    esp_status status = esp_checkpoint_read_dense(checkpoint, index, &stored, error);
+    if (status == ESP_OK) {
+        status = esp_sparse_encode(model->context, &dense, &matrix, NULL, sparse, error);
+    }
+    esp_tensor_free(model->context, &stored);
+    return status;
+}
+
 static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
                               const esp_want *want, esp_error *error)
 {
     esp_sparse *sparse = NULL;
     esp_pack_options options = {0};
-    ESP_TRY(esp_checkpoint_read_sparse(checkpoint, index, &sparse, error));
+    ESP_TRY(want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
+                            : read_convolution(model, checkpoint, index, want, &sparse, error));
     esp_status status = ESP_OK;
     if (want->role == ESP_ROLE_LINEAR) {
         status = esp_model_forms(model, want->linear, sparse, &options.forms, error);

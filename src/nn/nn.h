@@ -139,6 +139,59 @@ ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *lay
                                       const float *normed, float *gate, float *up, float *x,
                                       int64_t tokens, esp_error *error);
 
+/* ---- attention both ways, among the tokens of a group: an image, a window of one ---- */
+
+typedef struct esp_group_attention_layer {
+    esp_linear qkv[3]; /* q, k, v; or one whose rows are theirs, in this order */
+    int projections;   /* 3 or 1 */
+    esp_linear o;
+    float *row_table, *column_table; /* [2 * height | width - 1][head_dim]; NULL: none */
+    int64_t heads, head_dim;
+} esp_group_attention_layer;
+
+/* Scratch is f32; hidden is heads * head_dim. */
+typedef struct esp_group_attention_call {
+    const float *x;        /* [features][tokens] */
+    float *y;              /* [features][tokens] */
+    const float *residual; /* where o adds: may be y */
+    float *qkv;            /* scratch [3 * hidden][tokens] */
+    float *keys, *values;  /* scratch [heads][tokens][head_dim] */
+    float *mixed;          /* scratch [hidden][tokens]; may be x */
+    float *row_bias,
+        *column_bias;      /* scratch [heads][height | width][tokens] where there are tables */
+    int64_t tokens, group; /* tokens is a multiple of group */
+    int64_t height, width; /* of a group, as a grid, where there are tables */
+    void *workspace;       /* of the attention operation */
+} esp_group_attention_call;
+
+ESP_MUST_CHECK esp_status esp_group_attention_run(const esp_nn *nn,
+                                                  const esp_group_attention_layer *layer,
+                                                  const esp_group_attention_call *call,
+                                                  esp_error *error);
+/* The attention operation of one group, for its workspace and its launch. */
+esp_attention esp_group_attention_of(const esp_group_attention_layer *layer,
+                                     const esp_group_attention_call *call, int64_t first);
+
+/* ---- images ---- */
+
+/* pixels [images][channels][height][width], host memory, to y [channels * patch * patch][images *
+ * patches]: what a convolution with stride `patch` multiplies. Pixels beyond the last whole patch
+ * are left out. */
+typedef struct esp_patches {
+    const float *pixels;
+    float *y;
+    int64_t images, channels, height, width, patch;
+} esp_patches;
+
+void esp_patches_cut(esp_context *context, const esp_patches *cut);
+/* Position embeddings [side * side][features] for another grid, bicubic: to[f * stride + row *
+ * columns + column]. */
+void esp_positions_resize(const float *from, int64_t side, int64_t features, int64_t rows,
+                          int64_t columns, float *to, int64_t stride);
+
+/* "model.missing_operation" when the device cannot do what a model of images needs. */
+ESP_MUST_CHECK esp_status esp_nn_check_image_ops(const esp_device *device, esp_error *error);
+
 /* ---- sampling ---- */
 
 typedef struct esp_sampler {

@@ -87,9 +87,14 @@ typedef struct esp_attention {
         *values; /* cache: [kv_heads][capacity][head_dim], rows 0..past+tokens-1 filled */
     float *y;    /* [heads * head_dim][stride]; not q */
     int64_t heads, kv_heads, head_dim, tokens, past, capacity;
-    int64_t stride;  /* of q and y, between features: >= tokens; 0: tokens */
-    bool both_ways;  /* every token sees all of 0..past+tokens-1, not only what came before */
-    float scale;     /* multiplies q . k */
+    int64_t stride; /* of q and y, between features: >= tokens; 0: tokens */
+    bool both_ways; /* every token sees all of 0..past+tokens-1, not only what came before */
+    float scale;    /* multiplies q . k */
+    /* NULL, or what a grid of tokens adds to the scaled scores: key s gets
+     * row_bias[head][s / grid_width][t] + column_bias[head][s % grid_width][t]; both are
+     * [heads][rows or columns of the grid][stride]. The keys are one grid. */
+    const float *row_bias, *column_bias;
+    int64_t grid_width;
     void *workspace; /* attention_workspace_bytes, 64-byte aligned */
 } esp_attention;
 
@@ -98,6 +103,22 @@ typedef struct esp_cache_place {
     float *keys, *values; /* [kv_heads][capacity][head_dim] */
     int64_t past, capacity;
 } esp_cache_place;
+
+/* Positions relative to the key's, of tokens that are whole grids one after the other. */
+typedef struct esp_relative {
+    const float *q;     /* [heads * head_dim][tokens] */
+    const float *table; /* [2 * size - 1][head_dim]; size: height with by_row, else width */
+    float *y;           /* [heads][size][tokens] */
+    int64_t heads, head_dim, tokens, height, width;
+    bool by_row;
+} esp_relative;
+
+/* Neighbourhoods of the tokens of grids, for a convolution with zeros around. */
+typedef struct esp_unfold {
+    const float *x;                                /* [features][tokens] */
+    float *y;                                      /* [features * side * side][tokens] */
+    int64_t features, tokens, height, width, side; /* side is odd */
+} esp_unfold;
 
 typedef struct esp_ops {
     /* x[:, t] = table[ids[t], :] widened; table: F32/F16/BF16 [vocabulary][hidden] row-major. */
@@ -130,6 +151,15 @@ typedef struct esp_ops {
     /* y = silu(gate) * up, elementwise; y may be gate. */
     esp_status (*swiglu)(esp_device *device, const float *gate, const float *up, int64_t count,
                          float *y);
+    /* y[f][i] = x[f][index[i]], 0 where index[i] < 0; y is not x. */
+    esp_status (*gather_tokens)(esp_device *device, const float *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, float *y);
+    /* y[head][k][t] = q[head, :, t] . table[p(t) - k + size - 1, :], p(t) the row or column of
+     * token t in its grid. */
+    esp_status (*relative_bias)(esp_device *device, const esp_relative *relative);
+    /* y[(f * side + i) * side + j][t] = x[f] of the token i - side / 2 rows below and j - side / 2
+     * columns right of t, 0 outside of its grid. */
+    esp_status (*unfold)(esp_device *device, const esp_unfold *unfold);
     /* x += y. */
     esp_status (*add)(esp_device *device, float *x, const float *y, int64_t count);
 } esp_ops;

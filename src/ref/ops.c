@@ -136,6 +136,17 @@ static size_t attention_workspace_bytes(const esp_device *device, const esp_atte
     return (size_t)(attention->past + attention->tokens) * sizeof(double);
 }
 
+static double grid_bias(const esp_attention *a, int64_t head, int64_t key, int64_t token,
+                        int64_t stride)
+{
+    if (a->row_bias == NULL) {
+        return 0;
+    }
+    int64_t width = a->grid_width, height = a->tokens / width;
+    return (double)a->row_bias[(head * height + key / width) * stride + token] +
+           (double)a->column_bias[(head * width + key % width) * stride + token];
+}
+
 static void attend(const esp_attention *a, int64_t head, int64_t token, double *scores)
 {
     int64_t seen = a->past + (a->both_ways ? a->tokens : token + 1);
@@ -149,7 +160,7 @@ static void attend(const esp_attention *a, int64_t head, int64_t token, double *
         for (int64_t d = 0; d < a->head_dim; d++) {
             sum += (double)q[d * stride] * (double)keys[s * a->head_dim + d];
         }
-        scores[s] = sum * (double)a->scale;
+        scores[s] = sum * (double)a->scale + grid_bias(a, head, s, token, stride);
         most = scores[s] > most ? scores[s] : most;
     }
     for (int64_t s = 0; s < seen; s++) {
@@ -186,6 +197,56 @@ static esp_status swiglu(esp_device *device, const float *gate, const float *up,
     return ESP_OK;
 }
 
+static esp_status gather_tokens(esp_device *device, const float *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, float *y)
+{
+    (void)device;
+    for (int64_t f = 0; f < features; f++) {
+        for (int64_t i = 0; i < count; i++) {
+            y[f * count + i] = index[i] < 0 ? 0.0f : x[f * tokens + index[i]];
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status relative_bias(esp_device *device, const esp_relative *r)
+{
+    (void)device;
+    int64_t size = r->by_row ? r->height : r->width;
+    for (int64_t head = 0; head < r->heads; head++) {
+        for (int64_t k = 0; k < size; k++) {
+            for (int64_t t = 0; t < r->tokens; t++) {
+                int64_t in_grid = t % (r->height * r->width);
+                int64_t place = r->by_row ? in_grid / r->width : in_grid % r->width;
+                const float *row = r->table + (place - k + size - 1) * r->head_dim;
+                double sum = 0;
+                for (int64_t d = 0; d < r->head_dim; d++) {
+                    sum += (double)r->q[(head * r->head_dim + d) * r->tokens + t] * (double)row[d];
+                }
+                r->y[(head * size + k) * r->tokens + t] = (float)sum;
+            }
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status unfold(esp_device *device, const esp_unfold *u)
+{
+    (void)device;
+    int64_t grid = u->height * u->width, half = u->side / 2;
+    for (int64_t row = 0; row < u->features * u->side * u->side; row++) {
+        int64_t feature = row / (u->side * u->side);
+        int64_t down = row / u->side % u->side - half, right = row % u->side - half;
+        for (int64_t t = 0; t < u->tokens; t++) {
+            int64_t y = t % grid / u->width + down, x = t % u->width + right;
+            bool inside = y >= 0 && y < u->height && x >= 0 && x < u->width;
+            u->y[row * u->tokens + t] =
+                inside ? u->x[feature * u->tokens + t + down * u->width + right] : 0.0f;
+        }
+    }
+    return ESP_OK;
+}
+
 static esp_status add(esp_device *device, float *x, const float *y, int64_t count)
 {
     (void)device;
@@ -205,5 +266,8 @@ const esp_ops esp_ref_ops = {
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
     .swiglu = swiglu,
+    .gather_tokens = gather_tokens,
+    .relative_bias = relative_bias,
+    .unfold = unfold,
     .add = add,
 };

@@ -97,7 +97,7 @@ done
 t "tune: nothing given" 2 tune; err_has 'usage.missing_argument'; one_line_err
 for command in info prune convert eval run verify; do
     t "$command: no model" 2 "$command"; err_has 'usage.missing_argument'; one_line_err
-    t "$command: two models" 2 "$command" plain nan; err_has "unexpected argument 'nan'"
+    t "$command: two models" 2 "$command" plain nan; err_has "unexpected argument 'nan'|takes no images"
 done
 t "no command" 2; err_has 'usage.missing_command'
 t "unknown command" 2 prun; err_has "unknown command 'prun'; did you mean prune\?; see 'espalier --help' \[usage.unknown_command\]"
@@ -119,7 +119,7 @@ t "convert: both" 2 convert plain -o x --dense --compress -p 2:4
 t "convert: no pattern" 2 convert plain -o x --compress; err_has 'needs --pattern'
 t "convert: dense with a pattern" 2 convert plain -o x --dense -p 2:4; err_has 'usage.extra_option'
 t "convert: no target" 2 convert plain --dense; err_has '\-\-out FOLDER must be given'
-t "eval: no text" 2 eval plain; err_has '\-\-text FILE and --retrieval FILE must be given'
+t "eval: no text" 2 eval plain; err_has 'one of --text, --retrieval and --images must be given'
 t "eval: both" 2 eval bert --text text.txt --retrieval pairs.tsv; err_has '\[usage.extra_option\]'
 t "run: two prompts" 2 run plain --prompt a --prompt-file text.txt; err_has 'exclude each other'
 t "run: temperature" 2 run plain --prompt a --temperature nan; err_has 'a number from 0 to 100'
@@ -501,6 +501,9 @@ ESPALIER_CPU=portable "$program" eval plain --text short.txt --json >out 2>err; 
 name="wrong ESPALIER_CPU"
 ESPALIER_CPU=mmx "$program" devices >out 2>err
 if [ $? = 2 ]; then ok; else bad "exit code"; fi
+
+# ---- models of images ----
+. "$source/tests/cli/images.sh"
 
 # ---- output that cannot be written, interrupts ----
 if [ -w /dev/full ]; then

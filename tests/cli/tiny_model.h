@@ -33,6 +33,7 @@ enum {
 typedef struct tiny_tensor {
     char name[96];
     int rows, columns; /* columns 0: rank 1 */
+    const char *shape; /* of another rank, as JSON prints it; NULL: rows and columns */
     size_t begin, end;
 } tiny_tensor;
 
@@ -231,11 +232,15 @@ static inline void tiny_write_weights(tiny_model *model)
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", text);
     for (int i = 0; i < model->count; i++) {
         const tiny_tensor *tensor = &model->tensors[i];
-        fprintf(text, ",\"%s\":{\"dtype\":\"BF16\",\"shape\":[%d", tensor->name, tensor->rows);
-        if (tensor->columns > 0) {
-            fprintf(text, ",%d", tensor->columns);
+        fprintf(text, ",\"%s\":{\"dtype\":\"BF16\",\"shape\":", tensor->name);
+        if (tensor->shape != NULL) {
+            fputs(tensor->shape, text);
+        } else if (tensor->columns > 0) {
+            fprintf(text, "[%d,%d]", tensor->rows, tensor->columns);
+        } else {
+            fprintf(text, "[%d]", tensor->rows);
         }
-        fprintf(text, "],\"data_offsets\":[%zu,%zu]}", tensor->begin, tensor->end);
+        fprintf(text, ",\"data_offsets\":[%zu,%zu]}", tensor->begin, tensor->end);
     }
     fputc('}', text);
     fflush(text);

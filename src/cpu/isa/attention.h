@@ -53,6 +53,23 @@ ALWAYS_INLINE void score_keys(const attend_job *job, int rows, int64_t s)
     }
 }
 
+/* What a grid adds to the block's scores. */
+static void add_grid_bias(const attend_job *job)
+{
+    const esp_attention *a = job->a;
+    int64_t width = a->grid_width, height = a->tokens / width;
+    const float *rows = a->row_bias + job->head * height * job->stride + job->token;
+    const float *columns = a->column_bias + job->head * width * job->stride + job->token;
+    for (int64_t s = 0; s < job->seen; s++) {
+        const float *row = rows + s / width * job->stride;
+        const float *column = columns + s % width * job->stride;
+        float *scores = job->scores + s * TOKENS_WIDE;
+        for (int64_t t = 0; t < job->tokens; t++) {
+            scores[t] += row[t] + column[t];
+        }
+    }
+}
+
 /* Token t of the block sees keys up to seen - tokens + t. */
 static void mask_future(const attend_job *job)
 {
@@ -119,6 +136,9 @@ static void attend_block(const attend_job *job)
     if (!job->a->both_ways) {
         mask_future(job);
     }
+    if (job->a->row_bias != NULL) {
+        add_grid_bias(job);
+    }
     vec total[2] = {softmax_columns(job, 0), softmax_columns(job, LANES)};
     for (; d + ROWS_WIDE <= job->a->head_dim; d += ROWS_WIDE) {
         mix_values(job, ROWS_WIDE, d, total);
@@ -140,6 +160,13 @@ static void score_one(const attend_job *job)
             sum = vec_fma(key, vec_load(job->q + d), sum);
         }
         job->scores[s] = vec_sum(sum);
+    }
+    const esp_attention *a = job->a;
+    for (int64_t s = 0; a->row_bias != NULL && s < job->seen; s++) {
+        int64_t width = a->grid_width, height = a->tokens / width;
+        job->scores[s] +=
+            a->row_bias[(job->head * height + s / width) * job->stride + job->token] +
+            a->column_bias[(job->head * width + s % width) * job->stride + job->token];
     }
 }
 

@@ -4,6 +4,7 @@
 #include "cpu/isa/csr.h"
 #include "cpu/isa/elementwise.h"
 #include "cpu/isa/few.h"
+#include "cpu/isa/grid.h"
 #include "cpu/isa/many.h"
 #include "cpu/isa/nm_few.h"
 #include "cpu/isa/panel.h"
@@ -21,4 +22,5 @@ const cpu_level CPU_LEVEL_TABLE = {
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
     .attend = attend,
+    .relate = relate,
 };
