@@ -87,9 +87,10 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, gpu_pan
                               esp_error *error)
 {
     int64_t panels = esp_ceil_div(shape->out, shape->panel_rows);
-    int64_t blocks = esp_ceil_div(shape->panel_rows, GPU_BLOCK_ROWS);
+    int64_t block_rows = cuda_block_rows(listed ? shape->panel_rows : 0);
+    int64_t blocks = esp_ceil_div(shape->panel_rows, block_rows);
     int64_t steps = esp_ceil_div(shape->kept, GPU_STEP_COLUMNS);
-    if (panels * blocks * GPU_BLOCK_ROWS > INT32_MAX || shape->in > INT32_MAX) {
+    if (panels * blocks * block_rows > INT32_MAX || shape->in > INT32_MAX) {
         return esp_fail(error, ESP_UNSUPPORTED, "pack.too_large",
                         "pack: %lld rows in panels of %lld and %lld columns are more than the "
                         "GPU's kernels can count",
@@ -97,6 +98,7 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, gpu_pan
     }
     *to = (gpu_panels){.out = shape->out,
                        .in = shape->in,
+                       .block_rows = (int)block_rows,
                        .panels = (int)panels,
                        .blocks = (int)blocks,
                        .steps = (int)steps,
@@ -173,7 +175,8 @@ static esp_status pack_panels(esp_device *device, const esp_sparse *sparse, esp_
     bool listed = parts.columns.data != NULL;
     ESP_TRY(plan_panels(&shape, listed, to, error));
     size_t blocks = (size_t)to->panels * (size_t)to->blocks, steps = (size_t)to->steps;
-    size_t data = blocks * steps * GPU_STEP_BYTES, rows = blocks * GPU_BLOCK_ROWS * sizeof(int32_t);
+    size_t padded = blocks * (size_t)to->block_rows; /* rows */
+    size_t data = padded * steps * GPU_ROW_BYTES, rows = padded * sizeof(int32_t);
     size_t columns = (size_t)to->panels * steps * GPU_STEP_COLUMNS * (to->wide ? 4 : 2);
     columns = listed ? columns : 0;
     packed->bytes = cuda_round_up(data) + cuda_round_up(rows) + cuda_round_up(columns);

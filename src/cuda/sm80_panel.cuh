@@ -1,0 +1,466 @@
+// Y = epilogue(W X) for panels (2:4 is one panel without a column list), many tokens, on every GPU from
+// compute capability 8.0 on. Reference: src/ref/matmul.c.
+//
+// Idea. As sm90_panel.cuh, with the sparse product of a warp (mma.sp, 16 rows x 8 tokens x 32 columns) and
+// copies that the threads start themselves: a tile of rows x tokens is a block of four warps, all of which
+// load and multiply. `ldmatrix` takes the weights from the packing of pack.cu as they lie, and turns X, whose
+// rows are kept columns, into operands on the way.
+//
+// Who does what. A ring of STAGES in shared memory holds 64 kept columns each; the copies of a stage
+// (cp.async, 16 bytes) are started STAGES - 1 steps ahead, one barrier of the block a step. X comes in one of
+// three ways:
+//   LISTED    rows of X picked by the panel's list
+//   FEATURES  2:4, X feature-major: rows of X in order
+//   TOKENS    2:4, X token-major: 64 features of each token side by side; ldmatrix without turning
+// Sums leave through a strip of shared memory per warp, where the ring was.
+//
+// Shared memory, bytes, a stage: TOKENS * 128 of X, in strips of 64 tokens [64 columns][128 bytes], piece c of
+// 16 bytes of row r at c ^ (r & 7) (token-major: [tokens][128 bytes], likewise) | ROWS * 72 of weights.
+// A tile takes at most 99 KB, what a block may have on GPUs of 8.6, 8.9 and 12.0.
+//
+// Tails as in sm90_panel.cuh: what lies past an end is zero in shared memory and never read from X.
+//
+// Limit: shared memory. A warp's 64 rows x 64 tokens x 32 columns are 32 products and 12 matrix loads of
+// 512 bytes, 48 clocks of a multiprocessor's shared memory; then, for small panels, the L2, since
+// TOKENS * 128 bytes are gathered for each ROWS rows.
+#ifndef ESP_CUDA_SM80_PANEL_CUH
+#define ESP_CUDA_SM80_PANEL_CUH
+
+#include "cuda/epilogue.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sm80_ptx.cuh"
+
+namespace warp_panel {
+
+enum loading { LISTED, FEATURES, TOKENS };
+
+constexpr int WARPS = 4, THREADS = 32 * WARPS;
+constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
+constexpr uint32_t MOST_SHARED = 99 * 1024;
+
+// A tile of TILE_ROWS x TILE_TOKENS, cut into warps of WARP_ROWS x WARP_TOKENS; RESIDENT blocks are meant to
+// share a multiprocessor.
+template <bool BF16_, int TILE_ROWS_, int TILE_TOKENS_, int WARP_ROWS_, int WARP_TOKENS_, int STAGES_,
+          int RESIDENT_, loading LOADING_>
+struct config {
+    static constexpr bool BF16 = BF16_;
+    static constexpr int TILE_ROWS = TILE_ROWS_, TILE_TOKENS = TILE_TOKENS_;
+    static constexpr int WARP_ROWS = WARP_ROWS_, WARP_TOKENS = WARP_TOKENS_;
+    static constexpr int STAGES = STAGES_, RESIDENT = RESIDENT_;
+    static constexpr loading LOADING = LOADING_;
+    static constexpr int WARPS_ALONG_ROWS = TILE_ROWS / WARP_ROWS;
+    static constexpr int SIXTEENS = WARP_ROWS / 16, EIGHTS = WARP_TOKENS / 8;
+    static constexpr int BLOCK_ROWS = TILE_ROWS < GPU_BLOCK_ROWS ? GPU_SHORT_ROWS : GPU_BLOCK_ROWS;
+    static constexpr int BLOCKS = TILE_ROWS / BLOCK_ROWS;
+    static constexpr uint32_t BLOCK_BYTES = BLOCK_ROWS * GPU_ROW_BYTES, PART_BYTES = BLOCK_ROWS * 32;
+    static constexpr uint32_t X_BYTES = TILE_TOKENS * 128;
+    static constexpr uint32_t STAGE_BYTES = X_BYTES + BLOCKS * BLOCK_BYTES;
+    static constexpr uint32_t SHARED = STAGES * STAGE_BYTES;
+    static_assert(WARPS_ALONG_ROWS * (TILE_TOKENS / WARP_TOKENS) == WARPS, "four warps share a tile");
+    static_assert(SHARED <= MOST_SHARED && SHARED >= WARPS * STRIP_FLOATS * 4, "shared memory");
+    static_assert(BLOCK_ROWS % WARP_ROWS == 0, "a warp has rows of one packed block");
+};
+
+struct tiles {
+    int of_panel; // row tiles of a panel
+    int rows, tokens;
+};
+
+struct tile {
+    int panel, block, token;
+};
+
+// Tiles side by side in the grid share tokens.
+template <class C> __device__ __forceinline__ tile tile_at(const tiles &all, int index)
+{
+    int row = index % all.rows, token = index / all.rows;
+    return {row / all.of_panel, row % all.of_panel * C::BLOCKS, token * C::TILE_TOKENS};
+}
+
+// ---- loading ----
+
+// Columns of four rows of a step. A list's are taken apart only when they are used, one step later: doing so at
+// once would wait for the load.
+template <loading LOADING, bool WIDE> struct four_columns;
+
+template <bool WIDE> struct four_columns<FEATURES, WIDE> {
+    uint32_t first;
+    __device__ __forceinline__ void load(const gpu_product &, int64_t, uint32_t column)
+    {
+        first = column;
+    }
+    __device__ __forceinline__ uint32_t at(int i) const
+    {
+        return first + i;
+    }
+};
+
+template <> struct four_columns<LISTED, true> {
+    uint4 four;
+    __device__ __forceinline__ void load(const gpu_product &p, int64_t list, uint32_t column)
+    {
+        four = __ldg((const uint4 *)((const uint32_t *)p.weight.columns + list + column));
+    }
+    __device__ __forceinline__ uint32_t at(int i) const
+    {
+        return i == 0 ? four.x : i == 1 ? four.y : i == 2 ? four.z : four.w;
+    }
+};
+
+template <> struct four_columns<LISTED, false> {
+    uint2 four;
+    __device__ __forceinline__ void load(const gpu_product &p, int64_t list, uint32_t column)
+    {
+        four = __ldg((const uint2 *)((const uint16_t *)p.weight.columns + list + column));
+    }
+    __device__ __forceinline__ uint32_t at(int i) const
+    {
+        return (i < 2 ? four.x : four.y) >> (i % 2 * 16) & 0xffff;
+    }
+};
+
+// What a thread loads: the weights' next piece, and eight tokens of four rows of X for each 64 tokens.
+template <class C, bool WIDE> struct loader {
+    const gpu_product &p;
+    const tile &t;
+    int thread;
+    const char *weights[C::BLOCKS];
+    four_columns<C::LOADING == TOKENS ? FEATURES : C::LOADING, WIDE> columns; // of the next step to load
+    int64_t list;
+
+    __device__ __forceinline__ loader(const gpu_product &product, const tile &at, int thread_)
+        : p(product), t(at), thread(thread_)
+    {
+#pragma unroll
+        for (int i = 0; i < C::BLOCKS; i++) {
+            int block = min(t.block + i, p.weight.blocks - 1); // past the end: computed, not stored
+            int64_t piece = ((int64_t)t.panel * p.weight.blocks + block) * p.weight.steps;
+            weights[i] = (const char *)p.weight.data + piece * C::BLOCK_BYTES;
+        }
+        list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS;
+        columns.load(p, list, first_row());
+    }
+
+    __device__ __forceinline__ int first_row() const
+    {
+        return thread / 8 * 4;
+    }
+
+    __device__ __forceinline__ void load_weights(uint32_t to, int step) const
+    {
+#pragma unroll
+        for (int b = 0; b < C::BLOCKS; b++) {
+            const char *from = weights[b] + (int64_t)step * C::BLOCK_BYTES;
+            uint32_t block = to + b * C::BLOCK_BYTES;
+#pragma unroll
+            for (uint32_t i = 0; i < C::BLOCK_BYTES; i += THREADS * 16) {
+                uint32_t at = i + thread * 16;
+                if (i + THREADS * 16 <= C::BLOCK_BYTES || at < C::BLOCK_BYTES) {
+                    ptx::copy_16(block + at, from + at);
+                }
+            }
+        }
+    }
+
+    // Four rows, eight lanes a row.
+    __device__ __forceinline__ void load_rows(uint32_t to) const
+    {
+        constexpr int STRIPS = C::TILE_TOKENS / 64;
+        const uint16_t *x = (const uint16_t *)p.x;
+        int chunk = thread % 8, token = t.token + chunk * 8, left = p.tokens - token;
+        bool whole = left >= C::TILE_TOKENS - 56; // of this lane's eight tokens in each strip
+        uint32_t column[4];
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            column[i] = columns.at(i);
+            whole = whole && column[i] < (uint32_t)p.weight.in;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            int row = first_row() + i;
+            uint32_t slot = to + row * 128 + ((chunk ^ (row & 7)) << 4);
+            const uint16_t *from = x + column[i] * p.x_stride + token;
+            if (whole) { // nearly always; a copy of a length that is not constant costs several times more
+#pragma unroll
+                for (int b = 0; b < STRIPS; b++) {
+                    ptx::copy_16(slot + b * 8192, from + b * 64);
+                }
+                continue;
+            }
+            bool there = column[i] < (uint32_t)p.weight.in;
+#pragma unroll 1
+            for (int b = 0; b < STRIPS; b++) {
+                uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
+                ptx::copy_16(slot + b * 8192, bytes != 0 ? from + b * 64 : x, bytes);
+            }
+        }
+    }
+
+    // Eight features of each 16th token.
+    __device__ __forceinline__ void load_tokens(uint32_t to, int step) const
+    {
+        const uint16_t *x = (const uint16_t *)p.x;
+        int chunk = thread % 8, first = thread / 8;
+        int64_t feature = (int64_t)step * GPU_STEP_COLUMNS + chunk * 8, left = p.weight.in - feature;
+        bool whole = left >= 8 && t.token + C::TILE_TOKENS <= p.tokens;
+        uint32_t slot = to + first * 128 + ((chunk ^ (first & 7)) << 4);
+        const uint16_t *from = x + (t.token + first) * p.x_stride + feature;
+        if (whole) {
+#pragma unroll
+            for (int i = 0; i < C::TILE_TOKENS; i += 16) {
+                ptx::copy_16(slot + i * 128, from + i * p.x_stride);
+            }
+            return;
+        }
+#pragma unroll 1
+        for (int i = 0; i < C::TILE_TOKENS; i += 16) {
+            bool there = t.token + first + i < p.tokens;
+            uint32_t bytes = there ? 2 * (uint32_t)max((int64_t)0, min((int64_t)8, left)) : 0;
+            ptx::copy_16(slot + i * 128, bytes != 0 ? from + i * p.x_stride : x, bytes);
+        }
+    }
+
+    // Element by element, for X that is not aligned: slow, and the same result.
+    __device__ __forceinline__ void load_elements(uint32_t to, int step) const
+    {
+        const uint16_t *x = (const uint16_t *)p.x;
+        constexpr bool by_token = C::LOADING == TOKENS;
+        constexpr int ROWS = by_token ? C::TILE_TOKENS : 64, WIDTH = by_token ? 64 : C::TILE_TOKENS;
+        int first = step * GPU_STEP_COLUMNS, lane = thread % 32;
+        for (int row = thread / 32; row < ROWS; row += WARPS) {
+            int64_t column = first + row; // where X has features side by side: the token's row
+            if constexpr (C::LOADING == LISTED) {
+                int64_t at = list + first + row;
+                column = WIDE ? ((const uint32_t *)p.weight.columns)[at]
+                              : ((const uint16_t *)p.weight.columns)[at];
+            }
+            int64_t outer = by_token ? t.token + row : column;
+            bool there = outer < (by_token ? p.tokens : p.weight.in);
+            int64_t inner = by_token ? first : t.token, end = by_token ? p.weight.in : p.tokens;
+#pragma unroll 4
+            for (int i = lane; i < WIDTH; i += 32) {
+                uint16_t v = there && inner + i < end ? x[outer * p.x_stride + inner + i] : 0;
+                int strip = i / 64 * 8192; // of 64 tokens; none where features lie side by side
+                uint32_t slot = strip + row * 128 + ((i / 8 % 8 ^ (row & 7)) << 4) + i % 8 * 2;
+                ptx::store_shared_u16(to + slot, v);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load(uint32_t stage, int step)
+    {
+        load_weights(stage + C::X_BYTES, step);
+        if (!p.x_aligned) {
+            load_elements(stage, step);
+        } else if constexpr (C::LOADING == TOKENS) {
+            load_tokens(stage, step);
+        } else {
+            load_rows(stage);
+            int next = step + 1 < p.weight.steps ? step + 1 : 0;
+            columns.load(p, list, next * GPU_STEP_COLUMNS + first_row());
+        }
+    }
+};
+
+// ---- multiplying ----
+
+template <class C> struct multiplier {
+    int warp_row, warp_token, lane; // first row and token of the warp in the tile
+    float sums[C::SIXTEENS][C::EIGHTS][4];
+
+    // 32 kept columns of eight tokens.
+    template <int PART>
+    __device__ __forceinline__ void load_x(uint32_t x, int eight, uint32_t (&b)[4]) const
+    {
+        if constexpr (C::LOADING == TOKENS) {
+            uint32_t token = warp_token + eight * 8 + lane % 8, chunk = PART * 4 + lane / 8;
+            ptx::load_matrices(x + token * 128 + ((chunk ^ (token & 7)) << 4), b);
+        } else {
+            uint32_t row = PART * 32 + lane, chunk = warp_token / 8 + eight;
+            uint32_t at = chunk / 8 * 8192 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4);
+            ptx::load_matrices_transposed(x + at, b);
+        }
+    }
+
+    template <int PART>
+    __device__ __forceinline__ void multiply_part(uint32_t x, uint32_t weights,
+                                                  const uint32_t (&positions)[C::SIXTEENS])
+    {
+        uint32_t b[C::EIGHTS][4];
+#pragma unroll
+        for (int e = 0; e < C::EIGHTS; e++) {
+            load_x<PART>(x, e, b[e]);
+        }
+        uint32_t piece = lane / 8, row = lane % 8;
+        uint32_t from = weights + PART * C::PART_BYTES + piece % 2 * 256 + piece / 2 * 128 + row * 16;
+#pragma unroll
+        for (int s = 0; s < C::SIXTEENS; s++) {
+            uint32_t a[4];
+            ptx::load_matrices(from + s * 512, a);
+#pragma unroll
+            for (int e = 0; e < C::EIGHTS; e++) {
+                ptx::sparse_product_16x8<PART, C::BF16>(sums[s][e], a, b[e], positions[s]);
+            }
+        }
+    }
+
+    __device__ __forceinline__ void multiply(uint32_t stage)
+    {
+        int block = warp_row / C::BLOCK_ROWS, sixteen = warp_row % C::BLOCK_ROWS / 16;
+        uint32_t weights = stage + C::X_BYTES + block * C::BLOCK_BYTES, positions[C::SIXTEENS];
+#pragma unroll
+        for (int s = 0; s < C::SIXTEENS; s++) {
+            positions[s] = ptx::load_shared(weights + 2 * C::PART_BYTES + (sixteen + s) * 128 + lane * 4);
+        }
+        multiply_part<0>(stage, weights + sixteen * 512, positions);
+        multiply_part<1>(stage, weights + sixteen * 512, positions);
+    }
+
+    // Sums of 16 rows x 32 tokens to the strip. A thread has rows 2 g and 2 g + 1 (dealt so by the packing) and
+    // two tokens of each eight. `which` is not a constant: registers cannot be indexed by it.
+    __device__ __forceinline__ void stage_sums(int which, uint32_t strip) const
+    {
+        constexpr int PARTS = C::EIGHTS / 4;
+        uint32_t to = strip + (lane / 4 * 2 * epilogue::PITCH + lane % 4 * 2) * 4;
+#pragma unroll
+        for (int i = 0; i < C::SIXTEENS * PARTS; i++) {
+            if (i == which) {
+#pragma unroll
+                for (int j = 0; j < 8; j++) {
+                    const float *pair = sums[i / PARTS][i % PARTS * 4 + j / 2] + j % 2 * 2;
+                    ptx::store_shared_2(to + (j % 2 * epilogue::PITCH + j / 2 * 8) * 4, pair[0], pair[1]);
+                }
+            }
+        }
+    }
+
+    __device__ __forceinline__ void leave(const gpu_product &p, const tile &t, float *strip) const
+    {
+        constexpr int PARTS = C::EIGHTS / 4;
+        int block = t.block + warp_row / C::BLOCK_ROWS;
+        if (block >= p.weight.blocks) {
+            return;
+        }
+        int64_t first = ((int64_t)t.panel * p.weight.blocks + block) * C::BLOCK_ROWS;
+        const int32_t *rows = p.weight.rows + first + warp_row % C::BLOCK_ROWS;
+#pragma unroll 1
+        for (int i = 0; i < C::SIXTEENS * PARTS; i++) {
+            int token = t.token + warp_token + i % PARTS * 32;
+            if (token < p.tokens) {
+                epilogue::row_terms terms = epilogue::load_terms(p.epilogue, rows + i / PARTS * 16, lane);
+                __syncwarp();
+                stage_sums(i, ptx::shared_address(strip));
+                __syncwarp();
+                epilogue::finish_staged(p.epilogue, strip, terms, token, lane);
+            }
+        }
+    }
+};
+
+template <class C, bool WIDE>
+__device__ __forceinline__ void multiply_tile(const gpu_product &p, const tile &t, unsigned char *memory)
+{
+    uint32_t base = ptx::shared_address(memory);
+    int thread = threadIdx.x, warp = thread / 32, steps = p.weight.steps;
+    loader<C, WIDE> from(p, t, thread);
+    multiplier<C> to = {warp % C::WARPS_ALONG_ROWS * C::WARP_ROWS,
+                        warp / C::WARPS_ALONG_ROWS * C::WARP_TOKENS, thread % 32, {}};
+#pragma unroll
+    for (int i = 0; i < C::STAGES - 1; i++) {
+        if (i < steps) {
+            from.load(base + i * C::STAGE_BYTES, i);
+        }
+        ptx::copy_commit();
+    }
+    uint32_t full = base, empty = base + (C::STAGES - 1) * C::STAGE_BYTES;
+    const uint32_t end = base + C::STAGES * C::STAGE_BYTES;
+    for (int step = 0; step < steps; step++) {
+        ptx::copy_wait<C::STAGES - 2>();
+        __syncthreads(); // the stage is there for all, and all have left the one before
+        if (step + C::STAGES - 1 < steps) {
+            from.load(empty, step + C::STAGES - 1);
+        }
+        ptx::copy_commit();
+        to.multiply(full);
+        empty = full;
+        full = full + C::STAGE_BYTES == end ? base : full + C::STAGE_BYTES;
+    }
+    ptx::copy_wait<0>();
+    __syncthreads(); // strips take the place of the ring
+    to.leave(p, t, (float *)memory + warp * STRIP_FLOATS);
+}
+
+template <class C>
+__global__ void __launch_bounds__(THREADS, C::RESIDENT)
+    kernel(const __grid_constant__ gpu_product p, const tiles all)
+{
+    extern __shared__ __align__(128) unsigned char memory[];
+    tile t = tile_at<C>(all, blockIdx.x);
+    if (C::LOADING == LISTED && p.weight.wide) {
+        multiply_tile<C, true>(p, t, memory);
+    } else {
+        multiply_tile<C, false>(p, t, memory);
+    }
+}
+
+// ---- launching ----
+
+template <class C> int launch(const gpu_product &p, void *stream)
+{
+    static std::atomic<uint64_t> prepared;
+    int failed = gpu_prepare((const void *)kernel<C>, C::SHARED, p.device, &prepared);
+    if (failed != 0) {
+        return failed;
+    }
+    tiles all;
+    all.of_panel = (p.weight.blocks + C::BLOCKS - 1) / C::BLOCKS;
+    all.rows = p.weight.panels * all.of_panel;
+    all.tokens = (p.tokens + C::TILE_TOKENS - 1) / C::TILE_TOKENS;
+    unsigned count = (unsigned)all.rows * (unsigned)all.tokens;
+    kernel<C><<<count, THREADS, C::SHARED, (cudaStream_t)stream>>>(p, all);
+    return cudaGetLastError();
+}
+
+template <bool BF16> int launch_listed(const gpu_product &p, gpu_tile tile, void *stream)
+{
+    switch (tile) {
+    case GPU_TILE_128X128:
+        return launch<config<BF16, 128, 128, 64, 64, 3, 2, LISTED>>(p, stream);
+    case GPU_TILE_64X256:
+        return launch<config<BF16, 64, 256, 64, 64, 2, 2, LISTED>>(p, stream);
+    case GPU_TILE_64X128:
+        return launch<config<BF16, 64, 128, 64, 32, 3, 3, LISTED>>(p, stream);
+    case GPU_TILE_32X256:
+        return launch<config<BF16, 32, 256, 32, 64, 2, 3, LISTED>>(p, stream);
+    case GPU_TILE_32X128:
+        return launch<config<BF16, 32, 128, 32, 32, 3, 4, LISTED>>(p, stream);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
+
+template <bool BF16, loading LOADING>
+int launch_whole(const gpu_product &p, gpu_tile tile, void *stream)
+{
+    switch (tile) {
+    case GPU_TILE_128X128:
+        return launch<config<BF16, 128, 128, 64, 64, 3, 2, LOADING>>(p, stream);
+    case GPU_TILE_64X128:
+        return launch<config<BF16, 64, 128, 64, 32, 3, 3, LOADING>>(p, stream);
+    default:
+        return cudaErrorInvalidValue;
+    }
+}
+
+template <bool BF16> int launch_any(const gpu_product &p, gpu_tile tile, void *stream)
+{
+    if (p.weight.columns != nullptr) {
+        return launch_listed<BF16>(p, tile, stream);
+    }
+    return p.x_by_token ? launch_whole<BF16, TOKENS>(p, tile, stream)
+                        : launch_whole<BF16, FEATURES>(p, tile, stream);
+}
+
+} // namespace warp_panel
+
+#endif
