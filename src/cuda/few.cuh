@@ -140,8 +140,8 @@ __device__ __forceinline__ void add_steps(const S &slab, const operand &x, uint3
 
 // The warps' sums to Y. All threads call it; shared memory from `memory` on is free then.
 template <class S, int EIGHTS>
-__device__ __forceinline__ void finish(const S &slab, const gpu_epilogue &e, float *memory,
-                                       const warp_sums<EIGHTS> &sums, int warp, int lane)
+__device__ __forceinline__ void finish(const gpu_epilogue &e, const epilogue::row_terms &terms,
+                                       float *memory, const warp_sums<EIGHTS> &sums, int warp, int lane)
 {
     float *strips = memory + S::WARPS * SUM_FLOATS, *mine = memory + warp * SUM_FLOATS;
 #pragma unroll
@@ -165,7 +165,6 @@ __device__ __forceinline__ void finish(const S &slab, const gpu_epilogue &e, flo
     }
     __syncthreads();
     if (warp < SIXTEENS) {
-        epilogue::row_terms terms = epilogue::terms_of(e, slab.output_row(warp * 16 + lane % 16));
         epilogue::finish_staged(e, strips + warp * STRIP_FLOATS, terms, 0, lane);
     }
 }
@@ -178,10 +177,14 @@ __device__ __forceinline__ void multiply_slab(const S &slab, const P &p, unsigne
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     uint32_t base = ptx::shared_address(memory);
     warp_sums<EIGHTS> sums = {};
+    epilogue::row_terms terms = {}; // asked for now: at the end they would be waited for
+    if (warp < SIXTEENS) {
+        terms = epilogue::terms_of(p.epilogue, slab.output_row(warp * 16 + lane % 16));
+    }
     add_steps<S, EIGHTS, READING>(slab, x_of(p), base + warp * map::RING_BYTES,
                                   base + map::X_AT + warp * map::X_BYTES, warp, lane, sums);
     __syncthreads(); // rings are drained: sums take their place
-    finish<S, EIGHTS>(slab, p.epilogue, (float *)memory, sums, warp, lane);
+    finish<S, EIGHTS>(p.epilogue, terms, (float *)memory, sums, warp, lane);
 }
 
 // How a product's X is read, as template arguments of `Launcher::run<EIGHTS, READING>(p, stream)`.

@@ -85,7 +85,7 @@ int gpu_transpose(const void *from, int64_t from_stride, void *to, int64_t to_st
  * memory needs it (docs/kernels-gpu.md draws it). */
 typedef struct gpu_panels {
     int64_t out, in;
-    int block_rows;            /* GPU_BLOCK_ROWS or GPU_SHORT_ROWS */
+    int panel_rows, block_rows; /* of a block: GPU_BLOCK_ROWS or GPU_SHORT_ROWS */
     int panels, blocks, steps; /* blocks of a panel, steps of a block */
     const void *data;          /* [panels * blocks][steps][block_rows * GPU_ROW_BYTES] */
     const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */

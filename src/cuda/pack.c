@@ -98,6 +98,7 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, gpu_pan
     }
     *to = (gpu_panels){.out = shape->out,
                        .in = shape->in,
+                       .panel_rows = (int)shape->panel_rows,
                        .block_rows = (int)block_rows,
                        .panels = (int)panels,
                        .blocks = (int)blocks,

@@ -29,7 +29,7 @@ template <bool IS_BF16> struct panel_slab {
     const int32_t *rows;
     uint64_t policy;
 
-    __device__ __forceinline__ panel_slab(const gpu_panels &weight, int slab, int lane)
+    __device__ __forceinline__ panel_slab(const gpu_panels &weight, int slab)
         : w(weight), in(weight.in), steps(weight.steps), policy(ptx::evict_first_policy())
     {
         int slabs = w.block_rows / few::SLAB_ROWS, block = slab / slabs, part = slab % slabs;
@@ -39,8 +39,11 @@ template <bool IS_BF16> struct panel_slab {
         data = (const char *)w.data + (int64_t)block * steps * step_bytes + part * PART_BYTES;
         list = (int64_t)(block / w.blocks) * steps * GPU_STEP_COLUMNS;
         rows = w.rows + (int64_t)slab * few::SLAB_ROWS;
-        unsigned used = __ballot_sync(~0u, rows[lane] >= 0);
-        sixteens = used == 0 ? 0 : used >> 16 == 0 ? 1 : 2;
+        // Not from the table of rows: its load would be waited for before the first weights are asked for.
+        int inside = (block % w.blocks * slabs + part) * few::SLAB_ROWS;
+        int64_t last = w.out - (int64_t)(block / w.blocks) * w.panel_rows; // of a short last panel
+        int64_t used = min((int64_t)w.panel_rows, last) - inside;
+        sixteens = used <= 0 ? 0 : used <= 16 ? 1 : 2;
     }
 
     __device__ __forceinline__ int64_t column(int step, int i) const
@@ -129,7 +132,7 @@ __global__ void __launch_bounds__(panel_slab<BF16>::WARPS * 32, EIGHTS == 2 && R
     few_kernel(const __grid_constant__ gpu_product p)
 {
     extern __shared__ __align__(128) unsigned char memory[];
-    panel_slab<BF16> slab(p.weight, blockIdx.x, threadIdx.x % 32);
+    panel_slab<BF16> slab(p.weight, blockIdx.x);
     if (slab.sixteens > 0) {
         few::multiply_slab<panel_slab<BF16>, EIGHTS, READING>(slab, p, memory);
     }

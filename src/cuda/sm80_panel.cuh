@@ -7,7 +7,7 @@
 // rows are kept columns, into operands on the way.
 //
 // Who does what. A ring of STAGES in shared memory holds 64 kept columns each; the copies of a stage
-// (cp.async, 16 bytes) are started STAGES - 1 steps ahead, one barrier of the block a step. X comes in one of
+// (cp.async, 16 bytes) are started STAGES steps ahead, one barrier of the block a step. X comes in one of
 // three ways:
 //   LISTED    rows of X picked by the panel's list
 //   FEATURES  2:4, X feature-major: rows of X in order
@@ -169,29 +169,33 @@ template <class C, bool WIDE> struct loader {
         const uint16_t *x = (const uint16_t *)p.x;
         int chunk = thread % 8, token = t.token + chunk * 8, left = p.tokens - token;
         bool whole = left >= C::TILE_TOKENS - 56; // of this lane's eight tokens in each strip
-        uint32_t column[4];
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            column[i] = columns.at(i);
-            whole = whole && column[i] < (uint32_t)p.weight.in;
-        }
+        const uint16_t *from[4];
+        uint32_t slot[4];
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int row = first_row() + i;
-            uint32_t slot = to + row * 128 + ((chunk ^ (row & 7)) << 4);
-            const uint16_t *from = x + column[i] * p.x_stride + token;
-            if (whole) { // nearly always; a copy of a length that is not constant costs several times more
+            uint32_t column = columns.at(i);
+            whole = whole && column < (uint32_t)p.weight.in;
+            from[i] = x + column * p.x_stride + token;
+            slot[i] = to + row * 128 + ((chunk ^ (row & 7)) << 4);
+        }
+        if (whole) { // nearly always; a copy of a length that is not constant costs several times more
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
 #pragma unroll
                 for (int b = 0; b < STRIPS; b++) {
-                    ptx::copy_16(slot + b * 8192, from + b * 64);
+                    ptx::copy_16(slot[i] + b * 8192, from[i] + b * 64);
                 }
-                continue;
             }
-            bool there = column[i] < (uint32_t)p.weight.in;
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            bool there = columns.at(i) < (uint32_t)p.weight.in;
 #pragma unroll 1
             for (int b = 0; b < STRIPS; b++) {
                 uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
-                ptx::copy_16(slot + b * 8192, bytes != 0 ? from + b * 64 : x, bytes);
+                ptx::copy_16(slot[i] + b * 8192, bytes != 0 ? from[i] + b * 64 : x, bytes);
             }
         }
     }
@@ -264,56 +268,92 @@ template <class C, bool WIDE> struct loader {
 
 // ---- multiplying ----
 
+// A step is four quarters: two halves of its columns, two halves of the warp's tokens. While the products of a
+// quarter run, the operands of the next one are loaded.
 template <class C> struct multiplier {
+    static constexpr int HALF = C::EIGHTS / 2;
     int warp_row, warp_token, lane; // first row and token of the warp in the tile
     float sums[C::SIXTEENS][C::EIGHTS][4];
+    uint32_t a[2][C::SIXTEENS][4], b[2][HALF][4]; // of a half of the columns; of a half of the tokens
+    uint32_t positions[C::SIXTEENS], coming[C::SIXTEENS];
 
-    // 32 kept columns of eight tokens.
-    template <int PART>
-    __device__ __forceinline__ void load_x(uint32_t x, int eight, uint32_t (&b)[4]) const
+    __device__ __forceinline__ uint32_t weights_of(uint32_t stage) const
     {
-        if constexpr (C::LOADING == TOKENS) {
-            uint32_t token = warp_token + eight * 8 + lane % 8, chunk = PART * 4 + lane / 8;
-            ptx::load_matrices(x + token * 128 + ((chunk ^ (token & 7)) << 4), b);
-        } else {
-            uint32_t row = PART * 32 + lane, chunk = warp_token / 8 + eight;
-            uint32_t at = chunk / 8 * 8192 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4);
-            ptx::load_matrices_transposed(x + at, b);
+        int block = warp_row / C::BLOCK_ROWS;
+        return stage + C::X_BYTES + block * C::BLOCK_BYTES;
+    }
+
+    template <int PART> __device__ __forceinline__ void load_a(uint32_t stage)
+    {
+        uint32_t piece = lane / 8, row = lane % 8, sixteen = warp_row % C::BLOCK_ROWS / 16;
+        uint32_t from = weights_of(stage) + PART * C::PART_BYTES + sixteen * 512;
+        from += piece % 2 * 256 + piece / 2 * 128 + row * 16;
+#pragma unroll
+        for (int s = 0; s < C::SIXTEENS; s++) {
+            ptx::load_matrices(from + s * 512, a[PART][s]);
         }
     }
 
-    template <int PART>
-    __device__ __forceinline__ void multiply_part(uint32_t x, uint32_t weights,
-                                                  const uint32_t (&positions)[C::SIXTEENS])
+    // 32 kept columns of eight tokens a register.
+    template <int PART, int TOKEN_HALF> __device__ __forceinline__ void load_b(uint32_t stage)
     {
-        uint32_t b[C::EIGHTS][4];
 #pragma unroll
-        for (int e = 0; e < C::EIGHTS; e++) {
-            load_x<PART>(x, e, b[e]);
-        }
-        uint32_t piece = lane / 8, row = lane % 8;
-        uint32_t from = weights + PART * C::PART_BYTES + piece % 2 * 256 + piece / 2 * 128 + row * 16;
-#pragma unroll
-        for (int s = 0; s < C::SIXTEENS; s++) {
-            uint32_t a[4];
-            ptx::load_matrices(from + s * 512, a);
-#pragma unroll
-            for (int e = 0; e < C::EIGHTS; e++) {
-                ptx::sparse_product_16x8<PART, C::BF16>(sums[s][e], a, b[e], positions[s]);
+        for (int e = 0; e < HALF; e++) {
+            int eight = TOKEN_HALF * HALF + e;
+            if constexpr (C::LOADING == TOKENS) {
+                uint32_t token = warp_token + eight * 8 + lane % 8, chunk = PART * 4 + lane / 8;
+                ptx::load_matrices(stage + token * 128 + ((chunk ^ (token & 7)) << 4), b[TOKEN_HALF][e]);
+            } else {
+                uint32_t row = PART * 32 + lane, chunk = warp_token / 8 + eight;
+                uint32_t at = chunk / 8 * 8192 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4);
+                ptx::load_matrices_transposed(stage + at, b[TOKEN_HALF][e]);
             }
         }
     }
 
-    __device__ __forceinline__ void multiply(uint32_t stage)
+    // What the first quarter of a stage needs.
+    __device__ __forceinline__ void begin(uint32_t stage)
     {
-        int block = warp_row / C::BLOCK_ROWS, sixteen = warp_row % C::BLOCK_ROWS / 16;
-        uint32_t weights = stage + C::X_BYTES + block * C::BLOCK_BYTES, positions[C::SIXTEENS];
+        uint32_t at = weights_of(stage) + 2 * C::PART_BYTES + warp_row % C::BLOCK_ROWS / 16 * 128 + lane * 4;
 #pragma unroll
         for (int s = 0; s < C::SIXTEENS; s++) {
-            positions[s] = ptx::load_shared(weights + 2 * C::PART_BYTES + (sixteen + s) * 128 + lane * 4);
+            coming[s] = ptx::load_shared(at + s * 128);
         }
-        multiply_part<0>(stage, weights + sixteen * 512, positions);
-        multiply_part<1>(stage, weights + sixteen * 512, positions);
+        load_a<0>(stage);
+        load_b<0, 0>(stage);
+    }
+
+    template <int PART, int TOKEN_HALF> __device__ __forceinline__ void multiply_quarter()
+    {
+#pragma unroll
+        for (int s = 0; s < C::SIXTEENS; s++) {
+#pragma unroll
+            for (int e = 0; e < HALF; e++) {
+                ptx::sparse_product_16x8<PART, C::BF16>(sums[s][TOKEN_HALF * HALF + e], a[PART][s],
+                                                        b[TOKEN_HALF][e], positions[s]);
+            }
+        }
+    }
+
+    // All but the last quarter; afterwards the stage has been read.
+    __device__ __forceinline__ void multiply_most(uint32_t stage)
+    {
+#pragma unroll
+        for (int s = 0; s < C::SIXTEENS; s++) {
+            positions[s] = coming[s];
+        }
+        load_b<0, 1>(stage);
+        load_a<1>(stage);
+        multiply_quarter<0, 0>();
+        load_b<1, 0>(stage);
+        multiply_quarter<0, 1>();
+        load_b<1, 1>(stage);
+        multiply_quarter<1, 0>();
+    }
+
+    __device__ __forceinline__ void multiply_rest()
+    {
+        multiply_quarter<1, 1>();
     }
 
     // Sums of 16 rows x 32 tokens to the strip. A thread has rows 2 g and 2 g + 1 (dealt so by the packing) and
@@ -358,36 +398,39 @@ template <class C> struct multiplier {
 };
 
 template <class C, bool WIDE>
-__device__ __forceinline__ void multiply_tile(const gpu_product &p, const tile &t, unsigned char *memory)
+__device__ __forceinline__ void add_steps(const gpu_product &p, const tile &t, uint32_t base,
+                                          multiplier<C> &to)
 {
-    uint32_t base = ptx::shared_address(memory);
-    int thread = threadIdx.x, warp = thread / 32, steps = p.weight.steps;
-    loader<C, WIDE> from(p, t, thread);
-    multiplier<C> to = {warp % C::WARPS_ALONG_ROWS * C::WARP_ROWS,
-                        warp / C::WARPS_ALONG_ROWS * C::WARP_TOKENS, thread % 32, {}};
-#pragma unroll
-    for (int i = 0; i < C::STAGES - 1; i++) {
+    int steps = p.weight.steps;
+    loader<C, WIDE> from(p, t, threadIdx.x);
+#pragma unroll 1
+    for (int i = 0; i < C::STAGES; i++) {
         if (i < steps) {
             from.load(base + i * C::STAGE_BYTES, i);
         }
         ptx::copy_commit();
     }
-    uint32_t full = base, empty = base + (C::STAGES - 1) * C::STAGE_BYTES;
+    ptx::copy_wait<C::STAGES - 1>();
+    __syncthreads();
+    to.begin(base);
     const uint32_t end = base + C::STAGES * C::STAGE_BYTES;
+    uint32_t stage = base;
     for (int step = 0; step < steps; step++) {
+        uint32_t next = stage + C::STAGE_BYTES == end ? base : stage + C::STAGE_BYTES;
+        to.multiply_most(stage);
         ptx::copy_wait<C::STAGES - 2>();
-        __syncthreads(); // the stage is there for all, and all have left the one before
-        if (step + C::STAGES - 1 < steps) {
-            from.load(empty, step + C::STAGES - 1);
+        __syncthreads(); // the next stage is there for all, and all have read this one
+        if (step + 1 < steps) {
+            to.begin(next);
+        }
+        if (step + C::STAGES < steps) {
+            from.load(stage, step + C::STAGES);
         }
         ptx::copy_commit();
-        to.multiply(full);
-        empty = full;
-        full = full + C::STAGE_BYTES == end ? base : full + C::STAGE_BYTES;
+        to.multiply_rest();
+        stage = next;
     }
     ptx::copy_wait<0>();
-    __syncthreads(); // strips take the place of the ring
-    to.leave(p, t, (float *)memory + warp * STRIP_FLOATS);
 }
 
 template <class C>
@@ -395,12 +438,18 @@ __global__ void __launch_bounds__(THREADS, C::RESIDENT)
     kernel(const __grid_constant__ gpu_product p, const tiles all)
 {
     extern __shared__ __align__(128) unsigned char memory[];
+    uint32_t base = ptx::shared_address(memory);
     tile t = tile_at<C>(all, blockIdx.x);
+    int warp = threadIdx.x / 32;
+    multiplier<C> to = {warp % C::WARPS_ALONG_ROWS * C::WARP_ROWS,
+                        warp / C::WARPS_ALONG_ROWS * C::WARP_TOKENS, (int)threadIdx.x % 32, {}};
     if (C::LOADING == LISTED && p.weight.wide) {
-        multiply_tile<C, true>(p, t, memory);
+        add_steps<C, true>(p, t, base, to);
     } else {
-        multiply_tile<C, false>(p, t, memory);
+        add_steps<C, false>(p, t, base, to);
     }
+    __syncthreads(); // strips take the place of the ring
+    to.leave(p, t, (float *)memory + warp * STRIP_FLOATS);
 }
 
 // ---- launching ----
