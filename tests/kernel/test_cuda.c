@@ -88,10 +88,12 @@ static void token_tails(test_run *run)
 
 static void shapes(test_run *run)
 {
-    static const int sizes[][3] = {{1, 1, 1},      {1, 1, 17},     {2, 3, 2},      {3, 5, 33},
-                                   {7, 9, 5},      {97, 31, 18},   {130, 64, 1},   {193, 130, 20},
-                                   {64, 384, 3},   {130, 257, 40}, {6, 1000, 16},  {300, 7, 8},
-                                   {513, 640, 24}, {64, 4096, 8},  {1100, 70, 600}};
+    /* The last ones have lists and row orders of 32 bits. */
+    static const int sizes[][3] = {{1, 1, 1},       {1, 1, 17},     {2, 3, 2},       {3, 5, 33},
+                                   {7, 9, 5},       {97, 31, 18},   {130, 64, 1},    {193, 130, 20},
+                                   {64, 384, 3},    {130, 257, 40}, {6, 1000, 16},   {300, 7, 8},
+                                   {513, 640, 24},  {64, 4096, 8},  {1100, 70, 600}, {9, 66000, 3},
+                                   {70, 66000, 18}, {66000, 9, 3},  {66001, 8, 20}};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(sizes); i++) {
