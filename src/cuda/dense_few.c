@@ -61,8 +61,8 @@ static esp_status launch(const esp_matmul_call *call, esp_error *error)
     {                                                                                              \
         .name = "matmul_dense_" short_name "_" short_name "__cuda_sm80_few", .device = "cuda",     \
         .format = "dense", .level = "sm80",                                                        \
-        .idea = "up to 16 tokens: weights streamed, mma; Ampere and later", .why_not = why_not,    \
-        .score_us = score_us, .launch = launch, .variant = &(const esp_dtype)                      \
+        .idea = "up to 16 tokens: weights streamed, mma; speed not measured before 9.0",           \
+        .why_not = why_not, .score_us = score_us, .launch = launch, .variant = &(const esp_dtype)  \
         {                                                                                          \
             type                                                                                   \
         }                                                                                          \

@@ -65,9 +65,9 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 
 /* ---- records ---- */
 
-#define LISTED "rows of X gathered by the panel's list, mma.sp; Ampere and later"
-#define WHOLE "X as it lies, mma.sp; Ampere and later"
-#define FEW "up to 16 tokens: weights streamed, mma.sp; Ampere and later"
+#define LISTED "rows of X gathered by the panel's list, mma.sp; speed not measured before 9.0"
+#define WHOLE "X as it lies, mma.sp; speed not measured before 9.0"
+#define FEW "up to 16 tokens: weights streamed, mma.sp; speed not measured before 9.0"
 
 #define RECORD(short_name, suffix, about, ...)                                                     \
     {                                                                                              \
