@@ -57,6 +57,7 @@ struct config {
     static constexpr uint32_t STAGE_BYTES = X_BYTES + BLOCKS * BLOCK_BYTES;
     static constexpr uint32_t SHARED = STAGES * STAGE_BYTES;
     static_assert(WARPS_ALONG_ROWS * (TILE_TOKENS / WARP_TOKENS) == WARPS, "four warps share a tile");
+    static_assert(STAGE_BYTES % 128 == 0, "the swizzle flips bits of addresses");
     static_assert(SHARED <= MOST_SHARED && SHARED >= WARPS * STRIP_FLOATS * 4, "shared memory");
     static_assert(BLOCK_ROWS % WARP_ROWS == 0, "a warp has rows of one packed block");
 };
@@ -81,25 +82,13 @@ template <class C> __device__ __forceinline__ tile tile_at(const tiles &all, int
 
 // Columns of four rows of a step. A list's are taken apart only when they are used, one step later: doing so at
 // once would wait for the load.
-template <loading LOADING, bool WIDE> struct four_columns;
+template <bool WIDE> struct four_columns;
 
-template <bool WIDE> struct four_columns<FEATURES, WIDE> {
-    uint32_t first;
-    __device__ __forceinline__ void load(const gpu_product &, int64_t, uint32_t column)
-    {
-        first = column;
-    }
-    __device__ __forceinline__ uint32_t at(int i) const
-    {
-        return first + i;
-    }
-};
-
-template <> struct four_columns<LISTED, true> {
+template <> struct four_columns<true> {
     uint4 four;
-    __device__ __forceinline__ void load(const gpu_product &p, int64_t list, uint32_t column)
+    __device__ __forceinline__ void load(const char *list)
     {
-        four = __ldg((const uint4 *)((const uint32_t *)p.weight.columns + list + column));
+        four = __ldg((const uint4 *)list);
     }
     __device__ __forceinline__ uint32_t at(int i) const
     {
@@ -107,11 +96,11 @@ template <> struct four_columns<LISTED, true> {
     }
 };
 
-template <> struct four_columns<LISTED, false> {
+template <> struct four_columns<false> {
     uint2 four;
-    __device__ __forceinline__ void load(const gpu_product &p, int64_t list, uint32_t column)
+    __device__ __forceinline__ void load(const char *list)
     {
-        four = __ldg((const uint2 *)((const uint16_t *)p.weight.columns + list + column));
+        four = __ldg((const uint2 *)list);
     }
     __device__ __forceinline__ uint32_t at(int i) const
     {
@@ -119,122 +108,147 @@ template <> struct four_columns<LISTED, false> {
     }
 };
 
-// What a thread loads: the weights' next piece, and eight tokens of four rows of X for each 64 tokens.
+// What a thread loads, step after step: the weights' next piece, and of X eight tokens of four rows for each 64
+// tokens, or (TOKENS) eight features of each 16th token. Its pointers walk along and its places in a stage are
+// constants: whatever is worked out anew in every step delays the copies.
 template <class C, bool WIDE> struct loader {
+    static constexpr uint32_t WIDTH = WIDE ? 4 : 2;
     const gpu_product &p;
     const tile &t;
-    int thread;
+    int step = 0;
     const char *weights[C::BLOCKS];
-    four_columns<C::LOADING == TOKENS ? FEATURES : C::LOADING, WIDE> columns; // of the next step to load
-    int64_t list;
+    const char *x; // LISTED: in row 0; FEATURES, TOKENS: in the next step
+    uint32_t stride; // of X, bytes
+    uint32_t x_at, weights_at;
+    bool tokens_whole;
+    const char *list; // next to be read
+    four_columns<WIDE> columns;
 
-    __device__ __forceinline__ loader(const gpu_product &product, const tile &at, int thread_)
-        : p(product), t(at), thread(thread_)
+    __device__ __forceinline__ loader(const gpu_product &product, const tile &at) : p(product), t(at)
     {
+        int chunk = threadIdx.x % 8, eighth = threadIdx.x / 8;
 #pragma unroll
         for (int i = 0; i < C::BLOCKS; i++) {
             int block = min(t.block + i, p.weight.blocks - 1); // past the end: computed, not stored
             int64_t piece = ((int64_t)t.panel * p.weight.blocks + block) * p.weight.steps;
-            weights[i] = (const char *)p.weight.data + piece * C::BLOCK_BYTES;
+            weights[i] = (const char *)p.weight.data + piece * C::BLOCK_BYTES + threadIdx.x * 16;
         }
-        list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS;
-        columns.load(p, list, first_row());
+        weights_at = C::X_BYTES + threadIdx.x * 16;
+        stride = (uint32_t)p.x_stride * 2;
+        if constexpr (C::LOADING == TOKENS) {
+            x = (const char *)p.x + (t.token + eighth) * p.x_stride * 2 + chunk * 16;
+            x_at = eighth * 128 + ((chunk ^ eighth % 8) << 4);
+            tokens_whole = t.token + C::TILE_TOKENS <= p.tokens;
+        } else {
+            int row = eighth * 4;
+            x = (const char *)p.x + (t.token + chunk * 8) * 2;
+            x += C::LOADING == FEATURES ? row * p.x_stride * 2 : 0;
+            x_at = row * 128 + ((chunk ^ row % 8) << 4); // the other rows' by flipping bits
+            tokens_whole = t.token + chunk * 8 + C::TILE_TOKENS - 56 <= p.tokens;
+        }
+        if constexpr (C::LOADING == LISTED) {
+            int64_t first = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + eighth * 4;
+            list = (const char *)p.weight.columns + first * WIDTH;
+            columns.load(list);
+        }
     }
 
-    __device__ __forceinline__ int first_row() const
-    {
-        return thread / 8 * 4;
-    }
-
-    __device__ __forceinline__ void load_weights(uint32_t to, int step) const
+    __device__ __forceinline__ void load_weights(uint32_t stage)
     {
 #pragma unroll
         for (int b = 0; b < C::BLOCKS; b++) {
-            const char *from = weights[b] + (int64_t)step * C::BLOCK_BYTES;
-            uint32_t block = to + b * C::BLOCK_BYTES;
 #pragma unroll
             for (uint32_t i = 0; i < C::BLOCK_BYTES; i += THREADS * 16) {
-                uint32_t at = i + thread * 16;
-                if (i + THREADS * 16 <= C::BLOCK_BYTES || at < C::BLOCK_BYTES) {
-                    ptx::copy_16(block + at, from + at);
+                if (i + THREADS * 16 <= C::BLOCK_BYTES || threadIdx.x * 16 < C::BLOCK_BYTES - i) {
+                    ptx::copy_16(stage + weights_at + b * C::BLOCK_BYTES + i, weights[b] + i);
                 }
             }
+            weights[b] += C::BLOCK_BYTES;
         }
     }
 
     // Four rows, eight lanes a row.
-    __device__ __forceinline__ void load_rows(uint32_t to) const
+    __device__ __forceinline__ void load_rows(uint32_t stage)
     {
         constexpr int STRIPS = C::TILE_TOKENS / 64;
-        const uint16_t *x = (const uint16_t *)p.x;
-        int chunk = thread % 8, token = t.token + chunk * 8, left = p.tokens - token;
-        bool whole = left >= C::TILE_TOKENS - 56; // of this lane's eight tokens in each strip
-        const uint16_t *from[4];
-        uint32_t slot[4];
+        uint32_t column[4], slot = stage + x_at;
+        const char *from[4];
+        bool whole = tokens_whole;
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int row = first_row() + i;
-            uint32_t column = columns.at(i);
-            whole = whole && column < (uint32_t)p.weight.in;
-            from[i] = x + column * p.x_stride + token;
-            slot[i] = to + row * 128 + ((chunk ^ (row & 7)) << 4);
+            if constexpr (C::LOADING == LISTED) {
+                column[i] = columns.at(i);
+                from[i] = x + (uint64_t)column[i] * stride;
+            } else {
+                column[i] = step * GPU_STEP_COLUMNS + threadIdx.x / 8 * 4 + i;
+                from[i] = x + (uint64_t)i * stride;
+            }
+            whole = whole && column[i] < (uint32_t)p.weight.in;
         }
         if (whole) { // nearly always; a copy of a length that is not constant costs several times more
 #pragma unroll
             for (int i = 0; i < 4; i++) {
 #pragma unroll
                 for (int b = 0; b < STRIPS; b++) {
-                    ptx::copy_16(slot[i] + b * 8192, from[i] + b * 64);
+                    ptx::copy_16((slot ^ i << 4) + i * 128 + b * 8192, from[i] + b * 128);
                 }
             }
-            return;
-        }
+        } else {
+            int left = p.tokens - t.token - threadIdx.x % 8 * 8;
 #pragma unroll
-        for (int i = 0; i < 4; i++) {
-            bool there = columns.at(i) < (uint32_t)p.weight.in;
+            for (int i = 0; i < 4; i++) {
+                bool there = column[i] < (uint32_t)p.weight.in;
 #pragma unroll 1
-            for (int b = 0; b < STRIPS; b++) {
-                uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
-                ptx::copy_16(slot[i] + b * 8192, bytes != 0 ? from[i] + b * 64 : x, bytes);
+                for (int b = 0; b < STRIPS; b++) {
+                    uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
+                    ptx::copy_16((slot ^ i << 4) + i * 128 + b * 8192,
+                                 bytes != 0 ? from[i] + b * 128 : (const char *)p.x, bytes);
+                }
+            }
+        }
+        x += C::LOADING == FEATURES ? (uint64_t)stride * GPU_STEP_COLUMNS : 0;
+        if constexpr (C::LOADING == LISTED) {
+            list += GPU_STEP_COLUMNS * WIDTH;
+            if (step + 1 < p.weight.steps) {
+                columns.load(list);
             }
         }
     }
 
     // Eight features of each 16th token.
-    __device__ __forceinline__ void load_tokens(uint32_t to, int step) const
+    __device__ __forceinline__ void load_tokens(uint32_t stage)
     {
-        const uint16_t *x = (const uint16_t *)p.x;
-        int chunk = thread % 8, first = thread / 8;
-        int64_t feature = (int64_t)step * GPU_STEP_COLUMNS + chunk * 8, left = p.weight.in - feature;
-        bool whole = left >= 8 && t.token + C::TILE_TOKENS <= p.tokens;
-        uint32_t slot = to + first * 128 + ((chunk ^ (first & 7)) << 4);
-        const uint16_t *from = x + (t.token + first) * p.x_stride + feature;
-        if (whole) {
+        int64_t left = p.weight.in - (int64_t)step * GPU_STEP_COLUMNS - threadIdx.x % 8 * 8;
+        uint32_t slot = stage + x_at;
+        if (tokens_whole && left >= 8) {
 #pragma unroll
             for (int i = 0; i < C::TILE_TOKENS; i += 16) {
-                ptx::copy_16(slot + i * 128, from + i * p.x_stride);
+                ptx::copy_16(slot + i * 128, x + (uint64_t)i * stride);
             }
-            return;
-        }
+        } else {
+            int first = t.token + threadIdx.x / 8;
 #pragma unroll 1
-        for (int i = 0; i < C::TILE_TOKENS; i += 16) {
-            bool there = t.token + first + i < p.tokens;
-            uint32_t bytes = there ? 2 * (uint32_t)max((int64_t)0, min((int64_t)8, left)) : 0;
-            ptx::copy_16(slot + i * 128, bytes != 0 ? from + i * p.x_stride : x, bytes);
+            for (int i = 0; i < C::TILE_TOKENS; i += 16) {
+                bool there = first + i < p.tokens;
+                uint32_t bytes = there ? 2 * (uint32_t)max((int64_t)0, min((int64_t)8, left)) : 0;
+                ptx::copy_16(slot + i * 128, bytes != 0 ? x + (uint64_t)i * stride : (const char *)p.x,
+                             bytes);
+            }
         }
+        x += GPU_STEP_COLUMNS * 2;
     }
 
     // Element by element, for X that is not aligned: slow, and the same result.
-    __device__ __forceinline__ void load_elements(uint32_t to, int step) const
+    __device__ __forceinline__ void load_elements(uint32_t stage) const
     {
-        const uint16_t *x = (const uint16_t *)p.x;
+        const uint16_t *elements = (const uint16_t *)p.x;
         constexpr bool by_token = C::LOADING == TOKENS;
-        constexpr int ROWS = by_token ? C::TILE_TOKENS : 64, WIDTH = by_token ? 64 : C::TILE_TOKENS;
-        int first = step * GPU_STEP_COLUMNS, lane = thread % 32;
-        for (int row = thread / 32; row < ROWS; row += WARPS) {
+        constexpr int ROWS = by_token ? C::TILE_TOKENS : 64, COLUMNS = by_token ? 64 : C::TILE_TOKENS;
+        int first = step * GPU_STEP_COLUMNS;
+        for (int row = threadIdx.x / 32; row < ROWS; row += WARPS) {
             int64_t column = first + row; // where X has features side by side: the token's row
             if constexpr (C::LOADING == LISTED) {
-                int64_t at = list + first + row;
+                int64_t at = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first + row;
                 column = WIDE ? ((const uint32_t *)p.weight.columns)[at]
                               : ((const uint16_t *)p.weight.columns)[at];
             }
@@ -242,27 +256,27 @@ template <class C, bool WIDE> struct loader {
             bool there = outer < (by_token ? p.tokens : p.weight.in);
             int64_t inner = by_token ? first : t.token, end = by_token ? p.weight.in : p.tokens;
 #pragma unroll 4
-            for (int i = lane; i < WIDTH; i += 32) {
-                uint16_t v = there && inner + i < end ? x[outer * p.x_stride + inner + i] : 0;
+            for (int i = threadIdx.x % 32; i < COLUMNS; i += 32) {
+                uint16_t v = there && inner + i < end ? elements[outer * p.x_stride + inner + i] : 0;
                 int strip = i / 64 * 8192; // of 64 tokens; none where features lie side by side
                 uint32_t slot = strip + row * 128 + ((i / 8 % 8 ^ (row & 7)) << 4) + i % 8 * 2;
-                ptx::store_shared_u16(to + slot, v);
+                ptx::store_shared_u16(stage + slot, v);
             }
         }
     }
 
-    __device__ __forceinline__ void load(uint32_t stage, int step)
+    // The next step.
+    __device__ __forceinline__ void load(uint32_t stage)
     {
-        load_weights(stage + C::X_BYTES, step);
+        load_weights(stage);
         if (!p.x_aligned) {
-            load_elements(stage, step);
+            load_elements(stage);
         } else if constexpr (C::LOADING == TOKENS) {
-            load_tokens(stage, step);
+            load_tokens(stage);
         } else {
             load_rows(stage);
-            int next = step + 1 < p.weight.steps ? step + 1 : 0;
-            columns.load(p, list, next * GPU_STEP_COLUMNS + first_row());
         }
+        step++;
     }
 };
 
@@ -272,41 +286,48 @@ template <class C, bool WIDE> struct loader {
 // quarter run, the operands of the next one are loaded.
 template <class C> struct multiplier {
     static constexpr int HALF = C::EIGHTS / 2;
-    int warp_row, warp_token, lane; // first row and token of the warp in the tile
+    int warp_row, warp_token, lane;  // first row and token of the warp in the tile
+    uint32_t a_at, b_at, positions_at; // of this lane in a stage
     float sums[C::SIXTEENS][C::EIGHTS][4];
     uint32_t a[2][C::SIXTEENS][4], b[2][HALF][4]; // of a half of the columns; of a half of the tokens
     uint32_t positions[C::SIXTEENS], coming[C::SIXTEENS];
 
-    __device__ __forceinline__ uint32_t weights_of(uint32_t stage) const
+    __device__ __forceinline__ multiplier(int warp, int lane_)
+        : warp_row(warp % C::WARPS_ALONG_ROWS * C::WARP_ROWS),
+          warp_token(warp / C::WARPS_ALONG_ROWS * C::WARP_TOKENS), lane(lane_), sums()
     {
-        int block = warp_row / C::BLOCK_ROWS;
-        return stage + C::X_BYTES + block * C::BLOCK_BYTES;
+        uint32_t weights = C::X_BYTES + warp_row / C::BLOCK_ROWS * C::BLOCK_BYTES;
+        uint32_t sixteen = warp_row % C::BLOCK_ROWS / 16, piece = lane / 8, row = lane % 8;
+        a_at = weights + sixteen * 512 + piece % 2 * 256 + piece / 2 * 128 + row * 16;
+        positions_at = weights + 2 * C::PART_BYTES + sixteen * 128 + lane * 4;
+        if constexpr (C::LOADING == TOKENS) {
+            b_at = (warp_token + row) * 128 + ((piece ^ row) << 4);
+        } else {
+            uint32_t chunk = warp_token / 8;
+            b_at = chunk / 8 * 8192 + lane * 128 + ((chunk % 8 ^ row) << 4);
+        }
     }
 
     template <int PART> __device__ __forceinline__ void load_a(uint32_t stage)
     {
-        uint32_t piece = lane / 8, row = lane % 8, sixteen = warp_row % C::BLOCK_ROWS / 16;
-        uint32_t from = weights_of(stage) + PART * C::PART_BYTES + sixteen * 512;
-        from += piece % 2 * 256 + piece / 2 * 128 + row * 16;
 #pragma unroll
         for (int s = 0; s < C::SIXTEENS; s++) {
-            ptx::load_matrices(from + s * 512, a[PART][s]);
+            ptx::load_matrices(stage + a_at + PART * C::PART_BYTES + s * 512, a[PART][s]);
         }
     }
 
-    // 32 kept columns of eight tokens a register.
+    // 32 kept columns of eight tokens a register. A stage begins at a multiple of 128 bytes, so the swizzle flips
+    // bits of the address.
     template <int PART, int TOKEN_HALF> __device__ __forceinline__ void load_b(uint32_t stage)
     {
 #pragma unroll
         for (int e = 0; e < HALF; e++) {
             int eight = TOKEN_HALF * HALF + e;
             if constexpr (C::LOADING == TOKENS) {
-                uint32_t token = warp_token + eight * 8 + lane % 8, chunk = PART * 4 + lane / 8;
-                ptx::load_matrices(stage + token * 128 + ((chunk ^ (token & 7)) << 4), b[TOKEN_HALF][e]);
+                ptx::load_matrices((stage + b_at ^ PART << 6) + eight * 1024, b[TOKEN_HALF][e]);
             } else {
-                uint32_t row = PART * 32 + lane, chunk = warp_token / 8 + eight;
-                uint32_t at = chunk / 8 * 8192 + row * 128 + ((chunk % 8 ^ (row & 7)) << 4);
-                ptx::load_matrices_transposed(stage + at, b[TOKEN_HALF][e]);
+                ptx::load_matrices_transposed((stage + b_at ^ eight << 4) + PART * 4096,
+                                              b[TOKEN_HALF][e]);
             }
         }
     }
@@ -314,10 +335,9 @@ template <class C> struct multiplier {
     // What the first quarter of a stage needs.
     __device__ __forceinline__ void begin(uint32_t stage)
     {
-        uint32_t at = weights_of(stage) + 2 * C::PART_BYTES + warp_row % C::BLOCK_ROWS / 16 * 128 + lane * 4;
 #pragma unroll
         for (int s = 0; s < C::SIXTEENS; s++) {
-            coming[s] = ptx::load_shared(at + s * 128);
+            coming[s] = ptx::load_shared(stage + positions_at + s * 128);
         }
         load_a<0>(stage);
         load_b<0, 0>(stage);
@@ -402,11 +422,11 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, const tile &t, u
                                           multiplier<C> &to)
 {
     int steps = p.weight.steps;
-    loader<C, WIDE> from(p, t, threadIdx.x);
+    loader<C, WIDE> from(p, t);
 #pragma unroll 1
     for (int i = 0; i < C::STAGES; i++) {
         if (i < steps) {
-            from.load(base + i * C::STAGE_BYTES, i);
+            from.load(base + i * C::STAGE_BYTES);
         }
         ptx::copy_commit();
     }
@@ -424,7 +444,7 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, const tile &t, u
             to.begin(next);
         }
         if (step + C::STAGES < steps) {
-            from.load(stage, step + C::STAGES);
+            from.load(stage);
         }
         ptx::copy_commit();
         to.multiply_rest();
@@ -441,8 +461,7 @@ __global__ void __launch_bounds__(THREADS, C::RESIDENT)
     uint32_t base = ptx::shared_address(memory);
     tile t = tile_at<C>(all, blockIdx.x);
     int warp = threadIdx.x / 32;
-    multiplier<C> to = {warp % C::WARPS_ALONG_ROWS * C::WARP_ROWS,
-                        warp / C::WARPS_ALONG_ROWS * C::WARP_TOKENS, (int)threadIdx.x % 32, {}};
+    multiplier<C> to(warp, threadIdx.x % 32);
     if (C::LOADING == LISTED && p.weight.wide) {
         add_steps<C, true>(p, t, base, to);
     } else {
@@ -454,8 +473,10 @@ __global__ void __launch_bounds__(THREADS, C::RESIDENT)
 
 // ---- launching ----
 
-template <class C> int launch(const gpu_product &p, void *stream)
+template <class C> int launch(const gpu_product &product, void *stream)
 {
+    gpu_product p = product;
+    p.x_aligned = p.x_aligned && p.x_stride < INT32_MAX; // rows of X are 32 bits of bytes apart
     static std::atomic<uint64_t> prepared;
     int failed = gpu_prepare((const void *)kernel<C>, C::SHARED, p.device, &prepared);
     if (failed != 0) {
