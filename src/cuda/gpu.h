@@ -86,10 +86,10 @@ int gpu_transpose(const void *from, int64_t from_stride, void *to, int64_t to_st
 typedef struct gpu_panels {
     int64_t out, in;
     int panel_rows, block_rows; /* of a block: GPU_BLOCK_ROWS or GPU_SHORT_ROWS */
-    int panels, blocks, steps; /* blocks of a panel, steps of a block */
-    const void *data;          /* [panels * blocks][steps][block_rows * GPU_ROW_BYTES] */
-    const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
-    bool wide;                 /* u32 */
+    int panels, blocks, steps;  /* blocks of a panel, steps of a block */
+    const void *data;           /* [panels * blocks][steps][block_rows * GPU_ROW_BYTES] */
+    const void *columns;        /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
+    bool wide;                  /* u32 */
     const int32_t *rows; /* [panels * blocks * block_rows]: output row of a stored row, -1: none */
 } gpu_panels;
 

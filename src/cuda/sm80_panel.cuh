@@ -190,7 +190,7 @@ template <class C, bool WIDE> struct loader {
             for (int i = 0; i < 4; i++) {
 #pragma unroll
                 for (int b = 0; b < STRIPS; b++) {
-                    ptx::copy_16((slot ^ i << 4) + i * 128 + b * 8192, from[i] + b * 128);
+                    ptx::copy_16((slot ^ (i << 4)) + i * 128 + b * 8192, from[i] + b * 128);
                 }
             }
         } else {
@@ -201,7 +201,7 @@ template <class C, bool WIDE> struct loader {
 #pragma unroll 1
                 for (int b = 0; b < STRIPS; b++) {
                     uint32_t bytes = there ? 2 * (uint32_t)max(0, min(8, left - b * 64)) : 0;
-                    ptx::copy_16((slot ^ i << 4) + i * 128 + b * 8192,
+                    ptx::copy_16((slot ^ (i << 4)) + i * 128 + b * 8192,
                                  bytes != 0 ? from[i] + b * 128 : (const char *)p.x, bytes);
                 }
             }
@@ -324,9 +324,9 @@ template <class C> struct multiplier {
         for (int e = 0; e < HALF; e++) {
             int eight = TOKEN_HALF * HALF + e;
             if constexpr (C::LOADING == TOKENS) {
-                ptx::load_matrices((stage + b_at ^ PART << 6) + eight * 1024, b[TOKEN_HALF][e]);
+                ptx::load_matrices(((stage + b_at) ^ (PART << 6)) + eight * 1024, b[TOKEN_HALF][e]);
             } else {
-                ptx::load_matrices_transposed((stage + b_at ^ eight << 4) + PART * 4096,
+                ptx::load_matrices_transposed(((stage + b_at) ^ (eight << 4)) + PART * 4096,
                                               b[TOKEN_HALF][e]);
             }
         }
