@@ -91,6 +91,7 @@ typedef struct gpu_panels {
     const void *columns;        /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
     bool wide;                  /* u32 */
     const int32_t *rows; /* [panels * blocks * block_rows]: output row of a stored row, -1: none */
+    bool straight;       /* the rows of a block follow one another up to the matrix's end */
 } gpu_panels;
 
 /* Canonical parts in device memory. */
@@ -115,7 +116,7 @@ typedef struct gpu_product {
     bool x_aligned; /* base and stride are multiples of 16 bytes */
     gpu_epilogue epilogue;
     int device, multiprocessors;
-    bool tokens_first; /* order of tiles: neighbours in the grid share rows, not tokens */
+    bool y_by_engine; /* the copy engine can store Y: see sm90_panel_leave.cuh */
 } gpu_product;
 
 /* Tiles of rows x tokens that are compiled, for X gathered by a column list and for 2:4. */
@@ -124,7 +125,6 @@ typedef enum gpu_tile {
     GPU_TILE_128X128,
     GPU_TILE_64X512,
     GPU_TILE_64X256,
-    GPU_TILE_256X128,
     GPU_TILE_64X128,
     GPU_TILE_32X256,
     GPU_TILE_32X128

@@ -15,7 +15,7 @@ struct panel_variant {
     int rows, tokens;     /* of a tile */
     double clocks;        /* a multiprocessor needs for a step of a tile, measured */
     double finish_clocks; /* and for leaving it */
-    int (*run)(const panel_variant *variant, const gpu_product *product, void *stream);
+    int (*run)(const panel_variant *variant, gpu_product *product, void *stream);
 };
 
 /* Rows of the packed blocks of the problem's weight. */

@@ -25,7 +25,7 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-static int run_product(const panel_variant *variant, const gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
 {
     if (variant->few) {
         return gpu_sm80_few(product, stream);

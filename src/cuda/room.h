@@ -35,7 +35,7 @@ ESP_MUST_CHECK esp_status cuda_pack(esp_device *device, const esp_sparse *sparse
 void cuda_packed_free(esp_packed *packed);
 
 /* Kernel records of the families; catalogue.c lists them. */
-#define CUDA_PANEL_KERNELS 16
+#define CUDA_PANEL_KERNELS 14
 #define CUDA_SM80_PANEL_KERNELS 16
 #define CUDA_DENSE_KERNELS 3
 #define CUDA_DENSE_FEW_KERNELS 2
