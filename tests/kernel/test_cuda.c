@@ -488,8 +488,7 @@ static void models_are_refused(test_run *run)
     esp_model *model = NULL;
     if (device != NULL) {
         esp_error why = {0};
-        char folder[1024];
-        snprintf(folder, sizeof folder, "%s/models/prose", test_source_dir());
+        const char *folder = test_path(test_source_dir(), "models/prose");
         CHECK_OK(esp_checkpoint_open(context, folder, &checkpoint, error));
         esp_status status = esp_model_load(device, checkpoint, NULL, &model, &why);
         CHECK(status == ESP_UNSUPPORTED);
