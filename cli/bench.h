@@ -106,10 +106,12 @@ typedef struct model_row {
     const char *path;
     loaded_model loaded;
     esp_session *session;
+    esp_embedder *embedder; /* of an encoder, which has no session */
     int32_t *ids;
-    float *logits;
-    int64_t prompt_tokens, new_tokens;
-    double *prefill_s, *decode_s; /* per round */
+    float *outputs;                    /* logits, or vectors of texts */
+    int64_t *lengths, texts;           /* of an encoder's batch */
+    int64_t prompt_tokens, new_tokens; /* an encoder's: of a text in the batch, of a text alone */
+    double *prefill_s, *decode_s;      /* per round */
     double prefill_rate, decode_rate;
     char prefill_kernels[KERNELS_TEXT_MAX], decode_kernels[KERNELS_TEXT_MAX];
     cli_record kernels; /* the same as JSON */
@@ -126,6 +128,10 @@ ESP_MUST_CHECK esp_status bench_row_open(cli_state *cli, model_row *row, bool wi
 /* Interleaved rounds over all rows, then medians. */
 ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count,
                                              esp_error *error);
+/* What is measured: "prefill" and "decode", or an encoder's "batch" and "single"; the tokens of one
+ * product there. */
+const char *bench_phase(const model_row *row, int phase);
+int64_t bench_phase_tokens(const model_row *row, int phase);
 /* Gives back the model and its memory; what was measured stays. */
 void bench_row_release(model_row *row);
 void bench_row_close(model_row *row);

@@ -226,9 +226,12 @@ static void add_row(const pattern_job *job, const model_row *row, cli_table *tab
 
 static esp_status print_speed_table(const pattern_job *job, esp_error *error)
 {
-    static const char *const heads[] = {
-        "<pattern",    ">file bytes",  ">/dense",        ">resident", ">pruned layers", ">/dense",
-        ">perplexity", ">KL to dense", ">prefill tok/s", ">",         ">decode tok/s",  ">"};
+    char first[32], second[32];
+    snprintf(first, sizeof first, ">%s tok/s", bench_phase(&job->rows[0], 0));
+    snprintf(second, sizeof second, ">%s tok/s", bench_phase(&job->rows[0], 1));
+    const char *const heads[] = {
+        "<pattern",    ">file bytes",  ">/dense", ">resident", ">pruned layers", ">/dense",
+        ">perplexity", ">KL to dense", first,     ">",         second,           ">"};
     cli_table table;
     table_begin(&table, COUNT(heads), heads);
     for (int i = 0; i < job->count; i++) {
@@ -257,8 +260,8 @@ static esp_status print_kernel_table(const pattern_job *job, esp_error *error)
         if (strcmp(row->prefill_kernels, row->decode_kernels) == 0) {
             add_kernels(&table, row, "both", row->prefill_kernels);
         } else {
-            add_kernels(&table, row, "prefill", row->prefill_kernels);
-            add_kernels(&table, row, "decode", row->decode_kernels);
+            add_kernels(&table, row, bench_phase(row, 0), row->prefill_kernels);
+            add_kernels(&table, row, bench_phase(row, 1), row->decode_kernels);
         }
     }
     printf("\n");
@@ -279,8 +282,8 @@ static void print_remarks(const pattern_job *job)
 {
     for (int i = 1; i < job->count; i++) {
         const model_row *row = &job->rows[i], *dense = &job->rows[0];
-        print_slower(row, "prefill", row->prefill_rate, dense->prefill_rate);
-        print_slower(row, "decode", row->decode_rate, dense->decode_rate);
+        print_slower(row, bench_phase(row, 0), row->prefill_rate, dense->prefill_rate);
+        print_slower(row, bench_phase(row, 1), row->decode_rate, dense->decode_rate);
         char prefix[80];
         snprintf(prefix, sizeof prefix, "%s ", row->label);
         bench_row_notes(job->cli, row, prefix);
@@ -302,11 +305,12 @@ static esp_status print_text(const pattern_job *job, esp_error *error)
     printf("%s: %s parameters, %s of them in linear layers\n", dense->path,
            size_count((double)info->parameters, all),
            size_count((double)info->linear_parameters, linear));
-    printf("device %s, compute %s, %d threads; prefill %lld tokens, decode %lld tokens, median of "
+    printf("device %s, compute %s, %d threads; %s %lld tokens, %s %lld tokens, median of "
            "%lld rounds\n",
            esp_device_name(job->cli->device), esp_compute_name(info->compute),
-           esp_context_threads(job->cli->context), (long long)dense->prompt_tokens,
-           (long long)dense->new_tokens, (long long)job->args->rounds);
+           esp_context_threads(job->cli->context), bench_phase(dense, 0),
+           (long long)(dense->texts > 0 ? bench_phase_tokens(dense, 0) : dense->prompt_tokens),
+           bench_phase(dense, 1), (long long)dense->new_tokens, (long long)job->args->rounds);
     if (dense->has_eval) {
         printf("text %s: %lld tokens scored, context %lld, stride %lld, prefix %lld\n",
                job->args->text, (long long)dense->eval.tokens, (long long)dense->eval.context,
@@ -336,8 +340,13 @@ static esp_status print_json(pattern_job *job, esp_error *error)
         record_real(&record, "bits_per_byte", row->has_eval ? row->eval.bits_per_byte : unknown);
         record_real(&record, "mean_kl",
                     row->has_eval && row != dense ? row->eval.mean_kl : unknown);
-        record_real(&record, "prefill_ratio_to_dense", row->prefill_rate / dense->prefill_rate);
-        record_real(&record, "decode_ratio_to_dense", row->decode_rate / dense->decode_rate);
+        const double ratios[] = {row->prefill_rate / dense->prefill_rate,
+                                 row->decode_rate / dense->decode_rate};
+        for (int phase = 0; phase < 2; phase++) {
+            char key[40];
+            snprintf(key, sizeof key, "%s_ratio_to_dense", bench_phase(row, phase));
+            record_real(&record, key, ratios[phase]);
+        }
         TRY(record_print(&record, error));
     }
     return ESP_OK;

@@ -114,7 +114,8 @@ static const cli_option options[] = {
      .kind = OPTION_INTEGER,
      .offset = FIELD(prompt_tokens),
      .argument = "N",
-     .help = "models: tokens of the prefill; 0: 256 or half the context",
+     .help =
+         "models: tokens of the prefill, or of an encoder's texts; 0: 256 or half the context, 128",
      .fallback = "0",
      .least = 0,
      .most = INT32_MAX},
@@ -122,7 +123,8 @@ static const cli_option options[] = {
      .kind = OPTION_INTEGER,
      .offset = FIELD(new_tokens),
      .argument = "N",
-     .help = "models: tokens of the decode; 0: 64 or a quarter of the context",
+     .help =
+         "models: tokens of the decode, or of a text alone; 0: 64 or a quarter of the context, 16",
      .fallback = "0",
      .least = 0,
      .most = INT32_MAX},

@@ -7,11 +7,12 @@
 #include "explain.h"
 #include "load.h"
 #include "sizes.h"
+#include "texts.h"
 
 #define DEFAULT_CONTEXT 512 /* unless the model's is shorter */
 
 typedef struct eval_args {
-    const char *text, *baseline;
+    const char *text, *retrieval, *baseline;
     int64_t context, stride, max_tokens;
     plan_args plan;
 } eval_args;
@@ -136,6 +137,15 @@ static esp_status run(cli_state *cli, esp_error *error)
 {
     eval_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
+    if ((job.args->text != NULL) == (job.args->retrieval != NULL)) {
+        return cli_fail(error, ESP_BAD_ARGUMENT,
+                        job.args->text != NULL ? "usage.extra_option" : "usage.missing_option",
+                        "one of --text FILE and --retrieval FILE must be given; see 'espalier "
+                        "eval --help'");
+    }
+    if (job.args->retrieval != NULL) {
+        return eval_retrieval(cli, job.args->retrieval, job.args->baseline, error);
+    }
     cli->plan_tokens = (job.args->context > 0 ? job.args->context : DEFAULT_CONTEXT) - 1;
     esp_status status = evaluate(&job, error);
     loaded_model_free(&job.baseline);
@@ -151,8 +161,12 @@ static const cli_option options[] = {
      .kind = OPTION_TEXT,
      .offset = FIELD(text),
      .argument = "FILE",
-     .help = "text to predict, UTF-8; - for standard input",
-     .required = true},
+     .help = "text to predict, UTF-8; - for standard input"},
+    {.name = "retrieval",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(retrieval),
+     .argument = "FILE",
+     .help = "encoders: pairs, a query, a tab and its document a line"},
     {.name = "baseline",
      .letter = 'b',
      .kind = OPTION_TEXT,
@@ -189,8 +203,8 @@ static const cli_option options[] = {
 
 const cli_command eval_command = {
     .name = "eval",
-    .summary = "measure perplexity and bits per byte on a text, and the distance to a dense model",
-    .operands = "MODEL --text FILE",
+    .summary = "measure perplexity on a text, or retrieval, and the distance to a dense model",
+    .operands = "MODEL --text FILE | --retrieval FILE",
     .least_operands = 1,
     .most_operands = 1,
     .options = options,
@@ -202,4 +216,7 @@ const cli_command eval_command = {
         "every token is scored exactly once; with a smaller stride, earlier tokens serve as "
         "context. Softmax and sums are in double. With a baseline: its perplexity on the same "
         "windows, the mean of KL(baseline || model) in nats, and how often both prefer the same "
-        "token."};
+        "token.\n"
+        "With --retrieval an encoder makes a vector of every text, and each query looks for its "
+        "document among all documents by cosine: the share of queries that find it first, among "
+        "the first ten, and the mean of 1 / rank."};

@@ -39,6 +39,36 @@ ESP_MUST_CHECK ESP_API esp_status esp_eval_text(const esp_model *model, const es
                                                 size_t length, const esp_eval_options *options,
                                                 esp_eval_result *result, esp_error *error);
 
+/* ---- retrieval by vectors of texts ---- */
+
+typedef struct esp_retrieval_options {
+    esp_progress_fn progress;
+    void *user;
+} esp_retrieval_options;
+
+typedef struct esp_retrieval_scores {
+    double recall_1,
+        recall_10;          /* share of queries whose document is the first, among the first ten */
+    double reciprocal_rank; /* mean of 1 / rank (MRR) */
+} esp_retrieval_scores;
+
+typedef struct esp_retrieval_result {
+    int64_t pairs, tokens;
+    int64_t cut_texts; /* longer than the model's context: their ends are left out */
+    esp_retrieval_scores scores;
+    bool has_baseline;
+    esp_retrieval_scores baseline;
+    double mean_cosine; /* between the two models' vectors of the same text */
+    double seconds;     /* of the model's vectors */
+} esp_retrieval_result;
+
+/* Document i is the right one for query i; all documents are ranked by the cosine of the vectors.
+ * The model must be an encoder; baseline may be NULL. */
+ESP_MUST_CHECK ESP_API esp_status esp_eval_retrieval(
+    const esp_model *model, const esp_model *baseline, const esp_tokenizer *tokenizer,
+    const esp_text *queries, const esp_text *documents, int64_t pairs,
+    const esp_retrieval_options *options, esp_retrieval_result *result, esp_error *error);
+
 /* ---- verify: what does this folder hold? ---- */
 
 typedef struct esp_verify_layer {

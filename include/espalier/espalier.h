@@ -5,6 +5,7 @@
 #include <espalier/assess.h>
 #include <espalier/base.h>
 #include <espalier/checkpoint.h>
+#include <espalier/compress.h>
 #include <espalier/device.h>
 #include <espalier/matmul.h>
 #include <espalier/model.h>

@@ -75,6 +75,38 @@ static esp_status rms_norm(esp_device *device, const float *x, const float *weig
     return ESP_OK;
 }
 
+/* ---- layer_norm ---- */
+
+typedef struct layer_norm_job {
+    const cpu_level *level;
+    const float *x, *weight, *bias;
+    float eps;
+    int64_t features, tokens;
+    float *y;
+} layer_norm_job;
+
+static void layer_norm_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const layer_norm_job *job = user;
+    for (int64_t block = begin; block < end; block++) {
+        float means[TOKENS], factors[TOKENS];
+        int64_t first = block * TOKENS;
+        job->level->layer_norm(job->x + first, job->weight, job->bias, job->eps, job->features,
+                               ESP_MIN(TOKENS, job->tokens - first), job->tokens, means, factors,
+                               job->y + first);
+    }
+}
+
+static esp_status layer_norm(esp_device *device, const float *x, const float *weight,
+                             const float *bias, float eps, int64_t features, int64_t tokens,
+                             float *y)
+{
+    layer_norm_job job = {cpu_level_of(device), x, weight, bias, eps, features, tokens, y};
+    esp_parallel_for(device->context, esp_ceil_div(tokens, TOKENS), 1, layer_norm_tokens, &job);
+    return ESP_OK;
+}
+
 /* ---- rope ---- */
 
 typedef struct rope_job {
@@ -134,6 +166,42 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
 {
     append_job job = {x, head_dim, tokens, past, capacity, cache};
     esp_parallel_for(device->context, kv_heads, 1 + GRAIN / (head_dim * tokens), append_heads,
+                     &job);
+    return ESP_OK;
+}
+
+/* ---- cache_scatter ---- */
+
+typedef struct scatter_job {
+    const float *x;
+    int64_t kv_heads, head_dim, tokens;
+    const esp_cache_place *places;
+    bool values;
+} scatter_job;
+
+static void scatter_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const scatter_job *job = user;
+    for (int64_t t = begin; t < end; t++) {
+        const esp_cache_place *place = &job->places[t];
+        float *cache = job->values ? place->values : place->keys;
+        for (int64_t head = 0; head < job->kv_heads; head++) {
+            const float *from = job->x + head * job->head_dim * job->tokens + t;
+            float *row = cache + (head * place->capacity + place->past) * job->head_dim;
+            for (int64_t d = 0; d < job->head_dim; d++) {
+                row[d] = from[d * job->tokens];
+            }
+        }
+    }
+}
+
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values)
+{
+    scatter_job job = {x, kv_heads, head_dim, tokens, places, values};
+    esp_parallel_for(device->context, tokens, 1 + GRAIN / (kv_heads * head_dim), scatter_tokens,
                      &job);
     return ESP_OK;
 }
@@ -227,8 +295,10 @@ static esp_status add(esp_device *device, float *x, const float *y, int64_t coun
 const esp_ops esp_cpu_ops = {
     .embed = embed,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .rope = rope,
     .cache_append = cache_append,
+    .cache_scatter = cache_scatter,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
     .swiglu = swiglu,

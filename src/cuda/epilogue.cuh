@@ -143,9 +143,9 @@ struct row_terms {
 __device__ __forceinline__ row_terms terms_of(const gpu_epilogue &e, int row)
 {
     row_terms mine = {row, 1.0f, 0.0f};
-    if (mine.row >= 0) {
-        mine.scale = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[mine.row] : 1.0f;
-        mine.bias = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[mine.row] : 0.0f;
+    if (row >= 0) {
+        mine.scale = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[row] : 1.0f;
+        mine.bias = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[row] : 0.0f;
     }
     return mine;
 }

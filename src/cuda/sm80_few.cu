@@ -42,7 +42,7 @@ template <bool IS_BF16> struct panel_slab {
         // Not from the table of rows: its load would be waited for before the first weights are asked for.
         int inside = (block % w.blocks * slabs + part) * few::SLAB_ROWS;
         int64_t last = w.out - (int64_t)(block / w.blocks) * w.panel_rows; // of a short last panel
-        int64_t used = min((int64_t)w.panel_rows, last) - inside;
+        int64_t used = min(w.panel_rows, last) - inside;
         sixteens = used <= 0 ? 0 : used <= 16 ? 1 : 2;
     }
 

@@ -19,7 +19,8 @@ static const struct {
     {"*.rel_pos_*", "position table"},               /* SAM */
     {"lm_head*", "output head"},
     {"*.lm_head*", "output head"},
-    {"output.weight", "output head"}, /* the original Llama names */
+    {"output.weight", "output head"},            /* the original Llama names */
+    {"cls.predictions.decoder*", "output head"}, /* BERT */
 };
 
 static bool ends_with(const char *text, const char *end)

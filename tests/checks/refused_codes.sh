@@ -7,11 +7,11 @@ page=docs/refused-inputs.md
 
 # Families on the page: the part of a code before the dot.
 families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer|tuning'
-# Strings of the same shape that are no codes: file names, and keys of tokenizer.json.
-no_code='\.(json|safetensors|txt|md|weight|merges|vocab)$'
+# Strings of the same shape that are no codes: file names, keys of tokenizer.json, names of tensors.
+no_code='\.(json|safetensors|txt|md|weight|merges|vocab|embed_tokens|continuing_subword_prefix|max_input_chars_per_word)$'
 # Faults of the operating system, sizes and inner faults that no test can bring about.
 untested='file.read_failed file.create_failed file.sync_failed file.rename_failed file.no_exchange
-file.no_disk_facts sharded.too_many_tensors model.operation_failed tokenizer.normalize'
+file.no_disk_facts sharded.too_many_tensors model.operation_failed'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT

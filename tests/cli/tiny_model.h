@@ -212,8 +212,10 @@ static inline void tiny_write_values(const tiny_model *model, FILE *file)
         const tiny_tensor *tensor = &model->tensors[i];
         for (size_t at = tensor->begin; at < tensor->end; at += 2) {
             uint16_t value = tensor->columns > 0 ? tiny_random_weight(&state) : 0x3f80;
-            bool is_marked = strcmp(model->kind, "nan") == 0 && at == tensor->begin &&
-                             strcmp(tensor->name, "model.layers.1.mlp.up_proj.weight") == 0;
+            bool is_marked =
+                strstr(model->kind, "nan") != NULL && at == tensor->begin &&
+                (strcmp(tensor->name, "model.layers.1.mlp.up_proj.weight") == 0 ||
+                 strcmp(tensor->name, "encoder.layer.1.intermediate.dense.weight") == 0);
             value = is_marked ? 0x7fc1 : value;
             unsigned char bytes[2] = {(unsigned char)(value & 0xff), (unsigned char)(value >> 8)};
             fwrite(bytes, 1, 2, file);
@@ -225,7 +227,6 @@ static inline void tiny_write_weights(tiny_model *model)
 {
     char *header = NULL;
     size_t length = 0;
-    tiny_add_tensors(model);
     FILE *text = open_memstream(&header, &length);
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", text);
     for (int i = 0; i < model->count; i++) {
@@ -263,6 +264,7 @@ static inline bool tiny_model_write(const char *folder, const char *kind)
     }
     tiny_write_config(&model);
     tiny_write_tokenizer(&model);
+    tiny_add_tensors(&model);
     tiny_write_weights(&model);
     return true;
 }

@@ -19,5 +19,6 @@ const cpu_level CPU_LEVEL_TABLE = {
     .activate = activate,
     .swiglu = swiglu_values,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .attend = attend,
 };
