@@ -193,6 +193,12 @@ static int remove_entry(const char *path, const struct stat *facts, int kind, st
     return remove(path);
 }
 
+const char *test_source_dir(void)
+{
+    const char *given = getenv("TEST_SOURCE_DIR");
+    return given != NULL ? given : ESP_SOURCE_DIR;
+}
+
 const char *test_folder(test_run *run)
 {
     if (run->folder[0] == '\0') {

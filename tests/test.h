@@ -38,6 +38,9 @@ esp_context *test_context(test_run *run, int threads);
 esp_context *test_context_at(test_run *run, int threads, const char *level); /* NULL: the best */
 void test_context_free(test_run *run, esp_context *context);
 
+/* Where the project's own files are: the environment's TEST_SOURCE_DIR, else where it was built. */
+const char *test_source_dir(void);
+
 /* A fresh folder, removed with all below it when the program ends. */
 const char *test_folder(test_run *run);
 /* folder/name in a static ring of buffers. */

@@ -323,7 +323,8 @@ template <finding FINDING> struct sixteen {
     }
 };
 
-// One block of 64 rows and one step a block of threads; a thread has 16 kept columns of a row.
+// One block of rows and one step a block of threads; a thread has 16 kept columns of a row. Where a block has
+// 32 rows, half of the threads have none: their rows are past the panel's end.
 template <finding FINDING>
 __global__ void __launch_bounds__(THREADS)
     fill_steps(const gpu_dense from, int m, const gpu_panels to, gpu_misfits *misfits)
@@ -332,7 +333,7 @@ __global__ void __launch_bounds__(THREADS)
     __shared__ uint16_t positions[GPU_BLOCK_ROWS * 4];
     uint16_t *staged = (uint16_t *)memory;
     int64_t step = blockIdx.x % to.steps, block = blockIdx.x / to.steps;
-    int64_t panel = block / to.blocks, inside = (block - panel * to.blocks) * GPU_BLOCK_ROWS;
+    int64_t panel = block / to.blocks, inside = (block - panel * to.blocks) * to.block_rows;
     int64_t stored = panel * to.panel_rows + inside, rows = row_end(to, panel) - stored;
     int width = stage_width(m);
     if (FINDING == STAGED) {
@@ -372,23 +373,26 @@ __global__ void __launch_bounds__(THREADS)
         nibbles |= nibble << 4 * q;
         words[q] = value[0] | value[1] << 16;
     }
-    char *piece = (char *)to.data + (block * to.steps + step) * GPU_STEP_BYTES;
-    *(uint4 *)(piece + quarter / 2 * 2048 + group * 256 + quarter % 2 * 128 + low * 16) =
-        make_uint4(words[0], words[1], words[2], words[3]);
+    int part = to.block_rows * 32; // bytes of half of the columns
+    char *piece = (char *)to.data + (block * to.steps + step) * to.block_rows * GPU_ROW_BYTES;
+    if (group * 8 < to.block_rows) {
+        *(uint4 *)(piece + quarter / 2 * part + group * 256 + quarter % 2 * 128 + low * 16) =
+            make_uint4(words[0], words[1], words[2], words[3]);
+    }
     positions[((group / 2 * 8 + low) * 4 + quarter) * 2 + group % 2] = (uint16_t)nibbles;
     __syncthreads();
-    if (threadIdx.x < sizeof positions / 16) {
-        ((uint4 *)(piece + 4096))[threadIdx.x] = ((const uint4 *)positions)[threadIdx.x];
+    if (threadIdx.x < to.block_rows / 2) {
+        ((uint4 *)(piece + 2 * part))[threadIdx.x] = ((const uint4 *)positions)[threadIdx.x];
     }
 }
 
 __global__ void fill_rows(const gpu_panels to)
 {
-    int64_t all = (int64_t)to.panels * to.blocks * GPU_BLOCK_ROWS;
+    int64_t all = (int64_t)to.panels * to.blocks * to.block_rows;
     for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < all;
          i += (int64_t)gridDim.x * THREADS) {
-        int64_t block = i / GPU_BLOCK_ROWS, panel = block / to.blocks;
-        int64_t inside = (block - panel * to.blocks) * GPU_BLOCK_ROWS + i % GPU_BLOCK_ROWS;
+        int64_t block = i / to.block_rows, panel = block / to.blocks;
+        int64_t inside = (block - panel * to.blocks) * to.block_rows + i % to.block_rows;
         int64_t row = panel * to.panel_rows + inside;
         ((int32_t *)to.rows)[i] = inside < to.panel_rows && row < to.out ? (int32_t)row : -1;
     }
@@ -453,7 +457,7 @@ extern "C" int gpu_compress(const gpu_dense *from, int64_t m, int64_t kept, cons
 
 extern "C" int gpu_fill_rows(const gpu_panels *to, void *stream)
 {
-    int64_t all = (int64_t)to->panels * to->blocks * GPU_BLOCK_ROWS;
+    int64_t all = (int64_t)to->panels * to->blocks * to->block_rows;
     unsigned blocks = (unsigned)min((all + THREADS - 1) / THREADS, (int64_t)1 << 20);
     fill_rows<<<blocks, THREADS, 0, (cudaStream_t)stream>>>(*to);
     return cudaGetLastError();

@@ -118,21 +118,24 @@ int gpu_transpose(const void *from, int64_t from_stride, void *to, int64_t to_st
 /* ---- panels in the form that the tensor cores read ---- */
 
 #define GPU_BLOCK_ROWS 64
+#define GPU_SHORT_ROWS 32 /* of a block, where a panel with a list of columns has no more rows */
 #define GPU_STEP_COLUMNS 64
-#define GPU_STEP_BYTES 4608 /* of one block and step: 4096 of values, 512 of positions */
+#define GPU_ROW_BYTES 72    /* of one row and step: 64 of values, 8 of positions */
+#define GPU_STEP_BYTES 4608 /* of one block of 64 rows and step */
 
-/* Every panel (2:4 is one panel) is cut into blocks of 64 rows, the last one padded, and its kept
- * columns into steps of 64, the last one padded. One block and step is GPU_STEP_BYTES, laid out as
- * shared memory needs it (docs/kernels-gpu.md draws it). */
+/* Every panel (2:4 is one panel) is cut into blocks of 64 rows, or 32, the last one padded, and its
+ * kept columns into steps of 64, the last one padded. One block and step is laid out as shared
+ * memory needs it (docs/kernels-gpu.md draws it). */
 typedef struct gpu_panels {
     int64_t out, in;
     int64_t panel_rows;        /* stored rows of a panel; the last may have fewer */
+    int block_rows;            /* GPU_BLOCK_ROWS or GPU_SHORT_ROWS */
     int panels, blocks, steps; /* blocks of a panel, steps of a block */
-    const void *data;          /* [panels * blocks][steps][GPU_STEP_BYTES] */
+    const void *data;          /* [panels * blocks][steps][block_rows * GPU_ROW_BYTES] */
     const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
     bool wide;                 /* u32 */
-    const int32_t *rows;       /* [panels * blocks * 64]: output row of a stored row, -1: none */
-    bool straight;             /* the rows of a block follow one another up to the matrix's end */
+    const int32_t *rows; /* [panels * blocks * block_rows]: output row of a stored row, -1: none */
+    bool straight;       /* the rows of a block follow one another up to the matrix's end */
 } gpu_panels;
 
 /* Canonical parts in device memory. */
@@ -204,14 +207,40 @@ typedef enum gpu_tile {
     GPU_TILE_128X256 = 0,
     GPU_TILE_128X128,
     GPU_TILE_64X512,
-    GPU_TILE_64X256
+    GPU_TILE_64X256,
+    GPU_TILE_64X128,
+    GPU_TILE_32X256,
+    GPU_TILE_32X128
 } gpu_tile;
 
 int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);
 int gpu_sm90_panel_bf16(const gpu_product *product, gpu_tile tile, void *stream);
 
+/* From compute capability 8.0 on. Tiles: 128x128, 64x256, 64x128 for blocks of 64 rows, 32x256 and
+ * 32x128 for blocks of 32; 2:4 has 128x128 and 64x128. */
+int gpu_sm80_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);
+int gpu_sm80_panel_bf16(const gpu_product *product, gpu_tile tile, void *stream);
+
 #define GPU_FEW_TOKENS 16
 int gpu_sm90_few(const gpu_product *product, void *stream);
+int gpu_sm80_few(const gpu_product *product, void *stream);
+
+/* ---- products of dense weights and few tokens ---- */
+
+typedef struct gpu_dense_product {
+    int64_t out, in;
+    const void *weight; /* [out][in], tight */
+    bool bf16;
+    const void *x;
+    int64_t x_stride;
+    int tokens;
+    bool x_by_token;
+    bool x_aligned;
+    gpu_epilogue epilogue;
+    int device;
+} gpu_dense_product;
+
+int gpu_sm80_dense_few(const gpu_dense_product *product, void *stream);
 
 #ifdef __cplusplus
 }

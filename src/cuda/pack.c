@@ -87,9 +87,10 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, bool or
                               gpu_panels *to, esp_error *error)
 {
     int64_t panels = esp_ceil_div(shape->out, shape->panel_rows);
-    int64_t blocks = esp_ceil_div(shape->panel_rows, GPU_BLOCK_ROWS);
+    int64_t block_rows = cuda_block_rows(listed ? shape->panel_rows : 0);
+    int64_t blocks = esp_ceil_div(shape->panel_rows, block_rows);
     int64_t steps = esp_ceil_div(shape->kept, GPU_STEP_COLUMNS);
-    if (panels * blocks * GPU_BLOCK_ROWS > INT32_MAX || shape->in > INT32_MAX) {
+    if (panels * blocks * block_rows > INT32_MAX || shape->in > INT32_MAX) {
         return esp_fail(error, ESP_UNSUPPORTED, "pack.too_large",
                         "pack: %lld rows in panels of %lld and %lld columns are more than the "
                         "GPU's kernels can count",
@@ -98,6 +99,7 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, bool or
     *to = (gpu_panels){.out = shape->out,
                        .in = shape->in,
                        .panel_rows = shape->panel_rows,
+                       .block_rows = (int)block_rows,
                        .panels = (int)panels,
                        .blocks = (int)blocks,
                        .steps = (int)steps,
@@ -177,7 +179,8 @@ esp_status cuda_place_panels(esp_device *device, const gpu_panel_parts *shape, b
     gpu_panels *to = &weight->panels;
     ESP_TRY(plan_panels(shape, listed, weight->reordered, to, error));
     size_t blocks = (size_t)to->panels * (size_t)to->blocks, steps = (size_t)to->steps;
-    size_t data = blocks * steps * GPU_STEP_BYTES, rows = blocks * GPU_BLOCK_ROWS * sizeof(int32_t);
+    size_t padded = blocks * (size_t)to->block_rows; /* rows */
+    size_t data = padded * steps * GPU_ROW_BYTES, rows = padded * sizeof(int32_t);
     size_t columns = (size_t)to->panels * steps * GPU_STEP_COLUMNS * (to->wide ? 4 : 2);
     columns = listed ? columns : 0;
     packed->bytes = cuda_round_up(data) + cuda_round_up(rows) + cuda_round_up(columns) +

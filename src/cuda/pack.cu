@@ -2,11 +2,12 @@
 // result, bound by memory. What the canonical parts hold is not trusted: a column or a row out of range
 // becomes "none".
 //
-// One block of 64 rows and one step of 64 kept columns is GPU_STEP_BYTES:
+// One block of 64 rows and one step of 64 kept columns is 4608 bytes:
 //   2 x 2048 bytes of values, one part for each 32 kept columns = 16 stored values of a row: "core matrices"
 //       of 8 rows x 16 bytes, [8 groups of rows][2 halves of the 16 values][8 rows][8 values];
 //   512 bytes of positions: a word for each of 128 threads of a warpgroup, [4 warps][8 rows][4 quarters of
 //       the 64 columns], low half for one row, high half for the row 8 below.
+// A block of 32 rows is half of each.
 // Inside 16 rows the stored rows are dealt to the upper and the lower 8 in turn, so that rows 2 i and 2 i + 1
 // lie in one thread's accumulators: swiglu's gate and up.
 #include <espalier/base.h>
@@ -17,7 +18,6 @@
 namespace {
 
 constexpr int THREADS = 256;
-constexpr int PIECES = GPU_STEP_BYTES / 16, VALUE_PIECES = 256;
 constexpr uint32_t FIRST_TWO = 0x4444; // positions 0 and 1 in four groups: legal, for values of zero
 
 
@@ -30,7 +30,7 @@ __device__ uint32_t index_at(const void *list, bool wide, int64_t i)
 __device__ int64_t stored_row(const gpu_panel_parts &parts, const gpu_panels &to, int64_t block,
                               int row)
 {
-    int64_t panel = block / to.blocks, inside = block % to.blocks * GPU_BLOCK_ROWS + row;
+    int64_t panel = block / to.blocks, inside = block % to.blocks * to.block_rows + row;
     int64_t stored = panel * parts.panel_rows + inside;
     return inside < parts.panel_rows && stored < parts.out ? stored : -1;
 }
@@ -45,7 +45,8 @@ __device__ int dealt_row(int accumulator_row)
 __device__ uint4 values_piece(const gpu_panel_parts &parts, const gpu_panels &to, int64_t block,
                               int64_t step, int piece)
 {
-    int part = piece / 128, group = piece % 128 / 16, half = piece % 16 / 8, row = piece % 8;
+    int of_part = 2 * to.block_rows;
+    int part = piece / of_part, group = piece % of_part / 16, half = piece % 16 / 8, row = piece % 8;
     int64_t stored = stored_row(parts, to, block, dealt_row(group * 8 + row));
     int64_t first = step * 32 + part * 16 + half * 8, row_values = parts.kept / 2;
     const uint16_t *values = (const uint16_t *)parts.values + stored * row_values;
@@ -93,14 +94,15 @@ __device__ uint4 positions_piece(const gpu_panel_parts &parts, const gpu_panels 
 
 __global__ void pack_data(const gpu_panel_parts parts, const gpu_panels to)
 {
-    int64_t all = (int64_t)to.panels * to.blocks * to.steps * PIECES;
+    int pieces = to.block_rows * GPU_ROW_BYTES / 16, value_pieces = to.block_rows * 4;
+    int64_t all = (int64_t)to.panels * to.blocks * to.steps * pieces;
     int64_t stride = (int64_t)gridDim.x * THREADS;
     for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < all; i += stride) {
-        int piece = (int)(i % PIECES);
-        int64_t step = i / PIECES % to.steps, block = i / PIECES / to.steps;
-        ((uint4 *)to.data)[i] = piece < VALUE_PIECES
+        int piece = (int)(i % pieces);
+        int64_t step = i / pieces % to.steps, block = i / pieces / to.steps;
+        ((uint4 *)to.data)[i] = piece < value_pieces
                                     ? values_piece(parts, to, block, step, piece)
-                                    : positions_piece(parts, to, block, step, piece - VALUE_PIECES);
+                                    : positions_piece(parts, to, block, step, piece - value_pieces);
     }
 }
 
@@ -125,10 +127,10 @@ __global__ void pack_columns(const gpu_panel_parts parts, const gpu_panels to)
 
 __global__ void pack_rows(const gpu_panel_parts parts, const gpu_panels to)
 {
-    int64_t all = (int64_t)to.panels * to.blocks * GPU_BLOCK_ROWS;
+    int64_t all = (int64_t)to.panels * to.blocks * to.block_rows;
     int64_t stride = (int64_t)gridDim.x * THREADS;
     for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < all; i += stride) {
-        int64_t row = stored_row(parts, to, i / GPU_BLOCK_ROWS, (int)(i % GPU_BLOCK_ROWS));
+        int64_t row = stored_row(parts, to, i / to.block_rows, (int)(i % to.block_rows));
         if (row >= 0 && parts.rows != nullptr) {
             row = index_at(parts.rows, parts.rows_wide, row);
         }
@@ -147,12 +149,13 @@ unsigned blocks_for(int64_t items)
 extern "C" int gpu_pack_panels(const gpu_panel_parts *parts, const gpu_panels *to, void *stream)
 {
     cudaStream_t in = (cudaStream_t)stream;
-    int64_t blocks = (int64_t)to->panels * to->blocks;
-    pack_data<<<blocks_for(blocks * to->steps * PIECES), THREADS, 0, in>>>(*parts, *to);
+    int64_t rows = (int64_t)to->panels * to->blocks * to->block_rows;
+    int64_t pieces = rows * to->steps * GPU_ROW_BYTES / 16;
+    pack_data<<<blocks_for(pieces), THREADS, 0, in>>>(*parts, *to);
     if (to->columns != nullptr) {
         int64_t all = (int64_t)to->panels * to->steps * GPU_STEP_COLUMNS;
         pack_columns<<<blocks_for(all), THREADS, 0, in>>>(*parts, *to);
     }
-    pack_rows<<<blocks_for(blocks * GPU_BLOCK_ROWS), THREADS, 0, in>>>(*parts, *to);
+    pack_rows<<<blocks_for(rows), THREADS, 0, in>>>(*parts, *to);
     return cudaGetLastError();
 }

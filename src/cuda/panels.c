@@ -1,21 +1,8 @@
-/* Products of panels on Hopper: which kernels there are, when each is the one to take, and the
- * steps around a launch that a kernel's own tails do not cover: X token-major cannot be gathered by
- * column, so it is transposed into the workspace first; X whose rows are no multiple of 16 bytes is
- * copied there with a longer row; swiglu whose two rows do not meet in one thread (a row order, odd
- * panels) goes through f32 sums in the workspace, some tokens at a time. */
-#include "cuda/room.h"
+/* Products of panels on Hopper: which kernels there are, and when each is the one to take. The
+ * steps of a call are in panel_call.c. */
+#include "cuda/panel_call.h"
 
-#define PAIR_TOKENS 512 /* of sums that wait for their pair */
-#define MHZ 1500.0      /* of a chip at its power limit: scores only order candidates */
-
-typedef struct panel_variant {
-    esp_dtype type;
-    bool few, listed;
-    gpu_tile tile;
-    int rows, tokens;     /* of a tile */
-    double clocks;        /* a multiprocessor needs for a step of a tile, measured */
-    double finish_clocks; /* and for leaving it */
-} panel_variant;
+#define MHZ 1500.0 /* of a chip at its power limit: scores only order candidates */
 
 static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                            const esp_matmul_problem *problem)
@@ -25,96 +12,14 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     if (state->facts.major != 9 || state->facts.minor != 0) {
         return "it needs a GPU of compute capability 9.0";
     }
-    if (problem->pattern.kind != ESP_PATTERN_PANEL) {
-        return "it reads panels (2:4, V:2:M, panel:V) only";
-    }
-    const char *why = cuda_why_not(problem, variant->type);
+    const char *why = panel_why_not(variant, problem);
     if (why != NULL) {
         return why;
     }
-    if (variant->few) {
-        return problem->tokens > GPU_FEW_TOKENS ? "it takes at most 16 tokens" : NULL;
+    if (panel_block_rows(problem) != GPU_BLOCK_ROWS) {
+        return "it reads blocks of 64 rows, and panels of up to 32 are packed in blocks of 32";
     }
-    if (variant->listed != (problem->pattern.v != 0)) {
-        return variant->listed ? "it gathers by a column list, and 2:4 has none"
-                               : "it reads 2:4 only";
-    }
-    int64_t row_tiles = esp_ceil_div(problem->out_features, 64) +
-                        esp_ceil_div(problem->out_features, ESP_MAX(1, problem->pattern.v));
-    return row_tiles <= INT32_MAX / esp_ceil_div(problem->tokens, variant->tokens)
-               ? NULL
-               : "it has too many tiles to count";
-}
-
-/* ---- workspace ---- */
-
-typedef struct workspace {
-    size_t x_bytes; /* of X laid out anew */
-    int64_t x_rows, x_stride;
-    size_t sum_bytes;
-    int64_t sum_tokens;
-} workspace;
-
-static workspace workspace_of(const panel_variant *variant, const esp_matmul_problem *problem)
-{
-    workspace made = {0};
-    bool by_token = problem->x_layout == ESP_TOKEN_MAJOR;
-    int64_t row = by_token ? problem->in_features : problem->tokens;
-    bool turned = by_token && variant->listed;
-    if (!variant->few && (turned || row % 8 != 0)) {
-        row = turned ? problem->tokens : row;
-        made.x_rows = by_token && !turned ? problem->tokens : problem->in_features;
-        made.x_stride = esp_ceil_div(row, 8) * 8;
-        made.x_bytes = cuda_round_up((size_t)made.x_rows * (size_t)made.x_stride * 2);
-    }
-    if ((problem->epilogue & ESP_EP_SWIGLU) != 0) {
-        made.sum_tokens = ESP_MIN(problem->tokens, PAIR_TOKENS);
-        made.sum_bytes = (size_t)problem->out_features * (size_t)made.sum_tokens * sizeof(float);
-    }
-    return made;
-}
-
-static size_t workspace_bytes(const esp_kernel *kernel, const esp_device *device,
-                              const esp_matmul_problem *problem)
-{
-    (void)device;
-    workspace made = workspace_of(kernel->variant, problem);
-    size_t bytes = made.x_bytes + made.sum_bytes;
-    return bytes > 0 ? bytes + 256 : 0; /* 256: the caller aligns to 64 only */
-}
-
-/* ---- launching ---- */
-
-static bool aligned(const gpu_product *product)
-{
-    return (uintptr_t)product->x % 16 == 0 && product->x_stride % 8 == 0;
-}
-
-/* Points the product at X, laid out anew in `to` where that is needed and there is room. */
-static int place_x(const esp_matmul_call *call, const panel_variant *variant,
-                   const workspace *sizes, char *to, gpu_product *product)
-{
-    const esp_matmul_problem *problem = call->problem;
-    const esp_matmul_args *args = call->args;
-    product->x = args->x;
-    product->x_stride = args->x_stride;
-    product->x_by_token = problem->x_layout == ESP_TOKEN_MAJOR;
-    product->x_aligned = aligned(product);
-    bool turned = product->x_by_token && variant->listed && !variant->few;
-    if (sizes->x_bytes == 0 || (product->x_aligned && !turned)) {
-        return 0;
-    }
-    int failed = turned
-                     ? gpu_transpose(args->x, args->x_stride, to, sizes->x_stride, problem->tokens,
-                                     problem->in_features, args->stream)
-                     : gpu_copy_rows(args->x, args->x_stride, to, sizes->x_stride, sizes->x_rows,
-                                     product->x_by_token ? problem->in_features : problem->tokens,
-                                     args->stream);
-    product->x = to;
-    product->x_stride = sizes->x_stride;
-    product->x_by_token = product->x_by_token && !turned;
-    product->x_aligned = aligned(product);
-    return failed;
+    return NULL;
 }
 
 /* The copy engine knows no row order and no activation; it takes rows of Y that begin aligned, and
@@ -136,62 +41,6 @@ static int run_product(const panel_variant *variant, gpu_product *product, void 
     product->y_by_engine = y_by_engine(product);
     return product->bf16 ? gpu_sm90_panel_bf16(product, variant->tile, stream)
                          : gpu_sm90_panel_f16(product, variant->tile, stream);
-}
-
-/* Swiglu through f32 sums [out][tokens]. */
-static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *variant,
-                            int64_t most_tokens, float *sums, gpu_product *product)
-{
-    const char *x = product->x;
-    int64_t x_step = product->x_by_token ? product->x_stride : 1, tokens = call->problem->tokens;
-    int failed = 0;
-    for (int64_t first = 0; failed == 0 && first < tokens; first += most_tokens) {
-        int64_t count = ESP_MIN(most_tokens, tokens - first);
-        product->x = x + first * x_step * 2;
-        product->x_aligned = aligned(product);
-        product->tokens = (int)count;
-        product->epilogue = (gpu_epilogue){.type = GPU_F32,
-                                           .y = sums,
-                                           .feature_step = count,
-                                           .token_step = 1,
-                                           .tokens = (int)count,
-                                           .aligned = count % 4 == 0};
-        failed = run_product(variant, product, call->args->stream);
-        if (failed == 0) {
-            gpu_epilogue epilogue = cuda_epilogue(call, first, count);
-            failed =
-                gpu_finish(sums, false, call->problem->out_features, &epilogue, call->args->stream);
-        }
-    }
-    return failed;
-}
-
-static esp_status launch(const esp_matmul_call *call, esp_error *error)
-{
-    const panel_variant *variant = call->kernel->variant;
-    const cuda_state *state = call->device->state;
-    const cuda_weight *weight = call->args->weight->state;
-    const esp_matmul_problem *problem = call->problem;
-    ESP_TRY(cuda_check_operands(call, error));
-    workspace sizes = workspace_of(variant, problem);
-    char *room = (char *)cuda_round_up((size_t)(uintptr_t)call->args->workspace);
-    gpu_product product = {.weight = weight->panels,
-                           .bf16 = variant->type == ESP_BF16,
-                           .tokens = (int)problem->tokens,
-                           .device = state->index,
-                           .multiprocessors = state->facts.multiprocessors};
-    int before;
-    ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
-    int failed = place_x(call, variant, &sizes, room, &product);
-    if (failed == 0 && (problem->epilogue & ESP_EP_SWIGLU) != 0 && !weight->pairs_together) {
-        float *sums = (float *)(void *)(room + sizes.x_bytes);
-        failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &product);
-    } else if (failed == 0) {
-        product.epilogue = cuda_epilogue(call, 0, problem->tokens);
-        failed = run_product(variant, &product, call->args->stream);
-    }
-    gpu_leave(before);
-    return cuda_check(failed, call->device, call->kernel->name, error);
 }
 
 /* ---- choosing ---- */
@@ -217,8 +66,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
                     esp_ceil_div(problem->tokens, variant->tokens);
     double rounds = (double)esp_ceil_div(tiles, state->facts.multiprocessors);
     double us = 4 + rounds * ((double)steps * variant->clocks + variant->finish_clocks) / MHZ;
-    bool moved = workspace_of(variant, problem).x_bytes > 0;
-    return us + (moved ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
+    return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }
 
 /* ---- records ---- */
@@ -231,8 +79,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     {                                                                                              \
         .name = "matmul_panel_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "panel", .level = "sm90", .idea = about, .why_not = why_not,                     \
-        .workspace_bytes = workspace_bytes, .score_us = score_us, .launch = launch,                \
-        .variant = &(const panel_variant){__VA_ARGS__},                                            \
+        .workspace_bytes = panel_workspace_bytes, .score_us = score_us, .launch = panel_launch,    \
+        .variant = &(const panel_variant){__VA_ARGS__, .run = run_product},                        \
     }
 /* Clocks: measured on an H100, at the rate above. */
 #define RECORDS(type, short_name)                                                                  \

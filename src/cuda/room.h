@@ -58,9 +58,13 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 
 /* Kernel records of the families; catalogue.c lists them. */
 #define CUDA_PANEL_KERNELS 14
+#define CUDA_SM80_PANEL_KERNELS 16
 #define CUDA_DENSE_KERNELS 3
+#define CUDA_DENSE_FEW_KERNELS 2
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
+extern const esp_kernel cuda_sm80_panel_kernels[CUDA_SM80_PANEL_KERNELS];
 extern const esp_kernel cuda_dense_kernels[CUDA_DENSE_KERNELS];
+extern const esp_kernel cuda_dense_few_kernels[CUDA_DENSE_FEW_KERNELS];
 extern const esp_kernel *const esp_cuda_kernels[];
 
 /* The device's cuBLASLt, or NULL; dense.c. */
@@ -132,6 +136,12 @@ gpu_type cuda_type(esp_dtype dtype);
 /* Reasons that all kernels share: types, compute, sizes. NULL: none. */
 const char *cuda_why_not(const esp_matmul_problem *problem, esp_dtype type);
 double cuda_memory_us(const esp_device *device, double bytes);
+
+/* Rows of a packed block; panel_rows 0: no list of columns. */
+static inline int64_t cuda_block_rows(int64_t panel_rows)
+{
+    return panel_rows > 0 && panel_rows <= GPU_SHORT_ROWS ? GPU_SHORT_ROWS : GPU_BLOCK_ROWS;
+}
 
 static inline size_t cuda_round_up(size_t bytes)
 {

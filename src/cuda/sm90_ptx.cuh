@@ -4,16 +4,11 @@
 #ifndef ESP_CUDA_SM90_PTX_CUH
 #define ESP_CUDA_SM90_PTX_CUH
 
-#include <stdint.h>
-
 #include <cuda.h>
 
-namespace ptx {
+#include "cuda/sm80_ptx.cuh"
 
-__device__ __forceinline__ uint32_t shared_address(const void *pointer)
-{
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
+namespace ptx {
 
 // ---- barriers ----
 
@@ -116,16 +111,6 @@ __device__ __forceinline__ void prefetch_l2(const void *from)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
-// 16 bytes, of which the first `bytes` are read and the others zero.
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from, uint32_t bytes)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
 __device__ __forceinline__ void copy_wait_all()
 {
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -147,13 +132,6 @@ __device__ __forceinline__ void bulk_copy(uint32_t to, const void *from, uint32_
                  "[%0], [%1], %2, [%3];" ::"r"(to),
                  "l"(from), "r"(bytes), "r"(barrier)
                  : "memory");
-}
-// What is read once only should not push other data out of the L2.
-__device__ __forceinline__ uint64_t evict_first_policy()
-{
-    uint64_t policy;
-    asm volatile("createpolicy.fractional.L2::evict_first.b64 %0, 1.0;" : "=l"(policy));
-    return policy;
 }
 __device__ __forceinline__ void bulk_copy_once(uint32_t to, const void *from, uint32_t bytes,
                                                uint32_t barrier, uint64_t policy)
@@ -205,56 +183,6 @@ __device__ __forceinline__ void bulk_wait_all()
 }
 
 // ---- ordinary accesses to shared memory ----
-
-__device__ __forceinline__ uint32_t load_shared(uint32_t address)
-{
-    uint32_t value;
-    asm volatile("ld.shared.u32 %0, [%1];" : "=r"(value) : "r"(address) : "memory");
-    return value;
-}
-__device__ __forceinline__ float load_shared_f32(uint32_t address)
-{
-    float value;
-    asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-    return value;
-}
-__device__ __forceinline__ float4 load_shared_4(uint32_t address)
-{
-    float4 v;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
-}
-__device__ __forceinline__ void store_shared_2(uint32_t address, float a, float b)
-{
-    asm volatile("st.shared.v2.f32 [%0], {%1, %2};" ::"r"(address), "f"(a), "f"(b) : "memory");
-}
-__device__ __forceinline__ void store_shared_16(uint32_t address, uint4 v)
-{
-    asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(v.x), "r"(v.y),
-                 "r"(v.z), "r"(v.w)
-                 : "memory");
-}
-__device__ __forceinline__ void store_shared_u16(uint32_t address, uint16_t value)
-{
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
-}
-__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&r)[4])
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t address, uint32_t (&r)[4])
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
 
 __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&r)[4])
 {
@@ -340,28 +268,6 @@ ESP_SPARSE_PRODUCT(256, true, "bf16", ESP_LIST_128, ESP_D128, "128", "129", "130
                    "133")
 ESP_SPARSE_PRODUCT(128, false, "f16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
 ESP_SPARSE_PRODUCT(128, true, "bf16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
-
-// d += A B for 16 rows, 8 tokens and 32 columns, in one warp.
-template <int SELECTOR, bool BF16>
-__device__ __forceinline__ void sparse_product_16x8(float (&d)[4], const uint32_t (&a)[4],
-                                                    const uint32_t (&b)[4], uint32_t positions)
-{
-    if constexpr (BF16) {
-        asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.bf16.bf16.f32 "
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, "
-                     "%12, %13;"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]),
-                       "r"(b[3]), "r"(positions), "n"(SELECTOR));
-    } else {
-        asm volatile("mma.sp::ordered_metadata.sync.aligned.m16n8k32.row.col.f32.f16.f16.f32 "
-                     "{%0, %1, %2, %3}, {%4, %5, %6, %7}, {%8, %9, %10, %11}, {%0, %1, %2, %3}, "
-                     "%12, %13;"
-                     : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-                     : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]), "r"(b[2]),
-                       "r"(b[3]), "r"(positions), "n"(SELECTOR));
-    }
-}
 
 } // namespace ptx
 

@@ -221,8 +221,10 @@ esp_device *open_gpu(test_run *run, esp_context *context)
 int usable_on(const esp_device *device, const esp_matmul_problem *problem, const char *names[64])
 {
     int count = 0;
+    const char *part = getenv("TEST_KERNEL");
     for (int i = 0; i < esp_kernel_count() && count < 64; i++) {
-        if (esp_kernel_why_not(i, device, problem) == NULL) {
+        bool wanted = part == NULL || strstr(esp_kernel_get(i).name, part) != NULL;
+        if (wanted && esp_kernel_why_not(i, device, problem) == NULL) {
             names[count++] = esp_kernel_get(i).name;
         }
     }

@@ -19,7 +19,8 @@ esp_device *open_gpu(test_run *run, esp_context *context);
 void run_on_gpu(test_run *run, const product *p, esp_device *device, const char *kernel,
                 const device_layout *layout, float *result);
 
-/* Names of the device's kernels that can run the problem. */
+/* Names of the device's kernels that can run the problem and, where TEST_KERNEL is set, contain it.
+ */
 int usable_on(const esp_device *device, const esp_matmul_problem *problem, const char *names[64]);
 
 #endif

@@ -143,18 +143,20 @@ static void compare_packed(test_run *run, esp_device *device, const esp_packed *
     CHECK_INT(b->blocks, a->blocks);
     CHECK_INT(b->steps, a->steps);
     CHECK_INT(b->panel_rows, a->panel_rows);
+    CHECK_INT(b->block_rows, a->block_rows);
     CHECK_INT(b->wide, a->wide);
     CHECK(((const cuda_weight *)expected->state)->pairs_together ==
           ((const cuda_weight *)actual->state)->pairs_together);
     if (test_failed(run)) {
         return;
     }
-    compare_part(run, device, "rows", a->rows, b->rows, blocks * GPU_BLOCK_ROWS * 4);
+    compare_part(run, device, "rows", a->rows, b->rows, blocks * (size_t)a->block_rows * 4);
     if (a->columns != NULL) {
         compare_part(run, device, "columns", a->columns, b->columns,
                      (size_t)a->panels * steps * GPU_STEP_COLUMNS * (a->wide ? 4 : 2));
     }
-    compare_part(run, device, "data", a->data, b->data, blocks * steps * GPU_STEP_BYTES);
+    compare_part(run, device, "data", a->data, b->data,
+                 blocks * steps * (size_t)a->block_rows * GPU_ROW_BYTES);
 }
 
 /* NULL when what lives does not fit the pattern. */
@@ -312,9 +314,9 @@ static void created_weights_are_zero(test_run *run)
         const gpu_panels *a = &((const cuda_weight *)expected->state)->panels;
         const gpu_panels *b = &((const cuda_weight *)made->state)->panels;
         size_t blocks = (size_t)a->panels * (size_t)a->blocks;
-        compare_part(run, device, "rows", a->rows, b->rows, blocks * GPU_BLOCK_ROWS * 4);
+        compare_part(run, device, "rows", a->rows, b->rows, blocks * (size_t)a->block_rows * 4);
         compare_part(run, device, "data", a->data, b->data,
-                     blocks * (size_t)a->steps * GPU_STEP_BYTES);
+                     blocks * (size_t)a->steps * (size_t)a->block_rows * GPU_ROW_BYTES);
         esp_packed_free(expected);
         esp_packed_free(made);
         esp_tensor_free(context, &zeros);

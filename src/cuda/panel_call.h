@@ -1,0 +1,32 @@
+/* Private to src/cuda: what the families of panel kernels share around their launches. */
+#ifndef ESP_CUDA_PANEL_CALL_H
+#define ESP_CUDA_PANEL_CALL_H
+
+#include "cuda/room.h"
+
+typedef struct panel_variant panel_variant;
+
+/* esp_kernel.variant of a panel kernel. */
+struct panel_variant {
+    esp_dtype type;
+    bool few,
+        listed; /* up to GPU_FEW_TOKENS; gathers by a list (otherwise 2:4, and `few` either) */
+    gpu_tile tile;
+    int rows, tokens;     /* of a tile */
+    double clocks;        /* a multiprocessor needs for a step of a tile, measured */
+    double finish_clocks; /* and for leaving it */
+    int (*run)(const panel_variant *variant, gpu_product *product, void *stream);
+};
+
+/* Rows of the packed blocks of the problem's weight. */
+int64_t panel_block_rows(const esp_matmul_problem *problem);
+/* Reasons that do not depend on the GPU. NULL: none. */
+const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem *problem);
+/* X may have to be laid out anew before the product. */
+bool panel_moves_x(const panel_variant *variant, const esp_matmul_problem *problem);
+/* esp_kernel's; the kernel's variant is a panel_variant. */
+size_t panel_workspace_bytes(const esp_kernel *kernel, const esp_device *device,
+                             const esp_matmul_problem *problem);
+esp_status panel_launch(const esp_matmul_call *call, esp_error *error);
+
+#endif

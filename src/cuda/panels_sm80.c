@@ -1,0 +1,94 @@
+/* Products of panels on every GPU from compute capability 8.0 on: which kernels there are, and when
+ * each is the one to take. On Hopper, they serve panels of up to 32 rows. */
+#include "cuda/panel_call.h"
+
+#define MHZ 1500.0 /* scores only order candidates */
+
+static const char *why_not(const esp_kernel *kernel, const esp_device *device,
+                           const esp_matmul_problem *problem)
+{
+    const panel_variant *variant = kernel->variant;
+    const cuda_state *state = device->state;
+    if (state->facts.major < 8) {
+        return "it needs a GPU of compute capability 8.0 or later";
+    }
+    const char *why = panel_why_not(variant, problem);
+    if (why != NULL || variant->few) {
+        return why;
+    }
+    int64_t block_rows = panel_block_rows(problem);
+    if ((variant->rows < GPU_BLOCK_ROWS) != (block_rows < GPU_BLOCK_ROWS)) {
+        return block_rows < GPU_BLOCK_ROWS ? "its tiles are made of blocks of 64 rows, and panels "
+                                             "of up to 32 are packed in blocks of 32"
+                                           : "it reads panels of up to 32 rows only";
+    }
+    return NULL;
+}
+
+static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+{
+    if (variant->few) {
+        return gpu_sm80_few(product, stream);
+    }
+    return product->bf16 ? gpu_sm80_panel_bf16(product, variant->tile, stream)
+                         : gpu_sm80_panel_f16(product, variant->tile, stream);
+}
+
+static double few_us(const esp_device *device, int64_t rows, int64_t steps)
+{
+    double bytes = (double)rows * (double)steps * GPU_ROW_BYTES;
+    return 3.5 + cuda_memory_us(device, bytes); /* a Hopper's own kernel is a little better */
+}
+
+/* Clocks of all tiles, plus laying out X where that is needed. */
+static double score_us(const esp_kernel *kernel, const esp_device *device,
+                       const esp_matmul_problem *problem)
+{
+    const panel_variant *variant = kernel->variant;
+    const cuda_state *state = device->state;
+    double in = (double)problem->in_features, tokens = (double)problem->tokens;
+    int64_t v = esp_pattern_panel_rows(&problem->pattern, problem->out_features);
+    int64_t panel_rows = v > 0 ? v : problem->out_features, block_rows = panel_block_rows(problem);
+    int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
+    int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
+    int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
+    if (variant->few) {
+        int64_t padded = panels * esp_ceil_div(panel_rows, block_rows) * block_rows;
+        return few_us(device, padded, steps);
+    }
+    int64_t tiles = panels * esp_ceil_div(panel_rows, variant->rows) *
+                    esp_ceil_div(problem->tokens, variant->tokens);
+    double rounds = (double)esp_ceil_div(tiles, state->facts.multiprocessors);
+    double us = 4 + rounds * ((double)steps * variant->clocks + variant->finish_clocks) / MHZ;
+    return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
+}
+
+/* ---- records ---- */
+
+#define LISTED "rows of X gathered by the panel's list, mma.sp; speed not measured before 9.0"
+#define WHOLE "X as it lies, mma.sp; speed not measured before 9.0"
+#define FEW "up to 16 tokens: weights streamed, mma.sp; speed not measured before 9.0"
+
+#define RECORD(short_name, suffix, about, ...)                                                     \
+    {                                                                                              \
+        .name = "matmul_panel_" short_name "_" short_name "__cuda_sm80_" suffix, .device = "cuda", \
+        .format = "panel", .level = "sm80", .idea = about, .why_not = why_not,                     \
+        .workspace_bytes = panel_workspace_bytes, .score_us = score_us, .launch = panel_launch,    \
+        .variant = &(const panel_variant){__VA_ARGS__, .run = run_product},                        \
+    }
+#define TILE(short_name, type, suffix, about, with_list, tile_rows, tile_tokens, step, leaving)    \
+    RECORD(short_name, suffix, about, type, .listed = with_list,                                   \
+           .tile = GPU_TILE_##tile_rows##X##tile_tokens, .rows = tile_rows, .tokens = tile_tokens, \
+           .clocks = step, .finish_clocks = leaving)
+/* Clocks: what an H100 needs; Ampere and Ada are not measured. */
+#define RECORDS(type, name)                                                                        \
+    RECORD(name, "few", FEW, type, .few = true),                                                   \
+        TILE(name, type, "128x128", LISTED, true, 128, 128, 920, 2500),                            \
+        TILE(name, type, "64x256", LISTED, true, 64, 256, 980, 2500),                              \
+        TILE(name, type, "64x128", LISTED, true, 64, 128, 510, 1250),                              \
+        TILE(name, type, "32x256", LISTED, true, 32, 256, 600, 1250),                              \
+        TILE(name, type, "32x128", LISTED, true, 32, 128, 300, 700),                               \
+        TILE(name, type, "whole_128x128", WHOLE, false, 128, 128, 650, 2500),                      \
+        TILE(name, type, "whole_64x128", WHOLE, false, 64, 128, 380, 1250)
+
+const esp_kernel cuda_sm80_panel_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};
