@@ -193,10 +193,13 @@ static void report(const settings *set, const operands *all, const contestant *w
     summary s = sum_up(who, rivals, count, set->rounds);
     double out = (double)p->out_features, in = (double)p->in_features, tokens = (double)p->tokens;
     double dense_flops = 2 * out * in * tokens;
-    int64_t kept = p->pattern.kind == ESP_PATTERN_PANEL
-                       ? esp_pattern_kept(&p->pattern, p->in_features)
-                       : 2 * p->in_features;
-    double flops = dense_flops * (double)kept / (2 * in);
+    double share = 1; /* of the dense product that is computed */
+    if (p->pattern.kind == ESP_PATTERN_PANEL) {
+        share = (double)esp_pattern_kept(&p->pattern, p->in_features) / (2 * in);
+    } else if (p->pattern.kind == ESP_PATTERN_BLOCK) {
+        share = 1 - p->pattern.sparsity;
+    }
+    double flops = dense_flops * share;
     double bytes = (double)weight_bytes + 2 * in * tokens + 2 * out * tokens;
     double gb_per_s = bytes / (s.median_us * 1e3);
     esp_matmul_problem_print(p, text);

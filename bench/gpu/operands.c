@@ -113,6 +113,26 @@ static void fill_columns(uint16_t *to, const esp_pattern *pattern, int64_t panel
     }
 }
 
+/* Blocks wherever chance puts them, as many as the pattern keeps: rows of blocks differ in length. */
+static void fill_block_lists(const esp_matmul_problem *problem, int64_t kept, esp_tensor *columns,
+                             esp_tensor *offsets, uint64_t seed)
+{
+    int64_t rows = offsets->shape[0] - 1, left = kept, k = 0;
+    int64_t across = (problem->in_features + problem->pattern.block_cols - 1) /
+                     problem->pattern.block_cols;
+    uint32_t *begin = offsets->data;
+    for (int64_t i = 0; i < rows * across; i++) {
+        if (i % across == 0) {
+            begin[i / across] = (uint32_t)k;
+        }
+        if ((int64_t)(next_random(&seed) >> 16) % (rows * across - i) < left) {
+            ((uint16_t *)columns->data)[k++] = (uint16_t)(i % across);
+            left--;
+        }
+    }
+    begin[rows] = (uint32_t)k;
+}
+
 esp_sparse *random_sparse(esp_context *context, const esp_matmul_problem *problem, uint64_t seed)
 {
     esp_error error = {0};
@@ -132,9 +152,13 @@ esp_sparse *random_sparse(esp_context *context, const esp_matmul_problem *proble
                            seed + 77);
         } else if (strcmp(parts[i].name, "columns") == 0) {
             fill_columns(part->data, pattern, part->shape[0], kept, in, seed + 99);
-        } else {
+        } else if (strncmp(parts[i].name, "block_", 6) != 0) {
             fill_random(problem->weight_type, part->data, bytes / 2, seed);
         }
+    }
+    if (pattern->kind == ESP_PATTERN_BLOCK) {
+        fill_block_lists(problem, parts[0].tensor.shape[0], &parts[1].tensor, &parts[2].tensor,
+                         seed + 33);
     }
     esp_sparse *made = NULL;
     if (esp_sparse_from_parts(context, pattern, problem->weight_type, out, in, parts, count, &made,

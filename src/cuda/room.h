@@ -6,6 +6,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/gpu.h"
+#include "cuda/gpu_blocks.h"
 
 typedef struct cuda_cublaslt cuda_cublaslt;
 
@@ -24,6 +25,7 @@ typedef struct cuda_weight {
     void *memory; /* everything below lies in it */
     const void *values;
     gpu_panels panels;
+    gpu_blocks blocks;
     bool pairs_together; /* output rows 2 i and 2 i + 1 are neighbours in one thread, for all i */
 } cuda_weight;
 
@@ -33,11 +35,18 @@ esp_status cuda_check(int error, const esp_device *device, const char *what, esp
 ESP_MUST_CHECK esp_status cuda_pack(esp_device *device, const esp_sparse *sparse,
                                     esp_packed **packed, esp_error *error);
 void cuda_packed_free(esp_packed *packed);
+/* Blocks whose sides are multiples of 16; blocks_pack.c. */
+bool cuda_reads_blocks(const esp_pattern *pattern);
+ESP_MUST_CHECK esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse,
+                                           esp_packed *packed, cuda_weight *weight,
+                                           esp_error *error);
 
 /* Kernel records of the families; catalogue.c lists them. */
 #define CUDA_PANEL_KERNELS 16
+#define CUDA_BLOCK_KERNELS 8
 #define CUDA_DENSE_KERNELS 3
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
+extern const esp_kernel cuda_block_kernels[CUDA_BLOCK_KERNELS];
 extern const esp_kernel cuda_dense_kernels[CUDA_DENSE_KERNELS];
 extern const esp_kernel *const esp_cuda_kernels[];
 
