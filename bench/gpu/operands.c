@@ -113,13 +113,14 @@ static void fill_columns(uint16_t *to, const esp_pattern *pattern, int64_t panel
     }
 }
 
-/* Blocks wherever chance puts them, as many as the pattern keeps: rows of blocks differ in length. */
+/* Blocks wherever chance puts them, as many as the pattern keeps: rows of blocks differ in length.
+ */
 static void fill_block_lists(const esp_matmul_problem *problem, int64_t kept, esp_tensor *columns,
                              esp_tensor *offsets, uint64_t seed)
 {
     int64_t rows = offsets->shape[0] - 1, left = kept, k = 0;
-    int64_t across = (problem->in_features + problem->pattern.block_cols - 1) /
-                     problem->pattern.block_cols;
+    int64_t across =
+        (problem->in_features + problem->pattern.block_cols - 1) / problem->pattern.block_cols;
     uint32_t *begin = offsets->data;
     for (int64_t i = 0; i < rows * across; i++) {
         if (i % across == 0) {

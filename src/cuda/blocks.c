@@ -125,7 +125,8 @@ static esp_status launch(const esp_matmul_call *call, esp_error *error)
                                  .epilogue = cuda_epilogue(call, 0, call->problem->tokens),
                                  .device = state->index,
                                  .multiprocessors = state->facts.multiprocessors,
-                                 .l2_bytes = (int64_t)state->facts.l2_bytes};
+                                 .l2_bytes = (int64_t)state->facts.l2_bytes,
+                                 .overlaps = state->facts.major >= 9};
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
     int failed = place_x(call, &product);

@@ -182,7 +182,8 @@ static int64_t source_of(const builder *b, int64_t group, int64_t column, int st
     int strips = order->unit_rows / 16, tall = order->unit_columns / 16, slot = strip / strips;
     int64_t row = b->grouped[group * b->of_band + slot];
     uint32_t block = b->blocks_of[slot * b->columns + column];
-    if (row == NONE || block == 0 || row * order->unit_rows + strip % strips * 16 >= b->lists->out ||
+    if (row == NONE || block == 0 ||
+        row * order->unit_rows + strip % strips * 16 >= b->lists->out ||
         column * order->unit_columns + k % tall * 16 >= b->lists->in) {
         return NONE;
     }
@@ -282,8 +283,7 @@ static esp_status make_room(esp_context *context, builder *b, esp_error *error)
 
 static void release_room(esp_context *context, builder *b)
 {
-    void *all[] = {b->bits, b->count,      b->grouped,  b->band_at,
-                   b->any,  b->columns_of, b->blocks_of};
+    void *all[] = {b->bits, b->count, b->grouped, b->band_at, b->any, b->columns_of, b->blocks_of};
     for (int i = 0; i < ESP_COUNT(all); i++) {
         esp_release(context, all[i]);
     }
@@ -346,9 +346,9 @@ esp_status cuda_order_blocks(esp_context *context, const block_lists *lists, blo
                         "kernels can count",
                         (long long)lists->out, (long long)lists->in, (long long)lists->kept);
     }
-    *made = (block_order){
-        .unit_rows = (int)power_of_two_in(lists->block_rows, GPU_BAND_ROWS),
-        .unit_columns = (int)power_of_two_in(lists->block_columns, GPU_STEP_COLUMNS)};
+    *made =
+        (block_order){.unit_rows = (int)power_of_two_in(lists->block_rows, GPU_BAND_ROWS),
+                      .unit_columns = (int)power_of_two_in(lists->block_columns, GPU_STEP_COLUMNS)};
     builder b = {.lists = lists, .order = made, .of_band = GPU_BAND_ROWS / made->unit_rows};
     b.rows = esp_ceil_div(lists->out, made->unit_rows);
     b.columns = esp_ceil_div(lists->in, made->unit_columns);

@@ -43,7 +43,8 @@ static size_t packed_bytes(const block_order *order)
            cuda_round_up((size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows);
 }
 
-/* Fragments stand first in the weight's memory. Values and sources lie on the device only while they are packed. */
+/* Fragments stand first in the weight's memory. Values and sources lie on the device only while
+ * they are packed. */
 static int pack_values(const esp_tensor *values, const block_order *order, void *fragments)
 {
     size_t value_bytes = (size_t)(values->shape[0] * values->shape[1] * values->shape[2]) * 2;
@@ -91,13 +92,14 @@ esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse, esp_pa
     block_order order;
     ESP_TRY(cuda_order_blocks(device->context, &lists, &order, error));
     packed->bytes = packed_bytes(&order);
-    esp_status status = cuda_check(gpu_alloc(packed->bytes, &weight->memory), device,
-                                   "allocating a weight", error);
+    esp_status status =
+        cuda_check(gpu_alloc(packed->bytes, &weight->memory), device, "allocating a weight", error);
     weight->blocks = (gpu_blocks){.out = lists.out,
                                   .in = lists.in,
                                   .unit = order.unit_columns,
                                   .narrow = order.unit_rows < GPU_HALF_ROWS,
-                                  .bands = order.bands};
+                                  .bands = order.bands,
+                                  .bytes = order.fragments * GPU_FRAGMENT_BYTES};
     if (status == ESP_OK) {
         int failed = upload_order(&order, &weight->blocks, weight->memory);
         failed = failed != 0 ? failed : pack_values(values, &order, weight->memory);

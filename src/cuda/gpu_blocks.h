@@ -3,8 +3,8 @@
  * One form serves every kernel. Its atom is the fragment: 16 rows x 16 columns of the weight, 512
  * bytes, 16 a lane, in the order in which a warp holds the left operand of a product. Stored rows
  * come in bands of 128, each of two halves of 64 rows, each of four strips of 16 rows; columns in
- * steps of 64 that a band's list of columns names in units of 16, 32 or 64. Only fragments of stored
- * blocks exist. docs/kernels-gpu.md draws it. */
+ * steps of 64 that a band's list of columns names in units of 16, 32 or 64. Only fragments of
+ * stored blocks exist. docs/kernels-gpu.md draws it. */
 #ifndef ESP_CUDA_GPU_BLOCKS_H
 #define ESP_CUDA_GPU_BLOCKS_H
 
@@ -40,6 +40,7 @@ typedef struct gpu_blocks {
     const int32_t *rows;       /* [bands * 128]: output row of a stored row, -1: none; strips of 16
                                 * rows side by side */
     const void *fragments;
+    int64_t bytes; /* of them */
 } gpu_blocks;
 
 /* values: canonical, [blocks][block_rows][block_columns]. sources: for each fragment its number in
@@ -58,6 +59,7 @@ typedef struct gpu_block_product {
     gpu_epilogue epilogue;
     int device, multiprocessors;
     int64_t l2_bytes;
+    bool overlaps; /* launches can: compute capability 9.0 */
 } gpu_block_product;
 
 /* Tiles of 128 rows x `tile_tokens` (128 or 256). X must be aligned. */

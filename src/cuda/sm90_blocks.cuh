@@ -200,11 +200,10 @@ __device__ __forceinline__ void load(const gpu_block_product &p, const tiles &al
 
 // The weights of one step that a warp multiplies.
 struct step_weights {
-    uint32_t mask; // 4 k + s, of the half
     uint4 a[4];
-    __device__ __forceinline__ void load(uint32_t weights, uint32_t present, int strip, int lane)
+    // Bit 4 k + s of `mask`: the half has a fragment there.
+    __device__ __forceinline__ void load(uint32_t weights, uint32_t mask, int strip, int lane)
     {
-        mask = present;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
             uint32_t bit = 1u << (4 * k + strip);
@@ -213,6 +212,14 @@ struct step_weights {
                 uint32_t before = __popc(mask & (bit - 1));
                 a[k] = ptx::load_shared_16(weights + before * GPU_FRAGMENT_BYTES + lane * 16);
             }
+        }
+    }
+    // A product in flight still reads its registers; this says so to the compiler.
+    __device__ __forceinline__ void keep() const
+    {
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            asm volatile("" ::"r"(a[k].x), "r"(a[k].y), "r"(a[k].z), "r"(a[k].w));
         }
     }
 };
@@ -248,30 +255,42 @@ template <class C> struct consumer {
         }
     }
 
-    // One product is in flight while the next step's weights are loaded.
+    // The products of the step before, by `before`, are in flight while this one's weights are loaded.
+    __device__ __forceinline__ void multiply_step(float (&sums)[C::TOKENS / 2], step_weights &now,
+                                                  const step_weights &before, bool first)
+    {
+        ptx::barrier_wait(at.full(place.stage), place.parity);
+        uint32_t present = uniform(ptx::load_shared(at.mask(place.stage)) >> (16 * half) & 0xffff);
+        now.load(at.weights(place.stage, half), present, warp, lane);
+        ptx::product_wait<0>();
+        before.keep();
+        if (!first) {
+            release(place.stage == 0 ? C::STAGES - 1 : place.stage - 1);
+        }
+        ptx::product_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            if ((present >> (4 * k) & 15) != 0) {
+                ptx::dense_product<C::TOKENS, C::BF16>::template run<C::BY_TOKEN>(sums, now.a[k],
+                                                                                  x_descriptor(k));
+            }
+        }
+        ptx::product_commit();
+        place.next();
+    }
+
     __device__ __forceinline__ void multiply(float (&sums)[C::TOKENS / 2], int steps)
     {
-        for (int step = 0; step < steps; step++) {
-            step_weights weights;
-            ptx::barrier_wait(at.full(place.stage), place.parity);
-            uint32_t present = uniform(ptx::load_shared(at.mask(place.stage)) >> (16 * half) & 0xffff);
-            weights.load(at.weights(place.stage, half), present, warp, lane);
-            ptx::product_wait<0>();
-            if (step > 0) {
-                release(place.stage == 0 ? C::STAGES - 1 : place.stage - 1);
+        step_weights even = {}, odd = {};
+        for (int step = 0; step < steps; step += 2) {
+            multiply_step(sums, even, odd, step == 0);
+            if (step + 1 < steps) {
+                multiply_step(sums, odd, even, false);
             }
-            ptx::product_fence();
-#pragma unroll
-            for (int k = 0; k < 4; k++) {
-                if ((present >> (4 * k) & 15) != 0) {
-                    ptx::dense_product<C::TOKENS, C::BF16>::template run<C::BY_TOKEN>(
-                        sums, weights.a[k], x_descriptor(k));
-                }
-            }
-            ptx::product_commit();
-            place.next();
         }
         ptx::product_wait<0>();
+        even.keep();
+        odd.keep();
         if (steps > 0) {
             release(place.stage == 0 ? C::STAGES - 1 : place.stage - 1);
         }
@@ -396,10 +415,10 @@ __device__ __noinline__ void leave_exactly(const gpu_block_product &p, int band,
     }
 }
 
-// Whether the engine can take Y as it is.
+// Whether the engine can take Y as it is. It writes whole pieces of 16 bytes.
 __host__ __device__ inline bool goes_by_engine(const gpu_epilogue &e)
 {
-    return e.token_step == 1 && e.aligned && e.type != GPU_F32 &&
+    return e.token_step == 1 && e.aligned && e.tokens % 8 == 0 && e.type != GPU_F32 &&
            (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
 }
 
@@ -525,11 +544,13 @@ template <class C> int describe_operands(const gpu_block_product &p, CUtensorMap
     return failed;
 }
 
-// Slabs of X that fill at most 5 / 8 of the L2.
+// A slab is what one round of tiles can have, so that X comes from memory in every round and not in the first
+// only; but where weights would not stay in the L2 from slab to slab, it is as much X as does.
 template <class C> tiles tiles_of(const gpu_block_product &p)
 {
     tiles all = {p.weight.bands, (p.tokens + C::TOKENS - 1) / C::TOKENS, 1};
-    int64_t bytes = p.weight.in * (int64_t)C::TOKENS * 2, most = p.l2_bytes * 5 / 8 / bytes;
+    int64_t x_bytes = p.weight.in * (int64_t)C::TOKENS * 2, l2 = p.l2_bytes / 2;
+    int64_t most = p.weight.bytes < l2 ? p.multiprocessors / p.weight.bands : l2 / x_bytes;
     int64_t slabs = most < 1 ? all.tokens : (all.tokens + most - 1) / most;
     all.slab = (int)((all.tokens + slabs - 1) / slabs);
     return all;

@@ -66,8 +66,8 @@ static void compare_kernels(test_run *run, esp_device *device, product *p, const
         device_layout layout = draw_layout(p, seed + (uint64_t)i);
         test_sub(run, "%s seed %llu%s strides %lld %lld offsets %lld %lld %s", text,
                  (unsigned long long)seed, in_place ? " in place" : "", (long long)layout.x_stride,
-                 (long long)layout.y_stride, (long long)layout.x_offset,
-                 (long long)layout.y_offset, names[i]);
+                 (long long)layout.y_stride, (long long)layout.x_offset, (long long)layout.y_offset,
+                 names[i]);
         run_on_gpu(run, p, device, names[i], &layout, actual);
         if (how == BOUNDED) {
             compare_bounded(run, p, sums, expected, actual);
@@ -97,7 +97,7 @@ static void compare(test_run *run, esp_device *device, esp_context *context, con
 static const char *const patterns[] = {
     "block:64x64@0.8",  "block:32x32@0.9",  "block:16x16@0.85", "block:128x128@0.7",
     "block:16x64@0.8",  "block:64x16@0.6",  "block:128x32@0.5", "block:32x128@0.75",
-    "block:48x80@0.6",  "block:256x256@.5", "block:16x128@0.9", "block:128x16@0.99",
+    "block:48x80@0.6",  "block:256x256@0.5", "block:16x128@0.9", "block:128x16@0.99",
     "block:96x224@0.3", "block:64x32@0.95"};
 
 static void token_tails(test_run *run)
@@ -121,9 +121,9 @@ static void token_tails(test_run *run)
 
 static void shapes(test_run *run)
 {
-    static const int sizes[][3] = {{1, 1, 1},     {1, 1, 17},      {15, 17, 33},   {16, 16, 16},
-                                   {17, 15, 40},  {130, 64, 1},    {193, 130, 20}, {64, 384, 3},
-                                   {6, 1000, 16}, {300, 7, 8},     {513, 640, 24}, {128, 4096, 8},
+    static const int sizes[][3] = {{1, 1, 1},      {1, 1, 17},     {15, 17, 33},   {16, 16, 16},
+                                   {17, 15, 40},   {130, 64, 1},   {193, 130, 20}, {64, 384, 3},
+                                   {6, 1000, 16},  {300, 7, 8},    {513, 640, 24}, {128, 4096, 8},
                                    {640, 70, 600}, {1000, 520, 72}};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
@@ -181,15 +181,14 @@ static void layouts_types_epilogues(test_run *run)
 /* One shape of each class, few enough for the tools that watch every access to memory. */
 static void shapes_for_sanitizers(test_run *run)
 {
-    static const char *const texts[] = {
-        "matmul/block:64x64@0.7/f16/200x200x300",
-        "matmul/block:32x32@0.8/bf16/300x264x264/x:tok/y:tok",
-        "matmul/block:16x16@0.8/f16/200x400x72/ep:bias+silu",
-        "matmul/block:128x128@0.5/bf16/300x400x301/x:tok/o:f32",
-        "matmul/block:16x64@0.7/f16/96x400x33/ep:swiglu",
-        "matmul/block:64x64@0.7/f16/300x600x8/ep:scale+gelu",
-        "matmul/block:32x32@0.7/bf16/100x600x13/x:tok/y:tok",
-        "matmul/block:64x32@0.7/f16/300x500x1"};
+    static const char *const texts[] = {"matmul/block:64x64@0.7/f16/200x200x300",
+                                        "matmul/block:32x32@0.8/bf16/300x264x264/x:tok/y:tok",
+                                        "matmul/block:16x16@0.8/f16/200x400x72/ep:bias+silu",
+                                        "matmul/block:128x128@0.5/bf16/300x400x301/x:tok/o:f32",
+                                        "matmul/block:16x64@0.7/f16/96x400x33/ep:swiglu",
+                                        "matmul/block:64x64@0.7/f16/300x600x8/ep:scale+gelu",
+                                        "matmul/block:32x32@0.7/bf16/100x600x13/x:tok/y:tok",
+                                        "matmul/block:64x32@0.7/f16/300x500x1"};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -273,13 +272,12 @@ static void random_problems(test_run *run)
 /* A row sees the columns of its own blocks and no other, whatever X holds there. */
 static void infinite_columns(test_run *run)
 {
-    static const char *const texts[] = {
-        "matmul/block:64x64@0.8/f16/400x700x40/o:f32",
-        "matmul/block:32x32@0.9/f16/300x703x300/o:f32",
-        "matmul/block:32x32@0.8/bf16/300x700x264/x:tok",
-        "matmul/block:16x16@0.9/bf16/200x400x272/y:tok",
-        "matmul/block:16x64@0.8/f16/200x400x13/o:f32",
-        "matmul/block:128x32@0.8/f16/600x320x520/ep:bias+relu"};
+    static const char *const texts[] = {"matmul/block:64x64@0.8/f16/400x700x40/o:f32",
+                                        "matmul/block:32x32@0.9/f16/300x703x300/o:f32",
+                                        "matmul/block:32x32@0.8/bf16/300x700x264/x:tok",
+                                        "matmul/block:16x16@0.9/bf16/200x400x272/y:tok",
+                                        "matmul/block:16x64@0.8/f16/200x400x13/o:f32",
+                                        "matmul/block:128x32@0.8/f16/600x320x520/ep:bias+relu"};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -345,8 +343,8 @@ static void wrong_lists(test_run *run)
     for (int i = 0; device != NULL && i < 4 * ESP_COUNT(texts); i++) {
         const char *names[64], *text = texts[i % ESP_COUNT(texts)];
         esp_matmul_problem problem = problem_of(run, text);
-        product p = product_make(run, context, &problem, esp_random_u64(&random), INTEGERS, false,
-                                 false);
+        product p =
+            product_make(run, context, &problem, esp_random_u64(&random), INTEGERS, false, false);
         esp_sparse *wrecked = wreck_lists(run, context, &random, p.sparse);
         float *result = result_of(&p);
         int count = usable_on(device, &problem, names);
