@@ -17,9 +17,9 @@
 // Tails: tokens and columns past the end are zeros and not read.
 //
 // Limit: memory bandwidth, and the few microseconds in which a launch starts, fills its rings and adds up.
+#include "cuda/blocks_launch.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/gpu_blocks.h"
-#include "cuda/launch.cuh"
 #include "cuda/mma_ptx.cuh"
 
 namespace {
@@ -31,20 +31,6 @@ constexpr int SUM_PITCH = 20; // floats between rows of partial sums
 constexpr int SUM_FLOATS = GPU_HALF_ROWS * SUM_PITCH;
 constexpr int STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 static_assert((WARPS * SUM_FLOATS + STRIPS * STRIP_FLOATS) * 4 <= SHARED, "sums do not fit");
-
-// A launch may begin while the one before it ends, so that its rings are full when that is done.
-__device__ __forceinline__ void let_next_launch_begin()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ __forceinline__ void wait_for_launch_before()
-{
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
-}
 
 // Steps and fragments of a warp.
 struct share {
@@ -175,7 +161,7 @@ __device__ __forceinline__ void add_share(const gpu_block_product &p, const shar
         weights.ask_group();
     }
     uint32_t word = words(mine.step), coming = words(mine.step + 1);
-    wait_for_launch_before(); // weights do not depend on it, X does
+    mma::wait_for_launch_before(); // weights do not depend on it, X does
     step_of_x<EIGHTS> x;
     x.load(p, word, half, lane);
     for (int step = mine.step; step < mine.end; step++) {
@@ -197,7 +183,7 @@ __global__ void __launch_bounds__(THREADS, EIGHTS == 1 ? 3 : 2) few_kernel(const
     extern __shared__ __align__(128) unsigned char memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, band = blockIdx.x / 2, half = blockIdx.x % 2;
     float sums[STRIPS][EIGHTS][4] = {};
-    let_next_launch_begin();
+    mma::let_next_launch_begin();
     share mine = share_of(p.weight, band, half, warp, lane);
     add_share<EIGHTS, BF16>(p, mine, half, mma::shared_address(memory) + warp * RING_BYTES, lane, sums);
     __syncthreads(); // rings are drained: partial sums take their place
@@ -236,17 +222,8 @@ template <int EIGHTS, bool BF16> int launch_as(const gpu_block_product &p, void 
     if (failed != 0) {
         return failed;
     }
-    cudaLaunchConfig_t how = {};
-    how.gridDim = dim3((unsigned)p.weight.bands * 2);
-    how.blockDim = dim3(THREADS);
-    how.dynamicSmemBytes = SHARED;
-    how.stream = (cudaStream_t)stream;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    how.attrs = &attribute;
-    how.numAttrs = p.overlaps ? 1 : 0;
-    return cudaLaunchKernelEx(&how, few_kernel<EIGHTS, BF16>, p);
+    return blocks::launch_beside(p.overlaps, few_kernel<EIGHTS, BF16>, dim3((unsigned)p.weight.bands * 2),
+                                 THREADS, SHARED, stream, p);
 }
 
 } // namespace

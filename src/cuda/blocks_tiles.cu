@@ -70,41 +70,91 @@ __device__ __forceinline__ uint32_t slot_by_token(int column, int token)
     return token * 64 + ((column / 8 ^ (token / 2 & 3)) << 4);
 }
 
-template <reading READING>
-__device__ __forceinline__ void load_x(const gpu_block_product &p, const half_step &step, int token,
-                                       uint32_t to)
-{
-    const uint16_t *x = (const uint16_t *)p.x;
-    if constexpr (READING == BY_FEATURE) {
+// What a thread loads of X in each stage: four pieces of 16 bytes, always at the same places of the tile.
+template <reading READING> struct loader_of_x;
+
+// Columns r and r + 8 of both 16, eight tokens.
+template <> struct loader_of_x<BY_FEATURE> {
+    const uint16_t *x; // of column r
+    int64_t stride, in;
+    uint32_t slot;
+    int row, bytes;
+
+    __device__ __forceinline__ loader_of_x(const gpu_block_product &p, int token)
+    {
+        int t = threadIdx.x % 32 * 8, left = min(8, p.tokens - token - t);
+        row = threadIdx.x / 32;
+        bytes = left > 0 ? 2 * left : 0;
+        x = (const uint16_t *)p.x + (left > 0 ? row * p.x_stride + token + t : 0);
+        stride = p.x_stride;
+        in = p.weight.in;
+        slot = slot_by_feature(row, t);
+    }
+    __device__ __forceinline__ void load(const half_step &step, uint32_t to) const
+    {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int piece = i * THREADS + threadIdx.x, column = piece / 32, t = piece % 32 * 8;
-            int64_t from = step.column[column / 16] + column % 16;
-            int left = from < p.weight.in ? min(8, max(0, p.tokens - token - t)) : 0;
-            const uint16_t *at = left > 0 ? x + from * p.x_stride + token + t : x;
-            mma::copy_16(to + slot_by_feature(column, t), at, 2 * left);
+            int column = step.column[i / 2] + i % 2 * 8;
+            bool there = column + row < in && bytes > 0;
+            mma::copy_16(to + slot + i * 1024, there ? x + column * stride : x, there ? bytes : 0);
         }
-    } else if constexpr (READING == BY_TOKEN) {
+    }
+};
+
+// Eight columns of four tokens.
+template <> struct loader_of_x<BY_TOKEN> {
+    const uint16_t *x;
+    int64_t step64; // of 64 tokens
+    int64_t in;
+    uint32_t slot;
+    int part, column, left; // which 16, where in it; tokens from this thread's first on
+
+    __device__ __forceinline__ loader_of_x(const gpu_block_product &p, int token)
+    {
+        int t = threadIdx.x / 4;
+        part = threadIdx.x % 4 / 2;
+        column = threadIdx.x % 2 * 8;
+        left = p.tokens - token - t;
+        x = (const uint16_t *)p.x + (left > 0 ? (int64_t)(token + t) * p.x_stride : 0);
+        step64 = 64 * p.x_stride;
+        in = p.weight.in;
+        slot = slot_by_token(threadIdx.x % 4 * 8, t);
+    }
+    __device__ __forceinline__ void load(const half_step &step, uint32_t to) const
+    {
+        int64_t first = (part == 0 ? step.column[0] : step.column[1]) + column;
+        uint32_t bytes = 2 * (uint32_t)max((int64_t)0, min((int64_t)8, in - first));
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            int piece = i * THREADS + threadIdx.x, t = piece / 4, column = piece % 4 * 8;
-            int64_t from = step.column[column / 16] + column % 16;
-            int left = token + t < p.tokens ? (int)min((int64_t)8, max((int64_t)0, p.weight.in - from)) : 0;
-            const uint16_t *at = left > 0 ? x + (int64_t)(token + t) * p.x_stride + from : x;
-            mma::copy_16(to + slot_by_token(column, t), at, 2 * left);
+            bool there = i * 64 < left && bytes > 0;
+            mma::copy_16(to + slot + i * 4096, x + (there ? i * step64 + first : 0), there ? bytes : 0);
         }
-    } else {
+    }
+};
+
+// One by one, 32 numbers a thread.
+template <> struct loader_of_x<ANY> {
+    const gpu_block_product &p;
+    int token;
+
+    __device__ __forceinline__ loader_of_x(const gpu_block_product &product, int first)
+        : p(product), token(first)
+    {
+    }
+    __device__ __forceinline__ void load(const half_step &step, uint32_t to) const
+    {
+        const uint16_t *x = (const uint16_t *)p.x;
         int64_t column_step = p.x_by_token ? 1 : p.x_stride, token_step = p.x_by_token ? p.x_stride : 1;
 #pragma unroll 8
         for (int i = threadIdx.x; i < 32 * TOKENS; i += THREADS) {
             int column = p.x_by_token ? i % 32 : i / TOKENS, t = p.x_by_token ? i / 32 : i % TOKENS;
-            int64_t from = step.column[column / 16] + column % 16;
+            int64_t from = (column < 16 ? step.column[0] : step.column[1]) + column % 16;
             bool there = from < p.weight.in && token + t < p.tokens;
             uint16_t v = there ? x[from * column_step + (token + t) * token_step] : 0;
             mma::store_shared_u16(to + slot_by_feature(column, t) + t % 8 * 2, v);
         }
     }
-}
+};
 
 // Warp w has strip w of both 16 columns.
 __device__ __forceinline__ void load_weights(const gpu_blocks &w, const half_step &step, int warp,
@@ -155,15 +205,21 @@ __device__ __forceinline__ void multiply(uint32_t stage, const uint32_t (&mask)[
             continue;
         }
         uint32_t b[EIGHTS][2];
+        uint4 a[STRIPS];
         load_operands<READING>(stage, k, warp, lane, b);
         uint32_t weights = stage + X_BYTES + k * STRIPS * GPU_FRAGMENT_BYTES + lane * 16;
 #pragma unroll
+        for (int s = 0; s < STRIPS; s++) { // all of them before the first is waited for
+            if ((mask[k] >> s & 1) != 0) {
+                a[s] = mma::load_shared_16(weights + s * GPU_FRAGMENT_BYTES);
+            }
+        }
+#pragma unroll
         for (int s = 0; s < STRIPS; s++) {
             if ((mask[k] >> s & 1) != 0) {
-                uint4 a = mma::load_shared_16(weights + s * GPU_FRAGMENT_BYTES);
 #pragma unroll
                 for (int e = 0; e < EIGHTS; e++) {
-                    mma::product_16x8<BF16>(sums[s][e], a, b[e][0], b[e][1]);
+                    mma::product_16x8<BF16>(sums[s][e], a[s], b[e][0], b[e][1]);
                 }
             }
         }
@@ -205,6 +261,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     int first = 2 * p.weight.band_steps[band], count = 2 * p.weight.band_steps[band + 1] - first;
     float sums[STRIPS][EIGHTS][4] = {};
     uint32_t masks[STAGES][2];
+    loader_of_x<READING> x(p, token);
     gpu_block_step coming = p.weight.steps[first / 2]; // taken apart only when it is used: that waits
     auto fetch = [&](int step, int stage, uint32_t (&mask)[2]) {
         if (step < count) {
@@ -213,7 +270,7 @@ __global__ void __launch_bounds__(THREADS, 1)
             coming = p.weight.steps[(first + step + 1) / 2]; // one past the last step is there
             mask[0] = now.mask[0], mask[1] = now.mask[1];
             if ((mask[0] | mask[1]) != 0) {
-                load_x<READING>(p, now, token, to);
+                x.load(now, to);
                 load_weights(p.weight, now, warp, lane, to + X_BYTES);
             }
         }

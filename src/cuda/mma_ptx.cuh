@@ -74,6 +74,21 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t address, uint3
                  : "memory");
 }
 
+// A launch may begin while the one before it in its stream ends (compute capability 9.0): this lets the next
+// one begin, and this waits until all of the one before is done and seen.
+__device__ __forceinline__ void let_next_launch_begin()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_launch_before()
+{
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
 } // namespace mma
 
 #endif

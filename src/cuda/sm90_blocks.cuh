@@ -29,9 +29,9 @@
 #define ESP_CUDA_SM90_BLOCKS_CUH
 
 #include "cuda/block_exact.cuh"
+#include "cuda/blocks_launch.cuh"
 #include "cuda/epilogue.cuh"
 #include "cuda/gpu_blocks.h"
-#include "cuda/launch.cuh"
 #include "cuda/sm90_blocks_ptx.cuh"
 
 namespace blocks {
@@ -69,11 +69,20 @@ struct tile {
     int band, token;
 };
 
-template <class C> __device__ __forceinline__ tile tile_at(const tiles &all, int index)
+__device__ __forceinline__ tile place_of(const tiles &all, int index)
 {
     int slab = index / (all.bands * all.slab), inside = index - slab * all.bands * all.slab;
     int width = min(all.slab, all.tokens - slab * all.slab);
-    return {inside / width, (slab * all.slab + inside % width) * C::TOKENS};
+    return {inside / width, slab * all.slab + inside % width};
+}
+template <class C> __device__ __forceinline__ tile tile_at(const tiles &all, int index)
+{
+    tile found = place_of(all, index);
+    return {found.band, found.token * C::TOKENS};
+}
+__device__ __forceinline__ int band_at(const tiles &all, int index)
+{
+    return place_of(all, index).band;
 }
 
 // The tile that a block has in a round, dealt back and forth; `count` or more: none.
@@ -126,12 +135,53 @@ template <class C> struct shared_map {
 
 // ---- loading, by one warp ----
 
-// Lane i has word i of a step.
-struct step_words {
-    uint32_t word;
-    __device__ __forceinline__ void load(const gpu_blocks &w, int step, int lane)
+// The warp's way through the steps of its tiles, four at a time: what they are has to come from memory too, so
+// it is asked for while the four before are loaded, and where a tile's steps are, a tile ahead.
+struct step_walk {
+    const gpu_blocks &weight;
+    int count; // of tiles
+    int round, tile, step, end;
+    int coming_tile, coming_step, coming_end;
+
+    __device__ __forceinline__ void look_ahead(const tiles &all)
     {
-        word = lane < 8 ? __ldg((const uint32_t *)(w.steps + step) + lane) : 0;
+        coming_tile = dealt(round + 1);
+        if (coming_tile < count) {
+            int band = band_at(all, coming_tile);
+            coming_step = __ldg(weight.band_steps + band);
+            coming_end = __ldg(weight.band_steps + band + 1);
+        }
+    }
+    __device__ __forceinline__ void next_tile(const tiles &all)
+    {
+        tile = coming_tile, step = coming_step, end = coming_end;
+        round++;
+        look_ahead(all);
+    }
+    // To the next steps; whether there are any.
+    __device__ __forceinline__ bool advance(const tiles &all, int taken)
+    {
+        step += taken;
+        while (tile < count && step >= end) {
+            next_tile(all);
+        }
+        return tile < count;
+    }
+    __device__ __forceinline__ bool start(const tiles &all)
+    {
+        round = -1;
+        look_ahead(all);
+        next_tile(all);
+        return advance(all, 0);
+    }
+    __device__ __forceinline__ int taken() const
+    {
+        return min(4, end - step);
+    }
+    // Lane 8 i + j has word j of the i-th of four steps.
+    __device__ __forceinline__ uint32_t load(int lane) const
+    {
+        return lane / 8 < taken() ? __ldg((const uint32_t *)(weight.steps + step) + lane) : 0;
     }
 };
 
@@ -139,12 +189,12 @@ struct step_words {
 // a box.
 template <class C>
 __device__ __forceinline__ void load_boxes(const gpu_block_product &p, const CUtensorMap *map,
-                                           uint32_t word, uint32_t to, int token, uint32_t full,
-                                           int lane)
+                                           uint32_t words, int i, uint32_t to, int token,
+                                           uint32_t full, int lane)
 {
     constexpr int STRIPS = C::BY_TOKEN ? 1 : C::TOKENS / 64;
     int piece = lane / STRIPS, strip = lane % STRIPS, unit = p.weight.unit;
-    int column = (int)__shfl_sync(~0u, word, 4 + (piece * unit / 16) % 4);
+    int column = (int)__shfl_sync(~0u, words, 8 * i + 4 + (piece * unit / 16) % 4);
     if (piece * unit >= 64) {
         return;
     }
@@ -156,41 +206,49 @@ __device__ __forceinline__ void load_boxes(const gpu_block_product &p, const CUt
     }
 }
 
+// The i-th of the steps in `words`.
+template <class C>
+__device__ __forceinline__ void load_step(const gpu_block_product &p, const CUtensorMap *map,
+                                          uint32_t words, int i, int token, const shared_map<C> &at,
+                                          int stage, int lane)
+{
+    uint32_t first[HALVES] = {__shfl_sync(~0u, words, 8 * i), __shfl_sync(~0u, words, 8 * i + 1)};
+    uint32_t present = __shfl_sync(~0u, words, 8 * i + 2), full = at.full(stage);
+    if (lane == 0) {
+        uint32_t bytes[HALVES] = {__popc(present & 0xffff) * (uint32_t)GPU_FRAGMENT_BYTES,
+                                  __popc(present >> 16) * (uint32_t)GPU_FRAGMENT_BYTES};
+        ptx::store_shared_u32(at.mask(stage), present);
+        ptx::barrier_expect(full, C::X_BYTES + bytes[0] + bytes[1]);
+#pragma unroll
+        for (int half = 0; half < HALVES; half++) {
+            if (bytes[half] != 0) {
+                const char *from = (const char *)p.weight.fragments +
+                                   (int64_t)first[half] * GPU_FRAGMENT_BYTES;
+                ptx::bulk_copy(at.weights(stage, half), from, bytes[half], full);
+            }
+        }
+    }
+    __syncwarp();
+    load_boxes<C>(p, map, words, i, at.x(stage), token, full, lane);
+}
+
 template <class C>
 __device__ __forceinline__ void load(const gpu_block_product &p, const tiles &all,
                                      const CUtensorMap *map, const shared_map<C> &at, int lane)
 {
     ring<C::STAGES> place;
-    const char *fragments = (const char *)p.weight.fragments;
-    int count = all.bands * all.tokens;
-    for (int round = 0, index = dealt(0); index < count; index = dealt(++round)) {
-        tile t = tile_at<C>(all, index);
-        int step = p.weight.band_steps[t.band], end = p.weight.band_steps[t.band + 1];
-        step_words coming;
-        coming.load(p.weight, step, lane); // one past the last step is there
-        for (; step < end; step++) {
-            uint32_t word = coming.word;
-            coming.load(p.weight, step + 1, lane);
-            uint32_t first[HALVES] = {__shfl_sync(~0u, word, 0), __shfl_sync(~0u, word, 1)};
-            uint32_t present = __shfl_sync(~0u, word, 2);
-            uint32_t bytes[HALVES] = {__popc(present & 0xffff) * (uint32_t)GPU_FRAGMENT_BYTES,
-                                      __popc(present >> 16) * (uint32_t)GPU_FRAGMENT_BYTES};
-            uint32_t full = at.full(place.stage);
+    step_walk walk = {p.weight, all.bands * all.tokens, 0, 0, 0, 0, 0, 0, 0};
+    bool more = walk.start(all);
+    uint32_t coming = more ? walk.load(lane) : 0;
+    mma::wait_for_launch_before();
+    while (more) {
+        int token = tile_at<C>(all, walk.tile).token, count = walk.taken();
+        uint32_t words = coming;
+        more = walk.advance(all, count);
+        coming = more ? walk.load(lane) : 0;
+        for (int i = 0; i < count; i++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
-            if (lane == 0) {
-                ptx::store_shared_u32(at.mask(place.stage), present);
-                ptx::barrier_expect(full, C::X_BYTES + bytes[0] + bytes[1]);
-#pragma unroll
-                for (int half = 0; half < HALVES; half++) {
-                    if (bytes[half] != 0) {
-                        ptx::bulk_copy(at.weights(place.stage, half),
-                                       fragments + (int64_t)first[half] * GPU_FRAGMENT_BYTES,
-                                       bytes[half], full);
-                    }
-                }
-            }
-            __syncwarp();
-            load_boxes<C>(p, map, word, at.x(place.stage), t.token, full, lane);
+            load_step<C>(p, map, words, i, token, at, place.stage, lane);
             place.next();
         }
     }
@@ -302,26 +360,78 @@ template <class C> struct consumer {
 // Where a thread's sums stand: rows 2 g and 2 g + 1 of the warp's strip of 16 (the packing deals them so), two
 // tokens of each eight.
 
-// 16-bit Y with tokens side by side: 64 tokens at a time are rounded, laid down in the box's swizzle, and
-// stored by the copy engine, which also cuts off what is past the end.
-template <class C>
-__device__ __forceinline__ void leave_by_engine(const gpu_epilogue &e, const CUtensorMap *map,
-                                                const float (&sums)[C::TOKENS / 2],
-                                                const int32_t *rows, int token, uint32_t staging,
-                                                int lane)
-{
-    int out[2] = {rows[lane / 4 * 2], rows[lane / 4 * 2 + 1]}, first = rows[0];
-    float scale[2] = {1, 1}, bias[2] = {0, 0};
+struct two_terms { // of a thread's two rows
+    float scale[2], bias[2];
+    __device__ __forceinline__ void load(const gpu_epilogue &e, int row, int64_t out)
+    {
 #pragma unroll
-    for (int i = 0; i < 2; i++) {
-        if (out[i] >= 0) {
-            scale[i] = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[out[i]] : 1.0f;
-            bias[i] = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[out[i]] : 0.0f;
+        for (int i = 0; i < 2; i++) {
+            bool there = row >= 0 && row + i < out;
+            scale[i] = there && (e.bits & ESP_EP_SCALE) != 0 ? e.scale[row + i] : 1.0f;
+            bias[i] = there && (e.bits & ESP_EP_BIAS) != 0 ? e.bias[row + i] : 0.0f;
         }
     }
-    // Matrices of a store: upper rows (0, 2, 4...) and lower ones of eight tokens, then of the next eight.
+};
+
+// Eight tokens' sums of a thread: [i] are row i / 2, token i % 2.
+__device__ __forceinline__ void finish_four(const gpu_epilogue &e, const float *sums,
+                                            const two_terms &terms, float (&v)[4])
+{
+#pragma unroll
+    for (int i = 0; i < 4; i++) {
+        v[i] = sums[i];
+        if ((e.bits & (ESP_EP_SCALE | ESP_EP_BIAS)) != 0) {
+            v[i] = __fadd_rn(__fmul_rn(v[i], terms.scale[i / 2]), terms.bias[i / 2]);
+        }
+    }
+}
+
+// A box of 16 rows x 64 tokens as Y has it. By feature: rows of 128 bytes, swizzled; matrices of a store are
+// the even and the odd rows of eight tokens, then of the next eight.
+__device__ __forceinline__ void lay_by_feature(const gpu_epilogue &e, const float *sums,
+                                               const two_terms &terms, uint32_t to, int lane)
+{
     uint32_t row = lane % 8 * 2 + lane / 8 % 2, chunk = lane / 16;
-    bool linear = (e.bits & (ESP_EP_SCALE | ESP_EP_BIAS)) != 0;
+#pragma unroll
+    for (int pair = 0; pair < 4; pair++) { // of eights
+        float a[4], b[4];
+        finish_four(e, sums + pair * 8, terms, a);
+        finish_four(e, sums + pair * 8 + 4, terms, b);
+        uint32_t slot = to + row * 128 + (((pair * 2 + chunk) ^ (row & 7)) << 4);
+        ptx::store_matrices(slot, epilogue::round_pair(e.type, a[0], a[1]),
+                            epilogue::round_pair(e.type, a[2], a[3]),
+                            epilogue::round_pair(e.type, b[0], b[1]),
+                            epilogue::round_pair(e.type, b[2], b[3]));
+    }
+}
+
+// By token: 32 bytes a token. Half of the lanes begin with their second token: no two meet in a bank.
+__device__ __forceinline__ void lay_by_token(const gpu_epilogue &e, const float *sums,
+                                             const two_terms &terms, uint32_t to, int lane)
+{
+    uint32_t second = lane / 2 % 2, slot = to + lane % 4 * 64 + lane / 4 * 4;
+#pragma unroll
+    for (int eight = 0; eight < 8; eight++) {
+        float v[4];
+        finish_four(e, sums + eight * 4, terms, v);
+        uint32_t even = epilogue::round_pair(e.type, v[0], v[2]);
+        uint32_t odd = epilogue::round_pair(e.type, v[1], v[3]);
+        ptx::store_shared_u32(slot + eight * 256 + second * 32, second != 0 ? odd : even);
+        ptx::store_shared_u32(slot + eight * 256 + (second ^ 1) * 32, second != 0 ? even : odd);
+    }
+}
+
+// 16-bit Y: 64 tokens at a time are rounded, laid down as a box and stored by the copy engine, which also cuts
+// off what is past the end.
+template <class C>
+__device__ __forceinline__ void leave_by_engine(const gpu_block_product &p, const CUtensorMap *map,
+                                                const float (&sums)[C::TOKENS / 2], int first,
+                                                int token, uint32_t staging, int lane)
+{
+    const gpu_epilogue &e = p.epilogue;
+    bool by_feature = e.token_step == 1;
+    two_terms terms;
+    terms.load(e, first >= 0 ? first + lane / 4 * 2 : -1, p.weight.out);
 #pragma unroll
     for (int box = 0; box < C::TOKENS / 64; box++) {
         uint32_t to = staging + box % 2 * 2048;
@@ -329,27 +439,17 @@ __device__ __forceinline__ void leave_by_engine(const gpu_epilogue &e, const CUt
             ptx::store_wait_read<1>();
         }
         __syncwarp();
-#pragma unroll
-        for (int pair = 0; pair < 4; pair++) { // of eights
-            uint32_t packed[4];
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                const float *v = sums + box * 32 + pair * 8 + i * 2;
-                float a = v[0], b = v[1];
-                if (linear) {
-                    a = __fadd_rn(__fmul_rn(a, scale[i % 2]), bias[i % 2]);
-                    b = __fadd_rn(__fmul_rn(b, scale[i % 2]), bias[i % 2]);
-                }
-                packed[i] = epilogue::round_pair(e.type, a, b);
-            }
-            uint32_t slot = to + row * 128 + (((pair * 2 + chunk) ^ (row & 7)) << 4);
-            ptx::store_matrices(slot, packed[0], packed[1], packed[2], packed[3]);
+        if (by_feature) {
+            lay_by_feature(e, sums + box * 32, terms, to, lane);
+        } else {
+            lay_by_token(e, sums + box * 32, terms, to, lane);
         }
         ptx::async_fence();
         __syncwarp();
         if (lane == 0) {
-            if (first >= 0 && token + box * 64 < e.tokens) {
-                ptx::tensor_store(map, token + box * 64, first, to);
+            int at = token + box * 64;
+            if (first >= 0 && at < e.tokens) {
+                ptx::tensor_store(map, by_feature ? at : first, by_feature ? first : at, to);
             }
             ptx::store_commit();
         }
@@ -416,9 +516,10 @@ __device__ __noinline__ void leave_exactly(const gpu_block_product &p, int band,
 }
 
 // Whether the engine can take Y as it is. It writes whole pieces of 16 bytes.
-__host__ __device__ inline bool goes_by_engine(const gpu_epilogue &e)
+__host__ __device__ inline bool goes_by_engine(const gpu_block_product &p)
 {
-    return e.token_step == 1 && e.aligned && e.tokens % 8 == 0 && e.type != GPU_F32 &&
+    const gpu_epilogue &e = p.epilogue;
+    return e.aligned && (e.token_step == 1 ? e.tokens : p.weight.out) % 8 == 0 && e.type != GPU_F32 &&
            (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
 }
 
@@ -432,6 +533,23 @@ template <int N> __device__ __forceinline__ bool all_finite(const float (&sums)[
     return __all_sync(~0u, most == 0.0f);
 }
 
+// What a warp has to know of a tile; asked for a tile ahead.
+struct tile_facts {
+    int begin, end; // steps
+    int row;        // of Y, the first of the warp's strip; the others follow; -1: none
+
+    __device__ __forceinline__ void load(const gpu_blocks &w, const tiles &all, int index, int count,
+                                         int warp)
+    {
+        if (index < count) {
+            int band = band_at(all, index);
+            begin = __ldg(w.band_steps + band);
+            end = __ldg(w.band_steps + band + 1);
+            row = __ldg(w.rows + band * GPU_BAND_ROWS + warp * GPU_STRIP_ROWS);
+        }
+    }
+};
+
 template <class C>
 __device__ __forceinline__ void consume(const gpu_block_product &p, const tiles &all,
                                         const CUtensorMap *to, const shared_map<C> &at, float *strip)
@@ -439,23 +557,27 @@ __device__ __forceinline__ void consume(const gpu_block_product &p, const tiles 
     int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32);
     consumer<C> self = {at, warp / 4, warp % 4, lane, {}, 0, {}};
     self.set_unit(p.weight.unit);
-    bool engine = goes_by_engine(p.epilogue);
+    bool engine = goes_by_engine(p);
     int count = all.bands * all.tokens;
+    tile_facts facts, coming = {};
+    coming.load(p.weight, all, dealt(0), count, warp);
+    mma::wait_for_launch_before();
     for (int round = 0, index = dealt(0); index < count; index = dealt(++round)) {
         tile t = tile_at<C>(all, index);
+        facts = coming;
+        coming.load(p.weight, all, dealt(round + 1), count, warp);
         float sums[C::TOKENS / 2];
 #pragma unroll
         for (int i = 0; i < C::TOKENS / 2; i++) {
             sums[i] = 0;
         }
-        int steps = p.weight.band_steps[t.band + 1] - p.weight.band_steps[t.band];
-        self.multiply(sums, uniform(steps));
-        const int32_t *rows = p.weight.rows + t.band * GPU_BAND_ROWS + warp * GPU_STRIP_ROWS;
+        self.multiply(sums, uniform(facts.end - facts.begin));
         if (p.weight.narrow && !all_finite(sums)) {
             leave_exactly<C>(p, t.band, warp, t.token, strip, lane);
         } else if (engine) {
-            leave_by_engine<C>(p.epilogue, to, sums, rows, t.token, at.staging(warp), lane);
+            leave_by_engine<C>(p, to, sums, facts.row, t.token, at.staging(warp), lane);
         } else {
+            const int32_t *rows = p.weight.rows + t.band * GPU_BAND_ROWS + warp * GPU_STRIP_ROWS;
             leave_by_strip<C>(p.epilogue, sums, rows, t.token, strip, lane);
         }
     }
@@ -472,6 +594,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     extern __shared__ unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
     shared_map<C> at = {aligned};
+    mma::let_next_launch_begin();
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), 1);
@@ -509,9 +632,9 @@ inline encode_function find_encode()
     return failed == cudaSuccess ? (encode_function)function : nullptr;
 }
 
-// 16-bit elements [outer][inner], boxes of box_outer x box_inner.
+// 16-bit elements [outer][inner], boxes of box_outer x box_inner, swizzled over the length of their rows.
 inline int describe(void *base, int64_t inner, int64_t outer, int64_t stride, int box_inner,
-                    int box_outer, CUtensorMap *map)
+                    int box_outer, bool swizzled, CUtensorMap *map)
 {
     static const encode_function encode = find_encode();
     if (encode == nullptr) {
@@ -520,7 +643,8 @@ inline int describe(void *base, int64_t inner, int64_t outer, int64_t stride, in
     const cuuint64_t sizes[2] = {(cuuint64_t)inner, (cuuint64_t)outer};
     const cuuint64_t strides[1] = {(cuuint64_t)stride * 2};
     const cuuint32_t box[2] = {(cuuint32_t)box_inner, (cuuint32_t)box_outer}, steps[2] = {1, 1};
-    CUtensorMapSwizzle swizzle = box_inner == 64   ? CU_TENSOR_MAP_SWIZZLE_128B
+    CUtensorMapSwizzle swizzle = !swizzled         ? CU_TENSOR_MAP_SWIZZLE_NONE
+                                 : box_inner == 64 ? CU_TENSOR_MAP_SWIZZLE_128B
                                  : box_inner == 32 ? CU_TENSOR_MAP_SWIZZLE_64B
                                                    : CU_TENSOR_MAP_SWIZZLE_32B;
     CUresult failed = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, base, sizes, strides, box,
@@ -533,13 +657,16 @@ inline int describe(void *base, int64_t inner, int64_t outer, int64_t stride, in
 template <class C> int describe_operands(const gpu_block_product &p, CUtensorMap *from,
                                          CUtensorMap *to)
 {
+    const gpu_epilogue &e = p.epilogue;
     int failed = C::BY_TOKEN ? describe((void *)p.x, p.weight.in, p.tokens, p.x_stride,
-                                        p.weight.unit, C::TOKENS, from)
+                                        p.weight.unit, C::TOKENS, true, from)
                              : describe((void *)p.x, p.tokens, p.weight.in, p.x_stride, 64,
-                                        p.weight.unit, from);
-    if (failed == 0 && goes_by_engine(p.epilogue)) {
-        failed = describe(p.epilogue.y, p.epilogue.tokens, p.weight.out, p.epilogue.feature_step, 64,
-                          GPU_STRIP_ROWS, to);
+                                        p.weight.unit, true, from);
+    if (failed == 0 && goes_by_engine(p)) {
+        failed = e.token_step == 1 ? describe(e.y, e.tokens, p.weight.out, e.feature_step, 64,
+                                              GPU_STRIP_ROWS, true, to)
+                                   : describe(e.y, p.weight.out, e.tokens, e.token_step,
+                                              GPU_STRIP_ROWS, 64, false, to);
     }
     return failed;
 }
@@ -570,8 +697,7 @@ template <class C> int launch_as(const gpu_block_product &p, void *stream)
     tiles all = tiles_of<C>(p);
     int64_t count = (int64_t)all.bands * all.tokens;
     dim3 grid((unsigned)(count < p.multiprocessors ? count : p.multiprocessors));
-    kernel<C><<<grid, THREADS, C::SHARED, (cudaStream_t)stream>>>(p, all, from, to);
-    return cudaGetLastError();
+    return launch_beside(p.overlaps, kernel<C>, grid, THREADS, C::SHARED, stream, p, all, from, to);
 }
 
 template <bool BF16> int launch(const gpu_block_product &p, int tile_tokens, void *stream)
