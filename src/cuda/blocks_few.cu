@@ -4,8 +4,8 @@
 // Idea. The time is that of reading the weights once. Fragments are stored as a warp's registers want them, so
 // they need no rearranging, and those of half a band (64 rows) lie side by side: each of its block's eight
 // warps streams an equal share of them through a ring of its own in shared memory, a lane reading back what it
-// copied itself, so that no warp waits for another. Weights are the 16-row operand of the product, tokens its
-// 8 columns; X comes straight from the L2, a step ahead.
+// copied itself, so that no warp waits for another. All of the share is asked into the L2 first. Weights are the
+// 16-row operand of the product, tokens its 8 columns; X comes straight from the L2, a step ahead.
 //
 // In the end partial sums meet in shared memory in the order of the warps: results do not depend on timing.
 //
@@ -24,7 +24,7 @@
 
 namespace {
 
-constexpr int WARPS = 8, THREADS = WARPS * 32, STRIPS = 4;
+constexpr int WARPS = GPU_BLOCK_SHARES, THREADS = WARPS * 32, STRIPS = 4;
 constexpr int RING = 16, GROUP = 4, GROUPS = RING / GROUP; // fragments of a ring, of a group of copies
 constexpr uint32_t RING_BYTES = RING * GPU_FRAGMENT_BYTES, SHARED = WARPS * RING_BYTES;
 constexpr int SUM_PITCH = 20; // floats between rows of partial sums
@@ -32,37 +32,29 @@ constexpr int SUM_FLOATS = GPU_HALF_ROWS * SUM_PITCH;
 constexpr int STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 static_assert((WARPS * SUM_FLOATS + STRIPS * STRIP_FLOATS) * 4 <= SHARED, "sums do not fit");
 
-// Steps and fragments of a warp.
-struct share {
-    int step, end;
-    int64_t fragment, fragments_end;
-};
-
-__device__ __forceinline__ share share_of(const gpu_blocks &w, int band, int half, int warp, int lane)
+// All of a share is asked into the L2 at once: no ring is deep enough to keep the memory busy.
+__device__ __forceinline__ void prefetch(const gpu_blocks &w, const gpu_block_share &share, int lane)
 {
-    int begin = w.band_steps[band], end = w.band_steps[band + 1];
-    share mine = {begin, begin, 0, 0};
-    if (begin == end) {
-        return mine;
+    uint32_t count = share.fragments_end - share.fragment;
+    const char *from = (const char *)w.fragments + (int64_t)share.fragment * GPU_FRAGMENT_BYTES;
+#if __CUDA_ARCH__ >= 900
+    if (lane == 0 && count > 0) {
+        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
+                     "r"(count * GPU_FRAGMENT_BYTES)
+                     : "memory");
     }
-    int64_t base = w.steps[begin].first[half];
-    int64_t all = w.steps[end - 1].first[half] + __popc(w.steps[end - 1].present >> (16 * half) & 0xffff) - base;
-    for (int first = begin; first < end; first += 32) {
-        bool there = first + lane < end;
-        int64_t before = there ? (w.steps[first + lane].first[half] - base) * WARPS : 0;
-        mine.step += __popc(__ballot_sync(~0u, there && before < warp * all));
-        mine.end += __popc(__ballot_sync(~0u, there && before < (warp + 1) * all));
+#else
+    for (uint32_t at = lane * 128; at < count * GPU_FRAGMENT_BYTES; at += 32 * 128) {
+        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
     }
-    mine.fragment = mine.step < end ? (int64_t)w.steps[mine.step].first[half] : base + all;
-    mine.fragments_end = mine.end < end ? (int64_t)w.steps[mine.end].first[half] : base + all;
-    return mine;
+#endif
 }
 
 // The warp's ring. Copies go in groups of four, so many of which are always under way.
 struct stream {
     const uint4 *from; // of this lane
     uint32_t ring;     // likewise
-    int64_t left;      // fragments not yet asked for
+    int left;          // fragments not yet asked for
     int slot, taken;   // of the next fragment to ask for; fragments that were taken
 
     __device__ __forceinline__ void ask_group()
@@ -148,14 +140,15 @@ __device__ __forceinline__ void multiply_step(const step_of_x<EIGHTS> &x, uint32
 }
 
 template <int EIGHTS, bool BF16>
-__device__ __forceinline__ void add_share(const gpu_block_product &p, const share &mine, int half,
-                                          uint32_t ring, int lane, float (&sums)[STRIPS][EIGHTS][4])
+__device__ __forceinline__ void add_share(const gpu_block_product &p, const gpu_block_share &mine,
+                                          int half, uint32_t ring, int lane, float (&sums)[STRIPS][EIGHTS][4])
 {
     auto words = [&](int step) { // one past the last step is there
         return lane < 8 && step <= mine.end ? __ldg((const uint32_t *)(p.weight.steps + step) + lane) : 0;
     };
-    stream weights = {(const uint4 *)p.weight.fragments + mine.fragment * 32 + lane, ring + lane * 16,
-                      mine.fragments_end - mine.fragment, 0, 0};
+    stream weights = {(const uint4 *)p.weight.fragments + (int64_t)mine.fragment * 32 + lane,
+                      ring + lane * 16, (int)(mine.fragments_end - mine.fragment), 0, 0};
+    prefetch(p.weight, mine, lane);
 #pragma unroll
     for (int i = 0; i < GROUPS - 1; i++) {
         weights.ask_group();
@@ -177,14 +170,26 @@ __device__ __forceinline__ void add_share(const gpu_block_product &p, const shar
     mma::copy_wait<0>();
 }
 
+__device__ __forceinline__ epilogue::row_terms terms_of(const gpu_epilogue &e, int row)
+{
+    epilogue::row_terms mine = {row, 1.0f, 0.0f};
+    if (row >= 0) {
+        mine.scale = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[row] : 1.0f;
+        mine.bias = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[row] : 0.0f;
+    }
+    return mine;
+}
+
 template <int EIGHTS, bool BF16>
 __global__ void __launch_bounds__(THREADS, EIGHTS == 1 ? 3 : 2) few_kernel(const __grid_constant__ gpu_block_product p)
 {
     extern __shared__ __align__(128) unsigned char memory[];
-    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, band = blockIdx.x / 2, half = blockIdx.x % 2;
+    int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = blockIdx.x % 2;
     float sums[STRIPS][EIGHTS][4] = {};
     mma::let_next_launch_begin();
-    share mine = share_of(p.weight, band, half, warp, lane);
+    gpu_block_share mine = p.weight.shares[blockIdx.x * GPU_BLOCK_SHARES + warp];
+    const int32_t *rows = p.weight.rows + blockIdx.x * GPU_HALF_ROWS + warp % STRIPS * 16;
+    int row = rows[lane % 16]; // asked for long before it is used
     add_share<EIGHTS, BF16>(p, mine, half, mma::shared_address(memory) + warp * RING_BYTES, lane, sums);
     __syncthreads(); // rings are drained: partial sums take their place
     float *partial = (float *)memory, *strips = partial + WARPS * SUM_FLOATS;
@@ -209,8 +214,7 @@ __global__ void __launch_bounds__(THREADS, EIGHTS == 1 ? 3 : 2) few_kernel(const
     }
     __syncthreads();
     if (warp < STRIPS) {
-        const int32_t *rows = p.weight.rows + band * GPU_BAND_ROWS + half * GPU_HALF_ROWS + warp * 16;
-        epilogue::row_terms terms = epilogue::load_terms(p.epilogue, rows, lane);
+        epilogue::row_terms terms = terms_of(p.epilogue, row);
         epilogue::finish_staged(p.epilogue, strips + warp * STRIP_FLOATS, terms, 0, lane);
     }
 }

@@ -23,6 +23,8 @@ static int upload_order(const block_order *order, gpu_blocks *to, char *memory)
          (const void **)(void *)&to->band_steps},
         {order->rows, (size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows,
          (const void **)(void *)&to->rows},
+        {order->shares, (size_t)order->bands * 2 * GPU_BLOCK_SHARES * sizeof *order->shares,
+         (const void **)(void *)&to->shares},
     };
     to->fragments = memory;
     memory += cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES);
@@ -40,7 +42,8 @@ static size_t packed_bytes(const block_order *order)
     return cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES) +
            cuda_round_up((size_t)(order->step_count + 1) * sizeof *order->steps) +
            cuda_round_up((size_t)(order->bands + 1) * sizeof *order->band_steps) +
-           cuda_round_up((size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows);
+           cuda_round_up((size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows) +
+           cuda_round_up((size_t)order->bands * 2 * GPU_BLOCK_SHARES * sizeof *order->shares);
 }
 
 /* Fragments stand first in the weight's memory. Values and sources lie on the device only while

@@ -95,8 +95,8 @@ static void compare(test_run *run, esp_device *device, esp_context *context, con
 /* ---- cases ---- */
 
 static const char *const patterns[] = {
-    "block:64x64@0.8",  "block:32x32@0.9",  "block:16x16@0.85", "block:128x128@0.7",
-    "block:16x64@0.8",  "block:64x16@0.6",  "block:128x32@0.5", "block:32x128@0.75",
+    "block:64x64@0.8",  "block:32x32@0.9",   "block:16x16@0.85", "block:128x128@0.7",
+    "block:16x64@0.8",  "block:64x16@0.6",   "block:128x32@0.5", "block:32x128@0.75",
     "block:48x80@0.6",  "block:256x256@0.5", "block:16x128@0.9", "block:128x16@0.99",
     "block:96x224@0.3", "block:64x32@0.95"};
 
@@ -201,10 +201,10 @@ static void shapes_for_sanitizers(test_run *run)
 /* More tiles than multiprocessors, long sums. */
 static void several_rounds(test_run *run)
 {
-    static const char *const texts[] = {"matmul/block:64x64@0.8/f16/2048x1024x2600/o:f32",
-                                        "matmul/block:32x32@0.9/bf16/1500x1100x3000/x:tok/o:f32",
-                                        "matmul/block:16x16@0.9/f16/1000x2000x2300",
-                                        "matmul/block:128x64@0.9/bf16/3000x700x2304"};
+    static const char *const texts[] = {"matmul/block:64x64@0.92/f16/2048x512x2600/o:f32",
+                                        "matmul/block:32x32@0.95/bf16/1500x700x3000/x:tok/o:f32",
+                                        "matmul/block:16x16@0.95/f16/1000x1000x2304",
+                                        "matmul/block:128x64@0.95/bf16/3000x500x2304/y:tok"};
     esp_context *context = test_context(run, 4);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
