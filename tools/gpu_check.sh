@@ -28,9 +28,12 @@ step() {
 }
 
 step tests env TEST_ROUNDS="$rounds" "$build/tests/test_cuda"
+step tests_blocks env TEST_ROUNDS="$rounds" "$build/tests/test_cuda_blocks"
 if command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         step $tool compute-sanitizer --tool $tool --error-exitcode 9 "$build/tests/test_cuda" sanitizer
+        step ${tool}_blocks compute-sanitizer --tool $tool --error-exitcode 9 \
+            "$build/tests/test_cuda_blocks" sanitizer
     done
 fi
 set --
@@ -38,9 +41,12 @@ for shape in 4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x
     for pattern in 2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16; do
         set -- "$@" "matmul/$pattern/f16/$shape"
     done
+    for pattern in block:16x16@0.9 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9 block:128x128@0.8; do
+        set -- "$@" "matmul/$pattern/f16/$shape"
+    done
 done
 for tokens in 1 8 16; do
-    for pattern in 2:4 64:2:5 64:2:8 128:2:8 64:2:16; do
+    for pattern in 2:4 64:2:5 64:2:8 128:2:8 64:2:16 block:32x32@0.9 block:64x64@0.8 block:64x64@0.5; do
         set -- "$@" "matmul/$pattern/f16/11008x4096x$tokens"
     done
 done

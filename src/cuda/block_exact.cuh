@@ -6,7 +6,8 @@
 #include "cuda/gpu_blocks.h"
 #include "cuda/mma_ptx.cuh"
 
-namespace exact {
+namespace exact
+{
 
 // Two neighbouring columns of one token, zero past the end.
 __device__ __forceinline__ uint32_t two_columns(const gpu_block_product &p, int64_t column,
@@ -41,8 +42,11 @@ __device__ __forceinline__ void add_strip(const gpu_block_product &p, int band, 
             }
             int64_t fragment = (int64_t)step.first[half] + __popc(mask & (bit - 1));
             uint4 a = __ldg((const uint4 *)w.fragments + fragment * 32 + lane);
-            int64_t column = (k == 0 ? step.column[0] : k == 1 ? step.column[1]
-                              : k == 2 ? step.column[2] : step.column[3]) + lane % 4 * 2;
+            int64_t column = (k == 0   ? step.column[0]
+                              : k == 1 ? step.column[1]
+                              : k == 2 ? step.column[2]
+                                       : step.column[3]) +
+                             lane % 4 * 2;
 #pragma unroll
             for (int e = 0; e < 4; e++) {
                 int t = token + e * 8 + lane / 4;

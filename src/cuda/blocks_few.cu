@@ -22,10 +22,12 @@
 #include "cuda/gpu_blocks.h"
 #include "cuda/mma_ptx.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int WARPS = GPU_BLOCK_SHARES, THREADS = WARPS * 32, STRIPS = 4;
-constexpr int RING = 16, GROUP = 4, GROUPS = RING / GROUP; // fragments of a ring, of a group of copies
+constexpr int RING = 16, GROUP = 4,
+              GROUPS = RING / GROUP; // fragments of a ring, of a group of copies
 constexpr uint32_t RING_BYTES = RING * GPU_FRAGMENT_BYTES, SHARED = WARPS * RING_BYTES;
 constexpr int SUM_PITCH = 20; // floats between rows of partial sums
 constexpr int SUM_FLOATS = GPU_HALF_ROWS * SUM_PITCH;
@@ -33,7 +35,8 @@ constexpr int STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 static_assert((WARPS * SUM_FLOATS + STRIPS * STRIP_FLOATS) * 4 <= SHARED, "sums do not fit");
 
 // All of a share is asked into the L2 at once: no ring is deep enough to keep the memory busy.
-__device__ __forceinline__ void prefetch(const gpu_blocks &w, const gpu_block_share &share, int lane)
+__device__ __forceinline__ void prefetch(const gpu_blocks &w, const gpu_block_share &share,
+                                         int lane)
 {
     uint32_t count = share.fragments_end - share.fragment;
     const char *from = (const char *)w.fragments + (int64_t)share.fragment * GPU_FRAGMENT_BYTES;
@@ -88,10 +91,12 @@ struct stream {
 template <int EIGHTS> struct step_of_x {
     uint16_t value[4][EIGHTS][4];
 
-    __device__ __forceinline__ void load(const gpu_block_product &p, uint32_t word, int half, int lane)
+    __device__ __forceinline__ void load(const gpu_block_product &p, uint32_t word, int half,
+                                         int lane)
     {
         const uint16_t *x = (const uint16_t *)p.x;
-        int64_t column_step = p.x_by_token ? 1 : p.x_stride, token_step = p.x_by_token ? p.x_stride : 1;
+        int64_t column_step = p.x_by_token ? 1 : p.x_stride,
+                token_step = p.x_by_token ? p.x_stride : 1;
         uint32_t mask = __shfl_sync(~0u, word, 2) >> (16 * half) & 0xffff;
 #pragma unroll
         for (int k = 0; k < 4; k++) {
@@ -116,8 +121,8 @@ template <int EIGHTS> struct step_of_x {
 };
 
 template <int EIGHTS, bool BF16>
-__device__ __forceinline__ void multiply_step(const step_of_x<EIGHTS> &x, uint32_t mask, stream &weights,
-                                              float (&sums)[STRIPS][EIGHTS][4])
+__device__ __forceinline__ void multiply_step(const step_of_x<EIGHTS> &x, uint32_t mask,
+                                              stream &weights, float (&sums)[STRIPS][EIGHTS][4])
 {
 #pragma unroll
     for (int k = 0; k < 4; k++) {
@@ -141,10 +146,13 @@ __device__ __forceinline__ void multiply_step(const step_of_x<EIGHTS> &x, uint32
 
 template <int EIGHTS, bool BF16>
 __device__ __forceinline__ void add_share(const gpu_block_product &p, const gpu_block_share &mine,
-                                          int half, uint32_t ring, int lane, float (&sums)[STRIPS][EIGHTS][4])
+                                          int half, uint32_t ring, int lane,
+                                          float (&sums)[STRIPS][EIGHTS][4])
 {
     auto words = [&](int step) { // one past the last step is there
-        return lane < 8 && step <= mine.end ? __ldg((const uint32_t *)(p.weight.steps + step) + lane) : 0;
+        return lane < 8 && step <= mine.end
+                   ? __ldg((const uint32_t *)(p.weight.steps + step) + lane)
+                   : 0;
     };
     stream weights = {(const uint4 *)p.weight.fragments + (int64_t)mine.fragment * 32 + lane,
                       ring + lane * 16, (int)(mine.fragments_end - mine.fragment), 0, 0};
@@ -181,7 +189,8 @@ __device__ __forceinline__ epilogue::row_terms terms_of(const gpu_epilogue &e, i
 }
 
 template <int EIGHTS, bool BF16>
-__global__ void __launch_bounds__(THREADS, EIGHTS == 1 ? 3 : 2) few_kernel(const __grid_constant__ gpu_block_product p)
+__global__ void __launch_bounds__(THREADS, EIGHTS == 1 ? 3 : 2)
+    few_kernel(const __grid_constant__ gpu_block_product p)
 {
     extern __shared__ __align__(128) unsigned char memory[];
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32, half = blockIdx.x % 2;
@@ -190,7 +199,8 @@ __global__ void __launch_bounds__(THREADS, EIGHTS == 1 ? 3 : 2) few_kernel(const
     gpu_block_share mine = p.weight.shares[blockIdx.x * GPU_BLOCK_SHARES + warp];
     const int32_t *rows = p.weight.rows + blockIdx.x * GPU_HALF_ROWS + warp % STRIPS * 16;
     int row = rows[lane % 16]; // asked for long before it is used
-    add_share<EIGHTS, BF16>(p, mine, half, mma::shared_address(memory) + warp * RING_BYTES, lane, sums);
+    add_share<EIGHTS, BF16>(p, mine, half, mma::shared_address(memory) + warp * RING_BYTES, lane,
+                            sums);
     __syncthreads(); // rings are drained: partial sums take their place
     float *partial = (float *)memory, *strips = partial + WARPS * SUM_FLOATS;
     float *own = partial + warp * SUM_FLOATS;
@@ -226,8 +236,8 @@ template <int EIGHTS, bool BF16> int launch_as(const gpu_block_product &p, void 
     if (failed != 0) {
         return failed;
     }
-    return blocks::launch_beside(p.overlaps, few_kernel<EIGHTS, BF16>, dim3((unsigned)p.weight.bands * 2),
-                                 THREADS, SHARED, stream, p);
+    return blocks::launch_beside(p.overlaps, few_kernel<EIGHTS, BF16>,
+                                 dim3((unsigned)p.weight.bands * 2), THREADS, SHARED, stream, p);
 }
 
 } // namespace

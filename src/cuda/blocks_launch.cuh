@@ -5,7 +5,8 @@
 
 #include "cuda/launch.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
 template <class... PARAMETERS, class... ARGUMENTS>
 int launch_beside(bool overlaps, void (*kernel)(PARAMETERS...), dim3 grid, int threads,

@@ -5,7 +5,8 @@
 #include "cuda/gpu_blocks.h"
 #include <cuda_runtime.h>
 
-namespace {
+namespace
+{
 
 constexpr int THREADS = 256;
 
@@ -17,9 +18,11 @@ __global__ void pack_fragments(const uint16_t *values, int64_t block_rows, int64
     for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < lanes; i += stride) {
         int64_t source = sources[i / 32], block = source / of_block, inside = source % of_block;
         int lane = (int)(i % 32);
-        int64_t row = inside / across * 16 + lane / 4 * 2, column = inside % across * 16 + lane % 4 * 2;
+        int64_t row = inside / across * 16 + lane / 4 * 2,
+                column = inside % across * 16 + lane % 4 * 2;
         const uint16_t *from = values + (block * block_rows + row) * block_columns + column;
-        const uint32_t *even = (const uint32_t *)from, *odd = (const uint32_t *)(from + block_columns);
+        const uint32_t *even = (const uint32_t *)from,
+                       *odd = (const uint32_t *)(from + block_columns);
         to[i] = make_uint4(even[0], odd[0], even[4], odd[4]);
     }
 }

@@ -21,7 +21,8 @@
 #include "cuda/launch.cuh"
 #include "cuda/mma_ptx.cuh"
 
-namespace {
+namespace
+{
 
 constexpr int WARPS = 8, THREADS = WARPS * 32, TOKENS = 256, WARP_TOKENS = 32, STAGES = 4;
 constexpr int STRIPS = 8, EIGHTS = WARP_TOKENS / 8;
@@ -45,7 +46,8 @@ __device__ __forceinline__ half_step half_of(const gpu_block_step &step, int par
     int k = part * 2;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        uint32_t low = step.present >> (4 * (k + i)) & 15, high = step.present >> (16 + 4 * (k + i)) & 15;
+        uint32_t low = step.present >> (4 * (k + i)) & 15,
+                 high = step.present >> (16 + 4 * (k + i)) & 15;
         made.column[i] = part == 0 ? step.column[i] : step.column[2 + i];
         made.mask[i] = low | high << 4;
 #pragma unroll
@@ -127,7 +129,8 @@ template <> struct loader_of_x<BY_TOKEN> {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             bool there = i * 64 < left && bytes > 0;
-            mma::copy_16(to + slot + i * 4096, x + (there ? i * step64 + first : 0), there ? bytes : 0);
+            mma::copy_16(to + slot + i * 4096, x + (there ? i * step64 + first : 0),
+                         there ? bytes : 0);
         }
     }
 };
@@ -144,7 +147,8 @@ template <> struct loader_of_x<ANY> {
     __device__ __forceinline__ void load(const half_step &step, uint32_t to) const
     {
         const uint16_t *x = (const uint16_t *)p.x;
-        int64_t column_step = p.x_by_token ? 1 : p.x_stride, token_step = p.x_by_token ? p.x_stride : 1;
+        int64_t column_step = p.x_by_token ? 1 : p.x_stride,
+                token_step = p.x_by_token ? p.x_stride : 1;
 #pragma unroll 8
         for (int i = threadIdx.x; i < 32 * TOKENS; i += THREADS) {
             int column = p.x_by_token ? i % 32 : i / TOKENS, t = p.x_by_token ? i / 32 : i % TOKENS;
@@ -183,7 +187,8 @@ __device__ __forceinline__ void load_operands(uint32_t x, int k, int warp, int l
     for (int pair = 0; pair < EIGHTS / 2; pair++) {
         int token = warp * WARP_TOKENS + pair * 16;
         uint32_t r[4];
-        if constexpr (READING == BY_TOKEN) { // matrices: columns 0-7, 8-15 of eight tokens, then of the next
+        if constexpr (READING ==
+                      BY_TOKEN) { // matrices: columns 0-7, 8-15 of eight tokens, then of the next
             int row = token + lane / 16 * 8 + lane % 8, column = k * 16 + lane / 8 % 2 * 8;
             mma::load_matrices(x + slot_by_token(column, row), r);
         } else {
@@ -196,8 +201,8 @@ __device__ __forceinline__ void load_operands(uint32_t x, int k, int warp, int l
 }
 
 template <bool BF16, reading READING>
-__device__ __forceinline__ void multiply(uint32_t stage, const uint32_t (&mask)[2], int warp, int lane,
-                                         float (&sums)[STRIPS][EIGHTS][4])
+__device__ __forceinline__ void multiply(uint32_t stage, const uint32_t (&mask)[2], int warp,
+                                         int lane, float (&sums)[STRIPS][EIGHTS][4])
 {
 #pragma unroll
     for (int k = 0; k < 2; k++) {
@@ -238,11 +243,13 @@ __device__ __forceinline__ void leave(const gpu_block_product &p, int band, int 
     }
 #pragma unroll
     for (int s = 0; s < STRIPS; s++) {
-        epilogue::row_terms mine = epilogue::load_terms(p.epilogue, rows + s * GPU_STRIP_ROWS, lane);
+        epilogue::row_terms mine =
+            epilogue::load_terms(p.epilogue, rows + s * GPU_STRIP_ROWS, lane);
         __syncwarp();
 #pragma unroll
         for (int i = 0; i < EIGHTS * 2; i++) {
-            float2 *to = (float2 *)(strip + (lane / 4 * 2 + i % 2) * epilogue::PITCH + i / 2 * 8 + lane % 4 * 2);
+            float2 *to = (float2 *)(strip + (lane / 4 * 2 + i % 2) * epilogue::PITCH + i / 2 * 8 +
+                                    lane % 4 * 2);
             *to = make_float2(sums[s][i / 2][i % 2 * 2], sums[s][i / 2][i % 2 * 2 + 1]);
         }
         __syncwarp();
@@ -262,8 +269,9 @@ __global__ void __launch_bounds__(THREADS, 1)
     float sums[STRIPS][EIGHTS][4] = {};
     uint32_t masks[STAGES][2];
     loader_of_x<READING> x(p, token);
-    gpu_block_step coming = p.weight.steps[first / 2]; // taken apart only when it is used: that waits
-    auto fetch = [&](int step, int stage, uint32_t (&mask)[2]) {
+    gpu_block_step coming =
+        p.weight.steps[first / 2]; // taken apart only when it is used: that waits
+    auto fetch = [&](int step, int stage, uint32_t(&mask)[2]) {
         if (step < count) {
             half_step now = half_of(coming, step % 2);
             uint32_t to = ring + stage * STAGE_BYTES;
@@ -287,7 +295,8 @@ __global__ void __launch_bounds__(THREADS, 1)
                 mma::copy_wait<STAGES - 2>();
                 __syncthreads(); // the stage has come for all, and the one before is read by all
                 constexpr int AHEAD = STAGES - 1;
-                fetch(begin + stage + AHEAD, (stage + AHEAD) % STAGES, masks[(stage + AHEAD) % STAGES]);
+                fetch(begin + stage + AHEAD, (stage + AHEAD) % STAGES,
+                      masks[(stage + AHEAD) % STAGES]);
                 multiply<BF16, READING>(ring + stage * STAGE_BYTES, masks[stage], warp, lane, sums);
             }
         }
@@ -308,8 +317,9 @@ template <bool BF16, reading READING> int launch_as(const gpu_block_product &p, 
         return failed;
     }
     int token_tiles = (p.tokens + TOKENS - 1) / TOKENS;
-    tile_kernel<BF16, READING><<<(unsigned)(p.weight.bands * token_tiles), THREADS, SHARED,
-                                 (cudaStream_t)stream>>>(p, token_tiles);
+    tile_kernel<BF16, READING>
+        <<<(unsigned)(p.weight.bands * token_tiles), THREADS, SHARED, (cudaStream_t)stream>>>(
+            p, token_tiles);
     return cudaGetLastError();
 }
 

@@ -34,11 +34,13 @@
 #include "cuda/gpu_blocks.h"
 #include "cuda/sm90_blocks_ptx.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
 constexpr int HALVES = 2, WARPS = 4 * HALVES, THREADS = 128 * HALVES + 128;
 constexpr uint32_t HALF_BYTES = GPU_HALF_STEP_FRAGMENTS * GPU_FRAGMENT_BYTES;
-constexpr uint32_t STAGING_BYTES = 4096; // of a warp: two boxes of 16 rows x 64 tokens, or a strip of f32
+constexpr uint32_t STAGING_BYTES =
+    4096; // of a warp: two boxes of 16 rows x 64 tokens, or a strip of f32
 static_assert(epilogue::ROWS * epilogue::PITCH * 4 <= STAGING_BYTES, "a strip does not fit");
 
 template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_> struct config {
@@ -47,7 +49,7 @@ template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_> struct config {
     static constexpr uint32_t X_BYTES = TOKENS * 128, W_BYTES = HALVES * HALF_BYTES;
     static constexpr uint32_t W_AT = STAGES * X_BYTES, STAGING_AT = W_AT + STAGES * W_BYTES;
     static constexpr uint32_t MASKS_AT = STAGING_AT + WARPS * STAGING_BYTES;
-    static constexpr uint32_t BARRIERS_AT = MASKS_AT + STAGES * 8; // keeps them aligned to 8
+    static constexpr uint32_t BARRIERS_AT = MASKS_AT + STAGES * 8;       // keeps them aligned to 8
     static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
@@ -222,8 +224,8 @@ __device__ __forceinline__ void load_step(const gpu_block_product &p, const CUte
 #pragma unroll
         for (int half = 0; half < HALVES; half++) {
             if (bytes[half] != 0) {
-                const char *from = (const char *)p.weight.fragments +
-                                   (int64_t)first[half] * GPU_FRAGMENT_BYTES;
+                const char *from =
+                    (const char *)p.weight.fragments + (int64_t)first[half] * GPU_FRAGMENT_BYTES;
                 ptx::bulk_copy(at.weights(stage, half), from, bytes[half], full);
             }
         }
@@ -286,8 +288,8 @@ template <class C> struct consumer {
     const shared_map<C> &at;
     int half, warp, lane; // warp of the warpgroup
     ring<C::STAGES> place;
-    uint64_t x_form;        // a descriptor without its address
-    uint32_t x_offset[4];   // of the k-th 16 columns in a stage
+    uint64_t x_form;      // a descriptor without its address
+    uint32_t x_offset[4]; // of the k-th 16 columns in a stage
 
     __device__ __forceinline__ void set_unit(int unit)
     {
@@ -313,6 +315,34 @@ template <class C> struct consumer {
         }
     }
 
+    // The 16 columns that COLUMNS has bits for. No branch stands between the products of a step: each would part
+    // them into groups of their own, and a group starts only when the one before has ended.
+    template <int COLUMNS>
+    __device__ __forceinline__ void multiply_columns(float (&sums)[C::TOKENS / 2],
+                                                     const step_weights &now)
+    {
+        ptx::product_fence();
+#pragma unroll
+        for (int k = 0; k < 4; k++) {
+            if ((COLUMNS >> k & 1) != 0) {
+                ptx::dense_product<C::TOKENS, C::BF16>::template run<C::BY_TOKEN>(sums, now.a[k],
+                                                                                  x_descriptor(k));
+            }
+        }
+        ptx::product_commit();
+    }
+    template <int COLUMNS = 15>
+    __device__ __forceinline__ void multiply_these(float (&sums)[C::TOKENS / 2],
+                                                   const step_weights &now, uint32_t columns)
+    {
+        if constexpr (COLUMNS > 0) {
+            if (columns == COLUMNS) {
+                multiply_columns<COLUMNS>(sums, now);
+            } else {
+                multiply_these<COLUMNS - 1>(sums, now, columns);
+            }
+        }
+    }
     // The products of the step before, by `before`, are in flight while this one's weights are loaded.
     __device__ __forceinline__ void multiply_step(float (&sums)[C::TOKENS / 2], step_weights &now,
                                                   const step_weights &before, bool first)
@@ -325,15 +355,9 @@ template <class C> struct consumer {
         if (!first) {
             release(place.stage == 0 ? C::STAGES - 1 : place.stage - 1);
         }
-        ptx::product_fence();
-#pragma unroll
-        for (int k = 0; k < 4; k++) {
-            if ((present >> (4 * k) & 15) != 0) {
-                ptx::dense_product<C::TOKENS, C::BF16>::template run<C::BY_TOKEN>(sums, now.a[k],
-                                                                                  x_descriptor(k));
-            }
-        }
-        ptx::product_commit();
+        uint32_t any = present | present >> 2; // bit 4 k: the half has one for the k-th 16 columns
+        any = (any | any >> 1) & 0x1111;
+        multiply_these(sums, now, (any | any >> 3 | any >> 6 | any >> 9) & 15);
         place.next();
     }
 
@@ -476,10 +500,9 @@ __device__ __forceinline__ void stage_sums(const float (&sums)[N / 2], int part,
 }
 
 template <class C>
-__device__ __forceinline__ void leave_by_strip(const gpu_epilogue &e,
-                                               const float (&sums)[C::TOKENS / 2],
-                                               const int32_t *rows, int token, float *strip,
-                                               int lane)
+__device__ __forceinline__ void
+leave_by_strip(const gpu_epilogue &e, const float (&sums)[C::TOKENS / 2], const int32_t *rows,
+               int token, float *strip, int lane)
 {
     epilogue::row_terms mine = epilogue::load_terms(e, rows, lane);
     if (lane == 0) {
@@ -519,8 +542,8 @@ __device__ __noinline__ void leave_exactly(const gpu_block_product &p, int band,
 __host__ __device__ inline bool goes_by_engine(const gpu_block_product &p)
 {
     const gpu_epilogue &e = p.epilogue;
-    return e.aligned && (e.token_step == 1 ? e.tokens : p.weight.out) % 8 == 0 && e.type != GPU_F32 &&
-           (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
+    return e.aligned && (e.token_step == 1 ? e.tokens : p.weight.out) % 8 == 0 &&
+           e.type != GPU_F32 && (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
 }
 
 template <int N> __device__ __forceinline__ bool all_finite(const float (&sums)[N])
@@ -538,8 +561,8 @@ struct tile_facts {
     int begin, end; // steps
     int row;        // of Y, the first of the warp's strip; the others follow; -1: none
 
-    __device__ __forceinline__ void load(const gpu_blocks &w, const tiles &all, int index, int count,
-                                         int warp)
+    __device__ __forceinline__ void load(const gpu_blocks &w, const tiles &all, int index,
+                                         int count, int warp)
     {
         if (index < count) {
             int band = band_at(all, index);
@@ -552,7 +575,8 @@ struct tile_facts {
 
 template <class C>
 __device__ __forceinline__ void consume(const gpu_block_product &p, const tiles &all,
-                                        const CUtensorMap *to, const shared_map<C> &at, float *strip)
+                                        const CUtensorMap *to, const shared_map<C> &at,
+                                        float *strip)
 {
     int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32);
     consumer<C> self = {at, warp / 4, warp % 4, lane, {}, 0, {}};
@@ -627,8 +651,8 @@ inline encode_function find_encode()
 {
     void *function = nullptr;
     cudaDriverEntryPointQueryResult found;
-    cudaError_t failed = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function, 12000,
-                                                          cudaEnableDefault, &found);
+    cudaError_t failed = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                          12000, cudaEnableDefault, &found);
     return failed == cudaSuccess ? (encode_function)function : nullptr;
 }
 
@@ -649,13 +673,12 @@ inline int describe(void *base, int64_t inner, int64_t outer, int64_t stride, in
                                                    : CU_TENSOR_MAP_SWIZZLE_32B;
     CUresult failed = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, base, sizes, strides, box,
                              steps, CU_TENSOR_MAP_INTERLEAVE_NONE, swizzle,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return failed == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
-template <class C> int describe_operands(const gpu_block_product &p, CUtensorMap *from,
-                                         CUtensorMap *to)
+template <class C>
+int describe_operands(const gpu_block_product &p, CUtensorMap *from, CUtensorMap *to)
 {
     const gpu_epilogue &e = p.epilogue;
     int failed = C::BY_TOKEN ? describe((void *)p.x, p.weight.in, p.tokens, p.x_stride,

@@ -5,7 +5,8 @@
 
 #include "cuda/sm90_ptx.cuh"
 
-namespace ptx {
+namespace ptx
+{
 
 // d += A B for 64 rows, N tokens and 16 columns; a warp's 16 rows of A in its registers, B in shared memory
 // with tokens side by side (BY_TOKEN 0) or columns (1).
@@ -21,8 +22,7 @@ template <int N, bool BF16> struct dense_product;
                          " {" LIST "}, {%" A0 ", %" A1 ", %" A2 ", %" A3 "}, %" B                  \
                          ", 1, 1, 1, %" TRANS ";"                                                  \
                          : OPERANDS                                                                \
-                         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b),                         \
-                           "n"(BY_TOKEN ? 0 : 1));                                                 \
+                         : "r"(a.x), "r"(a.y), "r"(a.z), "r"(a.w), "l"(b), "n"(BY_TOKEN ? 0 : 1)); \
         }                                                                                          \
     };
 ESP_DENSE_PRODUCT(256, false, "f16", ESP_LIST_128, ESP_D128, "128", "129", "130", "131", "132",
@@ -55,10 +55,10 @@ __device__ __forceinline__ void store_matrices(uint32_t address, uint32_t a, uin
 }
 __device__ __forceinline__ void tensor_store(const CUtensorMap *map, int x, int y, uint32_t from)
 {
-    asm volatile("cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(
-                     map),
-                 "r"(x), "r"(y), "r"(from)
-                 : "memory");
+    asm volatile(
+        "cp.async.bulk.tensor.2d.global.shared::cta.bulk_group [%0, {%1, %2}], [%3];" ::"l"(map),
+        "r"(x), "r"(y), "r"(from)
+        : "memory");
 }
 __device__ __forceinline__ void store_commit()
 {
