@@ -6,8 +6,7 @@
 #include "cuda/gpu_blocks.h"
 #include "cuda/mma_ptx.cuh"
 
-namespace exact
-{
+namespace exact {
 
 // Two neighbouring columns of one token, zero past the end.
 __device__ __forceinline__ uint32_t two_columns(const gpu_block_product &p, int64_t column,

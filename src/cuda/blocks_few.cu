@@ -4,8 +4,8 @@
 // Idea. The time is that of reading the weights once. Fragments are stored as a warp's registers want them, so
 // they need no rearranging, and those of half a band (64 rows) lie side by side: each of its block's eight
 // warps streams an equal share of them through a ring of its own in shared memory, a lane reading back what it
-// copied itself, so that no warp waits for another. All of the share is asked into the L2 first. Weights are the
-// 16-row operand of the product, tokens its 8 columns; X comes straight from the L2, a step ahead.
+// copied itself, so that no warp waits for another. Weights are the 16-row operand of the
+// product, tokens its 8 columns; X comes straight from the L2, one turn ahead.
 //
 // In the end partial sums meet in shared memory in the order of the warps: results do not depend on timing.
 //
@@ -22,158 +22,117 @@
 #include "cuda/gpu_blocks.h"
 #include "cuda/mma_ptx.cuh"
 
-namespace
-{
+namespace {
 
 constexpr int WARPS = GPU_BLOCK_SHARES, THREADS = WARPS * 32, STRIPS = 4;
-constexpr int RING = 16, GROUP = 4,
-              GROUPS = RING / GROUP; // fragments of a ring, of a group of copies
+constexpr int RING = 16; // fragments
 constexpr uint32_t RING_BYTES = RING * GPU_FRAGMENT_BYTES, SHARED = WARPS * RING_BYTES;
 constexpr int SUM_PITCH = 20; // floats between rows of partial sums
 constexpr int SUM_FLOATS = GPU_HALF_ROWS * SUM_PITCH;
 constexpr int STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 static_assert((WARPS * SUM_FLOATS + STRIPS * STRIP_FLOATS) * 4 <= SHARED, "sums do not fit");
 
-// All of a share is asked into the L2 at once: no ring is deep enough to keep the memory busy.
-__device__ __forceinline__ void prefetch(const gpu_blocks &w, const gpu_block_share &share,
-                                         int lane)
-{
-    uint32_t count = share.fragments_end - share.fragment;
-    const char *from = (const char *)w.fragments + (int64_t)share.fragment * GPU_FRAGMENT_BYTES;
-#if __CUDA_ARCH__ >= 900
-    if (lane == 0 && count > 0) {
-        asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from),
-                     "r"(count * GPU_FRAGMENT_BYTES)
-                     : "memory");
-    }
-#else
-    for (uint32_t at = lane * 128; at < count * GPU_FRAGMENT_BYTES; at += 32 * 128) {
-        asm volatile("prefetch.global.L2 [%0];" ::"l"(from + at));
-    }
-#endif
-}
-
-// The warp's ring. Copies go in groups of four, so many of which are always under way.
+// The warp's ring. A fragment is asked for when the one before in its place has been used.
 struct stream {
     const uint4 *from; // of this lane
     uint32_t ring;     // likewise
     int left;          // fragments not yet asked for
-    int slot, taken;   // of the next fragment to ask for; fragments that were taken
+    int asked, taken;  // their places, counted on
 
-    __device__ __forceinline__ void ask_group()
+    __device__ __forceinline__ void ask()
     {
-#pragma unroll
-        for (int i = 0; i < GROUP; i++) {
-            if (left > 0) {
-                mma::copy_16(ring + (slot + i) * GPU_FRAGMENT_BYTES, from);
-            }
-            from += 32;
-            left--;
+        if (left > 0) {
+            mma::copy_16(ring + asked % RING * GPU_FRAGMENT_BYTES, from);
         }
-        slot = (slot + GROUP) % RING;
         mma::copy_commit();
+        from += 32;
+        left--;
+        asked++;
     }
     __device__ __forceinline__ uint4 take()
     {
-        if (taken % GROUP == 0) {
-            if (taken > 0) { // what was there has been used
-                ask_group();
-            }
-            mma::copy_wait<GROUPS - 2>();
-        }
+        mma::copy_wait<RING - 2>(); // of RING - 1
         uint4 found = mma::load_shared_16(ring + taken % RING * GPU_FRAGMENT_BYTES);
         taken++;
+        ask(); // where the fragment before this one was
         return found;
     }
 };
 
-// X of one step as it is read; put together only when it is used, since that waits.
-template <int EIGHTS> struct step_of_x {
-    uint16_t value[4][EIGHTS][4];
+// X of 16 columns as it is read; put together only when it is used, since that waits.
+template <int EIGHTS> struct columns_of_x {
+    uint16_t value[EIGHTS][4];
 
-    __device__ __forceinline__ void load(const gpu_block_product &p, uint32_t word, int half,
+    __device__ __forceinline__ void load(const gpu_block_product &p, int64_t column, bool used,
                                          int lane)
     {
-        const uint16_t *x = (const uint16_t *)p.x;
         int64_t column_step = p.x_by_token ? 1 : p.x_stride,
                 token_step = p.x_by_token ? p.x_stride : 1;
-        uint32_t mask = __shfl_sync(~0u, word, 2) >> (16 * half) & 0xffff;
+        column += lane % 4 * 2;
+        const uint16_t *x = (const uint16_t *)p.x + column * column_step + lane / 4 * token_step;
 #pragma unroll
-        for (int k = 0; k < 4; k++) {
-            int64_t column = (int)__shfl_sync(~0u, word, 4 + k) + lane % 4 * 2;
-            bool used = (mask >> (4 * k) & 15) != 0;
+        for (int i = 0; i < 4; i++) {
+            int offset = i / 2 * 8 + i % 2;
+            bool there = used && column + offset < p.weight.in;
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                int token = e * 8 + lane / 4;
-#pragma unroll
-                for (int i = 0; i < 4; i++) {
-                    int64_t c = column + i / 2 * 8 + i % 2;
-                    bool there = used && token < p.tokens && c < p.weight.in;
-                    value[k][e][i] = there ? __ldg(x + c * column_step + token * token_step) : 0;
-                }
+                bool wanted = there && e * 8 + lane / 4 < p.tokens;
+                value[e][i] = wanted ? __ldg(x + offset * column_step + e * 8 * token_step) : 0;
             }
         }
     }
-    __device__ __forceinline__ uint32_t pair(int k, int e, int i) const
+    __device__ __forceinline__ uint32_t pair(int e, int i) const
     {
-        return value[k][e][2 * i] | (uint32_t)value[k][e][2 * i + 1] << 16;
+        return value[e][2 * i] | (uint32_t)value[e][2 * i + 1] << 16;
     }
 };
 
-template <int EIGHTS, bool BF16>
-__device__ __forceinline__ void multiply_step(const step_of_x<EIGHTS> &x, uint32_t mask,
-                                              stream &weights, float (&sums)[STRIPS][EIGHTS][4])
-{
-#pragma unroll
-    for (int k = 0; k < 4; k++) {
-        uint32_t b[EIGHTS][2];
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            b[e][0] = x.pair(k, e, 0), b[e][1] = x.pair(k, e, 1);
-        }
-#pragma unroll
-        for (int s = 0; s < STRIPS; s++) {
-            if ((mask >> (4 * k + s) & 1) != 0) {
-                uint4 a = weights.take();
-#pragma unroll
-                for (int e = 0; e < EIGHTS; e++) {
-                    mma::product_16x8<BF16>(sums[s][e], a, b[e][0], b[e][1]);
-                }
-            }
-        }
-    }
-}
-
+// The code is kept short, 16 columns a turn: it is read from memory again and again, like the weights.
 template <int EIGHTS, bool BF16>
 __device__ __forceinline__ void add_share(const gpu_block_product &p, const gpu_block_share &mine,
                                           int half, uint32_t ring, int lane,
                                           float (&sums)[STRIPS][EIGHTS][4])
 {
     auto words = [&](int step) { // one past the last step is there
-        return lane < 8 && step <= mine.end
-                   ? __ldg((const uint32_t *)(p.weight.steps + step) + lane)
-                   : 0;
+        const uint32_t *from = (const uint32_t *)(p.weight.steps + step);
+        return lane < 8 && step <= mine.end ? __ldg(from + lane) : 0;
+    };
+    auto bits = [&](uint32_t word, int k) {
+        return __shfl_sync(~0u, word, 2) >> (16 * half + 4 * k) & 15;
     };
     stream weights = {(const uint4 *)p.weight.fragments + (int64_t)mine.fragment * 32 + lane,
                       ring + lane * 16, (int)(mine.fragments_end - mine.fragment), 0, 0};
-    prefetch(p.weight, mine, lane);
-#pragma unroll
-    for (int i = 0; i < GROUPS - 1; i++) {
-        weights.ask_group();
-    }
     uint32_t word = words(mine.step), coming = words(mine.step + 1);
+#pragma unroll 1
+    for (int i = 0; i < RING - 1; i++) {
+        weights.ask();
+    }
     mma::wait_for_launch_before(); // weights do not depend on it, X does
-    step_of_x<EIGHTS> x;
-    x.load(p, word, half, lane);
-    for (int step = mine.step; step < mine.end; step++) {
-        step_of_x<EIGHTS> now = x;
-        uint32_t mask = __shfl_sync(~0u, word, 2) >> (16 * half) & 0xffff;
-        word = coming;
-        coming = words(step + 2);
-        if (step + 1 < mine.end) {
-            x.load(p, word, half, lane);
+    columns_of_x<EIGHTS> x;
+    uint32_t strips = bits(word, 0);
+    x.load(p, (int)__shfl_sync(~0u, word, 4), mine.step < mine.end && strips != 0, lane);
+#pragma unroll 1
+    for (int turn = 4 * mine.step; turn < 4 * mine.end; turn++) {
+        columns_of_x<EIGHTS> now = x;
+        uint32_t these = strips;
+        int next = (turn + 1) % 4;
+        if (next == 0) {
+            word = coming;
+            coming = words(turn / 4 + 2);
         }
-        multiply_step<EIGHTS, BF16>(now, mask, weights, sums);
+        strips = bits(word, next);
+        x.load(p, (int)__shfl_sync(~0u, word, 4 + next), turn + 1 < 4 * mine.end && strips != 0,
+               lane);
+#pragma unroll
+        for (int s = 0; s < STRIPS; s++) {
+            if ((these >> s & 1) != 0) {
+                uint4 a = weights.take();
+#pragma unroll
+                for (int e = 0; e < EIGHTS; e++) {
+                    mma::product_16x8<BF16>(sums[s][e], a, now.pair(e, 0), now.pair(e, 1));
+                }
+            }
+        }
     }
     mma::copy_wait<0>();
 }

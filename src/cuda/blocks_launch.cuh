@@ -5,8 +5,7 @@
 
 #include "cuda/launch.cuh"
 
-namespace blocks
-{
+namespace blocks {
 
 template <class... PARAMETERS, class... ARGUMENTS>
 int launch_beside(bool overlaps, void (*kernel)(PARAMETERS...), dim3 grid, int threads,

@@ -5,8 +5,7 @@
 #include "cuda/gpu_blocks.h"
 #include <cuda_runtime.h>
 
-namespace
-{
+namespace {
 
 constexpr int THREADS = 256;
 

@@ -21,8 +21,7 @@
 #include "cuda/launch.cuh"
 #include "cuda/mma_ptx.cuh"
 
-namespace
-{
+namespace {
 
 constexpr int WARPS = 8, THREADS = WARPS * 32, TOKENS = 256, WARP_TOKENS = 32, STAGES = 4;
 constexpr int STRIPS = 8, EIGHTS = WARP_TOKENS / 8;

@@ -5,8 +5,7 @@
 
 #include <stdint.h>
 
-namespace mma
-{
+namespace mma {
 
 // d += A B for 16 rows, 8 tokens and 16 columns, in one warp.
 template <bool BF16>

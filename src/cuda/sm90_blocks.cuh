@@ -33,8 +33,7 @@
 #include "cuda/sm90_blocks_load.cuh"
 #include "cuda/sm90_blocks_multiply.cuh"
 
-namespace blocks
-{
+namespace blocks {
 
 // What a warp has to know of a tile; asked for a tile ahead.
 struct tile_facts {

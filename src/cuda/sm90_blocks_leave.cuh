@@ -5,8 +5,7 @@
 #include "cuda/block_exact.cuh"
 #include "cuda/sm90_blocks_tile.cuh"
 
-namespace blocks
-{
+namespace blocks {
 
 // Where a thread's sums stand: rows 2 g and 2 g + 1 of the warp's strip of 16 (the packing deals them so), two
 // tokens of each eight.

@@ -4,8 +4,7 @@
 
 #include "cuda/sm90_blocks_tile.cuh"
 
-namespace blocks
-{
+namespace blocks {
 
 // The warp's way through the steps of its tiles, four at a time: what they are has to come from memory too, so
 // it is asked for while the four before are loaded, and where a tile's steps are, a tile ahead.

@@ -4,8 +4,7 @@
 
 #include "cuda/sm90_blocks_tile.cuh"
 
-namespace blocks
-{
+namespace blocks {
 
 // The weights of one step that a warp multiplies.
 struct step_weights {

@@ -5,8 +5,7 @@
 
 #include "cuda/sm90_ptx.cuh"
 
-namespace ptx
-{
+namespace ptx {
 
 // d += A B for 64 rows, N tokens and 16 columns; a warp's 16 rows of A in its registers, B in shared memory
 // with tokens side by side (BY_TOKEN 0) or columns (1).

@@ -7,8 +7,7 @@
 #include "cuda/mma_ptx.cuh"
 #include "cuda/sm90_blocks_ptx.cuh"
 
-namespace blocks
-{
+namespace blocks {
 
 constexpr int HALVES = 2, WARPS = 4 * HALVES, THREADS = 128 * HALVES + 128;
 constexpr uint32_t HALF_BYTES = GPU_HALF_STEP_FRAGMENTS * GPU_FRAGMENT_BYTES;
