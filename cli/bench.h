@@ -36,6 +36,7 @@ static inline uint64_t bench_random(uint64_t *state)
 
 #define BENCH_MAX_KERNELS 32 /* rivals of a row */
 #define BENCH_MAX_GROUP 16   /* problems that are measured together */
+#define BENCH_MAX_MISSING 8
 
 typedef struct kernel_times {
     char name[96];
@@ -61,6 +62,14 @@ typedef struct problem_result {
     int copies;                                     /* of the weight, used in turn */
     double read_gb_per_s;     /* of the bandwidth probe: rows that memory binds */
     timing_spread read_share; /* of that, by the weight's bytes alone, round by round */
+    bool on_gpu;              /* then read_gb_per_s is of a copy, read and written */
+    double tflops;            /* of what is not zero */
+    double host_us;           /* of a call on a GPU */
+    double clock_mhz;         /* 0: unknown */
+    struct {
+        char name[64], reason[192];
+    } missing[BENCH_MAX_MISSING]; /* rivals that did not run */
+    int missing_count;
     int rounds;
     bool pinned;
     double load_average; /* of the last minute, at the end: above the threads: others ran too */

@@ -31,11 +31,11 @@ static esp_status run_reference(problem_group *group, const contestant *runner, 
     size_t y_at = (size_t)token_offset(one.y_layout, token, rows) * y_width;
     TRY(bench_weight_ref(group->store, runner->weight, error));
     esp_matmul_args args = {.weight = runner->weight->ref,
-                            .x = (const char *)group->x + x_at,
-                            .y = (char *)group->ref_y + y_at,
-                            .scale = group->scale,
-                            .bias = group->bias,
-                            .residual = (const char *)group->residual + y_at};
+                            .x = (const char *)group->data.x + x_at,
+                            .y = (char *)group->data.ref_y + y_at,
+                            .scale = group->data.scale,
+                            .bias = group->data.bias,
+                            .residual = (const char *)group->data.residual + y_at};
     args.x_stride = one.x_layout == ESP_FEATURE_MAJOR ? one.tokens : 0;
     args.y_stride = one.y_layout == ESP_FEATURE_MAJOR ? one.tokens : 0;
     one.tokens = 1;
@@ -57,8 +57,8 @@ static double token_error(const problem_group *group, int64_t token)
     int64_t stride = problem->y_layout == ESP_FEATURE_MAJOR ? problem->tokens : 1;
     double largest = 0, worst = 0;
     for (int64_t i = 0; i < rows; i++) {
-        double ref = (double)element(group->ref_y, problem->out_type, first + i * stride);
-        double got = (double)element(group->y, problem->out_type, first + i * stride);
+        double ref = (double)element(group->data.ref_y, problem->out_type, first + i * stride);
+        double got = (double)element(group->data.y, problem->out_type, first + i * stride);
         largest = fmax(largest, fabs(ref));
         worst = isfinite(got) ? fmax(worst, fabs(got - ref)) : (double)INFINITY;
     }
@@ -69,8 +69,14 @@ static esp_status check_one(problem_group *group, contestant *runner, esp_error 
 {
     esp_dtype type = group->dense.out_type;
     double limit = type == ESP_F32 ? 1e-4 : type == ESP_F16 ? 2e-3 : 1e-2;
-    memset(group->y, 0xff, group->y_bytes); /* NaN: what is not written shows */
+    bench_data *data = &group->data;
+    esp_device *device = group->cli->device;
+    memset(data->y, 0xff, data->y_bytes); /* NaN: what is not written shows */
+    TRY(esp_device_upload(device, data->device_y[0], data->y, data->y_bytes, error));
+    runner->next = 0;
     TRY(bench_run_once(runner, error));
+    TRY(esp_device_wait(device, error));
+    TRY(esp_device_download(device, data->y, data->device_y[0], data->y_bytes, error));
     pinning_new_threads();
     runner->error = fmax(token_error(group, 0), token_error(group, group->dense.tokens - 1));
     if (runner->error > limit) {
@@ -89,6 +95,9 @@ esp_status bench_check_all(problem_group *group, esp_error *error)
     const weight_set *done = NULL;
     for (int i = 0; i < group->contestant_count; i++) {
         contestant *runner = &group->contestants[i];
+        if (runner->plan == NULL) { /* checked where it was made */
+            continue;
+        }
         if (runner->weight != done) { /* contestants of one weight follow each other */
             TRY(run_reference(group, runner, 0, error));
             TRY(run_reference(group, runner, group->dense.tokens - 1, error));

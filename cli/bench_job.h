@@ -6,6 +6,7 @@
 
 #include "bench.h"
 #include "read_probe.h"
+#include "recorded.h"
 #include "timing.h"
 
 #define BENCH_MAX_CONTESTANTS 512
@@ -47,17 +48,40 @@ void bench_weights_free(weight_store *store);
 
 /* ---- a group ---- */
 
+typedef struct bench_gpu bench_gpu;
+
+/* A kernel of the catalogue, or one of the GPU's rivals that are in none. */
 typedef struct contestant {
     struct problem_group *group;
     esp_matmul_problem problem;
-    esp_plan *plan;
     char name[96];
+    esp_plan *plan; /* NULL: a rival */
     weight_set *weight;
-    void *workspace;
-    double error; /* largest difference to ref over the largest value of ref */
+    void *workspace; /* of the device */
+    int next;        /* of the copies of X and Y */
+    recorded runs;   /* on a GPU */
+    void *rival;     /* what is timed there by `time_rival` */
+    esp_status (*time_rival)(void *rival, double *us, esp_error *error);
+    double clock_sum; /* MHz, of clock_readings */
+    int clock_readings;
+    double clock_seconds; /* when it was read last */
+    double error;         /* largest difference to ref over the largest value of ref */
     double least_us;
     double *round_us;
 } contestant;
+
+#define BENCH_MOST_COPIES 3
+
+/* What a product works on, besides weights: on the host with the reference's result, and on the
+ * device; there X and Y are rotated on a GPU, so that none finds its own data warm. */
+typedef struct bench_data {
+    void *x, *y, *ref_y, *residual;
+    float *scale, *bias;
+    size_t x_bytes, y_bytes;
+    void *device_x[BENCH_MOST_COPIES], *device_y[BENCH_MOST_COPIES], *device_residual;
+    float *device_scale, *device_bias;
+    int copies;
+} bench_data;
 
 /* A line of results: one kernel on one of the group's problems, against its rivals. Numbers are
  * places among the contestants. */
@@ -72,19 +96,19 @@ typedef struct problem_group {
     cli_state *cli;
     const bench_args *args;
     weight_store *store;
-    read_probe *probe; /* NULL: not bound by memory, or nothing rotates */
+    bench_gpu *gpu;    /* NULL on a processor */
+    read_probe *probe; /* NULL: not bound by memory, or nothing rotates, or a GPU */
     esp_matmul_problem problems[BENCH_MAX_GROUP];
     int problem_count;
     esp_matmul_problem dense; /* what all have in common */
     size_t rotate_bytes;
-    void *x, *y, *ref_y, *residual;
-    float *scale, *bias;
-    size_t x_bytes, y_bytes;
+    bench_data data;
     contestant *contestants;
     int contestant_count;
     bench_row *rows;
     int row_count;
-    double *probe_us;
+    double *probe_us;   /* NULL: no probe */
+    double probe_bytes; /* that it moves */
     bool pinned;
 } problem_group;
 
@@ -101,6 +125,44 @@ void bench_free_operands(problem_group *group);
 ESP_MUST_CHECK esp_status bench_add_rows(problem_group *group, esp_error *error);
 /* A timed_runner's run, of a contestant. */
 ESP_MUST_CHECK esp_status bench_run_once(void *runner, esp_error *error);
+ESP_MUST_CHECK esp_status bench_run_in(contestant *runner, void *stream, esp_error *error);
 ESP_MUST_CHECK esp_status bench_check_all(problem_group *group, esp_error *error);
+
+/* ---- on a GPU, bench_gpu.c ---- */
+
+/* What a group meets on a GPU and what lives from group to group: libraries, processes, the probe
+ * of the memory. gpu_group.c is it, in builds with CUDA. */
+struct bench_gpu {
+    void (*close)(bench_gpu *gpu);
+    /* The rivals that no catalogue lists, as contestants; before any row asks for them. */
+    esp_status (*meet)(bench_gpu *gpu, problem_group *group, esp_error *error);
+    /* Gives the group's rivals back. */
+    void (*part)(bench_gpu *gpu);
+    int first, count; /* of those contestants */
+    /* Why rival number i of them was lost; NULL: it was not. */
+    const char *(*lost)(const bench_gpu *gpu, int i);
+    /* Who is not there at all: name and reason of number i; false: no more. */
+    bool (*missing)(const bench_gpu *gpu, int i, const char **name, const char **reason);
+    /* A copy of probe_bytes (read and written) from device to device. */
+    esp_status (*probe)(bench_gpu *gpu, double *us, esp_error *error);
+    double probe_bytes;
+    int (*clock_mhz)(const bench_gpu *gpu); /* of the multiprocessors, now; 0: unknown */
+};
+
+bool bench_is_gpu(const esp_device *device);
+ESP_MUST_CHECK esp_status bench_gpu_open(esp_device *device, bench_gpu **gpu, esp_error *error);
+/* The rivals that `globs` name (NULL: all), as rivals of a row. */
+void bench_gpu_add_rivals(const problem_group *group, bench_row *row, const char *globs);
+/* Runs of a recording: every copy of weight, X and Y as often as the others. */
+int bench_gpu_runs(const problem_group *group, int weight_copies);
+/* A timed_runner's time, of a contestant; it is recorded at the first call. */
+ESP_MUST_CHECK esp_status bench_gpu_time(void *runner, double *us, esp_error *error);
+/* The same, of the probe; user: the group. */
+ESP_MUST_CHECK esp_status bench_gpu_probe(void *group, double *us, esp_error *error);
+/* Who did not run and why, what a call costs the host, the clock. */
+ESP_MUST_CHECK esp_status bench_gpu_fill(const problem_group *group, contestant *mine,
+                                         problem_result *result, esp_error *error);
+bool bench_is_named(const char *globs, const char *name);
+void bench_note(int *list, int *count, int place);
 
 #endif

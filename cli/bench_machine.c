@@ -4,7 +4,7 @@
 #include <string.h>
 #include <unistd.h>
 
-#include "bench.h"
+#include "bench_job.h"
 
 /* Variables by which users steer the libraries; a set one belongs to the reading. */
 static const char *const library_variables[] = {
@@ -94,6 +94,9 @@ cli_record bench_machine_json(const cli_state *cli)
         }
     }
     record_child(&machine, "variables", variables);
+    if (bench_is_gpu(cli->device)) {
+        record_text(&machine, "identity", esp_device_identity(cli->device));
+    }
     return machine;
 }
 

@@ -21,12 +21,24 @@
 #define ROTATE_BYTES ((size_t)1 << 30)
 #define TURN_S 10e-3
 #define SETTLE_S 40e-3 /* OpenBLAS' threads spin for 2^26 cycles after a call */
+#define GPU_FEW_TOKENS 64
+#define GPU_ROTATE_BYTES ((size_t)512 << 20)
+#define GPU_TURN_S 4e-3
+#define GPU_SETTLE_S 1e-3
 
 /* ---- rounds ---- */
 
 static esp_status open_probe(problem_group *group, read_probe **kept, esp_error *error)
 {
-    if (group->rotate_bytes == 0) {
+    if (group->rotate_bytes == 0 && group->gpu == NULL) {
+        return ESP_OK;
+    }
+    group->probe_us = calloc((size_t)group->args->rounds, sizeof(double));
+    if (group->probe_us == NULL) {
+        return cli_fail_memory(error, "a measurement");
+    }
+    if (group->gpu != NULL) {
+        group->probe_bytes = group->gpu->probe_bytes;
         return ESP_OK;
     }
     if (*kept == NULL) {
@@ -36,8 +48,24 @@ static esp_status open_probe(problem_group *group, read_probe **kept, esp_error 
         read_probe_tune(*kept);
     }
     group->probe = *kept;
-    group->probe_us = calloc((size_t)group->args->rounds, sizeof(double));
-    return group->probe_us != NULL ? ESP_OK : cli_fail_memory(error, "a measurement");
+    group->probe_bytes = (double)read_probe_piece_bytes(*kept);
+    return ESP_OK;
+}
+
+static timed_runner runner_of(const problem_group *group, contestant *runner)
+{
+    return (timed_runner){.run = bench_run_once,
+                          .user = runner,
+                          .round_us = runner->round_us,
+                          .time = group->gpu != NULL ? bench_gpu_time : NULL};
+}
+
+static timed_runner runner_of_probe(problem_group *group)
+{
+    return group->gpu != NULL
+               ? (timed_runner){.user = group, .round_us = group->probe_us, .time = bench_gpu_probe}
+               : (timed_runner){
+                     .run = read_probe_run, .user = group->probe, .round_us = group->probe_us};
 }
 
 static esp_status time_all(problem_group *group, esp_error *error)
@@ -48,18 +76,17 @@ static esp_status time_all(problem_group *group, esp_error *error)
         return cli_fail_memory(error, "a measurement");
     }
     for (int i = 0; i < count; i++) {
-        contestant *runner = &group->contestants[i];
-        runners[i] = (timed_runner){bench_run_once, runner, runner->round_us, 0, 0, 0};
+        runners[i] = runner_of(group, &group->contestants[i]);
     }
-    if (group->probe != NULL) {
-        runners[count] = (timed_runner){read_probe_run, group->probe, group->probe_us, 0, 0, 0};
+    if (group->probe_us != NULL) {
+        runners[count] = runner_of_probe(group);
     }
     timing_options options = {.rounds = (int)group->args->rounds,
-                              .settle_s = SETTLE_S,
-                              .turn_s = TURN_S,
+                              .settle_s = group->gpu != NULL ? GPU_SETTLE_S : SETTLE_S,
+                              .turn_s = group->gpu != NULL ? GPU_TURN_S : TURN_S,
                               .progress = progress_step,
                               .user = &group->cli->progress};
-    esp_status status = timing_rounds(runners, count + (group->probe != NULL), &options, error);
+    esp_status status = timing_rounds(runners, count + (group->probe_us != NULL), &options, error);
     for (int i = 0; i < count; i++) {
         group->contestants[i].least_us = runners[i].least_us;
     }
@@ -72,6 +99,17 @@ static esp_status time_all(problem_group *group, esp_error *error)
 static double median_of(const problem_group *group, int place)
 {
     return timing_spread_of(group->contestants[place].round_us, (int)group->args->rounds).median;
+}
+
+/* A rival that was lost on the way has no times. */
+static bool took_part(const problem_group *group, int place)
+{
+    for (int i = 0; i < (int)group->args->rounds; i++) {
+        if (!isfinite(group->contestants[place].round_us[i])) {
+            return false;
+        }
+    }
+    return true;
 }
 
 static void fill_times(const problem_group *group, const contestant *mine, int place,
@@ -91,7 +129,8 @@ static int fastest_dense(const problem_group *group, const bench_row *row)
     int best = dense ? row->runner : -1;
     for (int i = 0; i < row->rival_count; i++) {
         int rival = row->rivals[i];
-        bool can = group->contestants[rival].problem.pattern.kind == ESP_PATTERN_DENSE;
+        bool can = group->contestants[rival].problem.pattern.kind == ESP_PATTERN_DENSE &&
+                   took_part(group, rival);
         if (can && (best < 0 || median_of(group, rival) < median_of(group, best))) {
             best = rival;
         }
@@ -104,16 +143,23 @@ static timing_spread share_of_reading(const problem_group *group, const contesta
 {
     int rounds = (int)group->args->rounds;
     double unknown = (double)NAN;
-    if (group->probe == NULL) {
+    if (group->probe_us == NULL) {
         *read_gb_per_s = unknown;
         return (timing_spread){unknown, unknown, unknown, unknown, unknown};
     }
-    double piece = (double)read_probe_piece_bytes(group->probe);
+    double piece = group->probe_bytes;
     double scale = (double)mine->weight->stream_bytes / piece;
     timing_spread share = timing_ratio(group->probe_us, mine->round_us, rounds);
     *read_gb_per_s = 1e-3 * piece / timing_spread_of(group->probe_us, rounds).median;
     return (timing_spread){scale * share.median, scale * share.low, scale * share.high,
                            scale * share.least, scale * share.most};
+}
+
+static size_t dense_bytes(const problem_group *group)
+{
+    const esp_matmul_problem *dense = &group->dense;
+    return (size_t)dense->out_features * (size_t)dense->in_features *
+           (esp_dtype_bits(dense->weight_type) / 8);
 }
 
 static void fill_dense(const problem_group *group, const bench_row *row, problem_result *result)
@@ -126,13 +172,14 @@ static void fill_dense(const problem_group *group, const bench_row *row, problem
         const contestant *best = &group->contestants[dense];
         snprintf(result->dense_kernel, sizeof result->dense_kernel, "%s", best->name);
         result->to_dense = timing_ratio(best->round_us, mine->round_us, rounds);
-        result->dense_bytes = best->weight->bytes;
+        result->dense_bytes = best->weight != NULL ? best->weight->bytes : dense_bytes(group);
     }
 }
 
-static void fill_result(const problem_group *group, const bench_row *row, problem_result *result)
+static esp_status fill_result(const problem_group *group, const bench_row *row,
+                              problem_result *result, esp_error *error)
 {
-    const contestant *mine = &group->contestants[row->runner];
+    contestant *mine = &group->contestants[row->runner];
     const esp_matmul_problem *problem = &group->problems[row->problem];
     *result = (problem_result){.compute = problem->compute,
                                .chosen = row->chosen,
@@ -148,7 +195,7 @@ static void fill_result(const problem_group *group, const bench_row *row, proble
     esp_matmul_problem_print(problem, result->problem);
     snprintf(result->kernel, sizeof result->kernel, "%s", mine->name);
     for (int i = 0; i < row->rival_count; i++) {
-        if (row->rivals[i] != row->runner) {
+        if (row->rivals[i] != row->runner && took_part(group, row->rivals[i])) {
             fill_times(group, mine, row->rivals[i], &result->rivals[result->rival_count++]);
         }
     }
@@ -157,11 +204,13 @@ static void fill_result(const problem_group *group, const bench_row *row, proble
     }
     fill_dense(group, row, result);
     result->read_share = share_of_reading(group, mine, &result->read_gb_per_s);
-    double bytes = (double)result->stream_bytes + (double)group->x_bytes + (double)group->y_bytes;
+    double bytes =
+        (double)result->stream_bytes + (double)group->data.x_bytes + (double)group->data.y_bytes;
     result->gb_per_s = 1e-3 * bytes / result->median_us;
     result->gflops = 2e-3 * (double)problem->out_features * (double)problem->in_features *
                      (double)problem->tokens / result->median_us;
     (void)!getloadavg(&result->load_average, 1);
+    return bench_gpu_fill(group, mine, result, error);
 }
 
 /* ---- a group ---- */
@@ -197,8 +246,11 @@ static size_t rotate_bytes(const problem_group *group)
     if (group->args->rotate >= 0) {
         return (size_t)group->args->rotate;
     }
-    if (group->dense.tokens > FEW_TOKENS) {
+    if (group->dense.tokens > (group->gpu != NULL ? GPU_FEW_TOKENS : FEW_TOKENS)) {
         return 0;
+    }
+    if (group->gpu != NULL) { /* whose cache has 40 to 130 MB */
+        return GPU_ROTATE_BYTES;
     }
     long pages = sysconf(_SC_PHYS_PAGES), page = sysconf(_SC_PAGESIZE);
     size_t weights = (size_t)group->problem_count + 3; /* dense, widened, the probe's buffer */
@@ -217,9 +269,13 @@ static esp_status measure(problem_group *group, read_probe **probe, esp_error *e
 
 static void free_group(problem_group *group)
 {
+    if (group->gpu != NULL) {
+        group->gpu->part(group->gpu);
+    }
     for (int i = 0; i < group->contestant_count; i++) {
+        recorded_free(&group->contestants[i].runs);
         esp_plan_free(group->contestants[i].plan);
-        free(group->contestants[i].workspace);
+        esp_device_release(group->cli->device, group->contestants[i].workspace);
         free(group->contestants[i].round_us);
     }
     free(group->contestants);
@@ -234,6 +290,7 @@ typedef struct measurement {
     cli_state *cli;
     weight_store store;
     read_probe *probe;
+    bench_gpu *gpu; /* NULL on a processor */
     problem_result *results;
     int count;
     bool pinned;
@@ -249,7 +306,7 @@ static esp_status keep_results(measurement *all, const problem_group *group, esp
     all->results = results;
     for (int i = 0; i < group->row_count; i++) {
         problem_result *result = &results[all->count++];
-        fill_result(group, &group->rows[i], result);
+        TRY(fill_result(group, &group->rows[i], result, error));
         if (all->cli->common.json) {
             TRY(bench_print_json(all->cli, result, error));
         }
@@ -263,6 +320,7 @@ static esp_status run_group(measurement *all, const esp_matmul_problem *problems
     problem_group group = {.cli = all->cli,
                            .args = all->cli->args,
                            .store = &all->store,
+                           .gpu = all->gpu,
                            .problem_count = count,
                            .dense = problems[0],
                            .pinned = all->pinned};
@@ -286,6 +344,11 @@ static esp_status run_all(measurement *all, const char *const *texts, int count,
 {
     esp_matmul_problem problems[BENCH_MAX_GROUP];
     TRY(cli_open_device(all->cli, error));
+    if (bench_is_gpu(all->cli->device)) {
+        TRY(bench_gpu_open(all->cli->device, &all->gpu, error));
+    } else {
+        all->pinned = pinning_begin(esp_context_threads(all->cli->context));
+    }
     for (int i = 0; i < count; i++) {
         TRY(bench_check_sparse(all->cli, texts[i], error));
     }
@@ -314,9 +377,11 @@ static esp_status run_all(measurement *all, const char *const *texts, int count,
 esp_status bench_problems(cli_state *cli, const char *const *texts, int count, esp_error *error)
 {
     measurement all = {.cli = cli, .store = {.cli = cli}};
-    all.pinned = pinning_begin(esp_context_threads(cli->context));
     esp_status status = run_all(&all, texts, count, error);
     read_probe_close(all.probe);
+    if (all.gpu != NULL) {
+        all.gpu->close(all.gpu);
+    }
     bench_weights_free(&all.store);
     free(all.results);
     pinning_end();

@@ -35,6 +35,33 @@ static void add_rivals(cli_record *record, const problem_result *result)
     record_child(record, "f32_weight_libraries", widened);
 }
 
+/* Share of what a probe of the memory reached in the same rounds. */
+static void add_reading(cli_record *record, const problem_result *result)
+{
+    bool copied = result->on_gpu;
+    record_real(record, copied ? "copy_gb_per_s" : "read_gb_per_s", result->read_gb_per_s);
+    record_real(record, copied ? "share_of_copy_bandwidth" : "share_of_read_bandwidth",
+                result->read_share.median);
+    record_child(record, "share_spread", spread_json(&result->read_share));
+}
+
+static void add_gpu(cli_record *record, const problem_result *result)
+{
+    cli_record missing = record_object();
+    if (!result->on_gpu) {
+        record_free(&missing);
+        return;
+    }
+    for (int i = 0; i < result->missing_count; i++) {
+        record_text(&missing, result->missing[i].name, result->missing[i].reason);
+    }
+    record_real(record, "tflops", result->tflops);
+    record_real(record, "dense_equivalent_tflops", 1e-3 * result->gflops);
+    record_real(record, "host_us", result->host_us);
+    record_real(record, "sm_clock_mhz", result->clock_mhz);
+    record_child(record, "rivals_not_run", missing);
+}
+
 esp_status bench_print_json(const cli_state *cli, const problem_result *result, esp_error *error)
 {
     cli_record record = record_begin("bench");
@@ -51,9 +78,8 @@ esp_status bench_print_json(const cli_state *cli, const problem_result *result, 
     record_child(&record, "ratio_spread", spread_json(&result->to_dense));
     record_real(&record, "gb_per_s", result->gb_per_s);
     record_real(&record, "gflops", result->gflops);
-    record_real(&record, "read_gb_per_s", result->read_gb_per_s);
-    record_real(&record, "share_of_read_bandwidth", result->read_share.median);
-    record_child(&record, "share_spread", spread_json(&result->read_share));
+    add_reading(&record, result);
+    add_gpu(&record, result);
     record_real(&record, "error_to_ref", result->error);
     record_int(&record, "weight_bytes", (int64_t)result->weight_bytes);
     record_int(&record, "stream_bytes", (int64_t)result->stream_bytes);
@@ -110,16 +136,31 @@ static void problem_rows(cli_table *table, const problem_result *result, bool wi
     }
 }
 
+/* Rivals that did not run; of several rows that say the same the first. */
+static void print_missing(const problem_result *results, int at)
+{
+    const problem_result *mine = &results[at], *before = at > 0 ? &results[at - 1] : NULL;
+    for (int i = 0; i < mine->missing_count; i++) {
+        bool said = before != NULL && i < before->missing_count &&
+                    strcmp(before->missing[i].name, mine->missing[i].name) == 0 &&
+                    strcmp(before->missing[i].reason, mine->missing[i].reason) == 0;
+        if (!said) {
+            printf("%s: %s\n", mine->missing[i].name, mine->missing[i].reason);
+        }
+    }
+}
+
 static void print_notes(const cli_state *cli, const problem_result *results, int count)
 {
     printf(
         "\ndevice %s, %d threads%s, median of %d interleaved rounds. 'to dense': time of the "
         "fastest dense\nkernel over this one's (a rival's: its own time over this one's), median "
         "of the rounds' ratios, and\nthe least and most of them. GFLOP/s count the dense "
-        "product; 'of reading': the weight's bytes over\nwhat the memory gave a probe in the "
+        "product; 'of reading': the weight's bytes over\nwhat the memory gave a probe %sin the "
         "same rounds",
         esp_device_name(cli->device), esp_context_threads(cli->context),
-        results[0].pinned ? " (each bound to a core)" : "", results[0].rounds);
+        results[0].pinned ? " (each bound to a core)" : "", results[0].rounds,
+        results[0].on_gpu ? "that copies (read and written) " : "");
     for (int i = 0; i < count; i++) {
         if (isfinite(results[i].read_gb_per_s)) {
             printf(" (%.1f GB/s)", results[i].read_gb_per_s);
@@ -129,6 +170,7 @@ static void print_notes(const cli_state *cli, const problem_result *results, int
     printf(".\n");
     bench_machine_print(cli);
     for (int i = 0; i < count; i++) {
+        print_missing(results, i);
         if (results[i].chosen && results[i].to_dense.median < 0.995) {
             printf("%s is slower than the fastest dense kernel on this machine: %.2fx\n",
                    results[i].problem, results[i].to_dense.median);

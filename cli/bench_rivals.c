@@ -8,20 +8,27 @@
 
 /* ---- contestants ---- */
 
+esp_status bench_run_in(contestant *runner, void *stream, esp_error *error)
+{
+    const bench_data *data = &runner->group->data;
+    weight_set *weight = runner->weight;
+    int copy = runner->next;
+    esp_matmul_args args = {.weight = weight->copies[weight->next],
+                            .x = data->device_x[copy],
+                            .y = data->device_y[copy],
+                            .scale = data->device_scale,
+                            .bias = data->device_bias,
+                            .residual = data->device_residual,
+                            .workspace = runner->workspace,
+                            .stream = stream};
+    weight->next = (weight->next + 1) % weight->used;
+    runner->next = (copy + 1) % data->copies;
+    return esp_matmul_run(runner->plan, &args, error);
+}
+
 esp_status bench_run_once(void *user, esp_error *error)
 {
-    contestant *runner = user;
-    const problem_group *group = runner->group;
-    weight_set *weight = runner->weight;
-    esp_matmul_args args = {.weight = weight->copies[weight->next],
-                            .x = group->x,
-                            .y = group->y,
-                            .scale = group->scale,
-                            .bias = group->bias,
-                            .residual = group->residual,
-                            .workspace = runner->workspace};
-    weight->next = (weight->next + 1) % weight->used;
-    return esp_matmul_run(runner->plan, &args, error);
+    return bench_run_in(user, NULL, error);
 }
 
 /* The contestant of that kernel on that weight; each exists once. */
@@ -50,7 +57,7 @@ static esp_status add_contestant(problem_group *group, const esp_matmul_problem 
     *added = (contestant){.group = group, .problem = *problem, .plan = plan, .weight = weight};
     *place = group->contestant_count++;
     snprintf(added->name, sizeof added->name, "%s", esp_plan_kernel(plan));
-    added->workspace = bench_aligned_memory(esp_plan_workspace_bytes(plan));
+    added->workspace = esp_device_alloc(group->cli->device, esp_plan_workspace_bytes(plan));
     added->round_us = calloc((size_t)group->args->rounds, sizeof(double));
     pinning_new_threads(); /* a library may have been loaded */
     return added->workspace != NULL && added->round_us != NULL
@@ -73,7 +80,7 @@ static bool is_dense(const esp_kernel_info *info)
     return strcmp(info->format, "dense") == 0;
 }
 
-static void note(int *list, int *count, int place)
+void bench_note(int *list, int *count, int place)
 {
     for (int i = 0; i < *count; i++) {
         if (list[i] == place) {
@@ -88,7 +95,7 @@ static void note(int *list, int *count, int place)
 /* ---- rivals ---- */
 
 /* Is the kernel named by one of the comma-separated globs? */
-static bool is_named(const char *globs, const char *name)
+bool bench_is_named(const char *globs, const char *name)
 {
     char glob[128];
     for (const char *at = globs; *at != '\0';) {
@@ -131,7 +138,7 @@ static esp_status add_dense_rivals(problem_group *group, bench_row *row, esp_err
         int place;
         has_vectors = has_vectors || is_vector_level(&info);
         TRY(add_contestant(group, &group->dense, info.name, false, &place, error));
-        note(row->rivals, &row->rival_count, place);
+        bench_note(row->rivals, &row->rival_count, place);
     }
     return ESP_OK;
 }
@@ -143,10 +150,10 @@ static esp_status add_named_rivals(problem_group *group, bench_row *row, esp_err
         esp_kernel_info info = esp_kernel_get(i);
         const esp_matmul_problem *problem =
             is_dense(&info) ? &group->dense : &group->problems[row->problem];
-        if (is_named(group->args->against, info.name) && can_run(group, i, problem)) {
+        if (bench_is_named(group->args->against, info.name) && can_run(group, i, problem)) {
             int place;
             TRY(add_contestant(group, problem, info.name, false, &place, error));
-            note(row->rivals, &row->rival_count, place);
+            bench_note(row->rivals, &row->rival_count, place);
         }
     }
     return ESP_OK;
@@ -164,7 +171,7 @@ static esp_status add_widened(problem_group *group, bench_row *row, esp_error *e
         if (is_library(&info) && can_run(group, i, &wide)) {
             int place;
             TRY(add_contestant(group, &wide, info.name, true, &place, error));
-            note(row->widened, &row->wide_count, place);
+            bench_note(row->widened, &row->wide_count, place);
         }
     }
     return ESP_OK;
@@ -177,8 +184,10 @@ static esp_status add_rivals(problem_group *group, bench_row *row, esp_error *er
         return ESP_OK;
     }
     if (strcmp(against, "dense") != 0) {
+        bench_gpu_add_rivals(group, row, against);
         return add_named_rivals(group, row, error);
     }
+    bench_gpu_add_rivals(group, row, NULL);
     TRY(add_dense_rivals(group, row, error));
     return add_widened(group, row, error);
 }
@@ -222,6 +231,9 @@ esp_status bench_add_rows(problem_group *group, esp_error *error)
 {
     for (int i = 0; i < group->problem_count; i++) {
         TRY(add_problem_rows(group, i, error));
+    }
+    if (group->gpu != NULL && strcmp(group->args->against, "none") != 0) {
+        TRY(group->gpu->meet(group->gpu, group, error));
     }
     for (int i = 0; i < group->row_count; i++) {
         TRY(add_rivals(group, &group->rows[i], error));

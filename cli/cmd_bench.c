@@ -5,13 +5,17 @@
 
 #include "bench.h"
 
-#define MAX_OPERANDS 64
+#define MAX_OPERANDS 1024
 
 /* What is measured when nothing is asked for: decode (1 token) and prefill of one 7B-like layer. */
 static const char *const default_problems[] = {
     "matmul/dense/bf16/4096x4096x1/a:f32",  "matmul/2:4/bf16/4096x4096x1/a:f32",
     "matmul/64:2:8/bf16/4096x4096x1/a:f32", "matmul/dense/bf16/4096x4096x128/a:f32",
     "matmul/2:4/bf16/4096x4096x128/a:f32",  "matmul/64:2:8/bf16/4096x4096x128/a:f32"};
+static const char *const default_gpu_problems[] = {
+    "matmul/2:4/f16/4096x4096x1",       "matmul/64:2:8/f16/4096x4096x1",
+    "matmul/128:2:8/f16/4096x4096x1",   "matmul/2:4/f16/4096x4096x4096",
+    "matmul/64:2:8/f16/4096x4096x4096", "matmul/128:2:8/f16/4096x4096x4096"};
 
 /* ---- numbers ---- */
 
@@ -54,6 +58,9 @@ static esp_status run(cli_state *cli, esp_error *error)
                    ? bench_patterns(cli, operands[0], error)
                    : cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
                               "--patterns needs one model; see 'espalier bench --help'");
+    }
+    if (count == 0 && strncmp(cli->common.device, "cuda:", 5) == 0) {
+        return bench_problems(cli, default_gpu_problems, COUNT(default_gpu_problems), error);
     }
     if (count == 0) {
         return bench_problems(cli, default_problems, COUNT(default_problems), error);

@@ -8,7 +8,7 @@
 #include "load.h"
 #include "tuning_file.h"
 
-#define MAX_OPERANDS 64
+#define MAX_OPERANDS 1024
 #define MAX_TOKEN_COUNTS 32
 
 typedef struct tune_args {
@@ -22,14 +22,17 @@ typedef struct problem_list {
     int count, capacity;
 } problem_list;
 
+/* What is shown of one problem: begun at its first kernel, printed when the next one begins. */
 typedef struct tune_view {
     cli_state *cli;
+    bool begun;
     cli_table table;
     cli_record kernels;
     const char *fastest;
     double fastest_us, dense_us, sparse_us;
-    int entered, refused;
     char problem[ESP_PROBLEM_TEXT_MAX]; /* with its compute type */
+    esp_status status;                  /* of printing */
+    esp_error *error;
 } tune_view;
 
 /* ---- which problems ---- */
@@ -135,48 +138,11 @@ static void note_best(double *best, double us)
     *best = *best == 0 || us < *best ? us : *best;
 }
 
-static void on_result(void *user, const esp_matmul_problem *problem, const esp_tune_result *result)
-{
-    tune_view *view = user;
-    const tune_args *args = view->cli->args;
-    bool entered = result->refused == NULL, slow = args->rounds > 1 && result->rounds == 1;
-    bool dense = result->runs_dense || problem->pattern.kind == ESP_PATTERN_DENSE;
-    cli_record kernel = record_object();
-    esp_matmul_problem_print(problem, view->problem);
-    record_text(&kernel, "kernel", result->kernel);
-    record_bool(&kernel, "runs_dense", result->runs_dense);
-    record_text(&kernel, "refused", result->refused);
-    record_real(&kernel, "median_us", entered ? result->median_us : (double)NAN);
-    record_real(&kernel, "min_us", entered ? result->least_us : (double)NAN);
-    record_real(&kernel, "predicted_us", result->predicted_us);
-    record_real(&kernel, "error_over_bound", result->error);
-    record_int(&kernel, "rounds", result->rounds);
-    record_add(&view->kernels, kernel);
-    table_cell(&view->table, "%s", result->kernel);
-    table_cell(&view->table, entered ? "%.1f" : "-", result->median_us);
-    table_cell(&view->table, entered ? "%.1f" : "-", result->least_us);
-    table_cell(&view->table, "%.1f", result->predicted_us);
-    table_cell(&view->table, "%s%s",
-               !entered ? result->refused
-               : slow   ? "slow: timed once"
-                        : "",
-               result->runs_dense ? " (runs dense)" : "");
-    view->entered += entered;
-    view->refused += !entered;
-    if (entered) {
-        if (view->fastest == NULL || result->median_us < view->fastest_us) {
-            view->fastest = result->kernel;
-            view->fastest_us = result->median_us;
-        }
-        note_best(dense ? &view->dense_us : &view->sparse_us, result->median_us);
-    }
-}
-
 static esp_status print_text(const tune_view *view, esp_error *error)
 {
     printf("%s\n", view->problem);
     TRY(table_print(&view->table, stdout, error));
-    printf("fastest: %s", view->fastest);
+    printf("fastest: %s", view->fastest != NULL ? view->fastest : "none agrees with the reference");
     if (view->dense_us > 0 && view->sparse_us > 0) {
         printf("; sparse is %.2fx as fast as dense", view->dense_us / view->sparse_us);
     }
@@ -201,11 +167,83 @@ static esp_status print_json(tune_view *view, esp_error *error)
     return record_print(&record, error);
 }
 
-static esp_status tune_one(cli_state *cli, const esp_matmul_problem *problem, esp_error *error)
+/* Shows the problem that was begun, if any. */
+static void end_view(tune_view *view, bool shown)
+{
+    if (!view->begun) {
+        return;
+    }
+    progress_end(&view->cli->progress);
+    if (shown && view->status == ESP_OK) {
+        view->status =
+            view->cli->common.json ? print_json(view, view->error) : print_text(view, view->error);
+    }
+    record_free(&view->kernels);
+    table_free(&view->table);
+    *view = (tune_view){.cli = view->cli, .status = view->status, .error = view->error};
+}
+
+static void begin_view(tune_view *view, const char *problem)
 {
     static const char *const heads[] = {"<kernel", ">median us", ">min us", ">predicted us", "<"};
+    view->begun = true;
+    view->kernels = record_list();
+    table_begin(&view->table, COUNT(heads), heads);
+    snprintf(view->problem, sizeof view->problem, "%s", problem);
+}
+
+static void add_kernel(tune_view *view, const esp_tune_result *result)
+{
+    const tune_args *args = view->cli->args;
+    bool entered = result->refused == NULL, slow = args->rounds > 1 && result->rounds == 1;
+    cli_record kernel = record_object();
+    record_text(&kernel, "kernel", result->kernel);
+    record_bool(&kernel, "runs_dense", result->runs_dense);
+    record_text(&kernel, "refused", result->refused);
+    record_real(&kernel, "median_us", entered ? result->median_us : (double)NAN);
+    record_real(&kernel, "min_us", entered ? result->least_us : (double)NAN);
+    record_real(&kernel, "predicted_us", result->predicted_us);
+    record_real(&kernel, "error_over_bound", result->error);
+    record_int(&kernel, "rounds", result->rounds);
+    record_add(&view->kernels, kernel);
+    table_cell(&view->table, "%s", result->kernel);
+    table_cell(&view->table, entered ? "%.1f" : "-", result->median_us);
+    table_cell(&view->table, entered ? "%.1f" : "-", result->least_us);
+    table_cell(&view->table, "%.1f", result->predicted_us);
+    table_cell(&view->table, "%s%s",
+               !entered ? result->refused
+               : slow   ? "slow: timed once"
+                        : "",
+               result->runs_dense ? " (runs dense)" : "");
+}
+
+static void on_result(void *user, const esp_matmul_problem *problem, const esp_tune_result *result)
+{
+    tune_view *view = user;
+    char text[ESP_PROBLEM_TEXT_MAX];
+    bool dense = result->runs_dense || problem->pattern.kind == ESP_PATTERN_DENSE;
+    esp_matmul_problem_print(problem, text);
+    if (!view->begun || strcmp(text, view->problem) != 0) {
+        end_view(view, true);
+        begin_view(view, text);
+    }
+    add_kernel(view, result);
+    if (result->refused != NULL) {
+        return;
+    }
+    if (view->fastest == NULL || result->median_us < view->fastest_us) {
+        view->fastest = result->kernel;
+        view->fastest_us = result->median_us;
+    }
+    note_best(dense ? &view->dense_us : &view->sparse_us, result->median_us);
+}
+
+/* Problems that differ in token count only: they share weights. */
+static esp_status tune_some(cli_state *cli, const esp_matmul_problem *problem,
+                            const int64_t *tokens, int count, esp_error *error)
+{
     const tune_args *args = cli->args;
-    tune_view view = {.cli = cli, .kernels = record_list()};
+    tune_view view = {.cli = cli, .error = error};
     esp_tune_options options = {.rounds = (int)args->rounds,
                                 .seed = (uint64_t)args->seed,
                                 .on_result = on_result,
@@ -213,24 +251,47 @@ static esp_status tune_one(cli_state *cli, const esp_matmul_problem *problem, es
                                 .user = &view};
     /* The library counts 0 as its default and less as none. */
     options.rotate_bytes = args->rotate < 0 ? 0 : args->rotate == 0 ? -1 : args->rotate;
-    table_begin(&view.table, COUNT(heads), heads);
-    esp_status status = esp_tune(cli->device, problem, &options, error);
+    esp_status status = esp_tune_tokens(cli->device, problem, tokens, count, &options, error);
     progress_end(&cli->progress);
-    if (status == ESP_OK) {
-        status = cli->common.json ? print_json(&view, error) : print_text(&view, error);
-    }
-    record_free(&view.kernels);
-    table_free(&view.table);
-    return status;
+    end_view(&view, status == ESP_OK);
+    return status != ESP_OK ? status : view.status;
 }
 
-/* What is measured is kept at once, so that an interrupt loses one problem at most. */
+static bool same_but_tokens(const esp_matmul_problem *a, const esp_matmul_problem *b)
+{
+    esp_matmul_problem other = *b;
+    other.tokens = a->tokens;
+    return same(a, &other);
+}
+
+/* Moves what differs from the first problem in token count only behind it; returns how many. */
+static int gather(esp_matmul_problem *problems, int count)
+{
+    int together = 1;
+    for (int i = 1; i < count && together < MAX_TOKEN_COUNTS; i++) {
+        if (same_but_tokens(&problems[0], &problems[i])) {
+            esp_matmul_problem found = problems[i];
+            memmove(&problems[together + 1], &problems[together],
+                    (size_t)(i - together) * sizeof *problems);
+            problems[together++] = found;
+        }
+    }
+    return together;
+}
+
+/* What is measured is kept at once, so that an interrupt loses one group of problems at most. */
 static esp_status tune_all(cli_state *cli, problem_list *list, esp_error *error)
 {
     TRY(tuning_save(cli, error)); /* before minutes of work: can it be kept? */
-    for (int i = 0; i < list->count; i++) {
-        TRY(tune_one(cli, &list->problems[i], error));
+    for (int i = 0; i < list->count;) {
+        int64_t tokens[MAX_TOKEN_COUNTS];
+        int together = gather(&list->problems[i], list->count - i);
+        for (int k = 0; k < together; k++) {
+            tokens[k] = list->problems[i + k].tokens;
+        }
+        TRY(tune_some(cli, &list->problems[i], tokens, together, error));
         TRY(tuning_save(cli, error));
+        i += together;
     }
     return ESP_OK;
 }

@@ -36,7 +36,8 @@ const char *explain_reason(const esp_plan *plan, char text[WHY_TEXT_MAX])
     esp_plan_reason reason = esp_plan_get_reason(plan);
     char how[64] = "predicted";
     if (reason.tuned_tokens > 0) {
-        snprintf(how, sizeof how, "measured at %lld tokens", (long long)reason.tuned_tokens);
+        snprintf(how, sizeof how, "measured at %lld tokens%s", (long long)reason.tuned_tokens,
+                 reason.shipped ? " on such a device" : "");
     }
     bool dense = esp_plan_runs_dense(plan);
     const char *other = dense ? reason.sparse_kernel : reason.dense_kernel;

@@ -7,6 +7,9 @@
 
 #include "cli.h"
 #include "generate.h"
+#ifdef ESP_HAVE_CUDA
+#include "gpu.h"
+#endif
 #include "output.h"
 
 const cli_command *const commands[] = {&info_command,
@@ -49,7 +52,7 @@ const cli_option common_option_table[] = {
      .kind = OPTION_TEXT,
      .offset = COMMON(device),
      .argument = "NAME",
-     .help = "ref or cpu; see 'espalier devices'",
+     .help = "ref, cpu or cuda:N; see 'espalier devices'",
      .fallback = "cpu"},
     {.name = "kernel",
      .kind = OPTION_TEXT,
@@ -147,6 +150,13 @@ static esp_status run_program(int argc, char **argv, esp_error *error)
     if (strcmp(name, "--generate") == 0 && argc == 3 && generate(argv[2], stdout)) {
         return ESP_OK;
     }
+#ifdef ESP_HAVE_CUDA
+    if (strcmp(name, GPU_CHILD_OPTION) == 0 && argc == 3) {
+        return gpu_child_main(argv[2]) == 0 ? (esp_status)ESP_OK
+                                            : cli_fail(error, ESP_UNSUPPORTED, "device.unusable",
+                                                       "the GPU could not be opened again");
+    }
+#endif
     if (name[0] == '\0') {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_command",
                         "a command is missing; see 'espalier --help'");

@@ -59,6 +59,11 @@ timing_spread timing_spread_of(const double *values, int count)
 static esp_status time_sample(timed_runner *runner, double *us, esp_error *error)
 {
     double start = seconds_now();
+    if (runner->time != NULL) {
+        TRY(runner->time(runner->user, us, error));
+        runner->sample_us = 1e6 * (seconds_now() - start);
+        return ESP_OK;
+    }
     for (int i = 0; i < runner->batch; i++) {
         TRY(runner->run(runner->user, error));
     }
@@ -70,13 +75,13 @@ static esp_status time_sample(timed_runner *runner, double *us, esp_error *error
 static esp_status settle(timed_runner *runner, double settle_s, esp_error *error)
 {
     double start = seconds_now(), us;
-    if (1e-6 * runner->sample_us > settle_s) {
+    if (runner->time == NULL && 1e-6 * runner->sample_us > settle_s) {
         nanosleep(&(struct timespec){.tv_nsec = (long)(1e9 * settle_s)}, NULL);
         return ESP_OK;
     }
     do {
         TRY(time_sample(runner, &us, error));
-    } while (seconds_now() - start < settle_s);
+    } while (isfinite(us) && seconds_now() - start < settle_s);
     return ESP_OK;
 }
 
@@ -94,8 +99,15 @@ static esp_status take_turn(timed_runner *runner, const timing_options *options,
             break;
         }
         TRY(time_sample(runner, &samples[count], error));
+        if (!isfinite(samples[count])) {
+            runner->round_us[round < 0 ? 0 : round] = (double)NAN;
+            return ESP_OK;
+        }
     }
     timing_spread spread = spread_of_sorted(samples, count);
+    if (round < 0 && runner->time != NULL) {
+        return ESP_OK;
+    }
     if (round < 0) {
         double wanted = SAMPLE_US / fmax(spread.least, 1e-3);
         runner->batch = wanted < 1 ? 1 : (int)wanted + 1;

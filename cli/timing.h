@@ -19,6 +19,9 @@ typedef struct timed_runner {
     double least_us;  /* of all samples */
     int batch;        /* runs of a sample, so that the clock does not matter; 0 at first */
     double sample_us; /* how long a sample took last */
+    /* Not NULL: takes a sample by a clock of its own and tells the time of one run; NaN: it could
+     * not, and no longer takes part. */
+    esp_status (*time)(void *user, double *us, esp_error *error);
 } timed_runner;
 
 typedef struct timing_options {

@@ -1,56 +1,147 @@
 #!/bin/sh
-# Everything that needs a GPU, in one go: tests, random problems, the memory checkers, and the timing table.
-# Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in; without
-# one it is built here. ROUNDS sets how many random problems are drawn, COMMIT names the build in the results.
-# The last line says how many steps failed.
+# Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
+# table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
+# without one it is built here. Four to six minutes on a machine with 16 cores. Environment:
+#   STEPS   of: tests random sanitizers tune rivals bench (all of these), and table
+#   SEEDS (8) draw ROUNDS (2000) random problems each, side by side; an eighth at least is of each family
+#   SHAPES, FEW   of the timing table, OUTxINxTOKENS
+#   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
+# The last line says how many steps passed and failed.
 set -u
-build=${1:-build-cuda} out=${2:-gpu-check} rounds=${ROUNDS:-2000} commit=${COMMIT:-unknown}
+build=${1:-build-cuda} out=${2:-gpu-check}
+rounds=${ROUNDS:-2000} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench}
+here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
-if [ ! -x "$build/tests/test_cuda" ] && [ -f CMakePresets.json ]; then
+[ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
+if [ ! -x "$build/espalier" ] && [ -f CMakePresets.json ]; then
     cmake --preset cuda -G Ninja --log-level=WARNING && cmake --build "$build" || exit 1
 fi
 nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || {
     echo "skipped: no GPU"
     exit 77
 }
-failed=0
+passed=0 failed=0 skipped=0
+wanted() { case " $steps " in *" $1 "*) ;; *) return 1 ;; esac }
+# settle NAME STATUS STARTED: one line for a step, and the first errors of its log.
+settle() {
+    # A program without such cases is no step.
+    tail -n 1 "$out/$1.log" | grep -q ': 0 passed, 0 failed, 0 skipped$' && [ "$2" = 0 ] && return
+    echo "$1: status $2 ($(($(date +%s) - $3)) s) $(tail -n 1 "$out/$1.log")"
+    if [ "$2" = 0 ]; then
+        passed=$((passed + 1))
+    else
+        failed=$((failed + 1))
+        grep -m 5 -E "^FAIL|ERROR|error" "$out/$1.log"
+    fi
+}
 step() {
     name=$1
     shift
     started=$(date +%s)
     "$@" >"$out/$name.log" 2>&1
-    code=$?
-    echo "$name: status $code ($(($(date +%s) - started)) s) $(tail -n 1 "$out/$name.log")"
-    if [ $code != 0 ]; then
-        failed=$((failed + 1))
-        grep -m 5 -E "^FAIL|ERROR|error" "$out/$name.log"
-    fi
+    settle "$name" $? "$started"
+}
+not_run() {
+    echo "not run: $*"
+    skipped=$((skipped + 1))
 }
 
-step tests env TEST_ROUNDS="$rounds" "$build/tests/test_cuda"
-step tests_blocks env TEST_ROUNDS="$rounds" "$build/tests/test_cuda_blocks"
-if command -v compute-sanitizer >/dev/null; then
-    for tool in memcheck racecheck initcheck synccheck; do
-        step $tool compute-sanitizer --tool $tool --error-exitcode 9 "$build/tests/test_cuda" sanitizer
-        step ${tool}_blocks compute-sanitizer --tool $tool --error-exitcode 9 \
-            "$build/tests/test_cuda_blocks" sanitizer
+# ---- right? ----
+if wanted tests; then
+    for test in "$build"/tests/test_cuda*; do
+        step "$(basename "$test")" "$test"
     done
 fi
-set --
-for shape in 4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512; do
-    for pattern in 2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16; do
-        set -- "$@" "matmul/$pattern/f16/$shape"
+# Random problems wait for the reference on the processor: seeds side by side.
+random() {
+    test=$1 name=$(basename "$1") seed=0
+    started=$(date +%s)
+    while [ $seed -lt "$seeds" ]; do
+        seed=$((seed + 1))
+        {
+            TEST_SEED=$seed TEST_ROUNDS=$rounds "$test" random >"$out/$name-$seed.log" 2>&1
+            echo $? >"$out/$name-$seed.status"
+        } &
     done
-    for pattern in block:16x16@0.9 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9 block:128x128@0.8; do
-        set -- "$@" "matmul/$pattern/f16/$shape"
+    wait
+    while [ $seed -gt 0 ]; do
+        settle "$name-$seed" "$(cat "$out/$name-$seed.status")" "$started"
+        rm -f "$out/$name-$seed.status"
+        seed=$((seed - 1))
     done
-done
-for tokens in 1 8 16; do
-    for pattern in 2:4 64:2:5 64:2:8 128:2:8 64:2:16 block:32x32@0.9 block:64x64@0.8 block:64x64@0.5; do
-        set -- "$@" "matmul/$pattern/f16/11008x4096x$tokens"
+}
+if wanted random; then
+    for test in "$build"/tests/test_cuda*; do
+        random "$test"
     done
-done
-[ -x "$build/bench/gpu_bench" ] &&
-    step bench "$build/bench/gpu_bench" --rounds 9 --commit "$commit" --json "$out/gpu.jsonl" "$@"
-echo "gpu_check: $failed failed"
+fi
+if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
+    for tool in memcheck racecheck initcheck synccheck; do
+        for test in "$build"/tests/test_cuda*; do
+            step "$tool-$(basename "$test")" compute-sanitizer --tool $tool --error-exitcode 9 "$test" sanitizer
+        done
+    done
+elif wanted sanitizers; then
+    not_run "memcheck, racecheck, initcheck, synccheck: compute-sanitizer is not there"
+fi
+
+# ---- tuned? ----
+espalier() { "$build/espalier" "$@"; }
+# What was measured is what a plan goes by afterwards.
+tuned() {
+    ESPALIER_TUNING=$out/tuning espalier tune --device cuda:0 --rounds 5 "$@" || return 1
+    for problem in "$@"; do
+        ESPALIER_TUNING=$out/tuning espalier bench --device cuda:0 --rounds 1 --against none --explain "$problem" |
+            grep -E '^chosen: .* us measured at [0-9]+ tokens[;,]?' || return 1
+    done
+}
+wanted tune && step tune tuned matmul/2:4/f16/4096x4096x512 matmul/64:2:8/f16/4096x4096x1 \
+    matmul/64:2:8/bf16/4096x4096x4096 matmul/64:2:5/f16/768x768x64
+wanted table && step table sh "$here/tools/default_times.sh" "$build/espalier" "$out/default-times" "${TABLE_SECONDS:-150}"
+
+# ---- a rival that crashes, or computes nothing, is named and does not stop the bench ----
+crash() {
+    reason=$1
+    ESPALIER_CUSPARSELT=$(cd "$build" && pwd)/tests/libfake_cusparselt.so \
+        espalier bench --device cuda:0 --rounds 1 --json matmul/2:4/f16/256x256x64 >"$out/crash.json" || return 1
+    grep -o '"rivals_not_run":{[^}]*}' "$out/crash.json"
+    grep -q "\"cusparselt_features\":\"not run: $reason" "$out/crash.json" &&
+        grep -q '"cublas_features":[0-9]' "$out/crash.json"
+}
+if wanted rivals && [ -e "$build/tests/libfake_cusparselt.so" ]; then
+    step wrong-rival crash "cuSPARSELt differs"
+    FAKE_CUSPARSELT=dies && export FAKE_CUSPARSELT
+    step dying-rival crash "cuSPARSELt's process was ended by signal 6"
+    unset FAKE_CUSPARSELT
+fi
+
+# ---- fast? ----
+measure() {
+    for shape in "$@"; do
+        set --
+        for pattern in $patterns; do
+            set -- "$@" "matmul/$pattern/f16/$shape"
+        done
+        espalier bench --device cuda:0 --rounds 9 --json -q "$@" >>"$out/gpu.jsonl" || return 1
+        echo "$shape: $# problems"
+    done
+}
+if wanted bench; then
+    : >"$out/gpu.jsonl"
+    blocks='' few_blocks=''
+    if espalier kernels | grep -q 'matmul_bsr_f16_f16__cuda'; then
+        blocks="block:16x16@0.9 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9 block:128x128@0.8"
+        few_blocks="block:32x32@0.9 block:64x64@0.8 block:64x64@0.5"
+    fi
+    patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16 $blocks"
+    # shellcheck disable=SC2086
+    step bench measure ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
+    patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16 $few_blocks"
+    # shellcheck disable=SC2086
+    step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
+    perl "$here/bench/gpu.pl" table "$out/gpu.jsonl" >"$out/gpu.md"
+    perl "$here/bench/gpu.pl" figure "$out/gpu.jsonl" >"$out/gpu.svg"
+    grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"
+fi
+echo "gpu_check: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]

@@ -53,6 +53,25 @@ ESP_MUST_CHECK ESP_API esp_status esp_device_download(esp_device *device, void *
 /* Until all work given to the device is done; reports what went wrong in it. */
 ESP_MUST_CHECK ESP_API esp_status esp_device_wait(esp_device *device, esp_error *error);
 
+/* ---- time on the device ---- */
+
+/* Work for a device, given to `stream` (a cudaStream_t on a GPU, NULL elsewhere). */
+typedef esp_status (*esp_work_fn)(void *user, void *stream, esp_error *error);
+
+/* Work that is timed by the device's own clock: on a GPU a captured graph, so that no call of the
+ * host lies between its launches; elsewhere the calls themselves. */
+typedef struct esp_recording esp_recording;
+
+/* Runs the work once, untimed, and on a GPU a second time to capture it: it must neither wait nor
+ * allocate then. What it uses must live as long as the recording. Errors of the work are passed
+ * on; ESP_UNSUPPORTED "cuda.not_capturable". */
+ESP_MUST_CHECK ESP_API esp_status esp_record(esp_device *device, esp_work_fn work, void *user,
+                                             esp_recording **recording, esp_error *error);
+/* Runs it `repeats` times, waits for the end, and tells the microseconds of all together. */
+ESP_MUST_CHECK ESP_API esp_status esp_recording_time(esp_recording *recording, int repeats,
+                                                     double *us, esp_error *error);
+ESP_API void esp_recording_free(esp_recording *recording);
+
 #ifdef __cplusplus
 }
 #endif

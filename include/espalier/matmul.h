@@ -151,6 +151,8 @@ typedef struct esp_plan_reason {
     int64_t tuned_tokens;                     /* measured at so many tokens; 0: predicted */
     const char *sparse_kernel, *dense_kernel; /* NULL: none can run */
     double sparse_us, dense_us;               /* both measured, or both predicted */
+    bool
+        shipped; /* measured, but on another device of the kind: times that came with the library */
 } esp_plan_reason;
 ESP_API esp_plan_reason esp_plan_get_reason(const esp_plan *plan);
 

@@ -51,7 +51,8 @@ typedef void (*esp_tune_fn)(void *user, const esp_matmul_problem *problem,
 typedef struct esp_tune_options {
     int rounds;            /* interleaved, of which the median counts; 0: 9 */
     int64_t rotate_bytes;  /* copies of the weight of that size together are used in turn; 0: one
-                              above 16 tokens, else twice the last cache (64 to 256 MiB); < 0: one */
+                              above 16 tokens, else twice the last cache (64 to 256 MiB), on a GPU
+                              128 MiB; < 0: one */
     uint64_t seed;         /* of weights and activations */
     esp_tune_fn on_result; /* called for every candidate when all are measured */
     esp_progress_fn progress;
@@ -63,10 +64,17 @@ typedef struct esp_tune_options {
  * its results agree with the reference back end: equal on small integers, where every sum is exact,
  * and within the derived error bound on real numbers, every output checked. options NULL: all
  * defaults. ESP_CHECK_FAILED "tune.no_candidate" when none is left; ESP_UNSUPPORTED
- * "tune.device_memory" for devices that do not read host memory, "plan.no_kernel" when none can
- * run. */
+ * "plan.no_kernel" when none can run. */
 ESP_MUST_CHECK ESP_API esp_status esp_tune(esp_device *device, const esp_matmul_problem *problem,
                                            const esp_tune_options *options, esp_error *error);
+/* The same at each of `count` token counts (the problem's own does not matter), which share the
+ * weight and the reference's results: on a GPU most of the time. ESP_BAD_ARGUMENT "tune.no_tokens"
+ * when there are none. */
+ESP_MUST_CHECK ESP_API esp_status esp_tune_tokens(esp_device *device,
+                                                  const esp_matmul_problem *problem,
+                                                  const int64_t *tokens, int count,
+                                                  const esp_tune_options *options,
+                                                  esp_error *error);
 
 #ifdef __cplusplus
 }

@@ -158,6 +158,27 @@ static esp_status wait(esp_device *device, esp_error *error)
     return cuda_check(failed, device, "work that was given to it", error);
 }
 
+static esp_status fill(esp_device *device, void *memory, int byte, size_t bytes, esp_error *error)
+{
+    const cuda_state *state = device->state;
+    int before, failed = gpu_enter(state->index, &before);
+    if (failed == 0) {
+        failed = gpu_fill(memory, byte, bytes);
+        gpu_leave(before);
+    }
+    return cuda_check(failed, device, "filling its memory", error);
+}
+
+static void identify(const esp_device *device, char *text, size_t capacity)
+{
+    int runtime, driver;
+    char library[64];
+    gpu_versions(&runtime, &driver);
+    cuda_cublaslt_describe(device, library, sizeof library);
+    snprintf(text, capacity, "CUDA %d.%d, driver for CUDA %d.%d, %s", runtime / 1000,
+             runtime / 10 % 100, driver / 1000, driver / 10 % 100, library);
+}
+
 /* No operation but the product: a model that asks for another is refused by its name. */
 static const esp_ops no_operations = {0};
 
@@ -176,4 +197,12 @@ const esp_backend esp_cuda_backend = {
     .upload = upload,
     .download = download,
     .wait = wait,
+    .fill = fill,
+    .identify = identify,
+    .record = cuda_record,
+    .replay = cuda_replay,
+    .recording_free = cuda_recording_free,
+    .spread = cuda_spread,
+    .differ = cuda_differ,
+    .shipped_times = cuda_shipped_times,
 };

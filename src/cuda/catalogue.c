@@ -9,8 +9,6 @@ const esp_kernel *const esp_cuda_kernels[] = {
     SIX(cuda_panel_kernels, 6),
     &cuda_panel_kernels[12],
     &cuda_panel_kernels[13],
-    &cuda_panel_kernels[14],
-    &cuda_panel_kernels[15],
     SIX(cuda_block_kernels, 0),
     &cuda_block_kernels[6],
     &cuda_block_kernels[7],

@@ -4,6 +4,7 @@
  * kernel over f32 sums. */
 #include <cublasLt.h>
 #include <dlfcn.h>
+#include <stdio.h>
 
 #include "cuda/room.h"
 
@@ -122,6 +123,21 @@ void cuda_cublaslt_close(cuda_cublaslt *lt)
     dlclose(lt->library);
 }
 
+void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacity)
+{
+    const cuda_cublaslt *lt = cuda_cublaslt_of(device);
+    size_t (*version)(void);
+    if (lt == NULL) {
+        snprintf(text, capacity, "no cuBLASLt");
+    } else if (find(lt->library, "cublasLtGetVersion", &version)) {
+        size_t number = version(); /* major * 10000 + minor * 100 + patch */
+        snprintf(text, capacity, "cuBLASLt %zu.%zu.%zu", number / 10000, number / 100 % 100,
+                 number % 100);
+    } else {
+        snprintf(text, capacity, "cuBLASLt");
+    }
+}
+
 /* ---- the product in its terms ---- */
 
 /* cuBLASLt stores by columns. C [m][n] = A B; where Y lies feature-major C is its transpose,
@@ -147,7 +163,7 @@ static uint32_t alignment_of(const void *pointer)
 }
 
 /* It writes Y itself, but for epilogues and for a type that it does not write. */
-static bool written_directly(const esp_matmul_problem *problem)
+bool cuda_dense_is_direct(const esp_matmul_problem *problem)
 {
     return (problem->epilogue & ~(unsigned)ESP_EP_RESIDUAL) == 0 &&
            (problem->out_type == problem->act_type || problem->out_type == ESP_F32);
@@ -160,7 +176,7 @@ static dense_product describe(const esp_matmul_call *call, void *sums)
     const cuda_weight *weight = args->weight->state;
     bool x_by_feature = problem->x_layout == ESP_FEATURE_MAJOR;
     bool y_by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
-    bool direct = written_directly(problem);
+    bool direct = cuda_dense_is_direct(problem);
     int64_t out = problem->out_features, in = problem->in_features, tokens = problem->tokens;
     int64_t to_stride = direct ? args->y_stride : y_by_feature ? tokens : out;
     dense_product made = {.in_type = type_of(problem->act_type),
@@ -309,7 +325,7 @@ static esp_status launch(const esp_matmul_call *call, esp_error *error)
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
     dense_product product = describe(call, sums);
     esp_status status = run_library(call, &product, scratch, error);
-    if (status == ESP_OK && !written_directly(problem)) {
+    if (status == ESP_OK && !cuda_dense_is_direct(problem)) {
         gpu_epilogue epilogue = cuda_epilogue(call, 0, problem->tokens);
         int failed = gpu_finish(sums, problem->y_layout == ESP_TOKEN_MAJOR, problem->out_features,
                                 &epilogue, call->args->stream);
@@ -340,7 +356,7 @@ static size_t workspace_bytes(const esp_kernel *kernel, const esp_device *device
 {
     (void)kernel, (void)device;
     size_t sums = (size_t)problem->out_features * (size_t)problem->tokens * sizeof(float);
-    return 256 + SCRATCH + (written_directly(problem) ? 0 : sums);
+    return 256 + SCRATCH + (cuda_dense_is_direct(problem) ? 0 : sums);
 }
 
 static double score_us(const esp_kernel *kernel, const esp_device *device,

@@ -121,3 +121,16 @@ extern "C" int gpu_wait(void)
 {
     return cleared(cudaDeviceSynchronize());
 }
+
+extern "C" int gpu_fill(void *memory, int byte, size_t bytes)
+{
+    cudaError_t error = cudaMemset(memory, byte, bytes);
+    return cleared(error == cudaSuccess ? cudaDeviceSynchronize() : error);
+}
+
+extern "C" void gpu_versions(int *runtime, int *driver)
+{
+    *runtime = *driver = 0;
+    cleared(cudaRuntimeGetVersion(runtime));
+    cleared(cudaDriverGetVersion(driver));
+}

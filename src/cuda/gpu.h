@@ -40,6 +40,37 @@ int gpu_pointer_device(const void *memory);
 int gpu_upload(void *to, const void *from, size_t bytes);
 int gpu_download(void *to, const void *from, size_t bytes);
 int gpu_wait(void);
+int gpu_fill(void *memory, int byte, size_t bytes);
+/* As cudaRuntimeGetVersion and cudaDriverGetVersion; 0: unknown. */
+void gpu_versions(int *runtime, int *driver);
+
+/* ---- recorded work ---- */
+
+typedef struct gpu_recording gpu_recording; /* a stream, what was captured in it, two events */
+
+/* An empty one, and its stream. */
+int gpu_recording_create(gpu_recording **made, void **stream);
+/* What is given to the stream between the two is captured, not run. end: also when giving failed;
+ * *captured tells whether there is something to replay. */
+int gpu_recording_begin(gpu_recording *recording);
+int gpu_recording_end(gpu_recording *recording, bool *captured);
+/* Waits for the last one's end; microseconds of all. */
+int gpu_recording_replay(gpu_recording *recording, int repeats, double *us);
+void gpu_recording_free(gpu_recording *recording);
+
+/* ---- measurements ---- */
+
+/* to[row][t] = from[row][map[t]] or, by_token, to[t][row] = from[map[t]][row]; elements of 2 or 4
+ * bytes; all in device memory. Waits. */
+typedef struct gpu_spread {
+    bool by_token;
+    int64_t features, tokens, vectors;
+    int width;
+    const int32_t *map;
+    const void *few;
+    void *all;
+} gpu_spread;
+int gpu_spread_vectors(const gpu_spread *spread);
 
 /* ---- numbers ---- */
 
@@ -62,6 +93,18 @@ typedef struct gpu_epilogue {
 /* y = epilogue(raw); raw f32 [rows][tokens] or, by_token, [tokens][rows], tight. */
 int gpu_finish(const float *raw, bool by_token, int64_t rows, const gpu_epilogue *epilogue,
                void *stream);
+
+/* esp_difference in device memory; *worst may be NaN. Waits. */
+typedef struct gpu_difference {
+    bool by_token;
+    int64_t rows, tokens, vectors;
+    gpu_type type;
+    const int32_t *map;
+    const void *few;
+    const double *bounds; /* NULL: must be equal */
+    const void *all;
+} gpu_difference;
+int gpu_differ(const gpu_difference *difference, double *worst);
 
 /* ---- X ---- */
 
@@ -88,6 +131,7 @@ typedef struct gpu_panels {
     const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
     bool wide;                 /* u32 */
     const int32_t *rows;       /* [panels * blocks * 64]: output row of a stored row, -1: none */
+    bool straight;             /* the rows of a block follow one another up to the matrix's end */
 } gpu_panels;
 
 /* Canonical parts in device memory. */
@@ -112,7 +156,7 @@ typedef struct gpu_product {
     bool x_aligned; /* base and stride are multiples of 16 bytes */
     gpu_epilogue epilogue;
     int device, multiprocessors;
-    bool tokens_first; /* order of tiles: neighbours in the grid share rows, not tokens */
+    bool y_by_engine; /* the copy engine can store Y: see sm90_panel_leave.cuh */
 } gpu_product;
 
 /* Tiles of rows x tokens that are compiled, for X gathered by a column list and for 2:4. */
@@ -120,8 +164,7 @@ typedef enum gpu_tile {
     GPU_TILE_128X256 = 0,
     GPU_TILE_128X128,
     GPU_TILE_64X512,
-    GPU_TILE_64X256,
-    GPU_TILE_256X128
+    GPU_TILE_64X256
 } gpu_tile;
 
 int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);

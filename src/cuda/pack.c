@@ -83,8 +83,8 @@ static esp_status find_panel_parts(const esp_sparse *sparse, host_parts *parts,
     return ESP_OK;
 }
 
-static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, gpu_panels *to,
-                              esp_error *error)
+static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, bool ordered,
+                              gpu_panels *to, esp_error *error)
 {
     int64_t panels = esp_ceil_div(shape->out, shape->panel_rows);
     int64_t blocks = esp_ceil_div(shape->panel_rows, GPU_BLOCK_ROWS);
@@ -100,7 +100,9 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, gpu_pan
                        .panels = (int)panels,
                        .blocks = (int)blocks,
                        .steps = (int)steps,
-                       .wide = listed && shape->columns_wide};
+                       .wide = listed && shape->columns_wide,
+                       .straight =
+                           (panels == 1 || shape->panel_rows % GPU_BLOCK_ROWS == 0) && !ordered};
     return ESP_OK;
 }
 
@@ -171,7 +173,7 @@ static esp_status pack_panels(esp_device *device, const esp_sparse *sparse, esp_
     gpu_panels *to = &weight->panels;
     ESP_TRY(find_panel_parts(sparse, &parts, &shape, error));
     bool listed = parts.columns.data != NULL;
-    ESP_TRY(plan_panels(&shape, listed, to, error));
+    ESP_TRY(plan_panels(&shape, listed, parts.rows.data != NULL, to, error));
     size_t blocks = (size_t)to->panels * (size_t)to->blocks, steps = (size_t)to->steps;
     size_t data = blocks * steps * GPU_STEP_BYTES, rows = blocks * GPU_BLOCK_ROWS * sizeof(int32_t);
     size_t columns = (size_t)to->panels * steps * GPU_STEP_COLUMNS * (to->wide ? 4 : 2);

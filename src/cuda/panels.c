@@ -117,11 +117,23 @@ static int place_x(const esp_matmul_call *call, const panel_variant *variant,
     return failed;
 }
 
-static int run_product(const panel_variant *variant, const gpu_product *product, void *stream)
+/* The copy engine knows no row order and no activation; it takes rows of Y that begin aligned, and
+ * cuts them at multiples of 16 bytes only. */
+static bool y_by_engine(const gpu_product *product)
+{
+    const gpu_epilogue *epilogue = &product->epilogue;
+    return product->weight.straight && product->weight.out % 2 == 0 && epilogue->type != GPU_F32 &&
+           epilogue->token_step == 1 && (uintptr_t)epilogue->y % 16 == 0 &&
+           epilogue->feature_step % 8 == 0 && epilogue->tokens % 8 == 0 &&
+           (epilogue->bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
+}
+
+static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
 {
     if (variant->few) {
         return gpu_sm90_few(product, stream);
     }
+    product->y_by_engine = y_by_engine(product);
     return product->bf16 ? gpu_sm90_panel_bf16(product, variant->tile, stream)
                          : gpu_sm90_panel_f16(product, variant->tile, stream);
 }
@@ -222,22 +234,20 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .workspace_bytes = workspace_bytes, .score_us = score_us, .launch = launch,                \
         .variant = &(const panel_variant){__VA_ARGS__},                                            \
     }
-/* Clocks: the larger of what the tensor cores and what the L2 need for a step. */
+/* Clocks: measured on an H100, at the rate above. */
 #define RECORDS(type, short_name)                                                                  \
     RECORD(short_name, "few", FEW, type, .few = true),                                             \
         RECORD(short_name, "128x256", GATHERED, type, .listed = true, .tile = GPU_TILE_128X256,    \
-               .rows = 128, .tokens = 256, .clocks = 800, .finish_clocks = 3000),                  \
+               .rows = 128, .tokens = 256, .clocks = 790, .finish_clocks = 4100),                  \
         RECORD(short_name, "128x128", GATHERED, type, .listed = true, .tile = GPU_TILE_128X128,    \
-               .rows = 128, .tokens = 128, .clocks = 520, .finish_clocks = 2500),                  \
+               .rows = 128, .tokens = 128, .clocks = 695, .finish_clocks = 1300),                  \
         RECORD(short_name, "64x512", GATHERED, type, .listed = true, .tile = GPU_TILE_64X512,      \
-               .rows = 64, .tokens = 512, .clocks = 1250, .finish_clocks = 3000),                  \
+               .rows = 64, .tokens = 512, .clocks = 1030, .finish_clocks = 5500),                  \
         RECORD(short_name, "64x256", GATHERED, type, .listed = true, .tile = GPU_TILE_64X256,      \
-               .rows = 64, .tokens = 256, .clocks = 720, .finish_clocks = 2500),                   \
-        RECORD(short_name, "256x128", GATHERED, type, .listed = true, .tile = GPU_TILE_256X128,    \
-               .rows = 256, .tokens = 128, .clocks = 850, .finish_clocks = 3000),                  \
+               .rows = 64, .tokens = 256, .clocks = 660, .finish_clocks = 2200),                   \
         RECORD(short_name, "whole_128x256", WHOLE, type, .tile = GPU_TILE_128X256, .rows = 128,    \
-               .tokens = 256, .clocks = 720, .finish_clocks = 3000),                               \
+               .tokens = 256, .clocks = 690, .finish_clocks = 1800),                               \
         RECORD(short_name, "whole_128x128", WHOLE, type, .tile = GPU_TILE_128X128, .rows = 128,    \
-               .tokens = 128, .clocks = 430, .finish_clocks = 2500)
+               .tokens = 128, .clocks = 420, .finish_clocks = 1500)
 
 const esp_kernel cuda_panel_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};

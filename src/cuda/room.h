@@ -42,7 +42,7 @@ ESP_MUST_CHECK esp_status cuda_pack_blocks(esp_device *device, const esp_sparse 
                                            esp_error *error);
 
 /* Kernel records of the families; catalogue.c lists them. */
-#define CUDA_PANEL_KERNELS 16
+#define CUDA_PANEL_KERNELS 14
 #define CUDA_BLOCK_KERNELS 8
 #define CUDA_DENSE_KERNELS 3
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
@@ -53,6 +53,54 @@ extern const esp_kernel *const esp_cuda_kernels[];
 /* The device's cuBLASLt, or NULL; dense.c. */
 cuda_cublaslt *cuda_cublaslt_of(const esp_device *device);
 void cuda_cublaslt_close(cuda_cublaslt *lt);
+
+/* "cuBLASLt 13.1.0", "no cuBLASLt". */
+void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacity);
+
+/* It writes Y itself: no kernel follows for an epilogue or a type that it does not write. */
+bool cuda_dense_is_direct(const esp_matmul_problem *problem);
+
+/* ---- times that ship; default_times.c ---- */
+
+#define CUDA_MOST_POINTS 16
+
+typedef struct cuda_times_point {
+    int tokens;        /* 0: the end */
+    int sparse, dense; /* the fastest kernels, in names */
+    float sparse_us, dense_us;
+} cuda_times_point;
+
+typedef struct cuda_times_family {
+    const char *key; /* PATTERN/OUTxIN; NULL: the end */
+    cuda_times_point points[CUDA_MOST_POINTS + 1];
+} cuda_times_family;
+
+/* What was measured on one kind of GPU. */
+typedef struct cuda_times {
+    const char *gpu;          /* as the runtime names it; NULL: the end of a list */
+    const char *const *names; /* of kernels, without types: "panel/sm90_few" */
+    const cuda_times_family *families;
+} cuda_times;
+
+extern const cuda_times cuda_shipped[];
+/* Of a list of tables. */
+bool cuda_times_find(const cuda_times *tables, const esp_device *device,
+                     const esp_matmul_problem *problem, esp_shipped_times *times);
+/* Of those that ship. */
+bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
+                        esp_shipped_times *times);
+
+/* ---- measurements; measure.c ---- */
+
+ESP_MUST_CHECK esp_status cuda_record(esp_device *device, esp_work_fn work, void *user,
+                                      void **state, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_replay(esp_device *device, void *state, int repeats, double *us,
+                                      esp_error *error);
+void cuda_recording_free(esp_device *device, void *state);
+ESP_MUST_CHECK esp_status cuda_spread(esp_device *device, const esp_spread *spread,
+                                      esp_error *error);
+ESP_MUST_CHECK esp_status cuda_differ(esp_device *device, const esp_difference *difference,
+                                      double *worst, esp_error *error);
 
 /* ---- what every launch does; launch.c ---- */
 

@@ -47,6 +47,17 @@ __device__ __forceinline__ void barrier_wait(uint32_t barrier, uint32_t parity)
     }
 }
 
+// Among `threads` threads that name the same barrier of the hardware.
+__device__ __forceinline__ void named_barrier(int barrier, int threads)
+{
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+// Does not wait.
+__device__ __forceinline__ void named_barrier_arrive(int barrier, int threads)
+{
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+
 // ---- clusters ----
 
 __device__ __forceinline__ uint32_t cluster_rank()
@@ -91,13 +102,14 @@ __device__ __forceinline__ void copy_16(uint32_t to, const void *from)
 {
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
 }
-__device__ __forceinline__ void copy_commit()
+__device__ __forceinline__ void copy_wait_all()
 {
-    asm volatile("cp.async.commit_group;" ::: "memory");
+    asm volatile("cp.async.wait_all;" ::: "memory");
 }
-template <int PENDING> __device__ __forceinline__ void copy_wait()
+// Arrives at the barrier once this thread's copies so far are there; the barrier counts each thread.
+__device__ __forceinline__ void copy_arrive(uint32_t barrier)
 {
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
+    asm volatile("cp.async.mbarrier.arrive.noinc.shared::cta.b64 [%0];" ::"r"(barrier) : "memory");
 }
 // Makes this thread's ordinary and cp.async writes visible to the tensor cores and the copy engine.
 __device__ __forceinline__ void async_fence()
@@ -135,6 +147,39 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map,
                  "l"(map), "r"(x), "r"(y), "r"(barrier)
                  : "memory");
 }
+__device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map, int x, int y, int z,
+                                            uint32_t barrier)
+{
+    asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.mbarrier::complete_tx::bytes "
+                 "[%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(barrier)
+                 : "memory");
+}
+
+// ---- copies out of shared memory ----
+
+__device__ __forceinline__ void tensor_store(const CUtensorMap *map, int x, int y, int z,
+                                             uint32_t from)
+{
+    asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(
+                     map),
+                 "r"(x), "r"(y), "r"(z), "r"(from)
+                 : "memory");
+}
+__device__ __forceinline__ void bulk_commit()
+{
+    asm volatile("cp.async.bulk.commit_group;" ::: "memory");
+}
+// Until shared memory of all but PENDING of this thread's groups may be written again.
+template <int PENDING> __device__ __forceinline__ void bulk_wait_read()
+{
+    asm volatile("cp.async.bulk.wait_group.read %0;" ::"n"(PENDING) : "memory");
+}
+__device__ __forceinline__ void bulk_wait_all()
+{
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
+}
+
 // ---- ordinary accesses to shared memory ----
 
 __device__ __forceinline__ uint32_t load_shared(uint32_t address)
@@ -184,6 +229,13 @@ __device__ __forceinline__ void load_matrices_transposed(uint32_t address, uint3
     asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
                  : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
                  : "r"(address)
+                 : "memory");
+}
+
+__device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&r)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
                  : "memory");
 }
 

@@ -115,6 +115,42 @@ typedef struct esp_ops {
     esp_status (*add)(esp_device *device, float *x, const float *y, int64_t count);
 } esp_ops;
 
+/* ---- measurements ---- */
+
+/* Columns of activations of which few differ: token t of `all` is vector map[t] of `few`, both in
+ * `layout`; elements are `width` bytes. */
+typedef struct esp_spread {
+    esp_layout layout;
+    int64_t features, tokens, vectors;
+    size_t width;
+    const int32_t *map; /* [tokens] */
+    const void *few;
+    void *all;
+} esp_spread;
+
+/* The same the other way: how far Y is from what its vectors should be. */
+typedef struct esp_difference {
+    esp_layout layout;
+    int64_t rows, tokens, vectors;
+    esp_dtype dtype;
+    const int32_t *map;   /* [tokens] */
+    const void *few;      /* expected, of each vector */
+    const double *bounds; /* [rows][vectors] allowed; NULL: none */
+    const void *all;
+} esp_difference;
+
+/* On host memory. The worst |difference| over its bound: above 1, or NaN, is wrong. */
+void esp_spread_host(const esp_spread *spread);
+double esp_differ_host(const esp_difference *difference);
+
+/* Times that ship with a back end for devices of one kind: of the fastest sparse kernel, and of
+ * the dense one beside it. */
+typedef struct esp_shipped_times {
+    int64_t tokens; /* they were measured at */
+    const esp_kernel *sparse, *dense;
+    double sparse_us, dense_us;
+} esp_shipped_times;
+
 /* ---- back ends ---- */
 
 struct esp_backend {
@@ -145,6 +181,22 @@ struct esp_backend {
     esp_status (*download)(esp_device *device, void *to, const void *from, size_t bytes,
                            esp_error *error);
     esp_status (*wait)(esp_device *device, esp_error *error);
+    /* Every byte of device memory; NULL: memset. */
+    esp_status (*fill)(esp_device *device, void *memory, int byte, size_t bytes, esp_error *error);
+    /* Recorded work, see esp_record; all NULL where work is done when its call returns and the
+     * host's clock times it. */
+    esp_status (*record)(esp_device *device, esp_work_fn work, void *user, void **state,
+                         esp_error *error);
+    esp_status (*replay)(esp_device *device, void *state, int repeats, double *us,
+                         esp_error *error);
+    void (*recording_free)(esp_device *device, void *state);
+    /* Operands of a measurement and its results, in device memory; NULL: by the host. */
+    esp_status (*spread)(esp_device *device, const esp_spread *spread, esp_error *error);
+    esp_status (*differ)(esp_device *device, const esp_difference *difference, double *worst,
+                         esp_error *error);
+    /* What was measured on such a device near the problem; false: nothing. NULL: never. */
+    bool (*shipped_times)(const esp_device *device, const esp_matmul_problem *problem,
+                          esp_shipped_times *times);
 };
 
 #endif

@@ -142,6 +142,16 @@ esp_status esp_device_wait(esp_device *device, esp_error *error)
     return device->backend->wait != NULL ? device->backend->wait(device, error) : ESP_OK;
 }
 
+esp_status esp_device_fill(esp_device *device, void *memory, int byte, size_t bytes,
+                           esp_error *error)
+{
+    if (device->backend->fill != NULL) {
+        return device->backend->fill(device, memory, byte, bytes, error);
+    }
+    memset(memory, byte, bytes);
+    return ESP_OK;
+}
+
 /* ---- identity ---- */
 
 /* No '|' (it separates), nothing that does not print. */
@@ -174,7 +184,9 @@ static void describe(esp_device *device, char text[ESP_DEVICE_IDENTITY_MAX])
     for (int i = 0; i < count; i++) {
         const esp_device_info *info = &devices[i].info;
         if (strcmp(info->name, device->name) == 0) {
-            add_word(text, ESP_DEVICE_IDENTITY_MAX, "%s", info->name);
+            /* without its number: equal GPUs of one machine share their times */
+            add_word(text, ESP_DEVICE_IDENTITY_MAX, "%.*s", (int)strcspn(info->name, ":"),
+                     info->name);
             add_word(text, ESP_DEVICE_IDENTITY_MAX, "%s", info->description);
             add_word(text, ESP_DEVICE_IDENTITY_MAX, "threads %d", info->threads);
             add_word(text, ESP_DEVICE_IDENTITY_MAX, "memory %.0f GiB",

@@ -96,7 +96,8 @@ static esp_plan make(const plan_search *search, const plan_best *best, const pla
     }
     const esp_kernel *sparse = best->sparse.kernel, *dense = best->dense.kernel;
     plan.reason = (esp_plan_reason){.us = plan_best_us(best, chosen),
-                                    .tuned_tokens = best->tuned ? search->group->tokens : 0,
+                                    .tuned_tokens = best->tuned ? plan_search_tokens(search) : 0,
+                                    .shipped = best->tuned && search->is_shipped,
                                     .sparse_kernel = sparse != NULL ? sparse->name : NULL,
                                     .dense_kernel = dense != NULL ? dense->name : NULL,
                                     .sparse_us = plan_best_us(best, &best->sparse),
@@ -157,7 +158,7 @@ esp_status esp_plan_explain(esp_device *device, const esp_matmul_problem *proble
             .chosen = view.kernel == chosen->kernel && !forbidden,
             .predicted_us = view.predicted_us,
             .tuned_us = view.tuned_us,
-            .tuned_tokens = view.tuned_us > 0 ? search.group->tokens : 0,
+            .tuned_tokens = view.tuned_us > 0 ? plan_search_tokens(&search) : 0,
         };
     }
     plan_search_end(&search);

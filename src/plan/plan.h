@@ -32,6 +32,10 @@ ESP_MUST_CHECK esp_status esp_plan_fill(esp_device *device, const esp_matmul_pro
                                         const esp_plan_options *options, esp_plan *plan,
                                         esp_error *error);
 
+/* Every byte of device memory. */
+ESP_MUST_CHECK esp_status esp_device_fill(esp_device *device, void *memory, int byte, size_t bytes,
+                                          esp_error *error);
+
 /* ---- tuning table ---- */
 
 /* The text that names a problem's family in the table: the problem at one token. */

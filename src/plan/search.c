@@ -54,6 +54,9 @@ esp_status plan_search_begin(plan_search *search, esp_device *device,
     made.dense = made.problem;
     made.dense.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
     made.group = options->ignore_tuning ? NULL : find_times(device, &made.problem);
+    made.is_shipped = !options->ignore_tuning && made.group == NULL &&
+                      device->backend->shipped_times != NULL &&
+                      device->backend->shipped_times(device, &made.problem, &made.shipped);
     *search = made;
     return ESP_OK;
 }
@@ -63,6 +66,26 @@ void plan_search_end(plan_search *search)
     if (search->group != NULL) {
         pthread_mutex_unlock(&search->device->context->tuning.lock);
     }
+}
+
+int64_t plan_search_tokens(const plan_search *search)
+{
+    return search->group != NULL ? search->group->tokens
+           : search->is_shipped  ? search->shipped.tokens
+                                 : 0;
+}
+
+/* 0: not measured. */
+static double measured_us(const plan_search *search, const esp_kernel *kernel)
+{
+    const esp_shipped_times *shipped = &search->shipped;
+    if (search->group != NULL) {
+        return 1e-3 * (double)esp_tuning_group_find(search->group, kernel->name);
+    }
+    return !search->is_shipped         ? 0
+           : kernel == shipped->sparse ? shipped->sparse_us
+           : kernel == shipped->dense  ? shipped->dense_us
+                                       : 0;
 }
 
 plan_view plan_search_look(const plan_search *search, const esp_kernel *kernel)
@@ -85,9 +108,7 @@ plan_view plan_search_look(const plan_search *search, const esp_kernel *kernel)
     }
     if (view.why_not == NULL) {
         view.predicted_us = kernel->score_us(kernel, search->device, view.problem);
-        if (search->group != NULL) {
-            view.tuned_us = 1e-3 * (double)esp_tuning_group_find(search->group, kernel->name);
-        }
+        view.tuned_us = measured_us(search, kernel);
     }
     return view;
 }

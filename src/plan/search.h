@@ -22,6 +22,8 @@ typedef struct plan_search {
     unsigned forms;
     esp_matmul_problem problem, dense; /* compute resolved */
     const esp_tuning_group *group;     /* measured times that apply; NULL: none */
+    bool is_shipped;                   /* none, but the back end has some of its own: */
+    esp_shipped_times shipped;
 } plan_search;
 
 ESP_MUST_CHECK esp_status plan_search_begin(plan_search *search, esp_device *device,
@@ -38,6 +40,8 @@ typedef struct plan_best {
 } plan_best;
 plan_best plan_search_best(const plan_search *search);
 /* The faster of the two; at equal time sparse. */
+/* At which the times that applied were measured; 0: none did. */
+int64_t plan_search_tokens(const plan_search *search);
 const plan_view *plan_best_of_both(const plan_best *best);
 double plan_best_us(const plan_best *best, const plan_view *view);
 

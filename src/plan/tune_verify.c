@@ -10,42 +10,36 @@
 
 #define EPS 0x1p-23 /* twice the unit roundoff: first-order terms with room for the others */
 
-static esp_matmul_problem shown_problem(const tune_job *job, tune_numbers numbers)
+static esp_matmul_problem shown_problem(const esp_matmul_problem *problem, tune_numbers numbers)
 {
-    esp_matmul_problem problem = job->problem;
+    esp_matmul_problem shown = *problem;
     if (numbers == TUNE_INTEGERS) {
-        problem.epilogue &= ESP_EP_SCALE | ESP_EP_BIAS | ESP_EP_RELU | ESP_EP_RESIDUAL;
+        shown.epilogue &= ESP_EP_SCALE | ESP_EP_BIAS | ESP_EP_RELU | ESP_EP_RESIDUAL;
     }
-    return problem;
-}
-
-static esp_status run(const tune_job *job, const esp_plan *plan, const esp_packed *weight, bool few,
-                      void *workspace, esp_error *error)
-{
-    esp_matmul_args args = {.weight = weight,
-                            .x = few ? job->few_x : job->x,
-                            .y = few ? job->few_y : job->y,
-                            .scale = job->scale,
-                            .bias = job->bias,
-                            .residual = few ? job->few_residual : job->residual,
-                            .workspace = workspace};
-    return esp_matmul_run(plan, &args, error);
+    return shown;
 }
 
 static esp_status run_reference(tune_job *job, tune_numbers numbers, esp_error *error)
 {
-    esp_matmul_problem problem = shown_problem(job, numbers);
+    esp_matmul_problem problem = shown_problem(&job->problem, numbers);
     const esp_plan_options options = ESP_PLAN_OPTIONS_INIT;
+    const tune_memory *host = &job->host;
     esp_packed *weight = NULL;
     esp_plan plan;
     problem.tokens = job->vectors;
     ESP_TRY(esp_plan_fill(job->ref, &problem, &options, &plan, error));
     ESP_TRY(esp_pack(job->ref, job->sparse, &weight, error));
-    void *workspace = esp_alloc(job->context, plan.workspace_bytes);
-    esp_status status = workspace != NULL
-                            ? run(job, &plan, weight, true, workspace, error)
+    esp_matmul_args args = {.weight = weight,
+                            .x = host->few_x,
+                            .y = host->few_y,
+                            .scale = host->scale,
+                            .bias = host->bias,
+                            .residual = host->few_residual,
+                            .workspace = esp_alloc(job->context, plan.workspace_bytes)};
+    esp_status status = args.workspace != NULL
+                            ? esp_matmul_run(&plan, &args, error)
                             : esp_fail_memory(error, plan.workspace_bytes, "a workspace");
-    esp_release(job->context, workspace);
+    esp_release(job->context, args.workspace);
     esp_packed_free(weight);
     return status;
 }
@@ -79,11 +73,11 @@ static double linear_bound(const tune_job *job, int64_t o, double sum, double *s
     unsigned epilogue = job->problem.epilogue;
     double magnitude = sum, bound = (double)(job->problem.in_features + 2) * EPS / 2 * sum;
     if ((epilogue & ESP_EP_SCALE) != 0) {
-        magnitude *= fabs((double)job->scale[o]);
-        bound = bound * fabs((double)job->scale[o]) + EPS * magnitude;
+        magnitude *= fabs((double)job->host.scale[o]);
+        bound = bound * fabs((double)job->host.scale[o]) + EPS * magnitude;
     }
     if ((epilogue & ESP_EP_BIAS) != 0) {
-        magnitude += fabs((double)job->bias[o]);
+        magnitude += fabs((double)job->host.bias[o]);
         bound += EPS * magnitude;
     }
     *size = magnitude;
@@ -107,14 +101,14 @@ static double output_bound(const tune_job *job, int64_t o, int64_t r, const doub
         bound = linear_bound(job, o, sums[r], &size) * slope + 8 * EPS * size;
     }
     if ((problem->epilogue & ESP_EP_RESIDUAL) != 0) {
-        double residual = (double)esp_weight_at(problem->out_type, job->few_residual, at);
+        double residual = (double)esp_weight_at(problem->out_type, job->host.few_residual, at);
         bound += EPS * (size + fabs(residual));
     }
     double step = problem->out_type == ESP_F32   ? EPS
                   : problem->out_type == ESP_F16 ? 0x1p-10
                                                  : 0x1p-7;
     double smallest = problem->out_type == ESP_F16 ? 0x1p-24 : 0x1p-126;
-    double expected = (double)esp_weight_at(problem->out_type, job->few_y, at);
+    double expected = (double)esp_weight_at(problem->out_type, job->host.few_y, at);
     return bound + step * (fabs(expected) + bound) + smallest;
 }
 
@@ -134,7 +128,7 @@ static esp_status find_bounds(tune_job *job, esp_error *error)
     for (int64_t r = 0; r < job->vectors; r++) {
         for (int64_t f = 0; f < in; f++) {
             int64_t at = place(problem->x_layout, in, job->vectors, f, r);
-            x[r * in + f] = fabsf(esp_weight_at(problem->act_type, job->few_x, at));
+            x[r * in + f] = fabsf(esp_weight_at(problem->act_type, job->host.few_x, at));
         }
     }
     for (int64_t o = 0; o < rows; o++) {
@@ -143,47 +137,74 @@ static esp_status find_bounds(tune_job *job, esp_error *error)
             row_magnitudes(job, 2 * o + 1, x, w, sums[1]);
         }
         for (int64_t r = 0; r < job->vectors; r++) {
-            job->bounds[o * job->vectors + r] = output_bound(job, o, r, sums[0], sums[1]);
+            job->host.bounds[o * job->vectors + r] = output_bound(job, o, r, sums[0], sums[1]);
         }
     }
     esp_release(job->context, x);
     return ESP_OK;
 }
 
+esp_status tune_expect(tune_job *job, tune_numbers numbers, esp_error *error)
+{
+    const esp_matmul_problem *problem = &job->problem;
+    size_t outputs = (size_t)tune_rows(problem) * (size_t)job->vectors;
+    ESP_TRY(run_reference(job, numbers, error));
+    if (numbers == TUNE_REALS) {
+        ESP_TRY(find_bounds(job, error));
+        ESP_TRY(esp_device_upload(job->device, job->mirror.bounds, job->host.bounds,
+                                  outputs * sizeof *job->host.bounds, error));
+    }
+    size_t y_bytes =
+        (size_t)problem->out_features * (size_t)job->vectors * esp_dtype_bytes(problem->out_type);
+    return esp_device_upload(job->device, job->mirror.few_y, job->host.few_y, y_bytes, error);
+}
+
 /* ---- comparing ---- */
 
 /* The largest difference of any output over its bound; above 1, or NaN: wrong. */
-static double compare(const tune_job *job, tune_numbers numbers)
+static esp_status compare(tune_job *job, const esp_matmul_problem *problem, tune_numbers numbers,
+                          double *worst, esp_error *error)
 {
-    esp_matmul_problem problem = shown_problem(job, numbers);
-    int64_t rows = tune_rows(&problem);
-    double worst = 0;
-    for (int64_t o = 0; o < rows; o++) {
-        for (int64_t t = 0; t < problem.tokens; t++) {
-            int64_t v = tune_vector(job, t);
-            int64_t at = place(problem.y_layout, rows, problem.tokens, o, t);
-            int64_t few = place(problem.y_layout, rows, job->vectors, o, v);
-            float got = esp_weight_at(problem.out_type, job->y, at);
-            float wanted = esp_weight_at(problem.out_type, job->few_y, few);
-            double off = got == wanted              ? 0
-                         : numbers == TUNE_INTEGERS ? (double)INFINITY
-                                                    : fabs((double)got - (double)wanted) /
-                                                          job->bounds[o * job->vectors + v];
-            if (!(off <= worst)) { /* NaN comes through, and stays */
-                worst = off;
-                if (isnan(off)) {
-                    return off;
-                }
-            }
-        }
+    esp_difference difference = {.layout = problem->y_layout,
+                                 .rows = tune_rows(problem),
+                                 .tokens = problem->tokens,
+                                 .vectors = job->vectors,
+                                 .dtype = problem->out_type,
+                                 .map = job->mirror.map,
+                                 .few = job->mirror.few_y,
+                                 .bounds = numbers == TUNE_REALS ? job->mirror.bounds : NULL,
+                                 .all = job->y};
+    if (job->device->backend->differ != NULL) {
+        return job->device->backend->differ(job->device, &difference, worst, error);
     }
-    return worst;
+    *worst = esp_differ_host(&difference);
+    return ESP_OK;
 }
 
-static esp_status verify_one(tune_job *job, tune_numbers numbers, const esp_packed *weight,
+/* Y and the workspace hold NaN before: what is not written shows. */
+static esp_status run(tune_job *job, const esp_plan *plan, esp_error *error)
+{
+    const tune_memory *mirror = &job->mirror;
+    const esp_matmul_problem *problem = &plan->problem;
+    esp_matmul_args args = {.weight = job->weight,
+                            .x = job->x,
+                            .y = job->y,
+                            .scale = mirror->scale,
+                            .bias = mirror->bias,
+                            .residual = job->residual,
+                            .workspace = job->workspace};
+    size_t y_bytes = (size_t)problem->out_features * (size_t)problem->tokens *
+                     esp_dtype_bytes(problem->out_type);
+    ESP_TRY(esp_device_fill(job->device, job->y, 0xff, y_bytes, error));
+    ESP_TRY(esp_device_fill(job->device, job->workspace, 0xff, plan->workspace_bytes, error));
+    ESP_TRY(esp_matmul_run(plan, &args, error));
+    return esp_device_wait(job->device, error);
+}
+
+static esp_status verify_one(tune_job *job, const tune_point *point, tune_numbers numbers,
                              tune_runner *runner, esp_error *error)
 {
-    esp_matmul_problem problem = shown_problem(job, numbers);
+    esp_matmul_problem problem = shown_problem(&point->problem, numbers);
     esp_plan_options options = {.kernel_glob = runner->candidate.kernel,
                                 .forms = ESP_FORM_SPARSE | ESP_FORM_DENSE,
                                 .ignore_tuning = true};
@@ -192,44 +213,30 @@ static esp_status verify_one(tune_job *job, tune_numbers numbers, const esp_pack
         runner->refused = "it cannot run the product without its activation";
         return ESP_OK;
     }
-    void *workspace = esp_alloc(job->context, plan.workspace_bytes);
-    if (workspace == NULL) {
-        return esp_fail_memory(error, plan.workspace_bytes, "a workspace");
-    }
-    memset(job->y, 0xff, job->y_bytes); /* NaN: what is not written shows */
-    memset(workspace, 0xff, plan.workspace_bytes);
-    esp_status status = run(job, &plan, weight, false, workspace, error);
-    esp_release(job->context, workspace);
+    ESP_TRY(tune_workspace(job, plan.workspace_bytes, error));
+    esp_status status = run(job, &plan, error);
     if (status != ESP_OK) {
         runner->refused = "it failed to run";
         return status == ESP_OUT_OF_MEMORY ? status : (esp_status)ESP_OK;
     }
-    double error_over_bound = compare(job, numbers);
-    if (!(error_over_bound <= 1)) {
+    ESP_TRY(compare(job, &problem, numbers, &runner->error, error));
+    if (!(runner->error <= 1)) {
         runner->refused = numbers == TUNE_INTEGERS
                               ? "it differs from the reference on integers"
                               : "it differs from the reference by more than rounding";
     }
-    runner->error = error_over_bound;
     return ESP_OK;
 }
 
-esp_status tune_verify(tune_job *job, tune_numbers numbers, esp_error *error)
+esp_status tune_verify(tune_job *job, tune_point *point, tune_numbers numbers, esp_error *error)
 {
-    esp_packed *weight = NULL;
-    const esp_pack_options forms = {ESP_FORM_SPARSE | ESP_FORM_DENSE};
-    ESP_TRY(run_reference(job, numbers, error));
-    if (numbers == TUNE_REALS) {
-        ESP_TRY(find_bounds(job, error));
-    }
-    ESP_TRY(esp_pack_with(job->device, job->sparse, &forms, &weight, error));
-    esp_status status = ESP_OK;
-    for (int i = 0; i < job->count && status == ESP_OK; i++) {
-        status = tune_step(job, "verifying", error);
-        if (status == ESP_OK && job->runners[i].refused == NULL) {
-            status = verify_one(job, numbers, weight, &job->runners[i], error);
+    esp_matmul_problem shown = shown_problem(&point->problem, numbers);
+    ESP_TRY(tune_operands_spread(job, &shown, error));
+    for (int i = 0; i < point->count; i++) {
+        ESP_TRY(tune_step(job, "verifying", error));
+        if (point->runners[i].refused == NULL) {
+            ESP_TRY(verify_one(job, point, numbers, &point->runners[i], error));
         }
     }
-    esp_packed_free(weight);
-    return status;
+    return ESP_OK;
 }

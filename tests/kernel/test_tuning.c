@@ -288,16 +288,43 @@ static void tunes(test_run *run)
     esp_matmul_problem problem = problem_of(run, texts[0]);
     const esp_tune_options wrong = {.rounds = -1};
     CHECK_FAILS(esp_tune(device, &problem, &wrong, error), ESP_BAD_ARGUMENT, "tune.bad_rounds");
-    const esp_backend *real = device->backend;
-    esp_backend elsewhere = *real;
-    elsewhere.name = "elsewhere";
-    device->backend = &elsewhere;
-    CHECK_FAILS(esp_tune(device, &problem, NULL, error), ESP_UNSUPPORTED, "tune.device_memory");
-    device->backend = real;
+    CHECK_FAILS(esp_tune_tokens(device, &problem, &problem.tokens, 0, NULL, error),
+                ESP_BAD_ARGUMENT, "tune.no_tokens");
     problem = problem_of(run, "matmul/2:4/f32/1x4000000x1");
     CHECK_FAILS(esp_tune(device, &problem, NULL, error), ESP_UNSUPPORTED, "tune.too_wide");
     problem.tokens = 0;
     CHECK_FAILS(esp_tune(device, &problem, NULL, error), ESP_BAD_ARGUMENT, "problem.bad_sizes");
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* One weight and one reference for all: fewer tokens than vectors, and more, in any order. */
+static void tunes_many_token_counts(test_run *run)
+{
+    static const char *const texts[] = {"matmul/64:2:8/bf16/96x64x5/a:f32/ep:swiglu+residual",
+                                        "matmul/2:4/f32/32x40x70/x:tok/y:tok/ep:scale+silu"};
+    static const int64_t tokens[] = {33, 1, 300, 7};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = NULL;
+    REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
+    for (int i = 0; i < ESP_COUNT(texts); i++) {
+        seen_results seen = {0};
+        const esp_tune_options options = {
+            .rounds = 1, .rotate_bytes = -1, .on_result = see, .user = &seen};
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        test_sub(run, "%s", texts[i]);
+        CHECK_OK(esp_tune_tokens(device, &problem, tokens, 4, &options, error));
+        CHECK_INT(seen.refused, 0);
+        CHECK(seen.entered >= 8);
+        CHECK_INT(esp_tuning_count(context), 4 * (i + 1));
+        for (int k = 0; k < 4; k++) {
+            esp_plan *plan = NULL;
+            problem.tokens = tokens[k];
+            REQUIRE_OK(esp_plan_create(device, &problem, NULL, &plan, error));
+            CHECK_INT(esp_plan_get_reason(plan).tuned_tokens, tokens[k]);
+            esp_plan_free(plan);
+        }
+    }
     esp_device_close(device);
     test_context_free(run, context);
 }
@@ -466,6 +493,7 @@ static const test_case cases[] = {
     {"later_wins", later_wins},
     {"reading_runs_out_of_memory", reading_runs_out_of_memory},
     {"tunes", tunes},
+    {"tunes_many_token_counts", tunes_many_token_counts},
     {"wrong_kernels_stay_out", wrong_kernels_stay_out},
     {"tuning_is_cancelled", tuning_is_cancelled},
     {"tuning_runs_out_of_memory", tuning_runs_out_of_memory},

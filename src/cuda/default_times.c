@@ -1,0 +1,114 @@
+/* Times that ship with the library, for GPUs of a kind that was measured: without a tuning file a
+ * plan then chooses by them, else by scores. They were measured with X and Y feature-major and no
+ * epilogue; what dense products need besides is added by what it moves. bf16 takes f16's times:
+ * both run the same instructions at the same rate.
+ *
+ * The tables are made by tools/default_times.pl from tuning files of tools/default_times.sh. A
+ * kernel that is no more, or cannot run the problem, makes its entry void. */
+#include <stdio.h>
+
+#include "cuda/room.h"
+
+#include "cuda/default_times.inc"
+
+static const cuda_times *table_of(const cuda_times *tables, const esp_device *device)
+{
+    const cuda_state *state = device->state;
+    for (; tables->gpu != NULL; tables++) {
+        if (strcmp(tables->gpu, state->facts.name) == 0) {
+            return tables;
+        }
+    }
+    return NULL;
+}
+
+static const cuda_times_family *family_of(const cuda_times *table,
+                                          const esp_matmul_problem *problem)
+{
+    char pattern[ESP_PATTERN_TEXT_MAX], key[ESP_PATTERN_TEXT_MAX + 48];
+    esp_pattern_print(&problem->pattern, pattern);
+    snprintf(key, sizeof key, "%s/%lldx%lld", pattern, (long long)problem->out_features,
+             (long long)problem->in_features);
+    for (const cuda_times_family *of = table->families; of->key != NULL; of++) {
+        if (strcmp(of->key, key) == 0) {
+            return of;
+        }
+    }
+    return NULL;
+}
+
+/* By ratio, as a tuning table chooses; of two equally near ones the smaller. */
+static const cuda_times_point *nearest(const cuda_times_family *of, int64_t tokens)
+{
+    const cuda_times_point *best = NULL;
+    double best_ratio = ESP_TUNING_REACH;
+    for (const cuda_times_point *at = of->points; at->tokens > 0; at++) {
+        double a = (double)at->tokens, b = (double)tokens, ratio = a < b ? b / a : a / b;
+        if (ratio < best_ratio || (best == NULL && ratio <= best_ratio)) {
+            best = at;
+            best_ratio = ratio;
+        }
+    }
+    return best;
+}
+
+/* "panel/sm90_few" and f16: matmul_panel_f16_f16__cuda_sm90_few; NULL: it is no more. */
+static const esp_kernel *kernel_named(const char *short_name, esp_dtype type)
+{
+    char name[128];
+    const char *text = esp_dtype_short_name(type), *slash = strchr(short_name, '/');
+    snprintf(name, sizeof name, "matmul_%.*s_%s_%s__cuda_%s", (int)(slash - short_name), short_name,
+             text, text, slash + 1);
+    for (int i = 0; esp_cuda_kernels[i] != NULL; i++) {
+        if (strcmp(esp_cuda_kernels[i]->name, name) == 0) {
+            return esp_cuda_kernels[i];
+        }
+    }
+    return NULL;
+}
+
+/* Sums that cuBLASLt leaves in f32, read and written by a kernel that follows. */
+static double epilogue_us(const esp_kernel *dense, const esp_device *device,
+                          const esp_matmul_problem *problem)
+{
+    double outputs = (double)problem->out_features * (double)problem->tokens;
+    double width = (double)esp_dtype_bytes(problem->out_type);
+    if (strcmp(dense->level, "cublaslt") != 0 || cuda_dense_is_direct(problem)) {
+        return 0;
+    }
+    return 2 + cuda_memory_us(device, (8 + width) * outputs); /* f32 out and in, Y */
+}
+
+bool cuda_times_find(const cuda_times *tables, const esp_device *device,
+                     const esp_matmul_problem *problem, esp_shipped_times *times)
+{
+    const cuda_times *table = table_of(tables, device);
+    esp_dtype type = problem->weight_type;
+    if (table == NULL || problem->pattern.kind == ESP_PATTERN_DENSE ||
+        problem->x_layout != ESP_FEATURE_MAJOR || (type != ESP_F16 && type != ESP_BF16)) {
+        return false;
+    }
+    const cuda_times_family *of = family_of(table, problem);
+    const cuda_times_point *at = of != NULL ? nearest(of, problem->tokens) : NULL;
+    if (at == NULL) {
+        return false;
+    }
+    const esp_kernel *sparse = kernel_named(table->names[at->sparse], type);
+    const esp_kernel *dense = kernel_named(table->names[at->dense], type);
+    if (sparse == NULL || dense == NULL || sparse->why_not(sparse, device, problem) != NULL) {
+        return false;
+    }
+    *times =
+        (esp_shipped_times){.tokens = at->tokens,
+                            .sparse = sparse,
+                            .dense = dense,
+                            .sparse_us = (double)at->sparse_us,
+                            .dense_us = (double)at->dense_us + epilogue_us(dense, device, problem)};
+    return true;
+}
+
+bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
+                        esp_shipped_times *times)
+{
+    return cuda_times_find(cuda_shipped, device, problem, times);
+}

@@ -1,0 +1,121 @@
+// What the parts of the panel kernels (sm90_panel.cuh) share: the shape of a kernel, the order of
+// tiles, the ring of stages and where everything lies in shared memory.
+#ifndef ESP_CUDA_SM90_PANEL_PARTS_CUH
+#define ESP_CUDA_SM90_PANEL_PARTS_CUH
+
+#include "cuda/epilogue.cuh"
+#include "cuda/launch.cuh"
+#include "cuda/sm90_ptx.cuh"
+
+namespace panel
+{
+
+enum loading { GATHER, FEATURES, TOKENS };
+
+constexpr int LOADERS = 128, LOADER_WARPS = 4;
+constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
+constexpr uint32_t CHUNK_BYTES = 4096; // 64 rows x 32 tokens on their way out
+
+// Two consumers of BLOCKS x 64 rows x N tokens. How they share the work:
+enum sharing {
+    BY_ROWS,   // the blocks of a tile are dealt between them
+    BY_TOKENS, // the tokens of a tile are
+    IN_TURNS   // each has its own tiles, so that one multiplies while the other's sums leave
+};
+
+// CHUNKS of each consumer may be on their way out.
+template <bool BF16_, int BLOCKS_, int N_, sharing SHARING_, int STAGES_, int CHUNKS_,
+          loading LOADING_>
+struct config {
+    static constexpr bool BF16 = BF16_;
+    static constexpr int BLOCKS = BLOCKS_, N = N_, STAGES = STAGES_, CHUNKS = CHUNKS_;
+    static constexpr sharing SHARING = SHARING_;
+    static constexpr loading LOADING = LOADING_;
+    static constexpr int GROUPS = 2, WARPS = 4 * GROUPS, THREADS = 128 * GROUPS + LOADERS;
+    static constexpr int READERS = SHARING == IN_TURNS ? 4 : WARPS; // warps that free a stage
+    static constexpr int TILE_BLOCKS = SHARING == BY_ROWS ? 2 * BLOCKS : BLOCKS;
+    static constexpr int TILE_TOKENS = SHARING == BY_TOKENS ? 2 * N : N;
+    static constexpr uint32_t X_BYTES = TILE_TOKENS * 128, W_BYTES = TILE_BLOCKS * GPU_STEP_BYTES;
+    static constexpr uint32_t W_AT = STAGES * X_BYTES;
+    static constexpr uint32_t LEAVING_AT = (W_AT + STAGES * W_BYTES + 1023) / 1024 * 1024;
+    static constexpr uint32_t STRIP_BYTES =
+        WARPS * STRIP_FLOATS * 4; // chunks and strips share the place
+    static constexpr uint32_t CHUNKS_BYTES = GROUPS * CHUNKS * CHUNK_BYTES;
+    static constexpr uint32_t LEAVING_BYTES =
+        CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
+    static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
+    static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
+    static_assert(SHARED <= 232448, "more shared memory than a block can have");
+};
+
+// How the copy engine sees the operands.
+struct maps {
+    CUtensorMap weights, x, y;
+};
+
+struct tiles {
+    int of_panel; // row tiles of a panel
+    int rows, tokens;
+    int group; // row tiles that go through all tokens before the next do, so that their weights
+               // stay in the L2
+};
+
+// A tile, from its place in the order of all tiles. Neighbours share tokens, not rows.
+struct tile {
+    int panel, block, token;
+};
+
+template <class C> __device__ __forceinline__ tile tile_at(const tiles &all, int index)
+{
+    int of_group = all.group * all.tokens, first = index / of_group * all.group;
+    int inside = index % of_group, width = min(all.group, all.rows - first);
+    int row = first + inside % width, token = inside / width;
+    return {row / all.of_panel, row % all.of_panel * C::TILE_BLOCKS, token * C::TILE_TOKENS};
+}
+
+// A place in the ring; `parity` flips with each round.
+template <int STAGES> struct ring {
+    int stage = 0;
+    uint32_t parity = 0;
+    __device__ __forceinline__ void next()
+    {
+        if (++stage == STAGES) {
+            stage = 0;
+            parity ^= 1;
+        }
+    }
+    __device__ __forceinline__ void skip(int stages)
+    {
+        stage += stages;
+        parity ^= stage / STAGES & 1;
+        stage %= STAGES;
+    }
+    __device__ __forceinline__ int before() const
+    {
+        return stage == 0 ? STAGES - 1 : stage - 1;
+    }
+};
+
+template <class C> struct shared_map {
+    uint32_t base;
+    __device__ __forceinline__ uint32_t x(int stage) const
+    {
+        return base + stage * C::X_BYTES;
+    }
+    __device__ __forceinline__ uint32_t weights(int stage) const
+    {
+        return base + C::W_AT + stage * C::W_BYTES;
+    }
+    __device__ __forceinline__ uint32_t full(int stage) const
+    {
+        return base + C::BARRIERS_AT + stage * 8;
+    }
+    __device__ __forceinline__ uint32_t empty(int stage) const
+    {
+        return base + C::BARRIERS_AT + (C::STAGES + stage) * 8;
+    }
+};
+
+} // namespace panel
+
+#endif
