@@ -231,29 +231,6 @@ static void store_rows(const builder *b, int64_t group, int32_t *rows)
     }
 }
 
-/* A share ends with the first step by which it has its part of all fragments. */
-static void store_shares(block_order *order, int64_t band, int half)
-{
-    gpu_block_share *share = order->shares + (2 * band + half) * GPU_BLOCK_SHARES;
-    int step = order->band_steps[band], end = order->band_steps[band + 1];
-    if (step == end) {
-        return;
-    }
-    int64_t base = order->steps[step].first[half];
-    int64_t all = order->steps[end - 1].first[half] - base +
-                  __builtin_popcount(order->steps[end - 1].present >> (16 * half) & 0xffff);
-    int64_t taken = 0;
-    for (int i = 0; i < GPU_BLOCK_SHARES; i++) {
-        share[i].step = step;
-        share[i].fragment = (uint32_t)(base + taken);
-        while (step < end && taken * GPU_BLOCK_SHARES < (i + 1) * all) {
-            taken += __builtin_popcount(order->steps[step++].present >> (16 * half) & 0xffff);
-        }
-        share[i].end = step;
-        share[i].fragments_end = (uint32_t)(base + taken);
-    }
-}
-
 static void store_band(builder *b, int64_t group, int64_t band)
 {
     block_order *order = b->order;
@@ -274,8 +251,6 @@ static void store_band(builder *b, int64_t group, int64_t band)
     }
     order->band_steps[band + 1] = first_step + steps_of(order, units);
     store_rows(b, group, order->rows + band * GPU_BAND_ROWS);
-    store_shares(order, band, 0);
-    store_shares(order, band, 1);
 }
 
 /* ---- all of it ---- */
@@ -294,8 +269,7 @@ static esp_status make_room(esp_context *context, builder *b, esp_error *error)
                   {&b->columns_of, (size_t)b->columns, sizeof *b->columns_of},
                   {&b->blocks_of, of_band * (size_t)b->columns, sizeof *b->blocks_of},
                   {&b->order->band_steps, bands + 1, sizeof *b->order->band_steps},
-                  {&b->order->rows, bands * GPU_BAND_ROWS, sizeof *b->order->rows},
-                  {&b->order->shares, 2 * bands * GPU_BLOCK_SHARES, sizeof *b->order->shares}};
+                  {&b->order->rows, bands * GPU_BAND_ROWS, sizeof *b->order->rows}};
     for (int i = 0; i < ESP_COUNT(wanted); i++) {
         size_t bytes = (wanted[i].count + 1) * wanted[i].size;
         void *memory = esp_alloc_zero(context, bytes);
@@ -406,6 +380,5 @@ void cuda_block_order_free(esp_context *context, block_order *order)
     esp_release(context, order->band_steps);
     esp_release(context, order->rows);
     esp_release(context, order->sources);
-    esp_release(context, order->shares);
     *order = (block_order){0};
 }

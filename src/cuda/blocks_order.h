@@ -18,11 +18,10 @@ typedef struct block_order {
                                   * columns 16 to 64 */
     int bands, step_count;
     int64_t fragments;
-    gpu_block_step *steps;   /* [step_count + 1]: one more, so that a kernel may read ahead */
-    int32_t *band_steps;     /* [bands + 1] */
-    int32_t *rows;           /* [bands * 128] */
-    uint32_t *sources;       /* [fragments] */
-    gpu_block_share *shares; /* [bands * 2][GPU_BLOCK_SHARES] */
+    gpu_block_step *steps; /* [step_count + 1]: one more, so that a kernel may read ahead */
+    int32_t *band_steps;   /* [bands + 1] */
+    int32_t *rows;         /* [bands * 128] */
+    uint32_t *sources;     /* [fragments] */
 } block_order;
 
 /* "pack.too_large" and ESP_OUT_OF_MEMORY are the errors. */

@@ -23,8 +23,6 @@ static int upload_order(const block_order *order, gpu_blocks *to, char *memory)
          (const void **)(void *)&to->band_steps},
         {order->rows, (size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows,
          (const void **)(void *)&to->rows},
-        {order->shares, (size_t)order->bands * 2 * GPU_BLOCK_SHARES * sizeof *order->shares,
-         (const void **)(void *)&to->shares},
     };
     to->fragments = memory;
     memory += cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES);
@@ -42,8 +40,7 @@ static size_t packed_bytes(const block_order *order)
     return cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES) +
            cuda_round_up((size_t)(order->step_count + 1) * sizeof *order->steps) +
            cuda_round_up((size_t)(order->bands + 1) * sizeof *order->band_steps) +
-           cuda_round_up((size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows) +
-           cuda_round_up((size_t)order->bands * 2 * GPU_BLOCK_SHARES * sizeof *order->shares);
+           cuda_round_up((size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows);
 }
 
 /* Fragments stand first in the weight's memory. Values and sources lie on the device only while
@@ -101,8 +98,7 @@ esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse, esp_pa
                                   .in = lists.in,
                                   .unit = order.unit_columns,
                                   .narrow = order.unit_rows < GPU_HALF_ROWS,
-                                  .bands = order.bands,
-                                  .bytes = order.fragments * GPU_FRAGMENT_BYTES};
+                                  .bands = order.bands};
     if (status == ESP_OK) {
         int failed = upload_order(&order, &weight->blocks, weight->memory);
         failed = failed != 0 ? failed : pack_values(values, &order, weight->memory);

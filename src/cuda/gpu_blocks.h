@@ -30,13 +30,6 @@ typedef struct gpu_block_step {
     int32_t column[4]; /* of X, for each 16; `in` or more: none */
 } gpu_block_step;
 
-/* Steps and fragments of half a band that one of GPU_BLOCK_SHARES warps takes; even shares. */
-#define GPU_BLOCK_SHARES 8
-typedef struct gpu_block_share {
-    int32_t step, end;
-    uint32_t fragment, fragments_end;
-} gpu_block_share;
-
 typedef struct gpu_blocks {
     int64_t out, in;
     int unit;    /* columns of X that lie side by side: 16, 32 or 64 */
@@ -46,9 +39,7 @@ typedef struct gpu_blocks {
     const int32_t *band_steps; /* [bands + 1]: the first step of each band */
     const int32_t *rows;       /* [bands * 128]: output row of a stored row, -1: none; strips of 16
                                 * rows side by side */
-    const gpu_block_share *shares; /* [bands * 2][GPU_BLOCK_SHARES] */
     const void *fragments;
-    int64_t bytes; /* of them */
 } gpu_blocks;
 
 /* values: canonical, [blocks][block_rows][block_columns]. sources: for each fragment its number in

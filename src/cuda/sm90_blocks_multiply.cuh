@@ -63,8 +63,8 @@ template <class C> struct consumer {
         }
     }
 
-    // The 16 columns that COLUMNS has bits for. No branch stands between the products of a step: each would part
-    // them into groups of their own, and a group starts only when the one before has ended.
+    // The 16 columns that COLUMNS has bits for. No branch stands between the products of a step: with one, the
+    // compiler makes each a group of its own.
     template <int COLUMNS>
     __device__ __forceinline__ void multiply_columns(float (&sums)[C::TOKENS / 2],
                                                      const step_weights &now)
