@@ -1,14 +1,21 @@
-# Two commands: `make demo` and `make test`. Both do all the set-up and build out of tree.
+# `make demo` and `make test` do all the set-up and build out of tree; `make demo-minilm` also downloads
+# a model.
 JOBS ?= $(shell nproc)
 CUDA_FOR_DEMO = $(shell nvidia-smi -L 2>/dev/null | grep -q GPU && echo AUTO || echo OFF)
 
-.PHONY: demo test build format api-docs clean
+.PHONY: demo demo-minilm test build format api-docs clean
 
 demo:
 	@sh tools/setup.sh demo
 	@cmake --preset release -G Ninja -DESPALIER_CUDA=$(CUDA_FOR_DEMO) -DESPALIER_TESTS=OFF --log-level=WARNING
 	@cmake --build build --parallel $(JOBS) --target espalier_program
 	@sh tools/demo.sh build/espalier
+
+demo-minilm:
+	@sh tools/setup.sh demo
+	@cmake --preset release -G Ninja -DESPALIER_CUDA=$(CUDA_FOR_DEMO) -DESPALIER_TESTS=OFF --log-level=WARNING
+	@cmake --build build --parallel $(JOBS) --target espalier_program
+	@sh tools/demo_minilm.sh build/espalier
 
 test:
 	@sh tools/setup.sh test

@@ -12,8 +12,8 @@ typedef struct bench_args {
     const char *against;
     bool all_kernels;
     int64_t prompt_tokens, new_tokens;
-    const char *patterns, *text, *work;
-    int64_t max_tokens, context;
+    const char *patterns, *text, *images, *work;
+    int64_t max_tokens, max_images, context;
     int64_t seed;
     plan_args plan;
 } bench_args;
@@ -106,10 +106,14 @@ typedef struct model_row {
     const char *path;
     loaded_model loaded;
     esp_session *session;
+    esp_embedder *embedder; /* of an encoder, which has no session */
+    esp_vision *vision;     /* of a model of images, which has neither */
     int32_t *ids;
-    float *logits;
-    int64_t prompt_tokens, new_tokens;
-    double *prefill_s, *decode_s; /* per round */
+    float *pixels;                     /* of a batch of images */
+    float *outputs;                    /* logits, or vectors of texts, or results of images */
+    int64_t *lengths, texts;           /* of an encoder's batch; texts: or images */
+    int64_t prompt_tokens, new_tokens; /* an encoder's: of a text in the batch, of a text alone */
+    double *prefill_s, *decode_s;      /* per round */
     double prefill_rate, decode_rate;
     char prefill_kernels[KERNELS_TEXT_MAX], decode_kernels[KERNELS_TEXT_MAX];
     cli_record kernels; /* the same as JSON */
@@ -117,6 +121,8 @@ typedef struct model_row {
     cli_record explained; /* list, with --explain */
     bool has_eval;
     esp_eval_result eval;
+    bool has_image_eval;
+    esp_image_eval_result image_eval;
     int clamped; /* layers whose V was clamped */
 } model_row;
 
@@ -126,6 +132,10 @@ ESP_MUST_CHECK esp_status bench_row_open(cli_state *cli, model_row *row, bool wi
 /* Interleaved rounds over all rows, then medians. */
 ESP_MUST_CHECK esp_status bench_rows_measure(cli_state *cli, model_row *rows, int count,
                                              esp_error *error);
+/* What is measured: "prefill" and "decode", or an encoder's "batch" and "single"; the tokens of one
+ * product there. */
+const char *bench_phase(const model_row *row, int phase);
+int64_t bench_phase_tokens(const model_row *row, int phase);
 /* Gives back the model and its memory; what was measured stays. */
 void bench_row_release(model_row *row);
 void bench_row_close(model_row *row);

@@ -11,6 +11,7 @@
 #include <sys/stat.h>
 
 #include "bench.h"
+#include "images.h"
 #include "sizes.h"
 
 #define MAX_PATTERNS 16
@@ -28,6 +29,7 @@ typedef struct pattern_job {
     int count;
     char *text;
     size_t length;
+    opened_images *images; /* NULL: none are judged */
 } pattern_job;
 
 /* ---- patterns and folders ---- */
@@ -145,8 +147,20 @@ static esp_status prune_all(pattern_job *job, esp_error *error)
 
 /* ---- quality and speed ---- */
 
+static esp_status judge_images(pattern_job *job, model_row *row, esp_error *error)
+{
+    const model_row *dense = &job->rows[0];
+    TRY(opened_images_eval(job->images, row->loaded.model,
+                           row == dense ? NULL : dense->loaded.model, &row->image_eval, error));
+    row->has_image_eval = true;
+    return ESP_OK;
+}
+
 static esp_status evaluate_row(pattern_job *job, model_row *row, esp_error *error)
 {
+    if (job->images != NULL) {
+        return judge_images(job, row, error);
+    }
     if (job->text == NULL) {
         return ESP_OK;
     }
@@ -199,6 +213,24 @@ static double linear_ratio(const pattern_job *job, const model_row *row)
     return dense > 0 ? (double)row->loaded.info.linear_resident_bytes / (double)dense : (double)NAN;
 }
 
+/* Accuracy and KL of a classifier, cosine and relative error of an encoder. */
+static bool classifies(const model_row *row)
+{
+    return row->loaded.info.kind == ESP_MODEL_CLASSIFIER;
+}
+
+static void add_image_quality(const model_row *row, bool dense, cli_table *table)
+{
+    const esp_image_eval_result *eval = &row->image_eval;
+    if (classifies(row)) {
+        table_cell(table, "%.4f", (double)eval->top1 / (double)eval->images);
+        table_cell(table, "%.4f", dense ? 0.0 : eval->mean_kl);
+    } else {
+        table_cell(table, "%.4f", dense ? 1.0 : eval->mean_cosine);
+        table_cell(table, "%.4f", dense ? 0.0 : eval->relative_error);
+    }
+}
+
 static void add_row(const pattern_job *job, const model_row *row, cli_table *table)
 {
     const esp_model_info *info = &row->loaded.info;
@@ -214,6 +246,8 @@ static void add_row(const pattern_job *job, const model_row *row, cli_table *tab
         double perplexity = row->eval.perplexity;
         table_cell(table, "%.*f", perplexity < 1000 ? 3 : 0, perplexity);
         table_cell(table, "%.4f", row == dense ? 0.0 : row->eval.mean_kl);
+    } else if (row->has_image_eval) {
+        add_image_quality(row, row == dense, table);
     } else {
         table_cell(table, "-");
         table_cell(table, "-");
@@ -226,9 +260,25 @@ static void add_row(const pattern_job *job, const model_row *row, cli_table *tab
 
 static esp_status print_speed_table(const pattern_job *job, esp_error *error)
 {
-    static const char *const heads[] = {
-        "<pattern",    ">file bytes",  ">/dense",        ">resident", ">pruned layers", ">/dense",
-        ">perplexity", ">KL to dense", ">prefill tok/s", ">",         ">decode tok/s",  ">"};
+    char first[32], second[32];
+    snprintf(first, sizeof first, ">%s tok/s", bench_phase(&job->rows[0], 0));
+    snprintf(second, sizeof second, ">%s tok/s", bench_phase(&job->rows[0], 1));
+    const model_row *dense = &job->rows[0];
+    bool encodes = dense->has_image_eval && !classifies(dense);
+    const char *const heads[] = {"<pattern",
+                                 ">file bytes",
+                                 ">/dense",
+                                 ">resident",
+                                 ">pruned layers",
+                                 ">/dense",
+                                 encodes                 ? ">cosine"
+                                 : dense->has_image_eval ? ">top-1"
+                                                         : ">perplexity",
+                                 encodes ? ">error" : ">KL to dense",
+                                 first,
+                                 ">",
+                                 second,
+                                 ">"};
     cli_table table;
     table_begin(&table, COUNT(heads), heads);
     for (int i = 0; i < job->count; i++) {
@@ -257,8 +307,8 @@ static esp_status print_kernel_table(const pattern_job *job, esp_error *error)
         if (strcmp(row->prefill_kernels, row->decode_kernels) == 0) {
             add_kernels(&table, row, "both", row->prefill_kernels);
         } else {
-            add_kernels(&table, row, "prefill", row->prefill_kernels);
-            add_kernels(&table, row, "decode", row->decode_kernels);
+            add_kernels(&table, row, bench_phase(row, 0), row->prefill_kernels);
+            add_kernels(&table, row, bench_phase(row, 1), row->decode_kernels);
         }
     }
     printf("\n");
@@ -279,8 +329,8 @@ static void print_remarks(const pattern_job *job)
 {
     for (int i = 1; i < job->count; i++) {
         const model_row *row = &job->rows[i], *dense = &job->rows[0];
-        print_slower(row, "prefill", row->prefill_rate, dense->prefill_rate);
-        print_slower(row, "decode", row->decode_rate, dense->decode_rate);
+        print_slower(row, bench_phase(row, 0), row->prefill_rate, dense->prefill_rate);
+        print_slower(row, bench_phase(row, 1), row->decode_rate, dense->decode_rate);
         char prefix[80];
         snprintf(prefix, sizeof prefix, "%s ", row->label);
         bench_row_notes(job->cli, row, prefix);
@@ -302,15 +352,19 @@ static esp_status print_text(const pattern_job *job, esp_error *error)
     printf("%s: %s parameters, %s of them in linear layers\n", dense->path,
            size_count((double)info->parameters, all),
            size_count((double)info->linear_parameters, linear));
-    printf("device %s, compute %s, %d threads; prefill %lld tokens, decode %lld tokens, median of "
+    printf("device %s, compute %s, %d threads; %s %lld tokens, %s %lld tokens, median of "
            "%lld rounds\n",
            esp_device_name(job->cli->device), esp_compute_name(info->compute),
-           esp_context_threads(job->cli->context), (long long)dense->prompt_tokens,
-           (long long)dense->new_tokens, (long long)job->args->rounds);
+           esp_context_threads(job->cli->context), bench_phase(dense, 0),
+           (long long)(dense->texts > 0 ? bench_phase_tokens(dense, 0) : dense->prompt_tokens),
+           bench_phase(dense, 1), (long long)dense->new_tokens, (long long)job->args->rounds);
     if (dense->has_eval) {
         printf("text %s: %lld tokens scored, context %lld, stride %lld, prefix %lld\n",
                job->args->text, (long long)dense->eval.tokens, (long long)dense->eval.context,
                (long long)dense->eval.stride, (long long)dense->eval.prefix);
+    }
+    if (dense->has_image_eval) {
+        printf("images %s: %lld\n", job->args->images, (long long)dense->image_eval.images);
     }
     printf("\n");
     TRY(print_speed_table(job, error));
@@ -318,6 +372,18 @@ static esp_status print_text(const pattern_job *job, esp_error *error)
     printf("\n");
     print_remarks(job);
     return ESP_OK;
+}
+
+static void add_image_json(const model_row *row, bool dense, cli_record *record)
+{
+    const esp_image_eval_result *eval = &row->image_eval;
+    double unknown = (double)NAN, images = (double)eval->images;
+    record_int(record, "judged_images", eval->images);
+    record_real(record, "top1", classifies(row) ? (double)eval->top1 / images : unknown);
+    record_real(record, "top5", classifies(row) ? (double)eval->top5 / images : unknown);
+    record_real(record, "image_kl", classifies(row) && !dense ? eval->mean_kl : unknown);
+    record_real(record, "mean_cosine", dense ? unknown : eval->mean_cosine);
+    record_real(record, "relative_error", dense ? unknown : eval->relative_error);
 }
 
 static esp_status print_json(pattern_job *job, esp_error *error)
@@ -336,8 +402,16 @@ static esp_status print_json(pattern_job *job, esp_error *error)
         record_real(&record, "bits_per_byte", row->has_eval ? row->eval.bits_per_byte : unknown);
         record_real(&record, "mean_kl",
                     row->has_eval && row != dense ? row->eval.mean_kl : unknown);
-        record_real(&record, "prefill_ratio_to_dense", row->prefill_rate / dense->prefill_rate);
-        record_real(&record, "decode_ratio_to_dense", row->decode_rate / dense->decode_rate);
+        if (row->has_image_eval) {
+            add_image_json(row, row == dense, &record);
+        }
+        const double ratios[] = {row->prefill_rate / dense->prefill_rate,
+                                 row->decode_rate / dense->decode_rate};
+        for (int phase = 0; phase < 2; phase++) {
+            char key[40];
+            snprintf(key, sizeof key, "%s_ratio_to_dense", bench_phase(row, phase));
+            record_real(&record, key, ratios[phase]);
+        }
         TRY(record_print(&record, error));
     }
     return ESP_OK;
@@ -350,7 +424,11 @@ static esp_status run_job(pattern_job *job, const char *model, esp_error *error)
         TRY(load_text(job->args->text, &job->text, &job->length, error));
     }
     job->rows[0].path = model;
-    TRY(bench_row_open(job->cli, &job->rows[0], true, error));
+    TRY(bench_row_open(job->cli, &job->rows[0], job->args->text != NULL, error));
+    if (job->args->images != NULL) {
+        TRY(opened_images_create(job->cli, job->args->images, job->args->max_images,
+                                 &job->rows[0].loaded, &job->images, error));
+    }
     TRY(make_folder(job, error));
     TRY(name_folders(job, model, error));
     TRY(prune_all(job, error));
@@ -374,6 +452,7 @@ esp_status bench_patterns(cli_state *cli, const char *path, esp_error *error)
     if (job->is_temporary) {
         nftw(job->folder, remove_entry, 16, FTW_DEPTH | FTW_PHYS);
     }
+    opened_images_free(job->images);
     free(job->text);
     free(job);
     return status;

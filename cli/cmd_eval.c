@@ -5,14 +5,16 @@
 
 #include "cli.h"
 #include "explain.h"
+#include "images.h"
 #include "load.h"
 #include "sizes.h"
+#include "texts.h"
 
 #define DEFAULT_CONTEXT 512 /* unless the model's is shorter */
 
 typedef struct eval_args {
-    const char *text, *baseline;
-    int64_t context, stride, max_tokens;
+    const char *text, *retrieval, *images, *baseline;
+    int64_t context, stride, max_tokens, max_images;
     plan_args plan;
 } eval_args;
 
@@ -136,6 +138,20 @@ static esp_status run(cli_state *cli, esp_error *error)
 {
     eval_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
+    const eval_args *args = job.args;
+    int given = (args->text != NULL) + (args->retrieval != NULL) + (args->images != NULL);
+    if (given != 1) {
+        return cli_fail(error, ESP_BAD_ARGUMENT,
+                        given > 0 ? "usage.extra_option" : "usage.missing_option",
+                        "one of --text, --retrieval and --images must be given; see 'espalier eval "
+                        "--help'");
+    }
+    if (args->retrieval != NULL) {
+        return eval_retrieval(cli, args->retrieval, args->baseline, error);
+    }
+    if (args->images != NULL) {
+        return eval_images(cli, args->images, args->baseline, args->max_images, error);
+    }
     cli->plan_tokens = (job.args->context > 0 ? job.args->context : DEFAULT_CONTEXT) - 1;
     esp_status status = evaluate(&job, error);
     loaded_model_free(&job.baseline);
@@ -151,8 +167,18 @@ static const cli_option options[] = {
      .kind = OPTION_TEXT,
      .offset = FIELD(text),
      .argument = "FILE",
-     .help = "text to predict, UTF-8; - for standard input",
-     .required = true},
+     .help = "text to predict, UTF-8; - for standard input"},
+    {.name = "retrieval",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(retrieval),
+     .argument = "FILE",
+     .help = "encoders: pairs, a query, a tab and its document a line"},
+    {.name = "images",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(images),
+     .argument = "PATH",
+     .help = "models of images: a folder with a folder of images for each label, or an index, a "
+             "path, a tab and a label a line"},
     {.name = "baseline",
      .letter = 'b',
      .kind = OPTION_TEXT,
@@ -183,14 +209,22 @@ static const cli_option options[] = {
      .fallback = "0",
      .least = 0,
      .most = INT64_MAX},
+    {.name = "max-images",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(max_images),
+     .argument = "N",
+     .help = "only N images, spread over the set; 0: all",
+     .fallback = "0",
+     .least = 0,
+     .most = INT64_MAX},
     MEMORY_OPTION(eval_args),
     PLAN_OPTIONS(eval_args),
     {.name = NULL}};
 
 const cli_command eval_command = {
     .name = "eval",
-    .summary = "measure perplexity and bits per byte on a text, and the distance to a dense model",
-    .operands = "MODEL --text FILE",
+    .summary = "measure quality on texts or images, and the distance to a dense model",
+    .operands = "MODEL --text FILE | --retrieval FILE | --images PATH",
     .least_operands = 1,
     .most_operands = 1,
     .options = options,
@@ -202,4 +236,7 @@ const cli_command eval_command = {
         "every token is scored exactly once; with a smaller stride, earlier tokens serve as "
         "context. Softmax and sums are in double. With a baseline: its perplexity on the same "
         "windows, the mean of KL(baseline || model) in nats, and how often both prefer the same "
-        "token."};
+        "token.\n"
+        "With --retrieval an encoder makes a vector of every text, and each query looks for its "
+        "document among all documents by cosine: the share of queries that find it first, among "
+        "the first ten, and the mean of 1 / rank."};

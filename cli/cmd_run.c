@@ -1,4 +1,4 @@
-/* espalier run: continues a prompt. */
+/* espalier run: continues a prompt; vectors of texts are in run_texts.c. */
 #include <math.h>
 #include <stddef.h>
 #include <stdlib.h>
@@ -7,16 +7,21 @@
 
 #include "cli.h"
 #include "explain.h"
+#include "images.h"
 #include "load.h"
+#include "many.h"
 #include "sizes.h"
+#include "texts.h"
 
 #define BATCH 512 /* most tokens of a product, as sessions have it */
 
 typedef struct run_args {
-    const char *prompt, *prompt_file;
+    const char *prompt, *prompt_file, *prompts;
     int64_t max_tokens, seed;
     double temperature, top_p;
     bool no_special;
+    run_texts_args texts;
+    run_images_args images;
     plan_args plan;
 } run_args;
 
@@ -213,6 +218,7 @@ static esp_status run_opened(run_job *job, esp_error *error)
     cli_state *cli = job->cli;
     TRY(get_prompt(job, error));
     TRY(load_model(cli, cli->operands[0], true, &job->model, error));
+    TRY(check_decoder(cli, &job->model, error));
     TRY(encode_prompt(job, error));
     job->out.stream = cli->common.json ? open_memstream(&job->text, &job->text_bytes) : stdout;
     if (job->out.stream == NULL) {
@@ -238,10 +244,34 @@ static esp_status run_opened(run_job *job, esp_error *error)
     return job->args->plan.explain ? explain_text(job, error) : (esp_status)ESP_OK;
 }
 
+static esp_status run_prompts(cli_state *cli, const run_args *args, esp_error *error)
+{
+    if (args->prompt != NULL || args->prompt_file != NULL) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--prompts excludes --prompt and --prompt-file; see 'espalier run --help'");
+    }
+    run_many_args many = {.file = args->prompts,
+                          .max_tokens = args->max_tokens,
+                          .sampling = {.temperature = (float)args->temperature,
+                                       .top_p = (float)args->top_p,
+                                       .seed = (uint64_t)args->seed},
+                          .no_special = args->no_special};
+    return run_many(cli, &many, error);
+}
+
 static esp_status run(cli_state *cli, esp_error *error)
 {
     run_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
+    if (run_texts_wanted(&job.args->texts)) {
+        return run_texts(cli, &job.args->texts, error);
+    }
+    if (job.args->prompts != NULL) {
+        return run_prompts(cli, job.args, error);
+    }
+    if (cli->operand_count > 1) {
+        return run_images(cli, &job.args->images, error);
+    }
     esp_status status = run_opened(&job, error);
     esp_session_free(job.session);
     if (job.ids != NULL) {
@@ -266,6 +296,11 @@ static const cli_option options[] = {
      .offset = FIELD(prompt_file),
      .argument = "FILE",
      .help = "text to go on from"},
+    {.name = "prompts",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(prompts),
+     .argument = "FILE",
+     .help = "a prompt a line; all of them run together"},
     {.name = "max-tokens",
      .letter = 'n',
      .kind = OPTION_INTEGER,
@@ -303,20 +338,29 @@ static const cli_option options[] = {
      .kind = OPTION_FLAG,
      .offset = FIELD(no_special),
      .help = "do not put BOS before the prompt"},
+    RUN_TEXTS_OPTIONS(run_args),
+    RUN_IMAGES_OPTIONS(run_args),
     MEMORY_OPTION(run_args),
     PLAN_OPTIONS(run_args),
     {.name = NULL}};
 
 const cli_command run_command = {
     .name = "run",
-    .summary = "continue a prompt",
-    .operands = "MODEL",
+    .summary = "continue a prompt, make vectors of texts, or say what is in images",
+    .operands = "MODEL [IMAGE...]",
     .least_operands = 1,
-    .most_operands = 1,
+    .most_operands = 1 + RUN_MOST_IMAGES,
     .options = options,
     .args_bytes = sizeof(run_args),
     .run = run,
-    .notes = "The new text goes to stdout as it comes, always in whole characters; rates, kernels "
-             "and the stop reason go to stderr. It stops at an EOS token of generation_config.json "
-             "(eos), after --max-tokens (limit), or when the model's context is full (context): "
-             "nothing is dropped from the front. A prompt longer than the context is an error."};
+    .notes =
+        "The new text goes to stdout as it comes, always in whole characters; rates, kernels "
+        "and the stop reason go to stderr. It stops at an EOS token of generation_config.json "
+        "(eos), after --max-tokens (limit), or when the model's context is full (context): "
+        "nothing is dropped from the front. A prompt longer than the context is an error.\n"
+        "An encoder (BERT) makes a vector of each --text and each line of --text-file: numbers "
+        "with spaces between, a text a line, pooled and normalised as the folder's "
+        "modules.json says. Longer texts than the model takes are cut, which is said.\n"
+        "With images (JPEG or PNG) a classifier prints the likeliest labels of each, and an image "
+        "encoder (SAM) what its embedding is like; --out keeps the embeddings, "
+        "[images][channels][rows][columns] in f32."};

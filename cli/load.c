@@ -11,6 +11,20 @@
 #define TEXT_MAX_BYTES ((size_t)1 << 30)
 #define MAX_KERNELS 16
 
+/* A folder that prepares images and has no tokenizer takes no text. */
+static esp_status check_text(const char *path, esp_error *error)
+{
+    char tokenizer[4096], processor[4096];
+    snprintf(tokenizer, sizeof tokenizer, "%s/tokenizer.json", path);
+    snprintf(processor, sizeof processor, "%s/preprocessor_config.json", path);
+    if (access(tokenizer, F_OK) != 0 && access(processor, F_OK) == 0) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "run.needs_images",
+                        "%s: takes images, not text; name images or, to judge it, give --images",
+                        path);
+    }
+    return ESP_OK;
+}
+
 esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer, loaded_model *loaded,
                       esp_error *error)
 {
@@ -18,6 +32,7 @@ esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer, loa
     TRY(esp_checkpoint_open(cli->context, path, &loaded->checkpoint, error));
     loaded->file_bytes = esp_checkpoint_file_bytes(loaded->checkpoint);
     if (with_tokenizer) {
+        TRY(check_text(path, error));
         TRY(esp_tokenizer_open(cli->context, path, &loaded->tokenizer, error));
     }
     esp_model_options options = {.compute = (esp_compute)cli->common.compute,

@@ -139,6 +139,7 @@ if wanted bench; then
     patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16 $few_blocks"
     # shellcheck disable=SC2086
     step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
+    [ -x "$build/bench/gpu_compress" ] && step compress "$build/bench/gpu_compress" && cat "$out/compress.log"
     perl "$here/bench/gpu.pl" table "$out/gpu.jsonl" >"$out/gpu.md"
     perl "$here/bench/gpu.pl" figure "$out/gpu.jsonl" >"$out/gpu.svg"
     grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"

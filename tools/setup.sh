@@ -2,7 +2,8 @@
 # Makes sure that the Debian packages for a goal are there: installs them when root, else names them
 # and stops. Usage: setup.sh demo|test
 set -eu
-build="gcc libc6-dev make cmake ninja-build pkg-config libjansson-dev libpcre2-dev libutf8proc-dev"
+build="gcc libc6-dev make cmake ninja-build pkg-config libjansson-dev libpcre2-dev libutf8proc-dev
+libjpeg62-turbo-dev libpng-dev"
 # Dense products on the CPU, found at run time: rivals and dense candidates.
 dense=
 [ "$(dpkg --print-architecture 2>/dev/null)" = amd64 ] && dense="libopenblas0-pthread libdnnl2"

@@ -2,7 +2,7 @@
 #ifndef ESPALIER_ASSESS_H
 #define ESPALIER_ASSESS_H
 
-#include <espalier/model.h>
+#include <espalier/vision.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -38,6 +38,78 @@ ESP_MUST_CHECK ESP_API esp_status esp_eval_text(const esp_model *model, const es
                                                 const esp_tokenizer *tokenizer, const char *text,
                                                 size_t length, const esp_eval_options *options,
                                                 esp_eval_result *result, esp_error *error);
+
+/* ---- retrieval by vectors of texts ---- */
+
+typedef struct esp_retrieval_options {
+    esp_progress_fn progress;
+    void *user;
+} esp_retrieval_options;
+
+typedef struct esp_retrieval_scores {
+    double recall_1,
+        recall_10;          /* share of queries whose document is the first, among the first ten */
+    double reciprocal_rank; /* mean of 1 / rank (MRR) */
+} esp_retrieval_scores;
+
+typedef struct esp_retrieval_result {
+    int64_t pairs, tokens;
+    int64_t cut_texts; /* longer than the model's context: their ends are left out */
+    esp_retrieval_scores scores;
+    bool has_baseline;
+    esp_retrieval_scores baseline;
+    double mean_cosine; /* between the two models' vectors of the same text */
+    double seconds;     /* of the model's vectors */
+} esp_retrieval_result;
+
+/* Document i is the right one for query i; all documents are ranked by the cosine of the vectors.
+ * The model must be an encoder; baseline may be NULL. */
+ESP_MUST_CHECK ESP_API esp_status esp_eval_retrieval(
+    const esp_model *model, const esp_model *baseline, const esp_tokenizer *tokenizer,
+    const esp_text *queries, const esp_text *documents, int64_t pairs,
+    const esp_retrieval_options *options, esp_retrieval_result *result, esp_error *error);
+/* ---- quality on images ---- */
+
+/* Image `index` of a set; its pixels must stay until the next call. */
+typedef esp_status (*esp_read_image_fn)(void *user, int64_t index, esp_image *image,
+                                        esp_error *error);
+
+typedef struct esp_image_set {
+    int64_t count;
+    const int64_t *labels; /* [count], of the model's; NULL: not known */
+    esp_read_image_fn read;
+    void *user;
+} esp_image_set;
+
+typedef struct esp_image_eval_options {
+    int64_t batch; /* images at once, where they come out at one size; 0: 16 */
+    esp_progress_fn progress;
+    void *user;
+} esp_image_eval_options;
+
+typedef struct esp_image_eval_result {
+    int64_t images;
+    /* Of a classifier with labels */
+    int64_t top1, top5; /* images whose label is the first, among the first five */
+    double nats;        /* mean of -ln p of the label */
+    bool has_baseline;
+    int64_t baseline_top1, baseline_top5;
+    double mean_kl;        /* of a classifier: mean of KL(baseline || model), nats */
+    double top1_agreement; /* of a classifier: share of images where both prefer the same label */
+    /* All numbers of the result against the baseline's, image by image */
+    double mean_cosine, least_cosine;
+    double relative_error; /* root of (sum of squared differences / sum of squares), all images */
+    double largest_error;
+    double seconds;
+} esp_image_eval_result;
+
+/* Runs each image of the set once. Labels are needed from a classifier ("eval.no_labels"). baseline
+ * may be NULL; its results must have the model's shape ("eval.shape_differs"). */
+ESP_MUST_CHECK ESP_API esp_status esp_eval_images(const esp_model *model, const esp_model *baseline,
+                                                  const esp_image_processor *processor,
+                                                  const esp_image_set *set,
+                                                  const esp_image_eval_options *options,
+                                                  esp_image_eval_result *result, esp_error *error);
 
 /* ---- verify: what does this folder hold? ---- */
 

@@ -39,6 +39,13 @@ ESP_API const char *esp_safetensors_metadata(const esp_safetensors *file, const 
 ESP_MUST_CHECK ESP_API esp_status esp_safetensors_read(const esp_safetensors *file, int64_t index,
                                                        void *buffer, esp_error *error);
 
+/* Writes a file of tensors (data as declared, any memory): under another name, synced, renamed.
+ * "file.exists" if it is there. */
+ESP_MUST_CHECK ESP_API esp_status esp_safetensors_write(esp_context *context, const char *path,
+                                                        const char *const *names,
+                                                        const esp_tensor *tensors, int count,
+                                                        esp_error *error);
+
 /* ---- a model folder: config.json + one or several safetensors, dense or compressed ---- */
 
 typedef struct esp_checkpoint esp_checkpoint;

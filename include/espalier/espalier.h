@@ -5,6 +5,7 @@
 #include <espalier/assess.h>
 #include <espalier/base.h>
 #include <espalier/checkpoint.h>
+#include <espalier/compress.h>
 #include <espalier/device.h>
 #include <espalier/matmul.h>
 #include <espalier/model.h>
@@ -13,5 +14,6 @@
 #include <espalier/sparse.h>
 #include <espalier/tensor.h>
 #include <espalier/tuning.h>
+#include <espalier/vision.h>
 
 #endif

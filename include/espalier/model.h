@@ -36,8 +36,10 @@ ESP_API const char *esp_tokenizer_token(const esp_tokenizer *tokenizer, int32_t 
  * and belongs to these calls. To print what goes on from a prompt, give the prompt's ids first. */
 ESP_API const char *esp_tokenizer_next(const esp_tokenizer *tokenizer, int32_t id,
                                        bool show_special, int32_t *place, size_t *length);
-/* Ids that the template puts before a text (BOS); returns the count, writes at most capacity. */
+/* Ids that the template puts before a text (BOS, CLS) and behind it (SEP); each returns the count
+ * and writes at most capacity. */
 ESP_API int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity);
+ESP_API int esp_tokenizer_suffix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity);
 
 /* ---- model ---- */
 
@@ -56,11 +58,27 @@ typedef struct esp_model_options {
     esp_progress_fn progress;
     void *user;
     esp_memory memory;
-    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding) */
+    int64_t tokens;      /* token count of a call that matters most; 0: 1 (decoding), for images
+                            those of one */
     bool require_sparse; /* "plan.dense_is_faster" from load (at `tokens`) and from every call whose
                             token count would run a sparse layer dense; implies ESP_MEMORY_SPARSE */
     bool ignore_tuning;  /* predicted times only */
 } esp_model_options;
+
+/* What a model makes of its tokens. */
+typedef enum esp_model_kind {
+    ESP_MODEL_DECODER = 0,  /* text that goes on: esp_session */
+    ESP_MODEL_ENCODER,      /* a vector for each text: esp_embedder */
+    ESP_MODEL_CLASSIFIER,   /* scores of labels for each image: esp_vision */
+    ESP_MODEL_IMAGE_ENCODER /* a map of vectors for each image: esp_vision */
+} esp_model_kind;
+
+/* How an encoder's vectors of tokens become one of the text. */
+typedef enum esp_pooling {
+    ESP_POOLING_MEAN = 0,
+    ESP_POOLING_CLS, /* the first token's */
+    ESP_POOLING_MAX  /* the largest of each feature */
+} esp_pooling;
 
 typedef struct esp_model_info {
     char architecture[64];                            /* "LlamaForCausalLM" */
@@ -75,6 +93,11 @@ typedef struct esp_model_info {
     int eos_count; /* from generation_config.json, else config.json */
     /* Linear layers that the checkpoint holds sparse, and of them: held dense only; in two forms */
     int64_t sparse_layers, dense_form_layers, two_form_layers;
+    esp_model_kind kind;
+    int64_t embedding_size;                 /* of an encoder's vectors; 0 for others */
+    esp_pooling pooling;                    /* of an encoder */
+    bool normalizes;                        /* an encoder's vectors have length 1 */
+    int64_t image_size, patch_size, labels; /* of models of images; 0 for others */
 } esp_model_info;
 
 /* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:
@@ -127,6 +150,54 @@ ESP_MUST_CHECK ESP_API esp_status esp_session_feed(esp_session *session, const i
                                                    int64_t count, float *logits, bool all_logits,
                                                    esp_error *error);
 
+/* One token for each of several sequences of one model, which run together: a product over many
+ * tokens takes little longer than over one. The sessions are different ones; the first one's
+ * max_batch holds count. logits: NULL, or f32 [count][vocabulary]. "session.not_apart", and as
+ * above. */
+ESP_MUST_CHECK ESP_API esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count,
+                                                    const int32_t *ids, float *logits,
+                                                    esp_error *error);
+
+/* ---- vectors of texts ---- */
+
+/* An encoder at work: scratch for a batch of texts. Used by one thread at a time. */
+typedef struct esp_embedder esp_embedder;
+/* max_tokens: most tokens of the texts that run together (0: 2048, or the model's longest text if
+ * that is more). All memory is taken here. ESP_BAD_ARGUMENT "embed.no_encoder", "embed.bad_batch".
+ */
+ESP_MUST_CHECK ESP_API esp_status esp_embedder_create(const esp_model *model, int64_t max_tokens,
+                                                      esp_embedder **embedder, esp_error *error);
+ESP_API void esp_embedder_free(esp_embedder *embedder);
+/* Sees "embed", "layer.0", ... of each batch: columns are the tokens of its texts, one text behind
+ * the other. */
+ESP_API void esp_embedder_observe(esp_embedder *embedder, esp_observe_fn observe, void *user);
+
+/* Texts as ids, one text behind the other: text i has lengths[i] of them, 1 to the model's context.
+ * vectors: [texts][embedding_size]. "embed.bad_length", "embed.bad_token". */
+ESP_MUST_CHECK ESP_API esp_status esp_embed_ids(esp_embedder *embedder, const int32_t *ids,
+                                                const int64_t *lengths, int64_t texts,
+                                                float *vectors, esp_error *error);
+
+typedef struct esp_text {
+    const char *data; /* UTF-8 */
+    size_t length;
+} esp_text;
+
+typedef struct esp_embed_result {
+    int64_t tokens;    /* that ran */
+    int64_t cut_texts; /* that were longer than the model's context: their ends are left out */
+    double seconds;
+} esp_embed_result;
+
+/* The same of texts: each is tokenised with the template. result may be NULL. progress may be NULL.
+ */
+ESP_MUST_CHECK ESP_API esp_status esp_embed_texts(esp_embedder *embedder,
+                                                  const esp_tokenizer *tokenizer,
+                                                  const esp_text *texts, int64_t count,
+                                                  esp_progress_fn progress, void *user,
+                                                  float *vectors, esp_embed_result *result,
+                                                  esp_error *error);
+
 /* ---- generation ---- */
 
 typedef struct esp_sampling {
@@ -158,6 +229,25 @@ ESP_MUST_CHECK ESP_API esp_status esp_generate(esp_session *session, const int32
                                                const esp_sampling *sampling, esp_token_fn on_token,
                                                void *user, esp_generation *result,
                                                esp_error *error);
+
+/* Several prompts at once, each in a session of its own: prompts are fed one after the other, then
+ * all sequences take their steps together until each has come to its end. */
+typedef struct esp_prompt {
+    esp_session *session;
+    const int32_t *ids;
+    int64_t count;
+} esp_prompt;
+
+/* Called with each new token of sequence `index`; false ends that sequence. */
+typedef bool (*esp_sequence_token_fn)(void *user, int64_t index, int32_t id);
+
+/* results: [count]; each sequence draws with its own seed, sampling->seed + index. Seconds are
+ * those of all sequences together. */
+ESP_MUST_CHECK ESP_API esp_status esp_generate_many(const esp_prompt *prompts, int64_t count,
+                                                    int64_t max_tokens,
+                                                    const esp_sampling *sampling,
+                                                    esp_sequence_token_fn on_token, void *user,
+                                                    esp_generation *results, esp_error *error);
 
 #ifdef __cplusplus
 }

@@ -238,6 +238,11 @@ esp_status esp_folder_next(DIR *folder, const char *path, const char **name, esp
     return ESP_OK;
 }
 
+void esp_file_remove(const char *path)
+{
+    (void)unlink(path);
+}
+
 void esp_folder_remove(const char *path)
 {
     DIR *folder = opendir(path);

@@ -35,6 +35,8 @@ ESP_MUST_CHECK esp_status esp_folder_next(DIR *folder, const char *path, const c
                                           esp_error *error);
 /* Deletes a folder of plain files (no sub-folders); best effort, says nothing. */
 void esp_folder_remove(const char *path);
+/* Deletes a file; best effort, says nothing. */
+void esp_file_remove(const char *path);
 /* Renames onto nothing: "file.exists" if the target is there. */
 ESP_MUST_CHECK esp_status esp_rename_new(const char *from, const char *to, esp_error *error);
 /* Swaps two existing paths in one step; ESP_UNSUPPORTED "file.no_exchange" where the system can't.

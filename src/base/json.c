@@ -44,8 +44,8 @@ static const char *code_of(const json_error_t *problem)
     }
 }
 
-esp_status esp_json_parse(const char *text, size_t length, const char *file, json_t **json,
-                          esp_error *error)
+static esp_status parse(const char *text, size_t length, const char *file, bool list, json_t **json,
+                        esp_error *error)
 {
     json_error_t problem;
     json_t *parsed = json_loadb(text, length, JSON_REJECT_DUPLICATES, &problem);
@@ -59,9 +59,12 @@ esp_status esp_json_parse(const char *text, size_t length, const char *file, jso
                         problem.line, problem.column, problem.text);
     }
     esp_status status = ESP_OK;
-    if (!json_is_object(parsed)) {
+    if (!list && !json_is_object(parsed)) {
         status = esp_fail(error, ESP_BAD_FILE, "json.not_object",
                           "%s: expected a JSON object { ... } at the top", file);
+    } else if (list && !json_is_array(parsed)) {
+        status = esp_fail(error, ESP_BAD_FILE, "json.not_list",
+                          "%s: expected a JSON list [ ... ] at the top", file);
     } else if (depth_of(parsed, ESP_JSON_MAX_DEPTH + 1) > ESP_JSON_MAX_DEPTH) {
         status = esp_fail(error, ESP_BAD_FILE, "json.too_deep",
                           "%s: nested deeper than %d levels, which no model's file needs", file,
@@ -75,18 +78,36 @@ esp_status esp_json_parse(const char *text, size_t length, const char *file, jso
     return ESP_OK;
 }
 
-esp_status esp_json_load(esp_context *context, const char *path, size_t max_bytes, json_t **json,
-                         char **text, esp_error *error)
+esp_status esp_json_parse(const char *text, size_t length, const char *file, json_t **json,
+                          esp_error *error)
+{
+    return parse(text, length, file, false, json, error);
+}
+
+static esp_status load(esp_context *context, const char *path, size_t max_bytes, bool list,
+                       json_t **json, char **text, esp_error *error)
 {
     char *content;
     size_t length;
     ESP_TRY(esp_file_read_all(context, path, max_bytes != 0 ? max_bytes : ESP_JSON_MAX_BYTES,
                               "json.too_large", &content, &length, error));
-    esp_status status = esp_json_parse(content, length, path, json, error);
+    esp_status status = parse(content, length, path, list, json, error);
     if (status == ESP_OK && text != NULL) {
         *text = content;
     } else {
         esp_release(context, content);
     }
     return status;
+}
+
+esp_status esp_json_load(esp_context *context, const char *path, size_t max_bytes, json_t **json,
+                         char **text, esp_error *error)
+{
+    return load(context, path, max_bytes, false, json, text, error);
+}
+
+esp_status esp_json_load_list(esp_context *context, const char *path, size_t max_bytes,
+                              json_t **json, esp_error *error)
+{
+    return load(context, path, max_bytes, true, json, NULL, error);
 }

@@ -18,5 +18,8 @@ ESP_MUST_CHECK esp_status esp_json_parse(const char *text, size_t length, const 
  * else it receives the file's text (esp_release). */
 ESP_MUST_CHECK esp_status esp_json_load(esp_context *context, const char *path, size_t max_bytes,
                                         json_t **json, char **text, esp_error *error);
+/* The same of a file that holds a list; "json.not_list". */
+ESP_MUST_CHECK esp_status esp_json_load_list(esp_context *context, const char *path,
+                                             size_t max_bytes, json_t **json, esp_error *error);
 
 #endif

@@ -70,10 +70,16 @@ typedef struct cpu_level {
     /* tokens of x and y at `stride` between features; factors: [tokens] scratch */
     void (*rms_norm)(const float *x, const float *weight, float eps, int64_t features,
                      int64_t tokens, int64_t stride, float *factors, float *y);
+    /* the same; means, factors: [tokens] scratch */
+    void (*layer_norm)(const float *x, const float *weight, const float *bias, float eps,
+                       int64_t features, int64_t tokens, int64_t stride, float *means,
+                       float *factors, float *y);
     /* `tokens` <= 2 * lanes (one, where the call has fewer than CPU_FEW_TOKENS) of one head;
      * scratch: (head_dim + lanes + past + all tokens) * 2 * lanes floats */
     void (*attend)(const esp_attention *attention, int64_t head, int64_t token, int64_t tokens,
                    float *scratch);
+    /* one row of a relative_bias: the scores of one head with one key */
+    void (*relate)(const esp_relative *relative, int64_t head, int64_t key);
 } cpu_level;
 
 /* The best level that the device's context allows. */

@@ -1,5 +1,7 @@
 /* The other operations, threaded; vector loops are the level's (isa/). Each result element is
  * computed by one thread in a fixed order, so that thread counts do not change results. */
+#include <string.h>
+
 #include "cpu/kernels.h"
 #include "cpu/level.h"
 
@@ -75,6 +77,38 @@ static esp_status rms_norm(esp_device *device, const float *x, const float *weig
     return ESP_OK;
 }
 
+/* ---- layer_norm ---- */
+
+typedef struct layer_norm_job {
+    const cpu_level *level;
+    const float *x, *weight, *bias;
+    float eps;
+    int64_t features, tokens;
+    float *y;
+} layer_norm_job;
+
+static void layer_norm_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const layer_norm_job *job = user;
+    for (int64_t block = begin; block < end; block++) {
+        float means[TOKENS], factors[TOKENS];
+        int64_t first = block * TOKENS;
+        job->level->layer_norm(job->x + first, job->weight, job->bias, job->eps, job->features,
+                               ESP_MIN(TOKENS, job->tokens - first), job->tokens, means, factors,
+                               job->y + first);
+    }
+}
+
+static esp_status layer_norm(esp_device *device, const float *x, const float *weight,
+                             const float *bias, float eps, int64_t features, int64_t tokens,
+                             float *y)
+{
+    layer_norm_job job = {cpu_level_of(device), x, weight, bias, eps, features, tokens, y};
+    esp_parallel_for(device->context, esp_ceil_div(tokens, TOKENS), 1, layer_norm_tokens, &job);
+    return ESP_OK;
+}
+
 /* ---- rope ---- */
 
 typedef struct rope_job {
@@ -113,16 +147,21 @@ typedef struct append_job {
     float *cache;
 } append_job;
 
+/* Tokens in blocks, so that the rows that are written stay in the first cache. */
 static void append_heads(void *user, int64_t begin, int64_t end, int thread)
 {
+    enum { BLOCK = 16 };
     (void)thread;
     const append_job *job = user;
     for (int64_t head = begin; head < end; head++) {
         float *rows = job->cache + (head * job->capacity + job->past) * job->head_dim;
-        for (int64_t d = 0; d < job->head_dim; d++) {
-            const float *from = job->x + (head * job->head_dim + d) * job->tokens;
-            for (int64_t t = 0; t < job->tokens; t++) {
-                rows[t * job->head_dim + d] = from[t];
+        for (int64_t first = 0; first < job->tokens; first += BLOCK) {
+            int64_t last = ESP_MIN(first + BLOCK, job->tokens);
+            for (int64_t d = 0; d < job->head_dim; d++) {
+                const float *from = job->x + (head * job->head_dim + d) * job->tokens;
+                for (int64_t t = first; t < last; t++) {
+                    rows[t * job->head_dim + d] = from[t];
+                }
             }
         }
     }
@@ -134,6 +173,42 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
 {
     append_job job = {x, head_dim, tokens, past, capacity, cache};
     esp_parallel_for(device->context, kv_heads, 1 + GRAIN / (head_dim * tokens), append_heads,
+                     &job);
+    return ESP_OK;
+}
+
+/* ---- cache_scatter ---- */
+
+typedef struct scatter_job {
+    const float *x;
+    int64_t kv_heads, head_dim, tokens;
+    const esp_cache_place *places;
+    bool values;
+} scatter_job;
+
+static void scatter_tokens(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const scatter_job *job = user;
+    for (int64_t t = begin; t < end; t++) {
+        const esp_cache_place *place = &job->places[t];
+        float *cache = job->values ? place->values : place->keys;
+        for (int64_t head = 0; head < job->kv_heads; head++) {
+            const float *from = job->x + head * job->head_dim * job->tokens + t;
+            float *row = cache + (head * place->capacity + place->past) * job->head_dim;
+            for (int64_t d = 0; d < job->head_dim; d++) {
+                row[d] = from[d * job->tokens];
+            }
+        }
+    }
+}
+
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values)
+{
+    scatter_job job = {x, kv_heads, head_dim, tokens, places, values};
+    esp_parallel_for(device->context, tokens, 1 + GRAIN / (kv_heads * head_dim), scatter_tokens,
                      &job);
     return ESP_OK;
 }
@@ -224,13 +299,104 @@ static esp_status add(esp_device *device, float *x, const float *y, int64_t coun
     return ESP_OK;
 }
 
+/* ---- grids of tokens ---- */
+
+typedef struct gather_job {
+    const float *x;
+    int64_t tokens;
+    const int32_t *index;
+    int64_t count;
+    float *y;
+} gather_job;
+
+static void gather_features(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const gather_job *job = user;
+    for (int64_t f = begin; f < end; f++) {
+        const float *x = job->x + f * job->tokens;
+        float *y = job->y + f * job->count;
+        for (int64_t i = 0; i < job->count; i++) {
+            y[i] = job->index[i] < 0 ? 0.0f : x[job->index[i]];
+        }
+    }
+}
+
+static esp_status gather_tokens(esp_device *device, const float *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, float *y)
+{
+    gather_job job = {x, tokens, index, count, y};
+    esp_parallel_for(device->context, features, 1 + GRAIN / count, gather_features, &job);
+    return ESP_OK;
+}
+
+typedef struct relate_job {
+    const cpu_level *level;
+    const esp_relative *relative;
+    int64_t size; /* keys of a head */
+} relate_job;
+
+static void relate_rows(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const relate_job *job = user;
+    for (int64_t i = begin; i < end; i++) {
+        job->level->relate(job->relative, i / job->size, i % job->size);
+    }
+}
+
+static esp_status relative_bias(esp_device *device, const esp_relative *relative)
+{
+    relate_job job = {cpu_level_of(device), relative,
+                      relative->by_row ? relative->height : relative->width};
+    int64_t grain = 1 + GRAIN / (relative->head_dim * relative->tokens);
+    esp_parallel_for(device->context, relative->heads * job.size, grain, relate_rows, &job);
+    return ESP_OK;
+}
+
+static void unfold_rows(void *user, int64_t begin, int64_t end, int thread)
+{
+    (void)thread;
+    const esp_unfold *u = user;
+    int64_t half = u->side / 2, rows = u->tokens / u->width;
+    for (int64_t i = begin; i < end; i++) {
+        const float *x = u->x + i / (u->side * u->side) * u->tokens;
+        int64_t down = i / u->side % u->side - half, right = i % u->side - half;
+        int64_t left = ESP_MIN(ESP_MAX(0, -right), u->width); /* columns [left, stop) are inside */
+        int64_t stop = ESP_MAX(left, ESP_MIN(u->width, u->width - right));
+        for (int64_t row = 0; row < rows; row++) {
+            float *y = u->y + i * u->tokens + row * u->width;
+            int64_t from = row % u->height + down;
+            bool inside = from >= 0 && from < u->height;
+            memset(y, 0, (size_t)u->width * sizeof *y);
+            if (inside) {
+                memcpy(y + left, x + (row + down) * u->width + left + right,
+                       (size_t)(stop - left) * sizeof *y);
+            }
+        }
+    }
+}
+
+static esp_status unfold(esp_device *device, const esp_unfold *unfold)
+{
+    esp_unfold job = *unfold;
+    esp_parallel_for(device->context, job.features * job.side * job.side, 1 + GRAIN / job.tokens,
+                     unfold_rows, &job);
+    return ESP_OK;
+}
+
 const esp_ops esp_cpu_ops = {
     .embed = embed,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .rope = rope,
     .cache_append = cache_append,
+    .cache_scatter = cache_scatter,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
     .swiglu = swiglu,
+    .gather_tokens = gather_tokens,
+    .relative_bias = relative_bias,
+    .unfold = unfold,
     .add = add,
 };

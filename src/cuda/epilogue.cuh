@@ -140,15 +140,20 @@ struct row_terms {
     float scale, bias;
 };
 
+__device__ __forceinline__ row_terms terms_of(const gpu_epilogue &e, int row)
+{
+    row_terms mine = {row, 1.0f, 0.0f};
+    if (row >= 0) {
+        mine.scale = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[row] : 1.0f;
+        mine.bias = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[row] : 0.0f;
+    }
+    return mine;
+}
+
 __device__ __forceinline__ row_terms load_terms(const gpu_epilogue &e, const int32_t *rows,
                                                 int lane)
 {
-    row_terms mine = {rows[lane % ROWS], 1.0f, 0.0f};
-    if (mine.row >= 0) {
-        mine.scale = (e.bits & ESP_EP_SCALE) != 0 ? e.scale[mine.row] : 1.0f;
-        mine.bias = (e.bits & ESP_EP_BIAS) != 0 ? e.bias[mine.row] : 0.0f;
-    }
-    return mine;
+    return terms_of(e, rows[lane % ROWS]);
 }
 
 // Eight tokens of one row.

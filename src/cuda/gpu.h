@@ -34,8 +34,8 @@ int gpu_enter(int index, int *before);
 void gpu_leave(int before);
 int gpu_alloc(size_t bytes, void **memory);
 void gpu_free(void *memory);
-/* The device whose memory it is; -1: not device memory. */
-int gpu_pointer_device(const void *memory);
+/* Whether all these bytes are memory of the device; `bytes` 0 asks as 1. */
+bool gpu_holds(int index, const void *memory, size_t bytes);
 /* Both wait until the bytes have arrived, after all work that was given to the device before. */
 int gpu_upload(void *to, const void *from, size_t bytes);
 int gpu_download(void *to, const void *from, size_t bytes);
@@ -126,6 +126,7 @@ int gpu_transpose(const void *from, int64_t from_stride, void *to, int64_t to_st
  * shared memory needs it (docs/kernels-gpu.md draws it). */
 typedef struct gpu_panels {
     int64_t out, in;
+    int64_t panel_rows;        /* stored rows of a panel; the last may have fewer */
     int panels, blocks, steps; /* blocks of a panel, steps of a block */
     const void *data;          /* [panels * blocks][steps][GPU_STEP_BYTES] */
     const void *columns;       /* [panels][steps * 64], u16 or u32, all ones: none; NULL for 2:4 */
@@ -143,6 +144,45 @@ typedef struct gpu_panel_parts {
 } gpu_panel_parts;
 
 int gpu_pack_panels(const gpu_panel_parts *parts, const gpu_panels *to, void *stream);
+
+/* ---- from dense weights in device memory ---- */
+
+/* 16-bit weights, row-major. */
+typedef struct gpu_dense {
+    int64_t out, in, stride;
+    const void *data; /* NULL: all zero */
+    bool bf16;
+    bool aligned; /* base and stride are multiples of 16 bytes */
+    const uint8_t
+        *mask;          /* [out][mask_bytes], bit c % 8 of byte c / 8 is column c; NULL: all live */
+    int64_t mask_bytes; /* of a row */
+} gpu_dense;
+
+/* What compressing found that does not fit: the first place of each kind, UINT64_MAX: none. */
+typedef struct gpu_misfits {
+    uint64_t list;   /* panel * kept + i: the list of columns breaks its rules there */
+    uint64_t panel;  /* panel * kept + i: the group (free columns: panel) has more live columns */
+    uint64_t quad;   /* stored row * quads + quad: more than two of four live */
+    uint64_t column; /* stored row * in + column: live, but not in the panel's list */
+} gpu_misfits;
+
+/* Fills what `to` points to but its row table. m: of V:2:M, 0 for free columns; columns: the
+ * caller's list of free columns, [panels][kept], or NULL. misfits: device memory. */
+int gpu_compress(const gpu_dense *from, int64_t m, int64_t kept, const uint32_t *columns,
+                 const gpu_panels *to, gpu_misfits *misfits, void *stream);
+/* Stored row i is output row i. */
+int gpu_fill_rows(const gpu_panels *to, void *stream);
+
+typedef enum gpu_search { GPU_GREEDY = 0, GPU_EXACT, GPU_SWAPS } gpu_search;
+
+/* columns[panels][kept] of V:2:M, as src/prune chooses them. */
+int gpu_choose_columns(const gpu_dense *from, int64_t panel_rows, int64_t m, bool square,
+                       gpu_search search, uint32_t *columns, void *stream);
+/* Two of each four columns (NULL: of the list 0, 1, 2...) of every row; mask: [out][mask_bytes]. */
+int gpu_choose_entries(const gpu_dense *from, int64_t panel_rows, int64_t m,
+                       const uint32_t *columns, uint8_t *mask, int64_t mask_bytes, void *stream);
+
+int gpu_copy_to_host(void *to, const void *from, size_t bytes, void *stream); /* waits for it */
 
 /* ---- products of panels ---- */
 

@@ -33,36 +33,89 @@ double cuda_memory_us(const esp_device *device, double bytes)
     return bytes / (gb_per_s * 1e3);
 }
 
+/* From the first element of a matrix to its last, in bytes; rows are `stride` elements apart. */
+static size_t span(int64_t rows, int64_t row, int64_t stride, esp_dtype type)
+{
+    return (size_t)((rows - 1) * stride + row) * esp_dtype_bytes(type);
+}
+
+static size_t bytes_of_x(const esp_matmul_call *call)
+{
+    const esp_matmul_problem *problem = call->problem;
+    bool by_feature = problem->x_layout == ESP_FEATURE_MAJOR;
+    int64_t rows = by_feature ? problem->in_features : problem->tokens;
+    int64_t row = by_feature ? problem->tokens : problem->in_features;
+    return span(rows, row, call->args->x_stride, problem->act_type);
+}
+
+static size_t bytes_of_y(const esp_matmul_call *call)
+{
+    const esp_matmul_problem *problem = call->problem;
+    bool by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
+    int64_t out = problem->out_features >> ((problem->epilogue & ESP_EP_SWIGLU) != 0);
+    return span(by_feature ? out : problem->tokens, by_feature ? problem->tokens : out,
+                call->args->y_stride, problem->out_type);
+}
+
+static size_t bytes_of_workspace(const esp_matmul_call *call)
+{
+    const esp_kernel *kernel = call->kernel;
+    return kernel->workspace_bytes != NULL
+               ? kernel->workspace_bytes(kernel, call->device, call->problem)
+               : 0;
+}
+
+static esp_status not_on_device(const esp_matmul_call *call, const char *name, const void *memory,
+                                size_t bytes, esp_error *error)
+{
+    const cuda_state *state = call->device->state;
+    if (cuda_holds(state, memory, 1)) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.too_small",
+                        "matmul: %s needs %zu bytes, but its memory of device '%s' ends before "
+                        "that",
+                        name, bytes, call->device->name);
+    }
+    return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.not_on_device",
+                    "matmul: %s is not memory of device '%s'; esp_device_alloc gives such memory, "
+                    "and so does cudaMalloc",
+                    name, call->device->name);
+}
+
 esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error)
 {
     const esp_matmul_args *args = call->args;
     const cuda_state *state = call->device->state;
     unsigned epilogue = call->problem->epilogue;
+    size_t y_bytes = bytes_of_y(call), scratch = bytes_of_workspace(call);
+    size_t terms = (size_t)call->problem->out_features * sizeof(float);
     const struct {
         const char *name;
-        const void *pointer;
+        const void *memory;
+        size_t bytes;
         bool used;
-    } operands[] = {{"x", args->x, true},
-                    {"y", args->y, true},
-                    {"scale", args->scale, (epilogue & ESP_EP_SCALE) != 0},
-                    {"bias", args->bias, (epilogue & ESP_EP_BIAS) != 0},
-                    {"residual", args->residual, (epilogue & ESP_EP_RESIDUAL) != 0},
-                    {"workspace", args->workspace, args->workspace != NULL}};
+    } operands[] = {{"x", args->x, bytes_of_x(call), true},
+                    {"y", args->y, y_bytes, true},
+                    {"scale", args->scale, terms, (epilogue & ESP_EP_SCALE) != 0},
+                    {"bias", args->bias, terms, (epilogue & ESP_EP_BIAS) != 0},
+                    {"residual", args->residual, y_bytes,
+                     (epilogue & ESP_EP_RESIDUAL) != 0 && args->residual != args->y},
+                    {"workspace", args->workspace, scratch, scratch > 0}};
     for (int i = 0; i < ESP_COUNT(operands); i++) {
-        if (operands[i].used && gpu_pointer_device(operands[i].pointer) != state->index) {
-            return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.not_on_device",
-                            "matmul: %s is not memory of device '%s'; esp_device_alloc gives such "
-                            "memory, and so does cudaMalloc",
-                            operands[i].name, call->device->name);
+        if (operands[i].used && !cuda_holds(state, operands[i].memory, operands[i].bytes)) {
+            return not_on_device(call, operands[i].name, operands[i].memory, operands[i].bytes,
+                                 error);
         }
     }
     size_t x_width = esp_dtype_bytes(call->problem->act_type);
     size_t y_width = esp_dtype_bytes(call->problem->out_type);
+    bool terms_right = ((epilogue & ESP_EP_SCALE) == 0 || (uintptr_t)args->scale % 4 == 0) &&
+                       ((epilogue & ESP_EP_BIAS) == 0 || (uintptr_t)args->bias % 4 == 0);
     bool right = (uintptr_t)args->x % x_width == 0 && (uintptr_t)args->y % y_width == 0 &&
                  ((epilogue & ESP_EP_RESIDUAL) == 0 || (uintptr_t)args->residual % y_width == 0);
-    if (!right) {
+    if (!right || !terms_right) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.misaligned",
-                        "matmul: x, y and residual must be aligned to their own elements");
+                        "matmul: x, y, residual, scale and bias must be aligned to their own "
+                        "elements");
     }
     return ESP_OK;
 }

@@ -97,6 +97,7 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, bool or
     }
     *to = (gpu_panels){.out = shape->out,
                        .in = shape->in,
+                       .panel_rows = shape->panel_rows,
                        .panels = (int)panels,
                        .blocks = (int)blocks,
                        .steps = (int)steps,
@@ -108,9 +109,14 @@ static esp_status plan_panels(const gpu_panel_parts *shape, bool listed, bool or
 
 /* Swiglu joins output rows 2 i and 2 i + 1; they meet in a thread when they are stored rows 2 j and
  * 2 j + 1 of one panel. */
+bool cuda_panels_pair(const gpu_panel_parts *shape)
+{
+    return shape->panel_rows % 2 == 0 || shape->panel_rows >= shape->out;
+}
+
 static bool pairs_together(const gpu_panel_parts *shape, const esp_tensor *rows)
 {
-    if (shape->panel_rows % 2 != 0 && shape->panel_rows < shape->out) {
+    if (!cuda_panels_pair(shape)) {
         return false;
     }
     for (int64_t j = 0; rows->data != NULL && 2 * j + 1 < shape->out; j++) {
@@ -165,28 +171,39 @@ static int pack_parts(const host_parts *parts, gpu_panel_parts *shape, const gpu
     return failed;
 }
 
-static esp_status pack_panels(esp_device *device, const esp_sparse *sparse, esp_packed *packed,
-                              cuda_weight *weight, esp_error *error)
+esp_status cuda_place_panels(esp_device *device, const gpu_panel_parts *shape, bool listed,
+                             esp_packed *packed, cuda_weight *weight, esp_error *error)
 {
-    host_parts parts;
-    gpu_panel_parts shape;
     gpu_panels *to = &weight->panels;
-    ESP_TRY(find_panel_parts(sparse, &parts, &shape, error));
-    bool listed = parts.columns.data != NULL;
-    ESP_TRY(plan_panels(&shape, listed, parts.rows.data != NULL, to, error));
+    ESP_TRY(plan_panels(shape, listed, weight->reordered, to, error));
     size_t blocks = (size_t)to->panels * (size_t)to->blocks, steps = (size_t)to->steps;
     size_t data = blocks * steps * GPU_STEP_BYTES, rows = blocks * GPU_BLOCK_ROWS * sizeof(int32_t);
     size_t columns = (size_t)to->panels * steps * GPU_STEP_COLUMNS * (to->wide ? 4 : 2);
     columns = listed ? columns : 0;
-    packed->bytes = cuda_round_up(data) + cuda_round_up(rows) + cuda_round_up(columns);
+    packed->bytes = cuda_round_up(data) + cuda_round_up(rows) + cuda_round_up(columns) +
+                    cuda_round_up(sizeof *weight->misfits);
     ESP_TRY(cuda_check(gpu_alloc(packed->bytes, &weight->memory), device, "allocating a weight",
                        error));
     arena into = {weight->memory, 0};
     to->data = take(&into, data);
     to->rows = take(&into, rows);
     to->columns = listed ? take(&into, columns) : NULL;
+    weight->misfits = take(&into, sizeof *weight->misfits);
+    return ESP_OK;
+}
+
+static esp_status pack_panels(esp_device *device, const esp_sparse *sparse, esp_packed *packed,
+                              cuda_weight *weight, esp_error *error)
+{
+    host_parts parts;
+    gpu_panel_parts shape;
+    ESP_TRY(find_panel_parts(sparse, &parts, &shape, error));
+    bool listed = parts.columns.data != NULL;
+    weight->reordered = parts.rows.data != NULL;
+    ESP_TRY(cuda_place_panels(device, &shape, listed, packed, weight, error));
     weight->pairs_together = pairs_together(&shape, &parts.rows);
-    return cuda_check(pack_parts(&parts, &shape, to), device, "packing a weight", error);
+    return cuda_check(pack_parts(&parts, &shape, &weight->panels), device, "packing a weight",
+                      error);
 }
 
 static esp_status pack_on_device(esp_device *device, const esp_sparse *sparse, esp_packed *packed,
@@ -214,29 +231,41 @@ static esp_status pack_on_device(esp_device *device, const esp_sparse *sparse, e
                : pack_panels(device, sparse, packed, weight, error);
 }
 
-esp_status cuda_pack(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
-                     esp_error *error)
+/* The object of a packed weight and its state in one piece of memory. */
+esp_packed *cuda_packed_make(esp_device *device, const esp_packed *facts)
 {
-    const cuda_state *state = device->state;
     struct {
         esp_packed packed;
         cuda_weight weight;
     } *made = esp_alloc_zero(device->context, sizeof *made);
     if (made == NULL) {
-        return esp_fail_memory(error, sizeof *made, "a packed weight");
+        return NULL;
     }
-    made->packed = (esp_packed){.device = device,
-                                .pattern = esp_sparse_pattern(sparse),
-                                .dtype = esp_sparse_dtype(sparse),
-                                .out_features = esp_sparse_out_features(sparse),
-                                .in_features = esp_sparse_in_features(sparse),
-                                .state = &made->weight};
+    made->packed = *facts;
+    made->packed.device = device;
+    made->packed.state = &made->weight;
+    return &made->packed;
+}
+
+esp_status cuda_pack(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
+                     esp_error *error)
+{
+    const cuda_state *state = device->state;
+    const esp_packed facts = {.pattern = esp_sparse_pattern(sparse),
+                              .dtype = esp_sparse_dtype(sparse),
+                              .out_features = esp_sparse_out_features(sparse),
+                              .in_features = esp_sparse_in_features(sparse)};
+    esp_packed *made = cuda_packed_make(device, &facts);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made + sizeof(cuda_weight), "a packed weight");
+    }
+    cuda_weight *weight = made->state;
     int before;
     esp_status status = cuda_check(gpu_enter(state->index, &before), device, "entering it", error);
     if (status == ESP_OK) {
-        status = pack_on_device(device, sparse, &made->packed, &made->weight, error);
+        status = pack_on_device(device, sparse, made, weight, error);
         if (status != ESP_OK) {
-            gpu_free(made->weight.memory);
+            gpu_free(weight->memory);
         }
         gpu_leave(before);
     }
@@ -244,7 +273,7 @@ esp_status cuda_pack(esp_device *device, const esp_sparse *sparse, esp_packed **
         esp_release(device->context, made);
         return status;
     }
-    *packed = &made->packed;
+    *packed = made;
     return ESP_OK;
 }
 

@@ -26,7 +26,9 @@ typedef struct cuda_weight {
     const void *values;
     gpu_panels panels;
     gpu_blocks blocks;
-    bool pairs_together; /* output rows 2 i and 2 i + 1 are neighbours in one thread, for all i */
+    gpu_misfits *misfits; /* what compressing on the device found last */
+    bool reordered;       /* stored rows are not output rows */
+    bool pairs_together;  /* output rows 2 i and 2 i + 1 are neighbours in one thread, for all i */
 } cuda_weight;
 
 /* "cuda.failed" or "cuda.out_of_memory", saying what was tried; error 0 is ESP_OK. */
@@ -40,6 +42,26 @@ bool cuda_reads_blocks(const esp_pattern *pattern);
 ESP_MUST_CHECK esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse,
                                            esp_packed *packed, cuda_weight *weight,
                                            esp_error *error);
+/* The object alone, with the pattern, type and shape of `facts`; NULL: no memory. */
+esp_packed *cuda_packed_make(esp_device *device, const esp_packed *facts);
+/* Allocates the memory of panels and points weight->panels into it; weight->reordered is set. */
+ESP_MUST_CHECK esp_status cuda_place_panels(esp_device *device, const gpu_panel_parts *shape,
+                                            bool listed, esp_packed *packed, cuda_weight *weight,
+                                            esp_error *error);
+/* pairs_together of panels without a row order. */
+bool cuda_panels_pair(const gpu_panel_parts *shape);
+
+/* Weights made on the device; compress.c. */
+ESP_MUST_CHECK esp_status cuda_packed_create(esp_device *device, const esp_pattern *pattern,
+                                             esp_dtype dtype, int64_t out_features,
+                                             int64_t in_features, esp_packed **packed,
+                                             esp_error *error);
+ESP_MUST_CHECK esp_status cuda_compress(esp_packed *packed, const esp_device_dense *dense,
+                                        const esp_device_mask *mask, void *stream,
+                                        esp_error *error);
+ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense *dense,
+                                     const esp_pattern *pattern, const esp_mask_options *options,
+                                     const esp_device_mask *mask, void *stream, esp_error *error);
 
 /* Kernel records of the families; catalogue.c lists them. */
 #define CUDA_PANEL_KERNELS 14
@@ -103,6 +125,13 @@ ESP_MUST_CHECK esp_status cuda_differ(esp_device *device, const esp_difference *
                                       double *worst, esp_error *error);
 
 /* ---- what every launch does; launch.c ---- */
+
+/* Whether `bytes` from `memory` on are memory of the device. Asks the driver each time: memory may
+ * be freed and its addresses be given out again at any moment. */
+static inline bool cuda_holds(const cuda_state *state, const void *memory, size_t bytes)
+{
+    return gpu_holds(state->index, memory, bytes);
+}
 
 /* Operands are memory of this device; "matmul.not_on_device" names the first that is not. */
 ESP_MUST_CHECK esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error);

@@ -2,81 +2,92 @@
 // Reference: src/ref/matmul.c.
 //
 // Idea. With so few tokens every weight is used once or twice and the time is that of reading the weights, so
-// the kernel is a stream: each warp has a ring of three pieces of 4608 bytes (64 rows x 64 kept columns, the
+// the kernel is a stream: each warp has a ring of pieces of 4608 bytes (64 rows x 64 kept columns, the
 // packing of pack.cu) that bulk copies keep full, marked as not worth a place in the L2. The weights are the
 // 16-row operand of mma.sp, tokens its 8 columns.
 //
-// Who does what. A block has one block of 64 rows; its four warps, and the blocks of a cluster, share out the
-// steps of 64 kept columns in turn. A lane fetches two of the step's 64 rows of X one step ahead into
-// registers and lays them down for ldmatrix, which turns them into operands. At the end partial sums meet in
-// shared memory, first the warps', then the cluster's, always in the same order: results do not depend on
-// timing. Each warp then finishes 16 rows.
+// Launches overlap. Weights, column lists and row tables are complete before a product may be given to a
+// stream, so a launch does not wait for the one before it: its blocks start while the last ones of that one
+// are still running, fill their rings, and wait for it (`stream_order_wait`) before they touch X or Y.
 //
-// Shared memory, bytes: 4 warps x 3 x 4608 of weights (in the end partial sums) | 4 warps x 2 x 1024 (2048
-// above 8 tokens) of X | barriers. Three blocks a multiprocessor: 166 KB in flight.
+// Who does what. A block has one block of 64 rows; its warps, and the blocks of a cluster, share out the
+// steps of 64 kept columns in turn. A lane fetches two of a step's 64 rows of X into registers, one step ahead
+// (a single token: as many as the ring has pieces; more tokens so far ahead only crowd the L2), and lays them
+// down for ldmatrix, which turns them into operands. In the end
+// every warp sends its sums of each 16 rows, as they lie in its registers, to the block of the cluster that
+// finishes those rows; there one warp adds them in the order of senders, so results do not depend on timing,
+// and writes them from its registers.
+//
+// Shared memory, bytes: WARPS x STAGES x 4608 of weights | WARPS x 1024 (2048 above 8 tokens) of X |
+// barriers | received sums, 512 (1024) a sender and 16 rows.
 //
 // Tails as in sm90_panel.cuh; groups of 16 rows that are all padding are not read.
 //
-// Limit: memory bandwidth; with few steps a warp, the time to start, to fill the ring and to add up.
+// Limit: memory bandwidth; where nothing overlaps, the time to start, to fill the ring and to add up.
 #include "cuda/epilogue.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
 
-constexpr int WARPS = 4, STAGES = 3, ROW_GROUPS = 4; // groups of 16 rows
-constexpr int BLOCKS_PER_SM = 3, MOST_CLUSTER = 8;
-constexpr uint32_t RING_BYTES = STAGES * GPU_STEP_BYTES;
-constexpr int SUM_PITCH = 20; // floats between rows of partial sums
-constexpr uint32_t SUM_FLOATS = GPU_BLOCK_ROWS * SUM_PITCH;
-constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
-static_assert((WARPS + 1) * SUM_FLOATS * 4 + WARPS * STRIP_FLOATS * 4 <= WARPS * RING_BYTES,
-              "partial sums do not fit where the weights were");
+constexpr int ROW_GROUPS = 4; // groups of 16 rows
+constexpr int MOST_CLUSTER = 8;
 
 // EIGHTS: of tokens, 1 or 2.
-template <int EIGHTS> struct map_of {
-    static constexpr uint32_t X_BYTES = EIGHTS * 1024; // of one step
+template <int EIGHTS, int WARPS, int STAGES> struct map_of {
+    static constexpr uint32_t RING_BYTES = STAGES * GPU_STEP_BYTES; // of a warp
+    static constexpr uint32_t X_BYTES = EIGHTS * 1024;              // of one step
+    static constexpr uint32_t SUM_BYTES = EIGHTS * 512;             // of 16 rows
     static constexpr uint32_t X_AT = WARPS * RING_BYTES;
-    static constexpr uint32_t BARRIERS_AT = X_AT + WARPS * 2 * X_BYTES;
-    static constexpr uint32_t SHARED = BARRIERS_AT + WARPS * STAGES * 8 + 128; // 128: to align
+    static constexpr uint32_t BARRIERS_AT = X_AT + WARPS * X_BYTES;
+    static constexpr uint32_t ARRIVED_AT = BARRIERS_AT + WARPS * STAGES * 8; // one a group of rows
+    static constexpr uint32_t SUMS_AT = (ARRIVED_AT + ROW_GROUPS * 8 + 127) / 128 * 128;
+    static_assert(WARPS >= ROW_GROUPS, "a group of rows has a warp to finish it");
+
+    static constexpr uint32_t shared(int cluster)
+    {
+        int owned = (ROW_GROUPS + cluster - 1) / cluster;
+        return SUMS_AT + owned * cluster * WARPS * SUM_BYTES + 128; // 128: to align
+    }
 };
 
 // How X is read: 16 bytes at a time, one token, or any.
 enum reading { EIGHT, ONE, ANY };
 
-__device__ __forceinline__ int64_t kept_column(const gpu_panels &w, int panel, int step, int i)
+__device__ __forceinline__ uint32_t kept_column(const gpu_panels &w, int panel, int step, int i)
 {
     int64_t j = (int64_t)step * GPU_STEP_COLUMNS + i;
     if (w.columns == nullptr) {
-        return j;
+        return (uint32_t)j;
     }
     j += (int64_t)panel * w.steps * GPU_STEP_COLUMNS;
     return w.wide ? ((const uint32_t *)w.columns)[j] : ((const uint16_t *)w.columns)[j];
 }
 
 // What X holds for one kept column, as it was read: a word holds one or two tokens. It is put together only
-// when it is laid down: doing so at once would wait for the loads.
+// when it is laid down: doing so at once would wait for the loads. X may have been written while this grid
+// was running, so it is read from the L2.
 template <int EIGHTS, reading READING> struct column_of_x {
     static constexpr int WORDS = READING == EIGHT ? 4 * EIGHTS : READING == ONE ? 1 : 8 * EIGHTS;
     uint32_t word[WORDS];
 
-    __device__ __forceinline__ void load(const gpu_product &p, int64_t column)
+    __device__ __forceinline__ void load(const gpu_product &p, uint32_t column)
     {
         bool there = column < p.weight.in;
         int64_t token_step = p.x_by_token ? p.x_stride : 1;
         const uint16_t *x = (const uint16_t *)p.x;
-        x += there ? (p.x_by_token ? column : column * p.x_stride) : 0;
+        x += there ? (p.x_by_token ? (int64_t)column : column * p.x_stride) : 0;
         if constexpr (READING == EIGHT) {
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                uint4 four = there ? __ldg((const uint4 *)x + e) : make_uint4(0, 0, 0, 0);
+                uint4 four = there ? __ldcg((const uint4 *)x + e) : make_uint4(0, 0, 0, 0);
                 word[4 * e] = four.x, word[4 * e + 1] = four.y;
                 word[4 * e + 2] = four.z, word[4 * e + 3] = four.w;
             }
         } else {
 #pragma unroll
             for (int i = 0; i < WORDS; i++) {
-                word[i] = there && i < p.tokens ? __ldg(x + i * token_step) : 0;
+                word[i] = there && i < p.tokens ? __ldcg(x + i * token_step) : 0;
             }
         }
     }
@@ -101,11 +112,13 @@ template <int EIGHTS, reading READING> struct column_of_x {
     }
 };
 
-struct stream {
+// Steps first, first + stride... of one block of rows, through the ring of one warp.
+template <int STAGES> struct stream {
     const char *data; // of this block of rows
     uint32_t ring, barriers;
     uint64_t policy;
     int groups; // of 16 rows that hold anything
+    int first, stride, steps;
 
     // By one lane. The values of the first 16 g rows lie together in each half, and so do their positions.
     __device__ __forceinline__ void fetch(int step, int stage) const
@@ -122,12 +135,27 @@ struct stream {
         ptx::bulk_copy_once(to + 2048, from + 2048, groups * 512, barrier, policy);
         ptx::bulk_copy_once(to + 4096, from + 4096, groups * 128, barrier, policy);
     }
+
+    __device__ __forceinline__ void start() const // by one lane
+    {
+        for (int i = 0; i < STAGES; i++) {
+            ptx::barrier_init(barriers + i * 8, 1);
+        }
+        ptx::barrier_init_fence();
+        for (int i = 0; i < STAGES && first + i * stride < steps; i++) {
+            fetch(first + i * stride, i);
+        }
+    }
+};
+
+template <int EIGHTS> struct sums_of {
+    float of[ROW_GROUPS][EIGHTS][4];
 };
 
 template <int PART, int EIGHTS, bool BF16>
-__device__ __forceinline__ void multiply_part(float (&sums)[ROW_GROUPS][EIGHTS][4], uint32_t weights,
-                                              uint32_t x, const uint32_t (&positions)[ROW_GROUPS],
-                                              int groups, int lane)
+__device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t weights, uint32_t x,
+                                              const uint32_t (&positions)[ROW_GROUPS], int groups,
+                                              int lane)
 {
     uint32_t b[EIGHTS][4];
 #pragma unroll
@@ -143,172 +171,360 @@ __device__ __forceinline__ void multiply_part(float (&sums)[ROW_GROUPS][EIGHTS][
             ptx::load_matrices(from + g * 512, a);
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                ptx::sparse_product_16x8<PART, BF16>(sums[g][e], a, b[e], positions[g]);
+                ptx::sparse_product_16x8<PART, BF16>(sums.of[g][e], a, b[e], positions[g]);
             }
         }
     }
 }
 
-// Steps first, first + stride... of the block's rows into the warp's sums.
-template <int EIGHTS, bool BF16, reading READING>
-__device__ __forceinline__ void add_steps(const gpu_product &p, int panel, const stream &weights,
-                                          uint32_t x_at, int first, int stride, int lane,
-                                          float (&sums)[ROW_GROUPS][EIGHTS][4])
+// The columns of a lane in one step: in the list's order lane and lane + 32.
+struct two_columns {
+    uint32_t at[2];
+};
+
+__device__ __forceinline__ two_columns columns_of(const gpu_panels &w, int panel, int step, int lane)
 {
-    using map = map_of<EIGHTS>;
-    const gpu_panels &w = p.weight;
-    auto column = [&](int step, int i) {
-        return step < w.steps ? kept_column(w, panel, step, i) : w.in;
-    };
-    int64_t coming[2] = {column(first, lane), column(first, lane + 32)};
-    column_of_x<EIGHTS, READING> x[2];
-    x[0].load(p, coming[0]);
-    x[1].load(p, coming[1]);
-    coming[0] = column(first + stride, lane);
-    coming[1] = column(first + stride, lane + 32);
-    int turn = 0;
-    for (int step = first; step < w.steps; step += stride, turn++) {
-        uint32_t laid = x_at + turn % 2 * map::X_BYTES;
-        x[0].lay(laid + lane * 16);
-        x[1].lay(laid + (lane + 32) * 16);
-        __syncwarp();
-        x[0].load(p, coming[0]);
-        x[1].load(p, coming[1]);
-        coming[0] = column(step + 2 * stride, lane);
-        coming[1] = column(step + 2 * stride, lane + 32);
-        int stage = turn % STAGES;
-        uint32_t at = weights.ring + stage * GPU_STEP_BYTES, positions[ROW_GROUPS];
-        ptx::barrier_wait(weights.barriers + stage * 8, turn / STAGES & 1);
+    if (step >= w.steps) {
+        return {UINT32_MAX, UINT32_MAX};
+    }
+    return {kept_column(w, panel, step, lane), kept_column(w, panel, step, lane + 32)};
+}
+
+// Of the first steps, which are loaded before X may be read, and of the one after them.
+template <int AHEAD> struct first_columns {
+    two_columns of[AHEAD + 1];
+
+    template <int STAGES>
+    __device__ __forceinline__ void load(const gpu_panels &w, int panel, const stream<STAGES> &weights,
+                                         int lane)
+    {
 #pragma unroll
-        for (int g = 0; g < ROW_GROUPS; g++) {
-            positions[g] = g < weights.groups ? ptx::load_shared(at + 4096 + g * 128 + lane * 4) : 0;
+        for (int i = 0; i <= AHEAD; i++) {
+            of[i] = columns_of(w, panel, weights.first + i * weights.stride, lane);
         }
-        multiply_part<0, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
-        multiply_part<1, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
-        __syncwarp();
-        if (lane == 0 && step + STAGES * stride < w.steps) {
-            weights.fetch(step + STAGES * stride, stage);
+        if (w.columns == nullptr) {
+            return;
+        }
+        int64_t first = (int64_t)panel * w.steps, bytes = GPU_STEP_COLUMNS * (w.wide ? 4 : 2);
+        int step = weights.first + (AHEAD + 1 + lane) * weights.stride;
+        for (; step < w.steps; step += 32 * weights.stride) { // the others: as far as the L2
+            ptx::prefetch_l2((const char *)w.columns + (first + step) * bytes);
+        }
+    }
+};
+
+template <int EIGHTS, bool BF16, reading READING, int AHEAD, int STAGES>
+__device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
+                                          const stream<STAGES> &weights,
+                                          const first_columns<AHEAD> &columns, uint32_t laid,
+                                          int lane, sums_of<EIGHTS> &sums)
+{
+    static_assert(AHEAD == 1 || AHEAD == STAGES, "X is found by the stage");
+    const gpu_panels &w = p.weight;
+    column_of_x<EIGHTS, READING> x[AHEAD][2];
+#pragma unroll
+    for (int i = 0; i < AHEAD; i++) {
+        x[i][0].load(p, columns.of[i].at[0]);
+        x[i][1].load(p, columns.of[i].at[1]);
+    }
+    two_columns coming = columns.of[AHEAD];
+    int step = weights.first;
+    for (uint32_t parity = 0; step < w.steps; parity ^= 1) {
+#pragma unroll
+        for (int stage = 0; stage < STAGES; stage++, step += weights.stride) {
+            if (step >= w.steps) {
+                break;
+            }
+            column_of_x<EIGHTS, READING> *now = x[stage % AHEAD];
+            now[0].lay(laid + lane * 16);
+            now[1].lay(laid + (lane + 32) * 16);
+            __syncwarp();
+            now[0].load(p, coming.at[0]);
+            now[1].load(p, coming.at[1]);
+            coming = columns_of(w, panel, step + (AHEAD + 1) * weights.stride, lane);
+            uint32_t at = weights.ring + stage * GPU_STEP_BYTES, positions[ROW_GROUPS];
+            ptx::barrier_wait(weights.barriers + stage * 8, parity);
+#pragma unroll
+            for (int g = 0; g < ROW_GROUPS; g++) {
+                positions[g] =
+                    g < weights.groups ? ptx::load_shared(at + 4096 + g * 128 + lane * 4) : 0;
+            }
+            multiply_part<0, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
+            multiply_part<1, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
+            __syncwarp();
+            if (lane == 0 && step + STAGES * weights.stride < w.steps) {
+                weights.fetch(step + STAGES * weights.stride, stage);
+            }
         }
     }
 }
 
-// Groups of 16 rows, counted from the first, up to the last that holds anything.
-__device__ __forceinline__ int groups_in_use(const int32_t *rows, int lane)
+// Groups of 16 rows of a block that hold stored rows. From sizes alone: the first copies of weights must not
+// wait for a table.
+__device__ __forceinline__ int groups_in_use(const gpu_panels &w, int64_t panel, int64_t block)
 {
-    unsigned low = __ballot_sync(~0u, rows[lane] >= 0), high = __ballot_sync(~0u, rows[lane + 32] >= 0);
-    int last = high != 0 ? 63 - __clz(high) : 31 - __clz(low);
-    return max(1, last / 16 + 1);
+    int64_t inside = (block - panel * w.blocks) * GPU_BLOCK_ROWS;
+    int64_t rows = min(w.panel_rows, w.out - panel * w.panel_rows) - inside;
+    return (int)max((int64_t)1, min((int64_t)ROW_GROUPS, (rows + 15) / 16));
 }
 
-template <int EIGHTS, bool BF16, reading READING>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
+// Sums on their way from the warps of a cluster to those that finish them. Group g of rows is finished by
+// warp g of block g % cluster; a sender's piece of it is what lies in the sender's registers, lane by lane.
+template <int EIGHTS, int WARPS> struct exchange {
+    uint32_t sums, arrived; // of this block
+    int cluster, rank, warp;
+
+    __device__ __forceinline__ uint32_t place(int group, int sender) const
+    {
+        return sums + (group / cluster * cluster * WARPS + sender) * EIGHTS * 512;
+    }
+    __device__ __forceinline__ void start() const // by one thread
+    {
+        for (int g = 0; g < ROW_GROUPS; g++) {
+            ptx::barrier_init(arrived + g * 8, 1);
+        }
+        ptx::barrier_init_fence();
+        for (int g = 0; g < ROW_GROUPS; g++) {
+            ptx::barrier_expect(arrived + g * 8, cluster * WARPS * EIGHTS * 512);
+        }
+    }
+    __device__ __forceinline__ bool finishes(int group) const
+    {
+        return group % cluster == rank;
+    }
+    __device__ __forceinline__ void send(const sums_of<EIGHTS> &mine, int groups, int lane) const
+    {
+#pragma unroll
+        for (int g = 0; g < ROW_GROUPS; g++) {
+            uint32_t to = ptx::in_cluster(place(g, rank * WARPS + warp) + lane * 16, g % cluster);
+            uint32_t barrier = ptx::in_cluster(arrived + g * 8, g % cluster);
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) {
+                if (g < groups) {
+                    ptx::send_16(to + e * 512, mine.of[g][e], barrier);
+                }
+            }
+        }
+    }
+    // The sums of a group as a sender had them; by the warp that finishes it.
+    __device__ __forceinline__ void receive(int group, int lane, float4 (&sums)[EIGHTS]) const
+    {
+        ptx::barrier_wait(arrived + group * 8, 0);
+#pragma unroll
+        for (int e = 0; e < EIGHTS; e++) {
+            uint32_t from = place(group, 0) + e * 512 + lane * 16;
+            float4 sum = ptx::load_shared_4(from);
+#pragma unroll 4
+            for (int s = 1; s < cluster * WARPS; s++) {
+                float4 more = ptx::load_shared_4(from + s * EIGHTS * 512);
+                sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
+            }
+            sums[e] = sum;
+        }
+    }
+};
+
+// The end of a group of 16 rows, of which a lane has two neighbours (see pack.cu) and two tokens of each
+// eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
+struct two_rows {
+    int row[2]; // of Y, -1: none
+    float scale[2], bias[2];
+
+    __device__ __forceinline__ void load_terms(const gpu_epilogue &e)
+    {
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            epilogue::row_terms terms = epilogue::terms_of(e, row[i]);
+            scale[i] = terms.scale;
+            bias[i] = terms.bias;
+        }
+    }
+
+    __device__ __forceinline__ void finish(const gpu_epilogue &e, float first, float second,
+                                           int token) const
+    {
+        if (token >= e.tokens) {
+            return;
+        }
+        float v[2] = {epilogue::linear(e, first, scale[0], bias[0]),
+                      epilogue::linear(e, second, scale[1], bias[1])};
+        int64_t at = token * e.token_step;
+        if ((e.bits & ESP_EP_SWIGLU) != 0) {
+            if (row[0] >= 0) {
+                float gated = epilogue::silu(v[0]) * v[1];
+                epilogue::finish_one(e, row[0] / 2 * e.feature_step + at, gated);
+            }
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            if (row[i] >= 0) {
+                float active = epilogue::activate(e.bits, v[i]);
+                epilogue::finish_one(e, row[i] * e.feature_step + at, active);
+            }
+        }
+    }
+};
+
+template <int EIGHTS, bool BF16, reading READING, int WARPS, int STAGES, int BLOCKS>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     few_kernel(const __grid_constant__ gpu_product p)
 {
-    using map = map_of<EIGHTS>;
+    using map = map_of<EIGHTS, WARPS, STAGES>;
     extern __shared__ unsigned char memory[];
-    uint32_t start = ptx::shared_address(memory), base = (start + 127) & ~127u;
+    uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int cluster = (int)ptx::cluster_size(), rank = (int)ptx::cluster_rank();
     int64_t block = blockIdx.x / cluster;
+    int panel = (int)(block / p.weight.blocks);
     const int32_t *rows = p.weight.rows + block * GPU_BLOCK_ROWS;
-    stream weights = {(const char *)p.weight.data + block * p.weight.steps * GPU_STEP_BYTES,
-                      base + warp * RING_BYTES, base + map::BARRIERS_AT + warp * STAGES * 8,
-                      ptx::evict_first_policy(), groups_in_use(rows, lane)};
-    int first = rank * WARPS + warp, stride = cluster * WARPS;
+    stream<STAGES> weights = {(const char *)p.weight.data + block * p.weight.steps * GPU_STEP_BYTES,
+                              base + warp * map::RING_BYTES,
+                              base + map::BARRIERS_AT + warp * STAGES * 8,
+                              ptx::evict_first_policy(),
+                              groups_in_use(p.weight, panel, block),
+                              rank * WARPS + warp,
+                              cluster * WARPS,
+                              p.weight.steps};
+    exchange<EIGHTS, WARPS> finish = {base + map::SUMS_AT, base + map::ARRIVED_AT, cluster, rank, warp};
+    ptx::launch_next();
     if (lane == 0) {
-        for (int i = 0; i < STAGES; i++) {
-            ptx::barrier_init(weights.barriers + i * 8, 1);
-        }
-        ptx::barrier_init_fence();
-        for (int i = 0; i < STAGES && first + i * stride < p.weight.steps; i++) {
-            weights.fetch(first + i * stride, i);
-        }
+        weights.start();
+    }
+    if (threadIdx.x == 0) {
+        finish.start();
+    }
+    constexpr int AHEAD = READING == ONE ? STAGES : 1;
+    first_columns<AHEAD> columns;
+    columns.load(p.weight, panel, weights, lane);
+    bool mine = warp < weights.groups && finish.finishes(warp);
+    two_rows ends = {{-1, -1}, {1, 1}, {0, 0}};
+    if (mine) {
+        int2 two = *(const int2 *)(rows + warp * 16 + lane / 4 * 2);
+        ends.row[0] = two.x, ends.row[1] = two.y;
     }
     __syncwarp();
-    float sums[ROW_GROUPS][EIGHTS][4] = {};
-    add_steps<EIGHTS, BF16, READING>(p, (int)(block / p.weight.blocks), weights,
-                                     base + map::X_AT + warp * 2 * map::X_BYTES, first, stride, lane,
-                                     sums);
-    __syncthreads(); // rings are drained: partial sums take their place
-    float *partial = (float *)(memory + (base - start)), *whole = partial + WARPS * SUM_FLOATS;
-    float *mine = partial + warp * SUM_FLOATS;
+    ptx::cluster_arrive();
+    ptx::stream_order_wait();
+    ends.load_terms(p.epilogue);
+    sums_of<EIGHTS> sums = {};
+    add_steps<EIGHTS, BF16, READING>(p, panel, weights, columns,
+                                     base + map::X_AT + warp * map::X_BYTES, lane, sums);
+    ptx::cluster_wait(); // all blocks of the cluster have their barriers
+    finish.send(sums, weights.groups, lane);
+    if (mine) {
+        float4 whole[EIGHTS];
+        finish.receive(warp, lane, whole);
 #pragma unroll
-    for (int g = 0; g < ROW_GROUPS; g++) {
-#pragma unroll
-        for (int i = 0; i < EIGHTS * 2; i++) { // rows 2 l / 4 and the next: see pack.cu
-            int row = g * 16 + lane / 4 * 2 + i % 2, token = i / 2 * 8 + lane % 4 * 2;
-            const float *from = sums[g][i / 2] + i % 2 * 2;
-            *(float2 *)(mine + row * SUM_PITCH + token) = make_float2(from[0], from[1]);
+        for (int e = 0; e < EIGHTS; e++) {
+            int token = e * 8 + lane % 4 * 2;
+            ends.finish(p.epilogue, whole[e].x, whole[e].z, token);
+            ends.finish(p.epilogue, whole[e].y, whole[e].w, token + 1);
         }
     }
-    __syncthreads();
-    for (int i = threadIdx.x; i < GPU_BLOCK_ROWS * EIGHTS * 8; i += WARPS * 32) {
-        int at = i / (EIGHTS * 8) * SUM_PITCH + i % (EIGHTS * 8);
-        float sum = partial[at];
-        for (int w = 1; w < WARPS; w++) {
-            sum += partial[w * SUM_FLOATS + at];
-        }
-        whole[at] = sum;
-    }
-    ptx::cluster_sync();
-    if (warp % cluster == rank && warp < weights.groups) {
-        float *strip = whole + SUM_FLOATS + warp * STRIP_FLOATS;
-        for (int i = lane; i < epilogue::ROWS * EIGHTS * 8; i += 32) {
-            int row = i / (EIGHTS * 8), token = i % (EIGHTS * 8);
-            uint32_t at = ptx::shared_address(whole + (warp * 16 + row) * SUM_PITCH + token);
-            float sum = 0;
-            for (int r = 0; r < cluster; r++) {
-                sum += ptx::load_cluster(at, r);
-            }
-            strip[row * epilogue::PITCH + token] = sum;
-        }
-        __syncwarp();
-        epilogue::row_terms terms = epilogue::load_terms(p.epilogue, rows + warp * 16, lane);
-        epilogue::finish_staged(p.epilogue, strip, terms, 0, lane);
-    }
-    ptx::cluster_sync(); // a neighbour may still read the sums of this block
 }
 
-// Blocks that share the steps of one block of rows: few enough rounds of blocks, few enough steps a warp.
-int cluster_for(int64_t blocks, int steps, int multiprocessors)
+// ---- launching ----
+
+constexpr int WARPS = 4, BLOCKS_PER_SM = 3, MOST_DEVICES = 64;
+
+// How many clusters of each size a device can run at a time: fewer than its multiprocessors have room for,
+// because a cluster stays inside one part of the chip. Asked for once; 0: not yet.
+struct residency {
+    std::atomic<int> clusters[MOST_DEVICES][MOST_CLUSTER + 1];
+};
+
+int resident(residency *known, const void *kernel, const cudaLaunchConfig_t &how, int device,
+             int cluster)
 {
-    const double start = 2.5; // of a block, in steps
-    int64_t slots = (int64_t)multiprocessors * BLOCKS_PER_SM;
-    int best = 1;
-    double least = 0;
-    for (int cluster = 1; cluster <= MOST_CLUSTER; cluster++) {
-        int64_t rounds = (blocks * cluster + slots - 1) / slots;
-        int64_t turns = (steps + cluster * WARPS - 1) / (cluster * WARPS);
-        double cost = (double)rounds * ((double)turns + start);
-        if (cluster == 1 || cost < least) {
-            least = cost;
-            best = cluster;
+    std::atomic<int> *slot = device < MOST_DEVICES ? &known->clusters[device][cluster] : nullptr;
+    int count = slot != nullptr ? slot->load(std::memory_order_relaxed) : 0;
+    if (count == 0) {
+        if (cudaOccupancyMaxActiveClusters(&count, kernel, &how) != cudaSuccess || count < 1) {
+            (void)cudaGetLastError();
+            count = 1;
+        }
+        if (slot != nullptr) {
+            slot->store(count, std::memory_order_relaxed);
         }
     }
-    return best;
+    return count;
+}
+
+// One way to launch a product: a depth of the ring, and how many blocks share the steps of a block of rows.
+struct launching {
+    const void *kernel;
+    int cluster;
+    uint32_t shared;
+    double cost; // rounds of clusters, each of a start and the steps of a warp
+};
+
+template <class map>
+void find_cluster(residency *known, const void *kernel, const gpu_product &p, launching *best)
+{
+    const double start = 2.5; // of a block, in steps
+    int64_t blocks = (int64_t)p.weight.panels * p.weight.blocks;
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    cudaLaunchConfig_t how = {};
+    how.blockDim = dim3(WARPS * 32);
+    how.attrs = &attribute;
+    how.numAttrs = 1;
+    for (int cluster = 1; cluster <= MOST_CLUSTER; cluster++) {
+        how.gridDim = dim3((unsigned)(blocks * cluster));
+        how.dynamicSmemBytes = map::shared(cluster);
+        attribute.val.clusterDim = {(unsigned)cluster, 1, 1};
+        int64_t room = resident(known, kernel, how, p.device, cluster);
+        int64_t turns = (p.weight.steps + cluster * WARPS - 1) / (cluster * WARPS);
+        double cost = (double)((blocks + room - 1) / room) * ((double)turns + start);
+        if (best->kernel == nullptr || cost < best->cost) {
+            *best = {kernel, cluster, map::shared(cluster), cost};
+        }
+    }
+}
+
+template <int EIGHTS, bool BF16, reading READING, int STAGES>
+int consider(const gpu_product &p, launching *best)
+{
+    auto kernel = (const void *)few_kernel<EIGHTS, BF16, READING, WARPS, STAGES, BLOCKS_PER_SM>;
+    using map = map_of<EIGHTS, WARPS, STAGES>;
+    static std::atomic<uint64_t> prepared;
+    static residency known;
+    int failed = gpu_prepare(kernel, map::shared(MOST_CLUSTER), p.device, &prepared);
+    if (failed == 0) {
+        find_cluster<map>(&known, kernel, p, best);
+    }
+    return failed;
 }
 
 template <int EIGHTS, bool BF16, reading READING> int launch_as(const gpu_product &p, void *stream)
 {
-    constexpr uint32_t shared = map_of<EIGHTS>::SHARED;
-    static std::atomic<uint64_t> prepared;
-    int failed = gpu_prepare((const void *)few_kernel<EIGHTS, BF16, READING>, shared, p.device, &prepared);
+    launching best = {};
+    int failed = 0;
+    if constexpr (EIGHTS == 1) { // more would leave room for two blocks a multiprocessor only
+        failed = consider<EIGHTS, BF16, READING, 3>(p, &best);
+    }
+    if (failed == 0) {
+        failed = consider<EIGHTS, BF16, READING, 2>(p, &best);
+    }
     if (failed != 0) {
         return failed;
     }
-    int64_t blocks = (int64_t)p.weight.panels * p.weight.blocks;
-    int cluster = cluster_for(blocks, p.weight.steps, p.multiprocessors);
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {(unsigned)best.cluster, 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t how = {};
-    how.gridDim = dim3((unsigned)(blocks * cluster));
+    how.gridDim = dim3((unsigned)(p.weight.panels * p.weight.blocks * best.cluster));
     how.blockDim = dim3(WARPS * 32);
-    how.dynamicSmemBytes = shared;
+    how.dynamicSmemBytes = best.shared;
     how.stream = (cudaStream_t)stream;
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeClusterDimension;
-    attribute.val.clusterDim = {(unsigned)cluster, 1, 1};
-    how.attrs = &attribute;
-    how.numAttrs = 1;
-    return cudaLaunchKernelEx(&how, few_kernel<EIGHTS, BF16, READING>, p);
+    how.attrs = attributes;
+    how.numAttrs = 2;
+    gpu_product copy = p;
+    void *arguments[] = {&copy};
+    return cudaLaunchKernelExC(&how, best.kernel, arguments);
 }
 
 template <bool BF16> int launch(const gpu_product &p, void *stream)

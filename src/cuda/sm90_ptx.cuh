@@ -72,25 +72,49 @@ __device__ __forceinline__ uint32_t cluster_size()
     asm volatile("mov.u32 %0, %%cluster_nctarank;" : "=r"(size));
     return size;
 }
-__device__ __forceinline__ void cluster_sync()
+__device__ __forceinline__ void cluster_arrive()
 {
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
+    asm volatile("barrier.cluster.arrive.release.aligned;" ::: "memory");
 }
-__device__ __forceinline__ float load_cluster(uint32_t address, uint32_t rank)
+__device__ __forceinline__ void cluster_wait()
 {
-    float value;
-    asm volatile("{\n.reg .b32 remote;\n"
-                 "mapa.shared::cluster.u32 remote, %1, %2;\n"
-                 "ld.shared::cluster.f32 %0, [remote];\n}"
-                 : "=f"(value)
-                 : "r"(address), "r"(rank)
+    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+}
+// The same place in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ uint32_t in_cluster(uint32_t address, uint32_t rank)
+{
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
+// To shared memory of a block of the cluster; arrives at a barrier there as 16 bytes.
+__device__ __forceinline__ void send_16(uint32_t to, const float (&v)[4], uint32_t barrier)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
+                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
+                 "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
                  : "memory");
-    return value;
+}
+
+// ---- launches that overlap ----
+
+// Allows the next grid of the stream to start, if it was launched so, when all blocks have said this.
+__device__ __forceinline__ void launch_next()
+{
+    asm volatile("griddepcontrol.launch_dependents;" ::: "memory");
+}
+// Until the grids before this one in the stream are done and what they wrote can be read.
+__device__ __forceinline__ void stream_order_wait()
+{
+    asm volatile("griddepcontrol.wait;" ::: "memory");
 }
 
 // ---- copies into shared memory ----
+
+__device__ __forceinline__ void prefetch_l2(const void *from)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
 
 // 16 bytes, of which the first `bytes` are read and the others zero.
 __device__ __forceinline__ void copy_16(uint32_t to, const void *from, uint32_t bytes)

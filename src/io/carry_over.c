@@ -84,28 +84,62 @@ static esp_status add(esp_carry *carry, const char *name, uint64_t bytes, esp_er
     return ESP_OK;
 }
 
-static esp_status consider(esp_carry *carry, int folder, const char *name, esp_error *error)
+static esp_status unreadable(const esp_carry *carry, const char *name, esp_error *error)
 {
-    struct stat facts;
-    uint64_t limit = limit_of(name);
-    if (limit == 0 || !esp_io_name_is_fine(name)) {
+    bool dangling = errno == ENOENT || errno == ENOTDIR || errno == ELOOP;
+    return dangling ? ESP_OK
+                    : esp_fail_errno(error, errno, "file.unreadable", "%s/%s", carry->source,
+                                     esp_io_show(name).text);
+}
+
+static esp_status add_small(esp_carry *carry, const char *name, const struct stat *facts,
+                            uint64_t limit, esp_error *error)
+{
+    if (!S_ISREG(facts->st_mode)) {
         return ESP_OK;
     }
-    if (fstatat(folder, name, &facts, 0) != 0) {
-        bool dangling = errno == ENOENT || errno == ENOTDIR || errno == ELOOP;
-        return dangling ? ESP_OK
-                        : esp_fail_errno(error, errno, "file.unreadable", "%s/%s", carry->source,
-                                         esp_io_show(name).text);
-    }
-    if (!S_ISREG(facts.st_mode)) {
-        return ESP_OK;
-    }
-    if ((uint64_t)facts.st_size > limit) {
+    if ((uint64_t)facts->st_size > limit) {
         esp_log(carry->context, ESP_LOG_WARNING, "%s/%s: is too large to be carried along",
                 carry->source, name);
         return ESP_OK;
     }
-    return add(carry, name, (uint64_t)facts.st_size, error);
+    return add(carry, name, (uint64_t)facts->st_size, error);
+}
+
+/* Modules of sentence-transformers: folders like "1_Pooling" with a config.json. */
+static bool is_module(const char *name)
+{
+    return name[0] >= '0' && name[0] <= '9' && name[1] == '_';
+}
+
+static esp_status consider_module(esp_carry *carry, int folder, const char *name, esp_error *error)
+{
+    struct stat facts;
+    char *path = esp_io_join(carry->context, name, "config.json");
+    if (path == NULL) {
+        return esp_fail_memory(error, strlen(name), "a path");
+    }
+    esp_status status = fstatat(folder, path, &facts, 0) == 0
+                            ? add_small(carry, path, &facts, SMALL, error)
+                            : unreadable(carry, path, error);
+    esp_release(carry->context, path);
+    return status;
+}
+
+static esp_status consider(esp_carry *carry, int folder, const char *name, esp_error *error)
+{
+    struct stat facts;
+    uint64_t limit = limit_of(name);
+    if ((limit == 0 && !is_module(name)) || !esp_io_name_is_fine(name)) {
+        return ESP_OK;
+    }
+    if (fstatat(folder, name, &facts, 0) != 0) {
+        return unreadable(carry, name, error);
+    }
+    if (S_ISDIR(facts.st_mode)) {
+        return is_module(name) ? consider_module(carry, folder, name, error) : ESP_OK;
+    }
+    return limit > 0 ? add_small(carry, name, &facts, limit, error) : ESP_OK;
 }
 
 static int compare_texts(const void *a, const void *b)

@@ -22,21 +22,48 @@ void esp_marker_print(const esp_target *target, esp_buffer *text)
     esp_buffer_text(text, "]}\n");
 }
 
-static bool lists(json_t *files, const char *name)
+/* inner: the folder that name is in, "" for the outer one. */
+static bool lists(json_t *files, const char *inner, const char *name)
 {
-    size_t i;
+    size_t i, length = strlen(inner);
     json_t *listed;
     json_array_foreach(files, i, listed)
     {
-        if (json_is_string(listed) && strcmp(json_string_value(listed), name) == 0) {
+        const char *text = json_is_string(listed) ? json_string_value(listed) : "";
+        bool within = length == 0 || (strncmp(text, inner, length) == 0 && text[length] == '/');
+        if (within && strcmp(text + length + (length > 0), name) == 0) {
             return true;
         }
     }
     return false;
 }
 
-/* Everything in the folder is listed. */
-static esp_status check_files(const char *path, json_t *files, esp_error *error)
+/* A listed file is in the folder `name`. */
+static bool lists_folder(json_t *files, const char *name)
+{
+    size_t i, length = strlen(name);
+    json_t *listed;
+    json_array_foreach(files, i, listed)
+    {
+        const char *text = json_is_string(listed) ? json_string_value(listed) : "";
+        if (strncmp(text, name, length) == 0 && text[length] == '/') {
+            return true;
+        }
+    }
+    return false;
+}
+
+static esp_status foreign(const char *path, const char *name, esp_error *error)
+{
+    return esp_fail(error, ESP_FAILED, "checkpoint.foreign_files",
+                    "%s: holds \"%s\", which espalier did not put there and would delete: "
+                    "move it away or choose another folder",
+                    path, esp_io_show(name).text);
+}
+
+/* Everything in the folder at path is listed as inner/...; folders within only in the outer one. */
+static esp_status check_files(esp_context *context, const char *path, const char *inner,
+                              json_t *files, esp_error *error)
 {
     const char *name = NULL;
     DIR *folder = opendir(path);
@@ -45,14 +72,20 @@ static esp_status check_files(const char *path, json_t *files, esp_error *error)
     }
     esp_status status = esp_folder_next(folder, path, &name, error);
     while (status == ESP_OK && name != NULL) {
-        if (strcmp(name, ESP_MARKER_FILE) == 0 || lists(files, name)) {
-            status = esp_folder_next(folder, path, &name, error);
+        bool outer = inner[0] == '\0';
+        if ((outer && strcmp(name, ESP_MARKER_FILE) == 0) || lists(files, inner, name)) {
+            status = ESP_OK;
+        } else if (outer && lists_folder(files, name)) {
+            char *within = esp_io_join(context, path, name);
+            status = within == NULL               ? esp_fail_memory(error, strlen(name), "a path")
+                     : esp_path_is_folder(within) ? check_files(context, within, name, files, error)
+                                                  : foreign(path, name, error);
+            esp_release(context, within);
         } else {
-            status =
-                esp_fail(error, ESP_FAILED, "checkpoint.foreign_files",
-                         "%s: holds \"%s\", which espalier did not put there and would delete: "
-                         "move it away or choose another folder",
-                         path, esp_io_show(name).text);
+            status = foreign(path, name, error);
+        }
+        if (status == ESP_OK) {
+            status = esp_folder_next(folder, path, &name, error);
         }
     }
     closedir(folder);
@@ -80,7 +113,7 @@ esp_status esp_marker_check(esp_context *context, const char *path, esp_error *e
                           "), so it is not replaced: remove it yourself or choose another folder",
                           path);
     } else {
-        status = check_files(path, files, error);
+        status = check_files(context, path, "", files, error);
     }
     json_decref(marker);
     return status;

@@ -31,7 +31,8 @@ void esp_target_temporary_name(const char *name, uint64_t salt, char *text, size
     }
 }
 
-static void remove_content(int folder)
+/* inner: of a folder within, which has no marker and no folders. */
+static void remove_content(int folder, bool inner)
 {
     int copy = openat(folder, ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
     DIR *list = copy >= 0 ? fdopendir(copy) : NULL;
@@ -41,11 +42,18 @@ static void remove_content(int folder)
         return;
     }
     while ((entry = readdir(list)) != NULL) {
-        bool keep = strcmp(entry->d_name, ".") == 0 || strcmp(entry->d_name, "..") == 0 ||
-                    strcmp(entry->d_name, ESP_MARKER_FILE) == 0;
-        if (!keep && unlinkat(folder, entry->d_name, 0) != 0) {
-            unlinkat(folder, entry->d_name, AT_REMOVEDIR); /* a probe's empty folder */
+        const char *name = entry->d_name;
+        bool keep = strcmp(name, ".") == 0 || strcmp(name, "..") == 0 ||
+                    (!inner && strcmp(name, ESP_MARKER_FILE) == 0);
+        if (keep || unlinkat(folder, name, 0) == 0 || inner) {
+            continue;
         }
+        int within = openat(folder, name, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
+        if (within >= 0) {
+            remove_content(within, true);
+            esp_file_close(within);
+        }
+        unlinkat(folder, name, AT_REMOVEDIR);
     }
     closedir(list);
 }
@@ -54,7 +62,7 @@ void esp_target_remove(const char *path)
 {
     int folder = open(path, O_RDONLY | O_DIRECTORY | O_NOFOLLOW | O_CLOEXEC);
     if (folder >= 0) {
-        remove_content(folder);
+        remove_content(folder, false);
         unlinkat(folder, ESP_MARKER_FILE, 0);
         close(folder);
     }

@@ -233,12 +233,30 @@ static esp_status remember(esp_target *target, const char *name, esp_error *erro
     return ESP_OK;
 }
 
+/* The folder of "folder/file" within path, which ends in that, unless it is there. */
+static esp_status make_inner(const char *name, char *path, esp_error *error)
+{
+    char *slash = strrchr(path, '/');
+    if (strchr(name, '/') == NULL) {
+        return ESP_OK;
+    }
+    *slash = '\0';
+    esp_status status = esp_path_is_folder(path) ? ESP_OK : esp_folder_create(path, error);
+    *slash = '/';
+    return status;
+}
+
 esp_status esp_target_add(esp_target *target, const char *name, char **path, esp_error *error)
 {
     ESP_TRY(remember(target, name, error));
     char *made = esp_io_join(target->context, target->temporary, name);
     if (made == NULL) {
         return esp_fail_memory(error, strlen(name), "a path");
+    }
+    esp_status status = make_inner(name, made, error);
+    if (status != ESP_OK) {
+        esp_release(target->context, made);
+        return status;
     }
     *path = made;
     return ESP_OK;
@@ -329,10 +347,31 @@ static esp_status move_into_place(esp_target *target, bool exists, esp_error *er
     return ESP_OK;
 }
 
+/* The folders within, each once or more. */
+static esp_status sync_inner(const esp_target *target, esp_error *error)
+{
+    esp_status status = ESP_OK;
+    for (size_t i = 0; i < target->file_count && status == ESP_OK; i++) {
+        const char *name = target->files[i], *slash = strchr(name, '/');
+        if (slash == NULL) {
+            continue;
+        }
+        char *path = esp_io_join(target->context, target->temporary, name);
+        if (path == NULL) {
+            return esp_fail_memory(error, strlen(name), "a path");
+        }
+        *strrchr(path, '/') = '\0';
+        status = esp_folder_sync(path, error);
+        esp_release(target->context, path);
+    }
+    return status;
+}
+
 esp_status esp_target_install(esp_target *target, esp_error *error)
 {
     bool exists;
     ESP_TRY(complete_marker(target, error));
+    ESP_TRY(sync_inner(target, error));
     ESP_TRY(esp_folder_sync(target->temporary, error));
     ESP_TRY(check_place(target, &exists, error)); /* it may have changed meanwhile */
     return move_into_place(target, exists, error);

@@ -12,7 +12,7 @@ typedef struct esp_target {
     char *temporary; /* where it grows; NULL when there is none (any more) */
     int marker;      /* open and locked marker file within temporary, or -1 */
     bool force;
-    char **files; /* plain names written so far, the marker not among them */
+    char **files; /* names written so far, "file" or "folder/file", the marker not among them */
     size_t file_count, file_capacity;
 } esp_target;
 
@@ -21,7 +21,8 @@ typedef struct esp_target {
 ESP_MUST_CHECK esp_status esp_target_open(esp_context *context, const char *source,
                                           const char *path, bool force, esp_target *target,
                                           esp_error *error);
-/* temporary/name, remembered for the marker; owned by the caller (esp_release). */
+/* temporary/name, remembered for the marker; owned by the caller (esp_release). A folder that name
+ * begins with is made. */
 ESP_MUST_CHECK esp_status esp_target_add(esp_target *target, const char *name, char **path,
                                          esp_error *error);
 /* A small file, written and synced. */
@@ -36,8 +37,8 @@ void esp_target_close(esp_target *target);
 void esp_target_remove_stale(const char *parent, const char *name);
 /* stale.c: the temporary folder's name; suffix from pid and `salt`. */
 void esp_target_temporary_name(const char *name, uint64_t salt, char *text, size_t capacity);
-/* stale.c: deletes a folder of plain files, its marker last, so that what a kill leaves behind is
- * still recognised. */
+/* stale.c: deletes a folder of plain files and folders of plain files, its marker last, so that
+ * what a kill leaves behind is still recognised. */
 void esp_target_remove(const char *path);
 
 /* marker.c: the folder at path was made by espalier and holds nothing else; codes

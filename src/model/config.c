@@ -3,43 +3,8 @@
  */
 #include "model/config.h"
 
-#include <stdio.h>
-
-#define MAX_FEATURES ((int64_t)1 << 20)
-#define MAX_VOCABULARY ((int64_t)1 << 24)
-#define MAX_LAYERS 1000
-#define MAX_HEADS 4096
-#define MAX_HEAD_DIM 4096
-#define MIN_EPS 1e-30 /* what is left of a smaller one in f32 would be 0 or nearly */
-
-static esp_status check_architecture(const esp_config_file *file, esp_llama_config *config,
-                                     esp_error *error)
-{
-    const char *type = NULL;
-    ESP_TRY(esp_config_string(file, "model_type", &type, error));
-    const json_t *list = json_object_get(file->json, "architectures");
-    if (list != NULL && !json_is_null(list) && !json_is_array(list)) {
-        return esp_fail(error, ESP_BAD_FILE, "config.bad_type",
-                        "%s: \"architectures\" must be a list of strings", file->path);
-    }
-    const char *name = json_string_value(json_array_get(list, 0));
-    if (name == NULL && type == NULL) {
-        return esp_fail(error, ESP_BAD_FILE, "config.missing_key",
-                        "%s: neither \"architectures\" nor \"model_type\" says what model this is",
-                        file->path);
-    }
-    if ((name != NULL && strcmp(name, "LlamaForCausalLM") != 0) ||
-        (type != NULL && strcmp(type, "llama") != 0)) {
-        return esp_fail(error, ESP_UNSUPPORTED, "config.unsupported_architecture",
-                        "%s: architecture \"%.64s\" (model_type \"%.64s\") is not supported; known "
-                        "is LlamaForCausalLM (model_type llama)",
-                        file->path, name != NULL ? name : "", type != NULL ? type : "");
-    }
-    snprintf(config->architecture, sizeof config->architecture, "LlamaForCausalLM");
-    return ESP_OK;
-}
-
-static esp_status refuse_variants(const esp_config_file *file, esp_error *error)
+/* uses_window: what "use_sliding_window" means where it is absent. */
+static esp_status refuse_variants(const esp_config_file *file, bool uses_window, esp_error *error)
 {
     const char *activation = NULL;
     ESP_TRY(esp_config_string(file, "hidden_act", &activation, error));
@@ -49,13 +14,22 @@ static esp_status refuse_variants(const esp_config_file *file, esp_error *error)
                         activation);
     }
     int64_t window = 0;
-    bool uses_window = true;
     ESP_TRY(esp_config_integer(file, "sliding_window", false, 0, INT64_MAX, &window, error));
     ESP_TRY(esp_config_bool(file, "use_sliding_window", &uses_window, error));
     if (window > 0 && uses_window) {
         return esp_fail(error, ESP_UNSUPPORTED, "config.unsupported_sliding_window",
                         "%s: sliding_window %lld: attention with a window is not supported",
                         file->path, (long long)window);
+    }
+    const json_t *types = json_object_get(file->json, "layer_types");
+    for (size_t i = 0; i < json_array_size(types); i++) {
+        const char *type = json_string_value(json_array_get(types, i));
+        if (type == NULL || strcmp(type, "full_attention") != 0) {
+            return esp_fail(error, ESP_UNSUPPORTED, "config.unsupported_sliding_window",
+                            "%s: layer_types has \"%.64s\" for layer %zu: only full_attention is "
+                            "supported",
+                            file->path, type != NULL ? type : "", i);
+        }
     }
     return ESP_OK;
 }
@@ -68,11 +42,11 @@ static esp_status read_sizes(const esp_config_file *file, esp_llama_config *conf
         int64_t high;
         int64_t *value;
     } sizes[] = {
-        {"vocab_size", MAX_VOCABULARY, &config->vocabulary},
-        {"hidden_size", MAX_FEATURES, &config->hidden},
-        {"intermediate_size", MAX_FEATURES, &config->intermediate},
-        {"num_hidden_layers", MAX_LAYERS, &config->layers},
-        {"num_attention_heads", MAX_HEADS, &config->heads},
+        {"vocab_size", ESP_MAX_VOCABULARY, &config->vocabulary},
+        {"hidden_size", ESP_MAX_FEATURES, &config->hidden},
+        {"intermediate_size", ESP_MAX_FEATURES, &config->intermediate},
+        {"num_hidden_layers", ESP_MAX_LAYERS, &config->layers},
+        {"num_attention_heads", ESP_MAX_HEADS, &config->heads},
         {"max_position_embeddings", INT32_MAX, &config->context},
     };
     for (int i = 0; i < ESP_COUNT(sizes); i++) {
@@ -80,15 +54,16 @@ static esp_status read_sizes(const esp_config_file *file, esp_llama_config *conf
             esp_config_integer(file, sizes[i].key, true, 1, sizes[i].high, sizes[i].value, error));
     }
     config->kv_heads = config->heads;
-    return esp_config_integer(file, "num_key_value_heads", false, 1, MAX_HEADS, &config->kv_heads,
-                              error);
+    return esp_config_integer(file, "num_key_value_heads", false, 1, ESP_MAX_HEADS,
+                              &config->kv_heads, error);
 }
 
 static esp_status read_heads(const esp_config_file *file, esp_llama_config *config,
                              esp_error *error)
 {
     config->head_dim = 0;
-    ESP_TRY(esp_config_integer(file, "head_dim", false, 1, MAX_HEAD_DIM, &config->head_dim, error));
+    ESP_TRY(
+        esp_config_integer(file, "head_dim", false, 1, ESP_MAX_HEAD_DIM, &config->head_dim, error));
     if (config->head_dim == 0 && config->hidden % config->heads != 0) {
         return esp_fail(
             error, ESP_BAD_FILE, "config.heads_divide_hidden",
@@ -99,11 +74,11 @@ static esp_status read_heads(const esp_config_file *file, esp_llama_config *conf
     if (config->head_dim == 0) {
         config->head_dim = config->hidden / config->heads;
     }
-    if (config->head_dim % 2 != 0 || config->head_dim > MAX_HEAD_DIM) {
+    if (config->head_dim % 2 != 0 || config->head_dim > ESP_MAX_HEAD_DIM) {
         return esp_fail(error, ESP_BAD_FILE, "config.bad_value",
                         "%s: heads of %lld features; rotary positions need an even number, at most "
                         "%d",
-                        file->path, (long long)config->head_dim, MAX_HEAD_DIM);
+                        file->path, (long long)config->head_dim, ESP_MAX_HEAD_DIM);
     }
     if (config->heads % config->kv_heads != 0) {
         return esp_fail(error, ESP_BAD_FILE, "config.kv_heads_divide_heads",
@@ -166,35 +141,41 @@ static esp_status read_tokens(const esp_config_file *file, esp_llama_config *con
     return read_eos(file, config, &found, error);
 }
 
-static esp_status read_all(const esp_config_file *file, esp_llama_config *config, esp_error *error)
+static esp_status read_common(const esp_config_file *file, esp_llama_config *config,
+                              esp_error *error)
 {
     double eps = 0;
-    ESP_TRY(check_architecture(file, config, error));
-    ESP_TRY(refuse_variants(file, error));
     ESP_TRY(read_sizes(file, config, error));
     ESP_TRY(read_heads(file, config, error));
-    ESP_TRY(esp_config_number(file, "rms_norm_eps", true, MIN_EPS, &eps, error));
+    ESP_TRY(esp_config_number(file, "rms_norm_eps", true, ESP_MIN_EPS, &eps, error));
     config->rms_norm_eps = (float)eps;
     ESP_TRY(esp_config_bool(file, "tie_word_embeddings", &config->tied, error));
-    ESP_TRY(esp_config_bool(file, "attention_bias", &config->attention_bias, error));
-    ESP_TRY(esp_config_bool(file, "mlp_bias", &config->mlp_bias, error));
     ESP_TRY(esp_llama_config_rope(file, &config->rope, error));
     return read_tokens(file, config, error);
 }
 
-esp_status esp_llama_config_parse(const char *text, const char *path, esp_llama_config *config,
-                                  esp_error *error)
+esp_status esp_llama_config_read(const esp_config_file *file, esp_llama_config *config,
+                                 esp_error *error)
 {
-    json_t *json = NULL;
     esp_llama_config read = {0};
-    ESP_TRY(esp_json_parse(text, strlen(text), path, &json, error));
-    esp_config_file file = {path, json};
-    esp_status status = read_all(&file, &read, error);
-    json_decref(json);
-    if (status == ESP_OK) {
-        *config = read;
-    }
-    return status;
+    ESP_TRY(refuse_variants(file, true, error));
+    ESP_TRY(read_common(file, &read, error));
+    ESP_TRY(esp_config_bool(file, "attention_bias", &read.qkv_bias, error));
+    read.o_bias = read.qkv_bias;
+    ESP_TRY(esp_config_bool(file, "mlp_bias", &read.mlp_bias, error));
+    *config = read;
+    return ESP_OK;
+}
+
+esp_status esp_qwen2_config_read(const esp_config_file *file, esp_llama_config *config,
+                                 esp_error *error)
+{
+    esp_llama_config read = {0};
+    ESP_TRY(refuse_variants(file, false, error));
+    ESP_TRY(read_common(file, &read, error));
+    read.qkv_bias = true;
+    *config = read;
+    return ESP_OK;
 }
 
 esp_status esp_llama_config_generation(esp_context *context, const char *folder,

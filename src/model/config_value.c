@@ -1,7 +1,7 @@
 /* Typed reading of configuration values: a number where text belongs is refused, not converted. */
 #include <math.h>
 
-#include "model/config.h"
+#include "model/config_value.h"
 
 static const json_t *member(const esp_config_file *file, const char *key)
 {

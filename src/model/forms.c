@@ -2,7 +2,7 @@
  * kernel wins at the token count that matters most. With memory for two, a layer holds both if each
  * of them wins somewhere among the token counts that a model meets, dense for prefill and sparse
  * for decode as a rule, and else the one that always wins. */
-#include "model/llama.h"
+#include "model/family.h"
 
 #define MOST_TOKENS 512 /* of the counts that are looked at: a batch */
 
@@ -22,7 +22,7 @@ static esp_status winner(const esp_model *model, const esp_linear *linear, int64
     return ESP_OK;
 }
 
-esp_status esp_llama_forms(const esp_model *model, const esp_linear *linear,
+esp_status esp_model_forms(const esp_model *model, const esp_linear *linear,
                            const esp_sparse *sparse, unsigned *forms, esp_error *error)
 {
     /* Enough of a weight to say what the product will be. */

@@ -14,23 +14,50 @@
 static void show(const esp_session *session, const char *name, const float *data, int64_t tokens)
 {
     if (session->observe != NULL) {
-        session->observe(session->observe_user, name, data, session->model->config.hidden, tokens);
+        session->observe(session->observe_user, name, data, session->llama->config.hidden, tokens);
     }
 }
 
 static esp_status norm(const esp_nn *nn, const esp_session *session, const float *weight,
                        int64_t tokens, esp_error *error)
 {
-    const esp_llama_config *config = &session->model->config;
+    const esp_llama_config *config = &session->llama->config;
     return esp_nn_done(nn->ops->rms_norm(nn->device, session->x, weight, config->rms_norm_eps,
                                          config->hidden, tokens, session->normed),
                        "rms_norm", error);
 }
 
-static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_t index,
-                            int64_t tokens, esp_error *error)
+/* Where each token's keys and values of a layer go, and at which position it is. */
+static void place_tokens(const esp_session *session, const esp_llama_batch *batch, int64_t index)
 {
-    const esp_llama_layer *layer = &session->model->layers[index];
+    for (int64_t t = 0; batch->sessions != NULL && t < batch->tokens; t++) {
+        const esp_session *own = batch->sessions[t];
+        float *keys = own->cache + 2 * index * own->cache_step;
+        session->places[t] =
+            (esp_cache_place){keys, keys + own->cache_step, own->length, own->capacity};
+        session->workspaces[t] = own->attention_workspace;
+        session->positions[t] = own->length;
+    }
+}
+
+static void find_angles(const esp_session *session, const esp_llama_batch *batch)
+{
+    const esp_llama *llama = session->llama;
+    place_tokens(session, batch, 0);
+    if (batch->sessions != NULL) {
+        esp_rope_angles_at(llama->frequencies, llama->config.head_dim, session->positions,
+                           batch->tokens, session->cosines, session->sines);
+    } else {
+        esp_rope_angles(llama->frequencies, llama->config.head_dim, session->length, batch->tokens,
+                        session->cosines, session->sines);
+    }
+}
+
+static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_t index,
+                            const esp_llama_batch *batch, esp_error *error)
+{
+    int64_t tokens = batch->tokens;
+    const esp_llama_layer *layer = &session->llama->layers[index];
     float *keys = session->cache + 2 * index * session->cache_step;
     esp_attention_call attention = {.x = session->x,
                                     .normed = session->normed,
@@ -45,7 +72,11 @@ static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_
                                     .tokens = tokens,
                                     .past = session->length,
                                     .capacity = session->capacity,
-                                    .workspace = session->attention_workspace};
+                                    .places = batch->sessions != NULL ? session->places : NULL,
+                                    .workspaces = batch->sessions != NULL
+                                                      ? session->workspaces
+                                                      : &session->attention_workspace};
+    place_tokens(session, batch, index);
     ESP_TRY(norm(nn, session, layer->input_norm, tokens, error));
     ESP_TRY(esp_attention_run(nn, &layer->attention, &attention, error));
     ESP_TRY(norm(nn, session, layer->post_attention_norm, tokens, error));
@@ -60,7 +91,7 @@ static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_
 static esp_status run_head(const esp_nn *nn, const esp_session *session,
                            const esp_llama_batch *batch, esp_error *error)
 {
-    ESP_TRY(norm(nn, session, session->model->norm, batch->tokens, error));
+    ESP_TRY(norm(nn, session, session->llama->norm, batch->tokens, error));
     show(session, "norm", session->normed, batch->tokens);
     if (batch->logits == NULL) {
         return ESP_OK;
@@ -70,7 +101,7 @@ static esp_status run_head(const esp_nn *nn, const esp_session *session,
                             .x_stride = batch->tokens,
                             .y = batch->logits,
                             .tokens = all ? batch->tokens : 1};
-    return esp_linear_run(nn, &session->model->head, &call, error);
+    return esp_linear_run(nn, &session->llama->head, &call, error);
 }
 
 esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch, esp_error *error)
@@ -84,13 +115,13 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
                  .workspace = session->workspace,
                  .workspace_bytes = session->workspace_bytes,
                  .plans = session->plans};
-    ESP_TRY(esp_nn_done(nn.ops->embed(nn.device, &model->table, batch->ids, tokens, session->x),
-                        "embed", error));
+    ESP_TRY(esp_nn_done(
+        nn.ops->embed(nn.device, &session->llama->table, batch->ids, tokens, session->x), "embed",
+        error));
     show(session, "embed", session->x, tokens);
-    esp_rope_angles(model->frequencies, model->config.head_dim, session->length, tokens,
-                    session->cosines, session->sines);
-    for (int64_t index = 0; index < model->config.layers; index++) {
-        ESP_TRY(run_layer(&nn, session, index, tokens, error));
+    find_angles(session, batch);
+    for (int64_t index = 0; index < session->llama->config.layers; index++) {
+        ESP_TRY(run_layer(&nn, session, index, batch, error));
     }
     return run_head(&nn, session, batch, error);
 }

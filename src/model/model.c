@@ -1,14 +1,12 @@
 /* Loading a model folder: config -> checks -> weights -> a kernel for every layer; and questions.
  */
-#include "model/llama.h"
-
-#include <stdio.h>
+#include "model/family.h"
 
 /* Every layer must have a kernel before anything is asked of the model. */
 static esp_status check_kernels(const esp_model *model, esp_error *error)
 {
     const esp_linear *linear;
-    for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
+    for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
         esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->tokens);
         esp_plan plan;
         ESP_TRY(
@@ -32,59 +30,74 @@ static esp_status keep_options(esp_model *model, const esp_model_options *option
     }
     model->compute = options->compute;
     model->memory = options->require_sparse ? ESP_MEMORY_SPARSE : options->memory;
-    model->tokens = ESP_MAX(options->tokens, 1);
+    int64_t usual = model->family->images != NULL ? model->info.context : 1; /* an image; a token */
+    model->tokens = options->tokens > 0 ? options->tokens : usual;
     model->plan_options = (esp_plan_options){.kernel_glob = model->kernel_glob,
                                              .require_sparse = options->require_sparse,
                                              .ignore_tuning = options->ignore_tuning};
     return ESP_OK;
 }
 
-static void fill_info(esp_model *model)
+/* The family's memory, and what it reads of config.json. */
+static esp_status configure(esp_model *model, const esp_config_file *config, const char *folder,
+                            esp_error *error)
 {
-    const esp_llama_config *config = &model->config;
-    esp_model_info *info = &model->info;
-    memcpy(info->architecture, config->architecture, sizeof info->architecture);
-    info->layers = config->layers;
-    info->hidden_size = config->hidden;
-    info->vocabulary = config->vocabulary;
-    info->context = config->context;
-    info->compute = model->compute;
-    info->bos = config->bos;
-    info->eos_count = config->eos_count;
-    memcpy(info->eos, config->eos, sizeof info->eos);
+    const char *architecture = NULL;
+    const esp_family *family = NULL;
+    ESP_TRY(esp_family_find(config, &family, &architecture, error));
+    ESP_TRY(esp_nn_check_ops(model->device, family->kind == ESP_MODEL_DECODER, error));
+    model->parts = esp_alloc_zero(model->context, family->parts_bytes);
+    if (model->parts == NULL) {
+        return esp_fail_memory(error, family->parts_bytes, "a model");
+    }
+    model->family = family;
+    model->info.kind = family->kind;
+    model->info.bos = -1;
+    snprintf(model->info.architecture, sizeof model->info.architecture, "%s", architecture);
+    return family->configure(model, config, folder, error);
 }
 
 static esp_status read_config(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
-    const char *text = esp_checkpoint_config(checkpoint), *path = esp_checkpoint_path(checkpoint);
+    const char *text = esp_checkpoint_config(checkpoint), *folder = esp_checkpoint_path(checkpoint);
     if (text == NULL) {
         return esp_fail(
             error, ESP_BAD_FILE, "config.missing",
             "%s: a lone weight file has no config.json that says what model it is; give "
             "the model's folder",
-            path);
+            folder);
     }
+    json_t *json = NULL;
     esp_buffer name;
     esp_buffer_init(&name, model->context);
-    esp_buffer_printf(&name, "%s/config.json", path);
-    esp_status status = name.failed
-                            ? esp_fail_memory(error, strlen(path), "a path")
-                            : esp_llama_config_parse(text, name.data, &model->config, error);
+    esp_buffer_printf(&name, "%s/config.json", folder);
+    esp_status status = name.failed ? esp_fail_memory(error, strlen(folder), "a path")
+                                    : esp_json_parse(text, strlen(text), name.data, &json, error);
+    if (status == ESP_OK) {
+        esp_config_file config = {name.data, json};
+        status = configure(model, &config, folder, error);
+        json_decref(json);
+    }
     esp_buffer_free(&name);
-    ESP_TRY(status);
-    return esp_llama_config_generation(model->context, path, &model->config, error);
+    return status;
 }
 
 static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
                        const esp_model_options *options, esp_error *error)
 {
-    ESP_TRY(esp_nn_check_ops(model->device, error));
     ESP_TRY(read_config(model, checkpoint, error));
     ESP_TRY(keep_options(model, options, error));
-    ESP_TRY(esp_llama_load(model, checkpoint, options, error));
-    ESP_TRY(check_kernels(model, error));
-    fill_info(model);
-    return ESP_OK;
+    ESP_TRY(model->family->prepare(model, checkpoint, error));
+    esp_linear *linear;
+    for (int64_t i = 0; (linear = model->family->linear_at(model, i)) != NULL; i++) {
+        linear->number = i;
+    }
+    ESP_TRY(esp_weights_load(model, checkpoint, options, error));
+    if (model->family->finish != NULL) {
+        model->family->finish(model);
+    }
+    model->info.compute = model->compute;
+    return check_kernels(model, error);
 }
 
 esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
@@ -117,7 +130,10 @@ void esp_model_free(esp_model *model)
         return;
     }
     esp_context *context = model->context;
-    esp_llama_free(model);
+    if (model->family != NULL) {
+        model->family->release(model);
+    }
+    esp_release(context, model->parts);
     esp_release(context, model->kernel_glob);
     esp_release(context, model);
 }
@@ -128,6 +144,20 @@ void esp_model_get_info(const esp_model *model, esp_model_info *info)
 }
 
 /* ---- which kernels run ---- */
+
+const esp_linear *esp_model_linear(const esp_model *model, int64_t number)
+{
+    return model->family->linear_at((esp_model *)(uintptr_t)model, number);
+}
+
+int64_t esp_model_linears(const esp_model *model)
+{
+    int64_t count = 0;
+    while (esp_model_linear(model, count) != NULL) {
+        count++;
+    }
+    return count;
+}
 
 #define MAX_KERNELS 64
 
@@ -169,7 +199,7 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
     kernel_use uses[MAX_KERNELS];
     const esp_linear *linear;
     int used = 0;
-    for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
+    for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
         esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
         esp_plan plan;
         if (esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, NULL) ==
@@ -188,7 +218,7 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
 bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
                          esp_model_layer *layer)
 {
-    const esp_linear *linear = index >= 0 ? esp_llama_linear(model, index) : NULL;
+    const esp_linear *linear = index >= 0 ? esp_model_linear(model, index) : NULL;
     if (linear == NULL) {
         return false;
     }

@@ -4,66 +4,12 @@
 #include "model/llama.h"
 
 #define DEFAULT_BATCH 512
-#define MAX_SHAPES 64
 
 /* ---- sizes ---- */
 
-static bool runs_alike(const esp_model *model, const esp_linear *first, const esp_linear *second)
-{
-    esp_matmul_problem a = esp_linear_problem(first, model->compute, 1);
-    esp_matmul_problem b = esp_linear_problem(second, model->compute, 1);
-    return a.out_features == b.out_features && a.in_features == b.in_features &&
-           a.weight_type == b.weight_type && a.epilogue == b.epilogue && a.y_layout == b.y_layout &&
-           esp_pattern_equal(&a.pattern, &b.pattern) &&
-           esp_packed_forms(first->weight) == esp_packed_forms(second->weight);
-}
-
-/* Adds what one product needs at every token count, by measured times and by predictions. */
-static esp_status widen_workspace(const esp_session *session, const esp_linear *linear,
-                                  esp_matmul_problem problem, size_t *bytes, esp_error *error)
-{
-    const esp_model *model = session->model;
-    esp_plan_options options = model->plan_options;
-    options.require_sparse = false; /* that is for the counts that are fed */
-    for (problem.tokens = 1; problem.tokens <= session->max_batch; problem.tokens++) {
-        esp_plan plan;
-        options.ignore_tuning = model->plan_options.ignore_tuning;
-        ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
-        *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
-        if (plan.reason.tuned_tokens > 0) {
-            options.ignore_tuning = true;
-            ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
-            *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
-        }
-    }
-    return ESP_OK;
-}
-
-/* The largest over all layers and token counts; layers of one shape are asked once. */
-static esp_status product_workspace(const esp_session *session, size_t *bytes, esp_error *error)
-{
-    const esp_model *model = session->model;
-    const esp_linear *seen[MAX_SHAPES], *linear;
-    int count = 0;
-    for (int64_t i = 0; (linear = esp_llama_linear(model, i)) != NULL; i++) {
-        bool known = false;
-        for (int k = 0; k < count && !known; k++) {
-            known = runs_alike(model, seen[k], linear);
-        }
-        if (!known) {
-            esp_matmul_problem problem = esp_linear_problem(linear, model->compute, 1);
-            ESP_TRY(widen_workspace(session, linear, problem, bytes, error));
-            if (count < MAX_SHAPES) {
-                seen[count++] = linear;
-            }
-        }
-    }
-    return ESP_OK;
-}
-
 static size_t attention_workspace(const esp_session *session)
 {
-    const esp_llama_config *config = &session->model->config;
+    const esp_llama_config *config = &session->llama->config;
     const esp_device *device = session->model->device;
     size_t most = 0;
     for (int64_t tokens = 1; tokens <= session->max_batch; tokens++) {
@@ -81,19 +27,9 @@ static size_t attention_workspace(const esp_session *session)
 
 /* ---- memory ---- */
 
-static esp_status take(const esp_model *model, size_t floats, const char *what, float **memory,
-                       esp_error *error)
-{
-    size_t bytes;
-    if (esp_mul_size(floats, sizeof(float), &bytes)) {
-        *memory = model->device->backend->alloc(model->device, ESP_MAX(bytes, 64));
-    }
-    return *memory != NULL ? ESP_OK : esp_fail_memory(error, floats, what);
-}
-
 static esp_status take_cache(esp_session *session, esp_error *error)
 {
-    const esp_llama_config *config = &session->model->config;
+    const esp_llama_config *config = &session->llama->config;
     size_t step, floats;
     if (!esp_mul_size((size_t)(config->kv_heads * config->head_dim), (size_t)session->capacity,
                       &step) ||
@@ -101,59 +37,48 @@ static esp_status take_cache(esp_session *session, esp_error *error)
         return esp_fail_memory(error, SIZE_MAX, "a KV cache");
     }
     session->cache_step = (int64_t)step;
-    return take(session->model, floats, "a KV cache", &session->cache, error);
+    return esp_device_take(session->model, floats, "a KV cache", &session->cache, error);
 }
 
 static esp_status take_scratch(esp_session *session, esp_error *error)
 {
-    const esp_llama_config *config = &session->model->config;
+    const esp_llama_config *config = &session->llama->config;
     int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
-    const struct {
-        float **memory;
-        int64_t features;
-    } areas[] = {{&session->x, config->hidden},
-                 {&session->normed, config->hidden},
-                 {&session->q, q},
-                 {&session->k, kv},
-                 {&session->v, kv},
-                 {&session->mixed, q},
-                 {&session->gate, config->intermediate},
-                 {&session->up, config->intermediate},
-                 {&session->cosines, config->head_dim / 2},
-                 {&session->sines, config->head_dim / 2}};
-    size_t offsets[ESP_COUNT(areas)], total = 0;
-    for (int i = 0; i < ESP_COUNT(areas); i++) {
-        size_t floats;
-        offsets[i] = total;
-        if (!esp_mul_size((size_t)areas[i].features, (size_t)session->max_batch, &floats) ||
-            !esp_add_size(floats, 15, &floats) ||
-            !esp_add_size(total, floats / 16 * 16, &total)) { /* each 64-byte aligned */
-            return esp_fail_memory(error, SIZE_MAX, "scratch memory");
-        }
-    }
-    ESP_TRY(take(session->model, total, "scratch memory", &session->scratch, error));
-    for (int i = 0; i < ESP_COUNT(areas); i++) {
-        *areas[i].memory = session->scratch + offsets[i];
-    }
-    return ESP_OK;
+    const esp_area areas[] = {{&session->x, config->hidden},
+                              {&session->normed, config->hidden},
+                              {&session->q, q},
+                              {&session->k, kv},
+                              {&session->v, kv},
+                              {&session->mixed, q},
+                              {&session->gate, config->intermediate},
+                              {&session->up, config->intermediate},
+                              {&session->cosines, config->head_dim / 2},
+                              {&session->sines, config->head_dim / 2}};
+    return esp_scratch_take(session->model, areas, ESP_COUNT(areas), session->max_batch,
+                            &session->scratch, error);
 }
 
 static esp_status take_workspaces(esp_session *session, esp_error *error)
 {
     const esp_model *model = session->model;
     size_t product = 0, attention = attention_workspace(session);
-    ESP_TRY(product_workspace(session, &product, error));
+    ESP_TRY(esp_product_workspace(model, session->max_batch, &product, error));
     session->workspace = model->device->backend->alloc(model->device, ESP_MAX(product, 64));
     session->attention_workspace =
         model->device->backend->alloc(model->device, ESP_MAX(attention, 64));
     session->workspace_bytes = ESP_MAX(product, 64);
-    size_t vocabulary = (size_t)model->config.vocabulary;
-    size_t slots = 2 * (size_t)esp_llama_linears(model);
+    size_t vocabulary = (size_t)model->info.vocabulary;
+    size_t slots = 2 * (size_t)esp_model_linears(model);
     session->plans = esp_alloc_array(model->context, slots, sizeof *session->plans);
+    size_t batch = (size_t)session->max_batch;
+    session->places = esp_alloc_array(model->context, batch, sizeof *session->places);
+    session->workspaces = esp_alloc_array(model->context, batch, sizeof *session->workspaces);
+    session->positions = esp_alloc_array(model->context, batch, sizeof *session->positions);
     session->logits = esp_alloc_array(model->context, vocabulary, sizeof *session->logits);
     session->order = esp_alloc_array(model->context, vocabulary, sizeof *session->order);
     if (session->workspace == NULL || session->attention_workspace == NULL ||
-        session->plans == NULL || session->logits == NULL || session->order == NULL) {
+        session->plans == NULL || session->logits == NULL || session->order == NULL ||
+        session->places == NULL || session->workspaces == NULL || session->positions == NULL) {
         return esp_fail_memory(error, product + attention, "workspaces");
     }
     return ESP_OK;
@@ -164,10 +89,14 @@ static esp_status take_workspaces(esp_session *session, esp_error *error)
 esp_status esp_session_create(const esp_model *model, int64_t capacity, int64_t max_batch,
                               esp_session **session, esp_error *error)
 {
-    if (capacity < 1 || capacity > model->config.context) {
+    if (model->family->kind != ESP_MODEL_DECODER) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.no_decoder",
+                        "%s gives no text: a session needs a decoder", model->info.architecture);
+    }
+    if (capacity < 1 || capacity > model->info.context) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_capacity",
                         "a session of %lld tokens: the model can hold 1 to %lld",
-                        (long long)capacity, (long long)model->config.context);
+                        (long long)capacity, (long long)model->info.context);
     }
     if (max_batch < 0) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
@@ -179,6 +108,7 @@ esp_status esp_session_create(const esp_model *model, int64_t capacity, int64_t 
         return esp_fail_memory(error, sizeof *made, "a session");
     }
     made->model = model;
+    made->llama = model->parts;
     made->capacity = capacity;
     made->max_batch = ESP_MIN(max_batch > 0 ? max_batch : DEFAULT_BATCH, capacity);
     esp_status status = take_cache(made, error);
@@ -207,6 +137,9 @@ void esp_session_free(esp_session *session)
         }
     }
     esp_release(context, session->plans);
+    esp_release(context, session->places);
+    esp_release(context, session->workspaces);
+    esp_release(context, session->positions);
     esp_release(context, session->logits);
     esp_release(context, session->order);
     esp_release(context, session);
@@ -242,7 +175,7 @@ static esp_status check_feed(const esp_session *session, const int32_t *ids, int
                         "%lld tokens more than the %lld there are would pass the session's %lld",
                         (long long)count, (long long)session->length, (long long)session->capacity);
     }
-    int64_t vocabulary = session->model->config.vocabulary;
+    int64_t vocabulary = session->model->info.vocabulary;
     for (int64_t i = 0; i < count; i++) {
         if (ids[i] < 0 || ids[i] >= vocabulary) {
             return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_token",
@@ -258,7 +191,7 @@ esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t co
                             bool all_logits, esp_error *error)
 {
     ESP_TRY(check_feed(session, ids, count, error));
-    int64_t before = session->length, vocabulary = session->model->config.vocabulary;
+    int64_t before = session->length, vocabulary = session->model->info.vocabulary;
     for (int64_t done = 0; done < count;) {
         int64_t tokens = ESP_MIN(session->max_batch, count - done);
         bool last = done + tokens == count;
@@ -273,6 +206,52 @@ esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t co
         }
         session->length += tokens;
         done += tokens;
+    }
+    return ESP_OK;
+}
+
+/* ---- several sequences, a token each ---- */
+
+static esp_status check_step(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                             esp_error *error)
+{
+    if (count < 1 || count > sessions[0]->max_batch) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
+                        "%lld sequences: expected 1 to %lld, which is the batch of the first",
+                        (long long)count, count < 1 ? 1LL : (long long)sessions[0]->max_batch);
+    }
+    const esp_device *device = sessions[0]->model->device;
+    if (device->backend->ops->cache_scatter == NULL) {
+        return esp_fail(error, ESP_UNSUPPORTED, "model.missing_operation",
+                        "device '%s' has no operation \"cache_scatter\", which several sequences "
+                        "need; use --device cpu",
+                        device->name);
+    }
+    for (int64_t i = 0; i < count; i++) {
+        for (int64_t k = 0; k < i; k++) {
+            if (sessions[k] == sessions[i] || sessions[k]->model != sessions[i]->model) {
+                return esp_fail(error, ESP_BAD_ARGUMENT, "session.not_apart",
+                                "sequences %lld and %lld must be different ones of one model",
+                                (long long)k, (long long)i);
+            }
+        }
+        ESP_TRY(check_feed(sessions[i], &ids[i], 1, error));
+    }
+    return ESP_OK;
+}
+
+esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                             float *logits, esp_error *error)
+{
+    ESP_TRY(check_step(sessions, count, ids, error));
+    esp_llama_batch batch = {.ids = ids,
+                             .tokens = count,
+                             .logits = logits,
+                             .all_logits = true,
+                             .sessions = count > 1 ? sessions : NULL};
+    ESP_TRY(esp_llama_forward(sessions[0], &batch, error));
+    for (int64_t i = 0; i < count; i++) {
+        sessions[i]->length++;
     }
     return ESP_OK;
 }

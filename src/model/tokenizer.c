@@ -35,9 +35,13 @@ static esp_status check_model(esp_tokenizer *tokenizer, const json_t *model, esp
     /* Old files leave the type out; then vocab and merges say that it is BPE. */
     bool untyped = json_is_object(model) && json_object_get(model, "type") == NULL &&
                    json_object_get(model, "merges") != NULL;
+    tokenizer->wordpiece = strcmp(type, "WordPiece") == 0;
+    if (tokenizer->wordpiece) {
+        return ESP_OK;
+    }
     if (strcmp(type, "BPE") != 0 && !untyped) {
         return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_model",
-                        "%s: model %.80s is not supported; known: BPE", tokenizer->path,
+                        "%s: model %.80s is not supported; known: BPE, WordPiece", tokenizer->path,
                         type[0] != '\0' ? type : "without a type");
     }
     for (int i = 0; i < ESP_COUNT(off); i++) {
@@ -65,13 +69,19 @@ static esp_status load(esp_tokenizer *tokenizer, const json_t *json, esp_error *
     ESP_TRY(check_model(tokenizer, model, error));
     ESP_TRY(esp_tokenizer_load_normalizer(tokenizer, json_object_get(json, "normalizer"), error));
     ESP_TRY(esp_tokenizer_load_steps(tokenizer, json_object_get(json, "pre_tokenizer"), error));
+    if (tokenizer->byte_level && tokenizer->wordpiece) {
+        return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_model",
+                        "%s: model WordPiece beside pre_tokenizer ByteLevel is not supported",
+                        tokenizer->path);
+    }
     if (tokenizer->byte_level) {
         ESP_TRY(must_be_off(tokenizer, model, "byte_fallback", error));
     }
     ESP_TRY(esp_tokenizer_load_decoder(tokenizer, json_object_get(json, "decoder"), error));
     ESP_TRY(esp_tokenizer_load_vocabulary(tokenizer, model, added, error));
     ESP_TRY(esp_tokenizer_load_added(tokenizer, added, error));
-    ESP_TRY(esp_tokenizer_load_merges(tokenizer, model, error));
+    ESP_TRY(tokenizer->wordpiece ? esp_wordpiece_load(tokenizer, model, error)
+                                 : esp_tokenizer_load_merges(tokenizer, model, error));
     return esp_tokenizer_load_template(tokenizer, json_object_get(json, "post_processor"), error);
 }
 
@@ -138,6 +148,8 @@ void esp_tokenizer_close(esp_tokenizer *tokenizer)
     esp_release(context, tokenizer->characters);
     esp_release(context, tokenizer->merges);
     esp_release(context, tokenizer->words);
+    esp_release(context, tokenizer->starts.ids);
+    esp_release(context, tokenizer->insides.ids);
     esp_release(context, tokenizer);
 }
 
@@ -146,11 +158,20 @@ int64_t esp_tokenizer_size(const esp_tokenizer *tokenizer)
     return tokenizer->size;
 }
 
+static int copy_ids(const int32_t *from, int count, int32_t *ids, int capacity)
+{
+    if (ESP_MIN(capacity, count) > 0) {
+        memcpy(ids, from, (size_t)ESP_MIN(capacity, count) * sizeof *ids);
+    }
+    return count;
+}
+
 int esp_tokenizer_prefix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity)
 {
-    int count = ESP_MIN(capacity, tokenizer->prefix_count);
-    if (count > 0) {
-        memcpy(ids, tokenizer->prefix, (size_t)count * sizeof *ids);
-    }
-    return tokenizer->prefix_count;
+    return copy_ids(tokenizer->prefix, tokenizer->prefix_count, ids, capacity);
+}
+
+int esp_tokenizer_suffix(const esp_tokenizer *tokenizer, int32_t *ids, int capacity)
+{
+    return copy_ids(tokenizer->suffix, tokenizer->suffix_count, ids, capacity);
 }

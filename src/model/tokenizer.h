@@ -1,8 +1,8 @@
 /* Inside of the tokenizer; used by src/model/tokenizer*.c only.
  *
  * A tokenizer.json describes a pipeline: added tokens cut the text, a normalizer rewrites the rest,
- * a list of steps cuts that into words, BPE turns each word into ids, a template adds BOS. There
- * are two alphabets. Byte-level files (a ByteLevel pre_tokenizer) write bytes as printable
+ * a list of steps cuts that into words, BPE or WordPiece turns each word into ids, a template adds
+ * BOS. BPE has two alphabets. Byte-level files (a ByteLevel pre_tokenizer) write bytes as printable
  * characters (the GPT-2 alphabet); here everything is turned back into bytes once, while loading.
  * SentencePiece-like files (all others) are made of characters, with U+2581 for a space and tokens
  * <0x00>..<0xFF> for what has no token of its own. */
@@ -60,8 +60,9 @@ typedef enum esp_fold_kind { /* the Unicode forms come first */
                              ESP_FOLD_NFKC,
                              ESP_FOLD_NFKD,
                              ESP_FOLD_PREPEND, /* put content before the text */
-                             ESP_FOLD_REPLACE  /* put content for each match of regex, which matches
+                             ESP_FOLD_REPLACE, /* put content for each match of regex, which matches
                                                   no empty text */
+                             ESP_FOLD_BERT     /* the flags say what */
 } esp_fold_kind;
 
 /* One part of the normalizer. */
@@ -69,6 +70,10 @@ typedef struct esp_fold {
     esp_fold_kind kind;
     pcre2_code *regex;
     esp_span content;
+    bool clean;            /* drop control characters, all white space becomes ' ' */
+    bool ideographs_apart; /* put a space on both sides of each */
+    bool strip_marks;      /* decompose and drop nonspacing marks */
+    bool lower;
 } esp_fold;
 
 typedef enum esp_prepend {
@@ -86,7 +91,8 @@ typedef struct esp_metaspace {
 typedef enum esp_step_kind {
     ESP_STEP_SPLIT = 0,    /* cut at matches of regex */
     ESP_STEP_PREFIX_SPACE, /* put ' ' before a text that does not start with one */
-    ESP_STEP_METASPACE     /* spaces become the replacement */
+    ESP_STEP_METASPACE,    /* spaces become the replacement */
+    ESP_STEP_BERT          /* drop white space, cut punctuation apart */
 } esp_step_kind;
 
 typedef struct esp_step {
@@ -105,10 +111,21 @@ typedef struct esp_decoder {
     int replace_count;
     bool byte_fallback; /* <0xNN> prints a byte */
     bool fused;
-    bool first_differs; /* the first token of a text prints without what replaces U+2581 */
-    char strip;         /* taken off the start of a text, at most strip_most times */
+    bool first_differs;      /* the first token of a text prints without what replaces U+2581, or
+                                without the space between words (wordpiece) */
+    bool wordpiece, cleanup; /* spaces between words; none before punctuation */
+    bool marks_inside;       /* tokens inside a word begin with `inside`, which may be empty */
+    esp_span inside;
+    char strip; /* taken off the start of a text, at most strip_most times */
     int32_t strip_most;
 } esp_decoder;
+
+/* Ids sorted by the bytes of their tokens behind the first `skip` ones. */
+typedef struct esp_word_list {
+    int32_t *ids;
+    int64_t count;
+    uint32_t skip;
+} esp_word_list;
 
 struct esp_tokenizer {
     esp_context *context;
@@ -135,6 +152,10 @@ struct esp_tokenizer {
     int64_t word_count;
     int32_t unknown; /* -1: none */
     bool fuse_unknown, byte_fallback;
+
+    bool wordpiece; /* then none of the six above but `unknown`, which is there */
+    esp_word_list starts, insides;
+    int64_t max_word_characters;
 
     esp_decoder decoder;
     int32_t prefix[ESP_TOKENIZER_MAX_TEMPLATE], suffix[ESP_TOKENIZER_MAX_TEMPLATE];
@@ -232,6 +253,23 @@ ESP_MUST_CHECK esp_status esp_normalize(esp_encoder *encoder, const char **text,
 ESP_MUST_CHECK esp_status esp_encoder_push(esp_encoder *encoder, int32_t id);
 /* Appends the ids of one word. */
 ESP_MUST_CHECK esp_status esp_bpe_encode(esp_encoder *encoder, const char *word, size_t length);
+ESP_MUST_CHECK esp_status esp_wordpiece_encode(esp_encoder *encoder, const char *word,
+                                               size_t length);
+ESP_MUST_CHECK esp_status esp_wordpiece_load(esp_tokenizer *tokenizer, const json_t *model,
+                                             esp_error *error);
+/* A character that the other library's tables know nothing of (unicode.c). */
+bool esp_unicode_is_newer(int32_t point);
+int esp_unicode_class(int32_t point); /* canonical combining class */
+#define ESP_UNICODE_MOST_POINTS 18    /* that one character decomposes into */
+/* Writes a character's full decomposition; returns its points. */
+size_t esp_unicode_decompose(int32_t point, bool compatible, int32_t *points);
+/* Marks behind a letter stand in the order of their classes (UAX 15). scratch: [count]. */
+void esp_unicode_order_marks(int32_t *points, size_t count, int32_t *scratch);
+/* What ESP_FOLD_BERT makes of text, appended to out. */
+ESP_MUST_CHECK esp_status esp_bert_normalize(const esp_fold *fold, const char *text, size_t length,
+                                             esp_buffer *out, esp_error *error);
+/* The next word or punctuation mark at or after *from, which moves on; false: no more. */
+bool esp_bert_next(const char *text, size_t length, size_t *from, size_t *start, size_t *end);
 /* Next match at or after *from (which moves on); found false: no more. after_match: a match ended
  * exactly at *from, so an empty one there does not count. */
 ESP_MUST_CHECK esp_status esp_regex_next(esp_encoder *encoder, const pcre2_code *regex,
@@ -250,6 +288,8 @@ ESP_MUST_CHECK esp_status esp_added_split(esp_encoder *encoder, const esp_added_
 /* text with each maximal invalid part replaced by U+FFFD, appended to out. */
 void esp_utf8_repair(const char *text, size_t length, esp_buffer *out);
 bool esp_utf8_valid(const char *text, size_t length);
+/* The White_Space property. */
+bool esp_utf8_is_space(int32_t point);
 /* One valid code point at text; returns its bytes. */
 size_t esp_utf8_next(const char *text, size_t length, int32_t *code_point);
 /* NFC, NFD, NFKC or NFKD of valid text, appended to out. */

@@ -129,6 +129,26 @@ static const esp_added_token *longest(const esp_added_set *set, const char *byte
     return best;
 }
 
+/* Letters, marks and digits that came after Unicode 15, which is utf8proc's. */
+static bool is_newer_word(int32_t point)
+{
+    static const int32_t ranges[][2] = {
+        {0x897, 0x897},     {0x1c89, 0x1c8a},   {0xa7cb, 0xa7cd},   {0xa7da, 0xa7dc},
+        {0x105c0, 0x105f3}, {0x10d40, 0x10d65}, {0x10d69, 0x10d6d}, {0x10d6f, 0x10d85},
+        {0x10ec2, 0x10ec4}, {0x10efc, 0x10efc}, {0x11380, 0x11389}, {0x1138b, 0x1138b},
+        {0x1138e, 0x1138e}, {0x11390, 0x113b5}, {0x113b7, 0x113c0}, {0x113c2, 0x113c2},
+        {0x113c5, 0x113c5}, {0x113c7, 0x113ca}, {0x113cc, 0x113d3}, {0x113e1, 0x113e2},
+        {0x116d0, 0x116e3}, {0x11bc0, 0x11be0}, {0x11bf0, 0x11bf9}, {0x11f5a, 0x11f5a},
+        {0x13460, 0x143fa}, {0x16100, 0x16139}, {0x16d40, 0x16d6c}, {0x16d70, 0x16d79},
+        {0x18cff, 0x18cff}, {0x1ccf0, 0x1ccf9}, {0x1e5d0, 0x1e5fa}, {0x2ebf0, 0x2ee5d}};
+    for (int i = 0; i < ESP_COUNT(ranges) && point >= ranges[i][0]; i++) {
+        if (point <= ranges[i][1]) {
+            return true;
+        }
+    }
+    return false;
+}
+
 static bool is_word(int32_t point)
 {
     switch (utf8proc_category(point)) {
@@ -147,15 +167,8 @@ static bool is_word(int32_t point)
     default: /* Other_Alphabetic outside of these, and Join_Control */
         return (point >= 0x24b6 && point <= 0x24e9) || (point >= 0x1f130 && point <= 0x1f149) ||
                (point >= 0x1f150 && point <= 0x1f169) || (point >= 0x1f170 && point <= 0x1f189) ||
-               point == 0x200c || point == 0x200d;
+               point == 0x200c || point == 0x200d || is_newer_word(point);
     }
-}
-
-static bool is_space(int32_t point)
-{
-    return (point >= 9 && point <= 13) || point == ' ' || point == 0x85 || point == 0xa0 ||
-           point == 0x1680 || (point >= 0x2000 && point <= 0x200a) || point == 0x2028 ||
-           point == 0x2029 || point == 0x202f || point == 0x205f || point == 0x3000;
 }
 
 /* The code point that ends before text[end]; *start is where it begins. end > 0. */
@@ -188,7 +201,7 @@ static bool stands_alone(const char *text, size_t length, size_t start, size_t e
 static size_t strip_left(const char *text, size_t start)
 {
     size_t before;
-    while (start > 0 && is_space(point_before(text, start, &before))) {
+    while (start > 0 && esp_utf8_is_space(point_before(text, start, &before))) {
         start = before;
     }
     return start;
@@ -199,7 +212,7 @@ static size_t strip_right(const char *text, size_t length, size_t end)
     while (end < length) {
         int32_t point = 0;
         size_t bytes = esp_utf8_next(text + end, length - end, &point);
-        if (!is_space(point)) {
+        if (!esp_utf8_is_space(point)) {
             break;
         }
         end += bytes;

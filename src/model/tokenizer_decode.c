@@ -8,7 +8,8 @@ static esp_status refuse(const esp_tokenizer *tokenizer, const char *what, esp_e
 {
     return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_decoder",
                     "%s: decoder %.80s is not supported; known are ByteLevel for byte-level BPE, "
-                    "else Metaspace and Sequence of Replace, ByteFallback, Fuse, Strip",
+                    "null and WordPiece for WordPiece, else Metaspace and Sequence of Replace, "
+                    "ByteFallback, Fuse, Strip",
                     tokenizer->path, what[0] != '\0' ? what : "without a type");
 }
 
@@ -105,12 +106,35 @@ static esp_status load_part(esp_tokenizer *tokenizer, const json_t *part, esp_er
                        : refuse(tokenizer, type, error);
 }
 
+/* Null: tokens with a space between them, as they are spelled. */
+static esp_status load_wordpiece(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
+{
+    esp_decoder *decoder = &tokenizer->decoder;
+    decoder->wordpiece = decoder->first_differs = true;
+    if (part == NULL || json_is_null(part)) {
+        return ESP_OK;
+    }
+    const char *prefix = json_string_value(json_object_get(part, "prefix"));
+    if (strcmp(esp_tokenizer_type(part), "WordPiece") != 0) {
+        return refuse(tokenizer, esp_tokenizer_type(part), error);
+    }
+    if (prefix == NULL) {
+        return esp_tokenizer_bad_field(tokenizer, "WordPiece.prefix", "a string", error);
+    }
+    decoder->marks_inside = true;
+    ESP_TRY(esp_tokenizer_keep_text(tokenizer, prefix, &decoder->inside, error));
+    return esp_tokenizer_bool(tokenizer, part, "cleanup", true, &decoder->cleanup, error);
+}
+
 esp_status esp_tokenizer_load_decoder(esp_tokenizer *tokenizer, const json_t *decoder,
                                       esp_error *error)
 {
     const json_t *parts = json_object_get(decoder, "decoders");
     bool sequence = strcmp(esp_tokenizer_type(decoder), "Sequence") == 0;
     size_t count = sequence ? json_array_size(parts) : 1;
+    if (tokenizer->wordpiece) {
+        return load_wordpiece(tokenizer, decoder, error);
+    }
     if (tokenizer->byte_level) {
         const json_t *only = sequence && count == 1 ? json_array_get(parts, 0) : decoder;
         bool known = strcmp(esp_tokenizer_type(only), "ByteLevel") == 0;
@@ -161,7 +185,35 @@ int esp_tokenizer_byte_token(const char *text, size_t length)
     return value;
 }
 
-/* at_start: as the first token of a text that has a Metaspace decoder. */
+static void swap(esp_buffer *a, esp_buffer *b)
+{
+    esp_buffer kept = *a;
+    *a = *b;
+    *b = kept;
+}
+
+/* A space before each word but the first; with cleanup none where English has none. */
+static void print_wordpiece(const esp_tokenizer *tokenizer, const char *spelled, bool at_start,
+                            esp_buffer *now, esp_buffer *next)
+{
+    static const char *const tidier[][2] = {{" .", "."},     {" ?", "?"},           {" !", "!"},
+                                            {" ,", ","},     {" ' ", "'"},          {" n't", "n't"},
+                                            {" 'm", "'m"},   {" do not", " don't"}, {" 's", "'s"},
+                                            {" 've", "'ve"}, {" 're", "'re"}};
+    const esp_decoder *decoder = &tokenizer->decoder;
+    const char *inside = esp_span_text(tokenizer, decoder->inside);
+    size_t length = decoder->inside.length;
+    bool within = !at_start && decoder->marks_inside && strncmp(spelled, inside, length) == 0;
+    esp_buffer_text(now, at_start || within ? "" : " ");
+    esp_buffer_text(now, within ? spelled + length : spelled);
+    for (int i = 0; decoder->cleanup && i < ESP_COUNT(tidier); i++) {
+        replace_all(now, tidier[i][0], strlen(tidier[i][0]), tidier[i][1], strlen(tidier[i][1]),
+                    next);
+        swap(now, next);
+    }
+}
+
+/* at_start: as the first token of a text, where that differs. */
 static esp_status print_token(esp_tokenizer *tokenizer, const char *spelled, bool at_start,
                               esp_span *span, esp_error *error)
 {
@@ -169,15 +221,17 @@ static esp_status print_token(esp_tokenizer *tokenizer, const char *spelled, boo
     esp_buffer now, next;
     esp_buffer_init(&now, tokenizer->context);
     esp_buffer_init(&next, tokenizer->context);
-    esp_buffer_text(&now, spelled);
+    if (decoder->wordpiece) {
+        print_wordpiece(tokenizer, spelled, at_start, &now, &next);
+    } else {
+        esp_buffer_text(&now, spelled);
+    }
     for (int i = 0; i < decoder->replace_count; i++) {
         const esp_replace *replace = &decoder->replaces[i];
         replace_all(&now, esp_span_text(tokenizer, replace->from), replace->from.length,
                     esp_span_text(tokenizer, replace->to), at_start ? 0 : replace->to.length,
                     &next);
-        esp_buffer swap = now;
-        now = next;
-        next = swap;
+        swap(&now, &next);
     }
     int byte = decoder->byte_fallback ? esp_tokenizer_byte_token(now.data, now.length) : -1;
     if (byte >= 0) {

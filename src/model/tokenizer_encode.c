@@ -104,18 +104,31 @@ static esp_status metaspace_step(esp_encoder *encoder, int index, const char *te
     return ESP_OK;
 }
 
+static esp_status bert_step(esp_encoder *encoder, int index, const char *text, size_t length,
+                            bool first)
+{
+    size_t from = 0, start = 0, end = 0;
+    while (esp_bert_next(text, length, &from, &start, &end)) {
+        ESP_TRY(run_step(encoder, index + 1, text + start, end - start, first && start == 0));
+    }
+    return ESP_OK;
+}
+
 /* length > 0 */
 static esp_status run_step(esp_encoder *encoder, int index, const char *text, size_t length,
                            bool first)
 {
     if (index == encoder->tokenizer->step_count) {
-        return esp_bpe_encode(encoder, text, length);
+        return encoder->tokenizer->wordpiece ? esp_wordpiece_encode(encoder, text, length)
+                                             : esp_bpe_encode(encoder, text, length);
     }
     switch (encoder->tokenizer->steps[index].kind) {
     case ESP_STEP_PREFIX_SPACE:
         return prefix_step(encoder, index, text, length, first);
     case ESP_STEP_METASPACE:
         return metaspace_step(encoder, index, text, length, first);
+    case ESP_STEP_BERT:
+        return bert_step(encoder, index, text, length, first);
     default:
         return split_step(encoder, index, text, length, first);
     }

@@ -40,7 +40,7 @@ static esp_status refuse(const esp_tokenizer *tokenizer, const char *what, esp_e
     return esp_fail(
         error, ESP_UNSUPPORTED, "tokenizer.unsupported_pre_tokenizer",
         "%s: pre_tokenizer %.80s is not supported; known are null, ByteLevel (last), Split "
-        "(Isolated, Removed), Digits, Metaspace and Sequence of them",
+        "(Isolated, Removed), Digits, Metaspace, BertPreTokenizer and Sequence of them",
         tokenizer->path, what[0] != '\0' ? what : "without a type");
 }
 
@@ -88,12 +88,20 @@ static esp_status load_split(esp_tokenizer *tokenizer, const json_t *part, esp_e
     return ESP_OK;
 }
 
+/* Numbers that came after Unicode 14, which is PCRE2 10.42's. */
+#define NEWER_NUMBERS                                                                              \
+    "\\x{10d40}-\\x{10d49}\\x{116d0}-\\x{116e3}\\x{11bf0}-\\x{11bf9}\\x{11de0}-\\x{11de9}"         \
+    "\\x{11f50}-\\x{11f59}\\x{16130}-\\x{16139}\\x{16d70}-\\x{16d79}\\x{16ff4}-\\x{16ff6}"         \
+    "\\x{1ccf0}-\\x{1ccf9}\\x{1d2c0}-\\x{1d2d3}\\x{1e4f0}-\\x{1e4f9}\\x{1e5f1}-\\x{1e5fa}"
+
 static esp_status load_digits(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
 {
     bool individual = false;
     esp_step *step = NULL;
     ESP_TRY(esp_tokenizer_bool(tokenizer, part, "individual_digits", false, &individual, error));
-    return split_by(tokenizer, individual ? "\\p{N}" : "\\p{N}+", false, &step, error);
+    return split_by(tokenizer,
+                    individual ? "[\\p{N}" NEWER_NUMBERS "]" : "[\\p{N}" NEWER_NUMBERS "]+", false,
+                    &step, error);
 }
 
 static esp_status load_byte_level(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
@@ -172,6 +180,10 @@ static esp_status load_step(esp_tokenizer *tokenizer, const json_t *part, esp_er
     if (strcmp(type, "Digits") == 0) {
         return load_digits(tokenizer, part, error);
     }
+    if (strcmp(type, "BertPreTokenizer") == 0) {
+        esp_step *step = NULL;
+        return new_step(tokenizer, ESP_STEP_BERT, &step, error);
+    }
     if (strcmp(type, "Metaspace") == 0) {
         return tokenizer->byte_level ? refuse(tokenizer, "Metaspace beside ByteLevel", error)
                                      : load_metaspace(tokenizer, part, error);
@@ -212,8 +224,8 @@ esp_status esp_tokenizer_load_steps(esp_tokenizer *tokenizer, const json_t *pre_
 
 static esp_status bad_template(const esp_tokenizer *tokenizer, const char *what, esp_error *error)
 {
-    return esp_fail(error, ESP_BAD_FILE, "tokenizer.bad_template",
-                    "%s: post_processor TemplateProcessing: %.120s", tokenizer->path, what);
+    return esp_fail(error, ESP_BAD_FILE, "tokenizer.bad_template", "%s: post_processor: %.120s",
+                    tokenizer->path, what);
 }
 
 static bool insert(int32_t *ids, int *count, int at, int32_t id)
@@ -279,6 +291,24 @@ static esp_status load_one_template(esp_tokenizer *tokenizer, const json_t *part
     return behind ? ESP_OK : bad_template(tokenizer, "\"single\" must hold the text $A", error);
 }
 
+/* [text, id] */
+static esp_status load_bert_token(esp_tokenizer *tokenizer, const json_t *part, const char *key,
+                                  bool behind, esp_error *error)
+{
+    const json_t *pair = json_object_get(part, key);
+    int placed = 0;
+    if (json_array_size(pair) != 2 || !json_is_string(json_array_get(pair, 0))) {
+        return bad_template(tokenizer, "\"cls\" and \"sep\" must be a token and its id", error);
+    }
+    json_t *ids = json_pack("[O]", json_array_get(pair, 1));
+    if (ids == NULL) {
+        return esp_fail_memory(error, 64, "reading a template");
+    }
+    esp_status status = add_special(tokenizer, ids, behind, &placed, error);
+    json_decref(ids);
+    return status;
+}
+
 static esp_status load_template_part(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
 {
     const char *type = esp_tokenizer_type(part);
@@ -288,9 +318,13 @@ static esp_status load_template_part(esp_tokenizer *tokenizer, const json_t *par
     if (strcmp(type, "TemplateProcessing") == 0) {
         return load_one_template(tokenizer, part, error);
     }
+    if (strcmp(type, "BertProcessing") == 0) {
+        ESP_TRY(load_bert_token(tokenizer, part, "cls", false, error));
+        return load_bert_token(tokenizer, part, "sep", true, error);
+    }
     return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_post_processor",
                     "%s: post_processor %.80s is not supported; known are TemplateProcessing, "
-                    "ByteLevel and Sequence of them",
+                    "BertProcessing, ByteLevel and Sequence of them",
                     tokenizer->path, type[0] != '\0' ? type : "without a type");
 }
 

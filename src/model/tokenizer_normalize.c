@@ -6,7 +6,7 @@ static esp_status refuse(const esp_tokenizer *tokenizer, const char *what, esp_e
 {
     return esp_fail(error, ESP_UNSUPPORTED, "tokenizer.unsupported_normalizer",
                     "%s: normalizer %.80s is not supported; known are null, NFC, NFD, NFKC, NFKD, "
-                    "Prepend, Replace and Sequence of them",
+                    "Prepend, Replace, BertNormalizer and Sequence of them",
                     tokenizer->path, what[0] != '\0' ? what : "without a type");
 }
 
@@ -49,11 +49,27 @@ static esp_status load_replace(esp_tokenizer *tokenizer, const json_t *part, esp
                       : refuse(tokenizer, "Replace with a pattern that matches nothing", error);
 }
 
+static esp_status load_bert(const esp_tokenizer *tokenizer, const json_t *part, esp_fold *fold,
+                            esp_error *error)
+{
+    ESP_TRY(esp_tokenizer_bool(tokenizer, part, "clean_text", true, &fold->clean, error));
+    ESP_TRY(esp_tokenizer_bool(tokenizer, part, "handle_chinese_chars", true,
+                               &fold->ideographs_apart, error));
+    ESP_TRY(esp_tokenizer_bool(tokenizer, part, "lowercase", true, &fold->lower, error));
+    /* Absent or null: as for lowercase. */
+    return esp_tokenizer_bool(tokenizer, part, "strip_accents", fold->lower, &fold->strip_marks,
+                              error);
+}
+
 static esp_status load_fold(esp_tokenizer *tokenizer, const json_t *part, esp_error *error)
 {
-    static const char *const kinds[] = {
-        [ESP_FOLD_NFC] = "NFC",   [ESP_FOLD_NFD] = "NFD",         [ESP_FOLD_NFKC] = "NFKC",
-        [ESP_FOLD_NFKD] = "NFKD", [ESP_FOLD_PREPEND] = "Prepend", [ESP_FOLD_REPLACE] = "Replace"};
+    static const char *const kinds[] = {[ESP_FOLD_NFC] = "NFC",
+                                        [ESP_FOLD_NFD] = "NFD",
+                                        [ESP_FOLD_NFKC] = "NFKC",
+                                        [ESP_FOLD_NFKD] = "NFKD",
+                                        [ESP_FOLD_PREPEND] = "Prepend",
+                                        [ESP_FOLD_REPLACE] = "Replace",
+                                        [ESP_FOLD_BERT] = "BertNormalizer"};
     const char *type = esp_tokenizer_type(part);
     int kind = 0;
     while (kind < ESP_COUNT(kinds) && strcmp(kinds[kind], type) != 0) {
@@ -69,6 +85,9 @@ static esp_status load_fold(esp_tokenizer *tokenizer, const json_t *part, esp_er
     fold->kind = (esp_fold_kind)kind;
     if (fold->kind == ESP_FOLD_REPLACE) {
         return load_replace(tokenizer, part, fold, error);
+    }
+    if (fold->kind == ESP_FOLD_BERT) {
+        return load_bert(tokenizer, part, fold, error);
     }
     if (fold->kind == ESP_FOLD_PREPEND) {
         const char *text = json_string_value(json_object_get(part, "prepend"));
@@ -138,6 +157,8 @@ static esp_status apply(esp_encoder *encoder, const esp_fold *fold, const char *
         return ESP_OK;
     case ESP_FOLD_REPLACE:
         return replace_matches(encoder, fold, text, length, out);
+    case ESP_FOLD_BERT:
+        return esp_bert_normalize(fold, text, length, out, encoder->error);
     default: {
         bool composed = fold->kind == ESP_FOLD_NFC || fold->kind == ESP_FOLD_NFKC;
         bool compatible = fold->kind == ESP_FOLD_NFKC || fold->kind == ESP_FOLD_NFKD;

@@ -205,15 +205,15 @@ static esp_status find_unknown(esp_tokenizer *tokenizer, const json_t *model,
 {
     const json_t *unknown = json_object_get(model, "unk_token");
     tokenizer->unknown = -1;
-    if (unknown == NULL || json_is_null(unknown)) {
+    if ((unknown == NULL || json_is_null(unknown)) && !tokenizer->wordpiece) {
         return ESP_OK;
     }
     const json_t *id =
         json_is_string(unknown) ? json_object_get(vocabulary, json_string_value(unknown)) : NULL;
     if (id == NULL) {
         return esp_fail(error, ESP_BAD_FILE, "tokenizer.bad_unk",
-                        "%s: unk_token must be null or name a token of the vocabulary",
-                        tokenizer->path);
+                        "%s: unk_token must %sname a token of the vocabulary", tokenizer->path,
+                        tokenizer->wordpiece ? "" : "be null or ");
     }
     tokenizer->unknown = (int32_t)json_integer_value(id);
     return ESP_OK;
@@ -247,7 +247,7 @@ esp_status esp_tokenizer_load_vocabulary(esp_tokenizer *tokenizer, const json_t 
     ESP_TRY(find_unknown(tokenizer, model, vocabulary, error));
     list_bytes(tokenizer, vocabulary);
     ESP_TRY(check_bytes(tokenizer, error));
-    if (!tokenizer->byte_level) {
+    if (!tokenizer->byte_level && !tokenizer->wordpiece) {
         ESP_TRY(list_characters(tokenizer, vocabulary, error));
     }
     return place_added(tokenizer, vocabulary, added_tokens, error);

@@ -32,21 +32,30 @@ static esp_status rotate(const esp_nn *nn, const esp_attention_layer *layer,
     return esp_nn_done(status, "rope", error);
 }
 
-static esp_status remember(const esp_nn *nn, const esp_attention_layer *layer, const float *x,
-                           float *cache, const esp_attention_call *call, esp_error *error)
+static esp_status remember(const esp_nn *nn, const esp_attention_layer *layer,
+                           const esp_attention_call *call, esp_error *error)
 {
-    esp_status status = nn->ops->cache_append(nn->device, x, layer->kv_heads, layer->head_dim,
-                                              call->tokens, call->past, call->capacity, cache);
+    int64_t heads = layer->kv_heads, dim = layer->head_dim, tokens = call->tokens;
+    const esp_ops *ops = nn->ops;
+    if (call->places != NULL) {
+        esp_status status =
+            ops->cache_scatter(nn->device, call->k, heads, dim, tokens, call->places, false);
+        status = status == ESP_OK ? ops->cache_scatter(nn->device, call->v, heads, dim, tokens,
+                                                       call->places, true)
+                                  : status;
+        return esp_nn_done(status, "cache_scatter", error);
+    }
+    esp_status status = ops->cache_append(nn->device, call->k, heads, dim, tokens, call->past,
+                                          call->capacity, call->key_cache);
+    status = status == ESP_OK ? ops->cache_append(nn->device, call->v, heads, dim, tokens,
+                                                  call->past, call->capacity, call->value_cache)
+                              : status;
     return esp_nn_done(status, "cache_append", error);
 }
 
-esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
-                             const esp_attention_call *call, esp_error *error)
+static esp_status attend(const esp_nn *nn, const esp_attention_layer *layer,
+                         const esp_attention_call *call, esp_error *error)
 {
-    ESP_TRY(project(nn, layer, call, error));
-    ESP_TRY(rotate(nn, layer, call, error));
-    ESP_TRY(remember(nn, layer, call->k, call->key_cache, call, error));
-    ESP_TRY(remember(nn, layer, call->v, call->value_cache, call, error));
     esp_attention attention = {.q = call->q,
                                .keys = call->key_cache,
                                .values = call->value_cache,
@@ -58,8 +67,33 @@ esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
                                .past = call->past,
                                .capacity = call->capacity,
                                .scale = (float)(1 / sqrt((double)layer->head_dim)),
-                               .workspace = call->workspace};
-    ESP_TRY(esp_nn_done(nn->ops->attention(nn->device, &attention), "attention", error));
+                               .workspace = call->workspaces[0]};
+    if (call->places == NULL) {
+        return esp_nn_done(nn->ops->attention(nn->device, &attention), "attention", error);
+    }
+    attention.stride = call->tokens;
+    attention.tokens = 1;
+    for (int64_t t = 0; t < call->tokens; t++) { /* a column each */
+        const esp_cache_place *place = &call->places[t];
+        attention.q = call->q + t;
+        attention.y = call->mixed + t;
+        attention.keys = place->keys;
+        attention.values = place->values;
+        attention.past = place->past;
+        attention.capacity = place->capacity;
+        attention.workspace = call->workspaces[t];
+        ESP_TRY(esp_nn_done(nn->ops->attention(nn->device, &attention), "attention", error));
+    }
+    return ESP_OK;
+}
+
+esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
+                             const esp_attention_call *call, esp_error *error)
+{
+    ESP_TRY(project(nn, layer, call, error));
+    ESP_TRY(rotate(nn, layer, call, error));
+    ESP_TRY(remember(nn, layer, call, error));
+    ESP_TRY(attend(nn, layer, call, error));
     esp_linear_call back = {
         .x = call->mixed, .y = call->x, .residual = call->x, .tokens = call->tokens};
     return esp_linear_run(nn, &layer->o, &back, error);

@@ -25,7 +25,7 @@ esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute comp
         .in_features = weight->in_features,
         .tokens = tokens,
         .y_layout = linear->is_head ? ESP_TOKEN_MAJOR : ESP_FEATURE_MAJOR,
-        .epilogue = (linear->bias != NULL ? (unsigned)ESP_EP_BIAS : 0u) |
+        .epilogue = (linear->bias != NULL ? (unsigned)ESP_EP_BIAS : 0u) | linear->activation |
                     (linear->adds ? (unsigned)ESP_EP_RESIDUAL : 0u),
     };
 }

@@ -25,8 +25,10 @@ typedef struct esp_plan_slot {
     esp_plan plan;
 } esp_plan_slot;
 
-/* "model.missing_operation", naming it, when the device cannot do what a decoder needs. */
-ESP_MUST_CHECK esp_status esp_nn_check_ops(const esp_device *device, esp_error *error);
+/* "model.missing_operation", naming it, when the device cannot do what a decoder or, else, an
+ * encoder needs. */
+ESP_MUST_CHECK esp_status esp_nn_check_ops(const esp_device *device, bool decoder,
+                                           esp_error *error);
 /* Turns a failed operation of the table into an error. */
 ESP_MUST_CHECK esp_status esp_nn_done(esp_status status, const char *operation, esp_error *error);
 
@@ -36,9 +38,10 @@ typedef struct esp_linear {
     esp_packed *weight;
     float *bias; /* [out], or NULL */
     char name[64];
-    int64_t number; /* among the layers of its model */
-    bool adds;      /* its output is added to the residual stream */
-    bool is_head;   /* writes token-major */
+    int64_t number;      /* among the layers of its model */
+    bool adds;           /* its output is added to the residual stream */
+    unsigned activation; /* the esp_epilogue bit of one, or 0 */
+    bool is_head;        /* writes token-major */
 } esp_linear;
 
 typedef struct esp_linear_call {
@@ -75,6 +78,9 @@ typedef struct esp_rope_config {
 
 /* frequencies: [head_dim / 2], radians per position. */
 void esp_rope_frequencies(const esp_rope_config *config, int64_t head_dim, float *frequencies);
+/* The same for positions one by one. */
+void esp_rope_angles_at(const float *frequencies, int64_t head_dim, const int64_t *positions,
+                        int64_t tokens, float *cosines, float *sines);
 /* cosines, sines: [head_dim / 2][tokens] for positions past, past + 1, ... */
 void esp_rope_angles(const float *frequencies, int64_t head_dim, int64_t past, int64_t tokens,
                      float *cosines, float *sines);
@@ -90,14 +96,36 @@ typedef struct esp_attention_call {
     float *x;            /* [hidden][tokens]: the residual stream, added to */
     const float *normed; /* [hidden][tokens] */
     const float *cosines, *sines;
-    float *q, *k, *v, *mixed;       /* scratch: [heads | kv_heads * head_dim][tokens] */
+    float *q, *k, *v, *mixed; /* scratch: [heads | kv_heads * head_dim][tokens] */
+    /* One sequence, which `tokens` go on; or, where places is not NULL, one for each token. */
     float *key_cache, *value_cache; /* [kv_heads][capacity][head_dim] */
     int64_t tokens, past, capacity;
-    void *workspace; /* of the attention operation */
+    const esp_cache_place *places; /* [tokens] */
+    void *const *workspaces;       /* [1], or of each place: of the attention operation */
 } esp_attention_call;
 
 ESP_MUST_CHECK esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
                                             const esp_attention_call *call, esp_error *error);
+
+/* ---- attention both ways, among the tokens of a text; texts lie side by side ---- */
+
+typedef struct esp_text_attention_call {
+    float *x;             /* [hidden][tokens]: read, and added to */
+    float *q, *k, *v;     /* scratch [heads * head_dim][tokens] */
+    float *mixed;         /* the same */
+    float *keys, *values; /* scratch [heads][tokens][head_dim] */
+    const int64_t *ends;  /* [texts]: the first token behind each text */
+    int64_t texts, tokens;
+    void *workspace; /* of the attention operation for the longest text */
+} esp_text_attention_call;
+
+/* x += o(attention(q x, k x, v x)); kv_heads is heads. */
+ESP_MUST_CHECK esp_status esp_text_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
+                                                 const esp_text_attention_call *call,
+                                                 esp_error *error);
+/* The operation for a text of `tokens` among `stride` ones, but its memory. */
+esp_attention esp_text_attention_of(const esp_attention_layer *layer, int64_t tokens,
+                                    int64_t stride);
 
 /* ---- gated feed-forward: down(silu(gate x) * up x) ---- */
 
@@ -110,6 +138,59 @@ typedef struct esp_mlp_layer {
 ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
                                       const float *normed, float *gate, float *up, float *x,
                                       int64_t tokens, esp_error *error);
+
+/* ---- attention both ways, among the tokens of a group: an image, a window of one ---- */
+
+typedef struct esp_group_attention_layer {
+    esp_linear qkv[3]; /* q, k, v; or one whose rows are theirs, in this order */
+    int projections;   /* 3 or 1 */
+    esp_linear o;
+    float *row_table, *column_table; /* [2 * height | width - 1][head_dim]; NULL: none */
+    int64_t heads, head_dim;
+} esp_group_attention_layer;
+
+/* Scratch is f32; hidden is heads * head_dim. */
+typedef struct esp_group_attention_call {
+    const float *x;        /* [features][tokens] */
+    float *y;              /* [features][tokens] */
+    const float *residual; /* where o adds: may be y */
+    float *qkv;            /* scratch [3 * hidden][tokens] */
+    float *keys, *values;  /* scratch [heads][tokens][head_dim] */
+    float *mixed;          /* scratch [hidden][tokens]; may be x */
+    float *row_bias,
+        *column_bias;      /* scratch [heads][height | width][tokens] where there are tables */
+    int64_t tokens, group; /* tokens is a multiple of group */
+    int64_t height, width; /* of a group, as a grid, where there are tables */
+    void *workspace;       /* of the attention operation */
+} esp_group_attention_call;
+
+ESP_MUST_CHECK esp_status esp_group_attention_run(const esp_nn *nn,
+                                                  const esp_group_attention_layer *layer,
+                                                  const esp_group_attention_call *call,
+                                                  esp_error *error);
+/* The attention operation of one group, for its workspace and its launch. */
+esp_attention esp_group_attention_of(const esp_group_attention_layer *layer,
+                                     const esp_group_attention_call *call, int64_t first);
+
+/* ---- images ---- */
+
+/* pixels [images][channels][height][width], host memory, to y [channels * patch * patch][images *
+ * patches]: what a convolution with stride `patch` multiplies. Pixels beyond the last whole patch
+ * are left out. */
+typedef struct esp_patches {
+    const float *pixels;
+    float *y;
+    int64_t images, channels, height, width, patch;
+} esp_patches;
+
+void esp_patches_cut(esp_context *context, const esp_patches *cut);
+/* Position embeddings [side * side][features] for another grid, bicubic: to[f * stride + row *
+ * columns + column]. */
+void esp_positions_resize(const float *from, int64_t side, int64_t features, int64_t rows,
+                          int64_t columns, float *to, int64_t stride);
+
+/* "model.missing_operation" when the device cannot do what a model of images needs. */
+ESP_MUST_CHECK esp_status esp_nn_check_image_ops(const esp_device *device, esp_error *error);
 
 /* ---- sampling ---- */
 

@@ -10,6 +10,7 @@
 #ifndef ESP_SRC_OP_H
 #define ESP_SRC_OP_H
 
+#include <espalier/compress.h>
 #include <espalier/device.h>
 #include <espalier/matmul.h>
 
@@ -81,14 +82,43 @@ struct esp_kernel {
 /* ---- everything else ---- */
 
 typedef struct esp_attention {
-    const float *q; /* [heads * head_dim][tokens], rotated, unscaled */
+    const float *q; /* [heads * head_dim][stride], unscaled */
     const float *keys,
         *values; /* cache: [kv_heads][capacity][head_dim], rows 0..past+tokens-1 filled */
-    float *y;    /* [heads * head_dim][tokens]; not q */
+    float *y;    /* [heads * head_dim][stride]; not q */
     int64_t heads, kv_heads, head_dim, tokens, past, capacity;
-    float scale;     /* multiplies q . k */
+    int64_t stride; /* of q and y, between features: >= tokens; 0: tokens */
+    bool both_ways; /* every token sees all of 0..past+tokens-1, not only what came before */
+    float scale;    /* multiplies q . k */
+    /* NULL, or what a grid of tokens adds to the scaled scores: key s gets
+     * row_bias[head][s / grid_width][t] + column_bias[head][s % grid_width][t]; both are
+     * [heads][rows or columns of the grid][stride]. The keys are one grid. */
+    const float *row_bias, *column_bias;
+    int64_t grid_width;
     void *workspace; /* attention_workspace_bytes, 64-byte aligned */
 } esp_attention;
+
+/* Where the next token of a sequence goes: row `past` of each head of its cache. */
+typedef struct esp_cache_place {
+    float *keys, *values; /* [kv_heads][capacity][head_dim] */
+    int64_t past, capacity;
+} esp_cache_place;
+
+/* Positions relative to the key's, of tokens that are whole grids one after the other. */
+typedef struct esp_relative {
+    const float *q;     /* [heads * head_dim][tokens] */
+    const float *table; /* [2 * size - 1][head_dim]; size: height with by_row, else width */
+    float *y;           /* [heads][size][tokens] */
+    int64_t heads, head_dim, tokens, height, width;
+    bool by_row;
+} esp_relative;
+
+/* Neighbourhoods of the tokens of grids, for a convolution with zeros around. */
+typedef struct esp_unfold {
+    const float *x;                                /* [features][tokens] */
+    float *y;                                      /* [features * side * side][tokens] */
+    int64_t features, tokens, height, width, side; /* side is odd */
+} esp_unfold;
 
 typedef struct esp_ops {
     /* x[:, t] = table[ids[t], :] widened; table: F32/F16/BF16 [vocabulary][hidden] row-major. */
@@ -105,12 +135,31 @@ typedef struct esp_ops {
     esp_status (*cache_append)(esp_device *device, const float *x, int64_t kv_heads,
                                int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
                                float *cache);
-    /* Causal: token t sees cache rows 0..past+t. Softmax in f32. */
+    /* The same for tokens of different sequences: token t goes to places[t], in host memory; to its
+     * values rather than its keys if `values`. */
+    esp_status (*cache_scatter)(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values);
+    /* y = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the features of
+     * a token; y may be x. */
+    esp_status (*layer_norm)(esp_device *device, const float *x, const float *weight,
+                             const float *bias, float eps, int64_t features, int64_t tokens,
+                             float *y);
+    /* Causal unless both_ways: token t sees cache rows 0..past+t. Softmax in f32. */
     size_t (*attention_workspace_bytes)(const esp_device *device, const esp_attention *attention);
     esp_status (*attention)(esp_device *device, const esp_attention *attention);
     /* y = silu(gate) * up, elementwise; y may be gate. */
     esp_status (*swiglu)(esp_device *device, const float *gate, const float *up, int64_t count,
                          float *y);
+    /* y[f][i] = x[f][index[i]], 0 where index[i] < 0; y is not x. */
+    esp_status (*gather_tokens)(esp_device *device, const float *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, float *y);
+    /* y[head][k][t] = q[head, :, t] . table[p(t) - k + size - 1, :], p(t) the row or column of
+     * token t in its grid. */
+    esp_status (*relative_bias)(esp_device *device, const esp_relative *relative);
+    /* y[(f * side + i) * side + j][t] = x[f] of the token i - side / 2 rows below and j - side / 2
+     * columns right of t, 0 outside of its grid. */
+    esp_status (*unfold)(esp_device *device, const esp_unfold *unfold);
     /* x += y. */
     esp_status (*add)(esp_device *device, float *x, const float *y, int64_t count);
 } esp_ops;
@@ -172,6 +221,17 @@ struct esp_backend {
     esp_status (*pack)(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
                        esp_error *error);
     void (*packed_free)(esp_packed *packed);
+    /* esp_packed_create, esp_packed_compress and esp_device_prune after the checks of src/plan; all
+     * NULL where device memory is the host's. options are not NULL and search is never AUTO. */
+#define ESP_EXACT_WIDEST 10 /* M of the exact search, as src/prune has it */
+    esp_status (*packed_create)(esp_device *device, const esp_pattern *pattern, esp_dtype dtype,
+                                int64_t out_features, int64_t in_features, esp_packed **packed,
+                                esp_error *error);
+    esp_status (*compress)(esp_packed *packed, const esp_device_dense *dense,
+                           const esp_device_mask *mask, void *stream, esp_error *error);
+    esp_status (*prune)(esp_device *device, const esp_device_dense *dense,
+                        const esp_pattern *pattern, const esp_mask_options *options,
+                        const esp_device_mask *mask, void *stream, esp_error *error);
     void *(*alloc)(esp_device *device, size_t bytes); /* 64-byte aligned device memory */
     void (*release)(esp_device *device, void *memory);
     /* Copies between host and device memory, and waiting for all work given to the device; NULL

@@ -17,9 +17,12 @@ static const struct {
     {"shared.weight", "embedding"},                  /* T5: tokens of encoder and decoder */
     {"*relative_attention_bias*", "position table"}, /* T5 */
     {"*.rel_pos_*", "position table"},               /* SAM */
+    {"*.iou_token.weight", "token"},                 /* SAM's mask decoder */
+    {"*.mask_tokens.weight", "token"},
     {"lm_head*", "output head"},
     {"*.lm_head*", "output head"},
-    {"output.weight", "output head"}, /* the original Llama names */
+    {"output.weight", "output head"},            /* the original Llama names */
+    {"cls.predictions.decoder*", "output head"}, /* BERT */
 };
 
 static bool ends_with(const char *text, const char *end)

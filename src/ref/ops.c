@@ -54,6 +54,30 @@ static esp_status rms_norm(esp_device *device, const float *x, const float *weig
     return ESP_OK;
 }
 
+static esp_status layer_norm(esp_device *device, const float *x, const float *weight,
+                             const float *bias, float eps, int64_t features, int64_t tokens,
+                             float *y)
+{
+    (void)device;
+    for (int64_t t = 0; t < tokens; t++) {
+        double sum = 0, squares = 0;
+        for (int64_t i = 0; i < features; i++) {
+            sum += (double)x[i * tokens + t];
+        }
+        double mean = sum / (double)features;
+        for (int64_t i = 0; i < features; i++) {
+            double apart = (double)x[i * tokens + t] - mean;
+            squares += apart * apart;
+        }
+        double factor = 1 / sqrt(squares / (double)features + (double)eps);
+        for (int64_t i = 0; i < features; i++) {
+            double value = ((double)x[i * tokens + t] - mean) * factor;
+            y[i * tokens + t] = (float)(value * (double)weight[i] + (double)bias[i]);
+        }
+    }
+    return ESP_OK;
+}
+
 static esp_status rope(esp_device *device, float *x, const float *cosines, const float *sines,
                        int64_t heads, int64_t head_dim, int64_t tokens)
 {
@@ -87,6 +111,24 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
     return ESP_OK;
 }
 
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
+                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
+                                bool values)
+{
+    (void)device;
+    for (int64_t t = 0; t < tokens; t++) {
+        const esp_cache_place *place = &places[t];
+        float *cache = values ? place->values : place->keys;
+        for (int64_t head = 0; head < kv_heads; head++) {
+            float *row = cache + (head * place->capacity + place->past) * head_dim;
+            for (int64_t d = 0; d < head_dim; d++) {
+                row[d] = x[(head * head_dim + d) * tokens + t];
+            }
+        }
+    }
+    return ESP_OK;
+}
+
 /* Room for the scores of one token: f64. */
 static size_t attention_workspace_bytes(const esp_device *device, const esp_attention *attention)
 {
@@ -94,19 +136,31 @@ static size_t attention_workspace_bytes(const esp_device *device, const esp_atte
     return (size_t)(attention->past + attention->tokens) * sizeof(double);
 }
 
+static double grid_bias(const esp_attention *a, int64_t head, int64_t key, int64_t token,
+                        int64_t stride)
+{
+    if (a->row_bias == NULL) {
+        return 0;
+    }
+    int64_t width = a->grid_width, height = a->tokens / width;
+    return (double)a->row_bias[(head * height + key / width) * stride + token] +
+           (double)a->column_bias[(head * width + key % width) * stride + token];
+}
+
 static void attend(const esp_attention *a, int64_t head, int64_t token, double *scores)
 {
-    int64_t seen = a->past + token + 1;
+    int64_t seen = a->past + (a->both_ways ? a->tokens : token + 1);
+    int64_t stride = a->stride != 0 ? a->stride : a->tokens;
     int64_t kv_offset = head / (a->heads / a->kv_heads) * a->capacity * a->head_dim;
     const float *keys = a->keys + kv_offset, *values = a->values + kv_offset;
-    const float *q = a->q + head * a->head_dim * a->tokens + token;
+    const float *q = a->q + head * a->head_dim * stride + token;
     double most = -HUGE_VAL, total = 0;
     for (int64_t s = 0; s < seen; s++) {
         double sum = 0;
         for (int64_t d = 0; d < a->head_dim; d++) {
-            sum += (double)q[d * a->tokens] * (double)keys[s * a->head_dim + d];
+            sum += (double)q[d * stride] * (double)keys[s * a->head_dim + d];
         }
-        scores[s] = sum * (double)a->scale;
+        scores[s] = sum * (double)a->scale + grid_bias(a, head, s, token, stride);
         most = scores[s] > most ? scores[s] : most;
     }
     for (int64_t s = 0; s < seen; s++) {
@@ -118,7 +172,7 @@ static void attend(const esp_attention *a, int64_t head, int64_t token, double *
         for (int64_t s = 0; s < seen; s++) {
             sum += scores[s] * (double)values[s * a->head_dim + d];
         }
-        a->y[(head * a->head_dim + d) * a->tokens + token] = (float)(sum / total);
+        a->y[(head * a->head_dim + d) * stride + token] = (float)(sum / total);
     }
 }
 
@@ -143,6 +197,56 @@ static esp_status swiglu(esp_device *device, const float *gate, const float *up,
     return ESP_OK;
 }
 
+static esp_status gather_tokens(esp_device *device, const float *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, float *y)
+{
+    (void)device;
+    for (int64_t f = 0; f < features; f++) {
+        for (int64_t i = 0; i < count; i++) {
+            y[f * count + i] = index[i] < 0 ? 0.0f : x[f * tokens + index[i]];
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status relative_bias(esp_device *device, const esp_relative *r)
+{
+    (void)device;
+    int64_t size = r->by_row ? r->height : r->width;
+    for (int64_t head = 0; head < r->heads; head++) {
+        for (int64_t k = 0; k < size; k++) {
+            for (int64_t t = 0; t < r->tokens; t++) {
+                int64_t in_grid = t % (r->height * r->width);
+                int64_t place = r->by_row ? in_grid / r->width : in_grid % r->width;
+                const float *row = r->table + (place - k + size - 1) * r->head_dim;
+                double sum = 0;
+                for (int64_t d = 0; d < r->head_dim; d++) {
+                    sum += (double)r->q[(head * r->head_dim + d) * r->tokens + t] * (double)row[d];
+                }
+                r->y[(head * size + k) * r->tokens + t] = (float)sum;
+            }
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status unfold(esp_device *device, const esp_unfold *u)
+{
+    (void)device;
+    int64_t grid = u->height * u->width, half = u->side / 2;
+    for (int64_t row = 0; row < u->features * u->side * u->side; row++) {
+        int64_t feature = row / (u->side * u->side);
+        int64_t down = row / u->side % u->side - half, right = row % u->side - half;
+        for (int64_t t = 0; t < u->tokens; t++) {
+            int64_t y = t % grid / u->width + down, x = t % u->width + right;
+            bool inside = y >= 0 && y < u->height && x >= 0 && x < u->width;
+            u->y[row * u->tokens + t] =
+                inside ? u->x[feature * u->tokens + t + down * u->width + right] : 0.0f;
+        }
+    }
+    return ESP_OK;
+}
+
 static esp_status add(esp_device *device, float *x, const float *y, int64_t count)
 {
     (void)device;
@@ -155,10 +259,15 @@ static esp_status add(esp_device *device, float *x, const float *y, int64_t coun
 const esp_ops esp_ref_ops = {
     .embed = embed,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .rope = rope,
     .cache_append = cache_append,
+    .cache_scatter = cache_scatter,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
     .swiglu = swiglu,
+    .gather_tokens = gather_tokens,
+    .relative_bias = relative_bias,
+    .unfold = unfold,
     .add = add,
 };

@@ -6,16 +6,16 @@ cd "$1"
 page=docs/refused-inputs.md
 
 # Families on the page: the part of a code before the dot.
-families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer|tuning'
-# Strings of the same shape that are no codes: file names, and keys of tokenizer.json.
-no_code='\.(json|safetensors|txt|md|weight|merges|vocab)$'
+families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer|tuning|preprocessor|images?|vision'
+# Strings of the same shape that are no codes: file names, keys of tokenizer.json, names of tensors.
+no_code='\.(h|json|safetensors|txt|md|weight|merges|vocab|embed_tokens|continuing_subword_prefix|max_input_chars_per_word)$'
 # Faults of the operating system, sizes and inner faults that no test can bring about.
 untested='file.read_failed file.create_failed file.sync_failed file.rename_failed file.no_exchange
-file.no_disk_facts sharded.too_many_tensors model.operation_failed tokenizer.normalize'
+file.no_disk_facts sharded.too_many_tensors model.operation_failed'
 
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
-find src -name '*.[ch]' -exec grep -hoE "\"($families)\.[a-z0-9_]+\"" {} + | tr -d '"' |
+find src cli/image_file.c cli/image_list.c cli/image_set.c cli/run_images.c -name '*.[ch]' -exec grep -hoE "\"($families)\.[a-z0-9_]+\"" {} + | tr -d '"' |
     grep -vE "$no_code" | sort -u >"$work/used"
 grep -oE "^\| \`($families)\.[a-z0-9_]+\`" "$page" | tr -d '|` ' | sort >"$work/rows"
 find tests -name '*.c' -o -name '*.h' -o -name '*.sh' -o -name '*.txt' -o -name '*.expected' |

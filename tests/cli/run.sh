@@ -18,7 +18,7 @@ export TMPDIR XDG_CACHE_HOME
 mkdir "$TMPDIR"
 cd "$work" || exit 1
 
-for kind in plain nan vocabulary no-bos; do
+for kind in plain nan vocabulary no-bos bert bert-dense-module bert-plain; do
     "$build/tests/make_tiny_model" "$kind" "$kind" || exit 1
 done
 printf 'A small text.\nIt has two lines, and more than one word in each of them.\n' >text.txt
@@ -97,7 +97,7 @@ done
 t "tune: nothing given" 2 tune; err_has 'usage.missing_argument'; one_line_err
 for command in info prune convert eval run verify; do
     t "$command: no model" 2 "$command"; err_has 'usage.missing_argument'; one_line_err
-    t "$command: two models" 2 "$command" plain nan; err_has "unexpected argument 'nan'"
+    t "$command: two models" 2 "$command" plain nan; err_has "unexpected argument 'nan'|takes no images"
 done
 t "no command" 2; err_has 'usage.missing_command'
 t "unknown command" 2 prun; err_has "unknown command 'prun'; did you mean prune\?; see 'espalier --help' \[usage.unknown_command\]"
@@ -119,7 +119,8 @@ t "convert: both" 2 convert plain -o x --dense --compress -p 2:4
 t "convert: no pattern" 2 convert plain -o x --compress; err_has 'needs --pattern'
 t "convert: dense with a pattern" 2 convert plain -o x --dense -p 2:4; err_has 'usage.extra_option'
 t "convert: no target" 2 convert plain --dense; err_has '\-\-out FOLDER must be given'
-t "eval: no text" 2 eval plain; err_has '\-\-text FILE must be given'
+t "eval: no text" 2 eval plain; err_has 'one of --text, --retrieval and --images must be given'
+t "eval: both" 2 eval bert --text text.txt --retrieval pairs.tsv; err_has '\[usage.extra_option\]'
 t "run: two prompts" 2 run plain --prompt a --prompt-file text.txt; err_has 'exclude each other'
 t "run: temperature" 2 run plain --prompt a --temperature nan; err_has 'a number from 0 to 100'
 t "run: temperature below 0" 2 run plain --prompt a --temperature=-0.1
@@ -302,6 +303,56 @@ t "bench: wrong problem" 2 bench matmul/2:4/bf16/0x64x4
 t "bench: too many tokens" 2 bench plain --prompt-tokens 128 --new-tokens 1; err_has 'bench.context_too_short'
 t "bench of nothing" 3 bench absent
 
+# ---- several prompts ----
+printf 'hello\nA small\nx\n' >prompts.txt
+t "three prompts" 0 run plain --prompts prompts.txt -n 4 --compute f32; out_has '^-- 3 \(limit\)'; err_has '3 prompts, .* new 12 tokens'
+t "three prompts, JSON" 0 run plain --prompts prompts.txt -n 4 --compute f32 --device ref --json
+json '@{$j->{texts}} == 3 && $j->{new_tokens} == 12 && $j->{texts}[1]{prompt_tokens} == 8'
+t "the second alone" 0 run plain --prompt 'A small' -n 4 --compute f32 --device ref --quiet; cp out alone
+t "three prompts on ref" 0 run plain --prompts prompts.txt -n 4 --compute f32 --device ref --quiet
+name="the same text as alone"; if perl -0 -e 'open A, "alone"; open B, "out"; $a = <A>; $b = <B>; exit(index($b, "-- 2 (limit)\n$a") < 0)'; then ok; else bad "the texts differ"; fi
+t "prompts and a prompt" 2 run plain --prompts prompts.txt --prompt a; err_has '\[usage.extra_option\]'
+t "no prompts" 2 run plain --prompts empty.txt; err_has '\[run.no_text\]'
+t "prompts for an encoder" 2 run bert --prompts prompts.txt; err_has '\[run.no_decoder\]'
+
+# ---- encoders ----
+printf 'a small cat\tthe cat that is small and sits\na big dog\tdogs bark\nred\tthe colour of blood 1234\n' >pairs.tsv
+printf 'no tab here\n' >no-pair.tsv
+t "info of an encoder" 0 info bert --json; json '$j->{config}{architecture} eq "BertModel"'
+t "vectors" 0 run bert --text 'a cat' --text 'A  Cat!'; err_has '2 texts, .* tokens/s; pooling mean, normalised'
+t "vectors, one line each" 0 run bert -t 'a cat' -t 'a dog' --quiet; quiet_err
+name="two lines of 64 numbers"; if [ "$(awk 'NF == 64' out | wc -l)" = 2 ]; then ok; else bad "other lines"; fi
+t "vectors, JSON" 0 run bert -t 'a cat' --json
+json '@{$j->{texts}[0]{embedding}} == 64 && $j->{texts}[0]{text} eq "a cat" && $j->{normalized} && $j->{tokens} == 6 && $j->{cut_texts} == 0'
+json 'my $s = 0; $s += $_ * $_ for @{$j->{texts}[0]{embedding}}; abs($s - 1) < 1e-5'
+t "vectors of a file" 0 run bert --text-file text.txt --json; json '@{$j->{texts}} == 2 && $j->{cut_texts} == 1'
+t "vectors without modules" 0 run bert-plain -t 'a cat' --json; json '!$j->{normalized} && $j->{pooling} eq "mean"'
+t "vectors on ref" 0 run bert -t 'a cat' --device ref --compute f32 --json; json '$j->{device} eq "ref"'
+t "vectors, explained" 0 run bert -t 'a cat' --explain; err_has '^chosen: matmul_'
+t "an encoder goes on from no prompt" 2 run bert --prompt a; err_has '\[run.no_decoder\]'
+t "a decoder makes no vectors" 2 run plain --text a; err_has '\[run.no_encoder\]'
+t "no line of text" 2 run bert --text-file empty.txt; err_has '\[run.no_text\]'
+t "a module that is not supported" 4 run bert-dense-module -t a; err_has 'Dense.*\[config.unsupported_module\]'
+t "an encoder predicts no text" 2 eval bert --text text.txt; err_has '\[session.no_decoder\]'
+t "retrieval" 0 eval bert --retrieval pairs.tsv; out_has '^recall@1 +[01]\.'; out_has '^MRR +[01]\.'; quiet_err
+t "retrieval against itself" 0 eval bert --retrieval pairs.tsv --baseline bert --json
+json '$j->{pairs} == 3 && abs($j->{mean_cosine} - 1) < 1e-5 && $j->{mrr} == $j->{baseline_mrr} && $j->{recall_10} == 1'
+t "retrieval by a decoder" 2 eval plain --retrieval pairs.tsv; err_has '\[run.no_encoder\]'
+t "retrieval without pairs" 3 eval bert --retrieval no-pair.tsv; err_has ':1: .*\[text.no_pair\]'
+t "retrieval of nothing" 2 eval bert --retrieval empty.txt; err_has '\[eval.no_text\]'
+t "prune an encoder" 0 prune bert -p 2:4 -o b24 -q; t "verify it" 0 verify b24 --strict -q
+name="modules go along"; if [ -s b24/1_Pooling/config.json ]; then ok; else bad "1_Pooling is missing"; fi
+t "vectors of the pruned one" 0 run b24 -t 'a cat' --json; json '$j->{sparse_layers} == 12'
+t "retrieval against dense" 0 eval b24 --retrieval pairs.tsv --baseline bert --json; json '$j->{mean_cosine} < 1 && $j->{mean_cosine} > 0'
+t "prune it again in place" 0 prune bert -p 64:2:8 -o b24 --force -q
+t "back to dense" 0 convert b24 --dense -o bdense -q; t "vectors of that" 0 run bdense -t 'a cat' -q --compute f32; cp out dense.txt
+t "vectors of the compressed form" 0 run b24 -t 'a cat' -q --compute f32 --memory sparse
+name="both forms give the same vector"; if paste dense.txt out | awk '{ n = NF / 2; for (i = 1; i <= n; i++) { d = $i - $(i + n); if (d * d > 1e-10) bad = 1 } } END { exit(bad || n != 64) }'; then ok; else bad "the vectors differ"; fi
+t "bench an encoder" 0 bench bert -r 2 --json
+json '$j->{texts} == 85 && $j->{prompt_tokens} == 24 && $j->{batch_tokens_per_s} > 0 && $j->{single_tokens_per_s} > 0'
+t "bench an encoder's patterns" 0 bench bert --patterns 2:4 -r 2; out_has '^2:4 +batch|^2:4 +both'; out_has 'single tok/s'
+t "bench: texts too long" 2 bench bert --prompt-tokens 25 -r 2; err_has '\[bench.context_too_short\]'
+
 # ---- how a kernel is chosen ----
 p=matmul/unstructured@0.02/f32/256x256x64 # so dense that no sparse kernel should win
 t "kernels: runs dense" 0 kernels $p; out_has ' chosen \(runs dense\)$'; out_has '^it runs dense: [0-9.]+ us predicted; the fastest sparse one, matmul_csr_'
@@ -450,6 +501,9 @@ ESPALIER_CPU=portable "$program" eval plain --text short.txt --json >out 2>err; 
 name="wrong ESPALIER_CPU"
 ESPALIER_CPU=mmx "$program" devices >out 2>err
 if [ $? = 2 ]; then ok; else bad "exit code"; fi
+
+# ---- models of images ----
+. "$source/tests/cli/images.sh"
 
 # ---- output that cannot be written, interrupts ----
 if [ -w /dev/full ]; then

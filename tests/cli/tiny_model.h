@@ -33,6 +33,7 @@ enum {
 typedef struct tiny_tensor {
     char name[96];
     int rows, columns; /* columns 0: rank 1 */
+    const char *shape; /* of another rank, as JSON prints it; NULL: rows and columns */
     size_t begin, end;
 } tiny_tensor;
 
@@ -212,8 +213,10 @@ static inline void tiny_write_values(const tiny_model *model, FILE *file)
         const tiny_tensor *tensor = &model->tensors[i];
         for (size_t at = tensor->begin; at < tensor->end; at += 2) {
             uint16_t value = tensor->columns > 0 ? tiny_random_weight(&state) : 0x3f80;
-            bool is_marked = strcmp(model->kind, "nan") == 0 && at == tensor->begin &&
-                             strcmp(tensor->name, "model.layers.1.mlp.up_proj.weight") == 0;
+            bool is_marked =
+                strstr(model->kind, "nan") != NULL && at == tensor->begin &&
+                (strcmp(tensor->name, "model.layers.1.mlp.up_proj.weight") == 0 ||
+                 strcmp(tensor->name, "encoder.layer.1.intermediate.dense.weight") == 0);
             value = is_marked ? 0x7fc1 : value;
             unsigned char bytes[2] = {(unsigned char)(value & 0xff), (unsigned char)(value >> 8)};
             fwrite(bytes, 1, 2, file);
@@ -225,16 +228,19 @@ static inline void tiny_write_weights(tiny_model *model)
 {
     char *header = NULL;
     size_t length = 0;
-    tiny_add_tensors(model);
     FILE *text = open_memstream(&header, &length);
     fputs("{\"__metadata__\":{\"format\":\"pt\"}", text);
     for (int i = 0; i < model->count; i++) {
         const tiny_tensor *tensor = &model->tensors[i];
-        fprintf(text, ",\"%s\":{\"dtype\":\"BF16\",\"shape\":[%d", tensor->name, tensor->rows);
-        if (tensor->columns > 0) {
-            fprintf(text, ",%d", tensor->columns);
+        fprintf(text, ",\"%s\":{\"dtype\":\"BF16\",\"shape\":", tensor->name);
+        if (tensor->shape != NULL) {
+            fputs(tensor->shape, text);
+        } else if (tensor->columns > 0) {
+            fprintf(text, "[%d,%d]", tensor->rows, tensor->columns);
+        } else {
+            fprintf(text, "[%d]", tensor->rows);
         }
-        fprintf(text, "],\"data_offsets\":[%zu,%zu]}", tensor->begin, tensor->end);
+        fprintf(text, ",\"data_offsets\":[%zu,%zu]}", tensor->begin, tensor->end);
     }
     fputc('}', text);
     fflush(text);
@@ -263,6 +269,7 @@ static inline bool tiny_model_write(const char *folder, const char *kind)
     }
     tiny_write_config(&model);
     tiny_write_tokenizer(&model);
+    tiny_add_tensors(&model);
     tiny_write_weights(&model);
     return true;
 }

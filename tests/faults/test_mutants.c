@@ -452,7 +452,7 @@ static void models(test_run *run)
 
 static void tokenizers(test_run *run)
 {
-    static const char *const names[] = {"gpt2", "llama3", "qwen2"};
+    static const char *const names[] = {"gpt2", "llama3", "qwen2", "bert"};
     char folder[800], path[1000];
     for (int i = 0; i < ESP_COUNT(names) + 1; i++) {
         char kind[64];

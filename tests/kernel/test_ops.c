@@ -64,6 +64,30 @@ static void check_rms_norm(bench *b, esp_device *ref, esp_device *cpu, int64_t f
     free(actual);
 }
 
+static void check_layer_norm(bench *b, esp_device *ref, esp_device *cpu, int64_t features,
+                             int64_t tokens)
+{
+    test_run *run = b->run;
+    int64_t count = features * tokens;
+    float *x = random_floats(b, count), *weight = random_floats(b, features);
+    float *bias = random_floats(b, features), eps = 1e-3f;
+    float *expected = copy_floats(x, count), *actual = copy_floats(x, count);
+    test_sub(run, "%s layer_norm %lldx%lld", b->level, (long long)features, (long long)tokens);
+    CHECK(ref->backend->ops->layer_norm(ref, x, weight, bias, eps, features, tokens, expected) ==
+          ESP_OK);
+    CHECK(cpu->backend->ops->layer_norm(cpu, actual, weight, bias, eps, features, tokens, actual) ==
+          ESP_OK);
+    /* The mean of values up to 2 is off by features * 2^-23, which the factor, at most 1 /
+     * sqrt(eps), makes larger; the sum of squares in any order adds as much relatively. */
+    double error = ((double)features + 8) * 0x1p-22 / sqrt((double)eps);
+    compare(run, "y", expected, actual, count, ((double)features + 8) * 0x1p-22, 2 * error);
+    free(x);
+    free(weight);
+    free(bias);
+    free(expected);
+    free(actual);
+}
+
 static void check_embed(bench *b, esp_device *ref, esp_device *cpu, int64_t hidden, int64_t tokens)
 {
     test_run *run = b->run;
@@ -127,20 +151,22 @@ static void run_attention(test_run *run, esp_device *device, esp_attention *a)
 
 /* Keys and values come into the cache by cache_append; rows beyond are NaN and must not be seen. */
 static void check_attention(bench *b, esp_device *ref, esp_device *cpu, int64_t kv_heads,
-                            int64_t group, int64_t head_dim, int64_t past, int64_t tokens)
+                            int64_t group, int64_t head_dim, int64_t past, int64_t tokens,
+                            bool both_ways)
 {
     test_run *run = b->run;
     int64_t heads = kv_heads * group, capacity = past + tokens + 3, dim = head_dim;
-    int64_t cache = kv_heads * capacity * dim, count = heads * dim * tokens;
+    int64_t stride = both_ways ? tokens + 5 : tokens; /* the rest belongs to other texts */
+    int64_t cache = kv_heads * capacity * dim, count = heads * dim * stride;
     float *q = random_floats(b, count), *expected = random_floats(b, count);
-    float *actual = random_floats(b, count), *keys[2], *values[2];
+    float *actual = copy_floats(expected, count), *keys[2], *values[2];
     float *old = random_floats(b, kv_heads * dim * (past + 1));
     float *k = random_floats(b, kv_heads * dim * tokens);
     float *v = random_floats(b, kv_heads * dim * tokens);
     esp_device *devices[2] = {ref, cpu};
-    test_sub(run, "%s attention %lld heads of %lld, %lld to a key head, past %lld, %lld tokens",
-             b->level, (long long)heads, (long long)dim, (long long)group, (long long)past,
-             (long long)tokens);
+    test_sub(run, "%s attention%s %lld heads of %lld, %lld to a key head, past %lld, %lld tokens",
+             b->level, both_ways ? " both ways" : "", (long long)heads, (long long)dim,
+             (long long)group, (long long)past, (long long)tokens);
     for (int i = 0; i < 2; i++) {
         const esp_ops *ops = devices[i]->backend->ops;
         keys[i] = malloc((size_t)cache * sizeof(float));
@@ -167,6 +193,8 @@ static void check_attention(bench *b, esp_device *ref, esp_device *cpu, int64_t 
                            .tokens = tokens,
                            .past = past,
                            .capacity = capacity,
+                           .stride = both_ways ? stride : 0,
+                           .both_ways = both_ways,
                            .scale = 1.0f / sqrtf((float)dim)};
         run_attention(run, devices[i], &a);
     }
@@ -176,6 +204,9 @@ static void check_attention(bench *b, esp_device *ref, esp_device *cpu, int64_t 
     double score_error = ((double)dim + 4) * 0x1p-23 * 4 * sqrt((double)dim);
     double bound = 2 * (2 * score_error + ((double)(past + tokens) + 16) * 0x1p-23);
     compare(run, "y", expected, actual, count, 0, bound);
+    for (int64_t i = 0; i < count; i++) {
+        CHECK(i % stride < tokens || memcmp(&expected[i], &actual[i], sizeof(float)) == 0);
+    }
     free(q);
     free(expected);
     free(actual);
@@ -186,6 +217,42 @@ static void check_attention(bench *b, esp_device *ref, esp_device *cpu, int64_t 
         free(keys[i]);
         free(values[i]);
     }
+}
+
+/* Each token into the cache of its own sequence; nothing else is touched. */
+static void check_scatter(bench *b, esp_device *ref, esp_device *cpu, int64_t kv_heads,
+                          int64_t head_dim, int64_t tokens)
+{
+    test_run *run = b->run;
+    enum { CAPACITY = 6 };
+    int64_t cache = kv_heads * CAPACITY * head_dim;
+    float *x = random_floats(b, kv_heads * head_dim * tokens);
+    float *expected = random_floats(b, 2 * cache * tokens);
+    float *actual = copy_floats(expected, 2 * cache * tokens);
+    esp_cache_place *places[2];
+    test_sub(run, "%s cache_scatter %lld heads of %lld, %lld tokens", b->level, (long long)kv_heads,
+             (long long)head_dim, (long long)tokens);
+    for (int side = 0; side < 2; side++) {
+        float *base = side == 0 ? expected : actual;
+        esp_device *device = side == 0 ? ref : cpu;
+        places[side] = calloc((size_t)tokens, sizeof *places[side]);
+        for (int64_t t = 0; t < tokens; t++) {
+            places[side][t] = (esp_cache_place){base + 2 * t * cache, base + (2 * t + 1) * cache,
+                                                t % CAPACITY, CAPACITY};
+        }
+        for (int values = 0; values < 2; values++) {
+            CHECK(device->backend->ops->cache_scatter(device, x, kv_heads, head_dim, tokens,
+                                                      places[side], values == 1) == ESP_OK);
+        }
+    }
+    CHECK(memcmp(expected, actual, (size_t)(2 * cache * tokens) * sizeof(float)) == 0);
+    int64_t t = tokens - 1, h = kv_heads - 1, d = head_dim - 1, row = h * CAPACITY + t % CAPACITY;
+    CHECK(expected[(2 * t + 1) * cache + row * head_dim + d] == x[(h * head_dim + d) * tokens + t]);
+    free(x);
+    free(expected);
+    free(actual);
+    free(places[0]);
+    free(places[1]);
 }
 
 static void check_elementwise(bench *b, esp_device *ref, esp_device *cpu, int64_t count)
@@ -225,10 +292,14 @@ static void check_level(test_run *run, const char *level, int threads)
     static const int64_t sizes[][2] = {{1, 1}, {7, 1}, {384, 1}, {33, 2}, {65, 17}, {130, 200}};
     for (int i = 0; i < ESP_COUNT(sizes); i++) {
         check_rms_norm(&b, ref, cpu, sizes[i][0], sizes[i][1]);
+        check_layer_norm(&b, ref, cpu, sizes[i][0], sizes[i][1]);
         check_embed(&b, ref, cpu, sizes[i][0], sizes[i][1]);
         check_elementwise(&b, ref, cpu, sizes[i][0] * sizes[i][1] * 3);
     }
     check_elementwise(&b, ref, cpu, 40000);
+    check_scatter(&b, ref, cpu, 1, 5, 1);
+    check_scatter(&b, ref, cpu, 3, 20, 37);
+    check_scatter(&b, ref, cpu, 8, 64, 70);
     check_rope(&b, ref, cpu, 3, 10, 1);
     check_rope(&b, ref, cpu, 5, 64, 300);
     static const int64_t shapes[][5] = {{1, 1, 1, 0, 1},   {2, 3, 64, 0, 1},   {2, 3, 64, 37, 1},
@@ -236,8 +307,10 @@ static void check_level(test_run *run, const char *level, int threads)
                                         {1, 3, 64, 0, 33}, {2, 2, 20, 11, 70}, {1, 1, 128, 3, 5},
                                         {1, 6, 64, 100, 1}};
     for (int i = 0; i < ESP_COUNT(shapes); i++) {
-        check_attention(&b, ref, cpu, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3],
-                        shapes[i][4]);
+        for (int both_ways = 0; both_ways < 2; both_ways++) {
+            check_attention(&b, ref, cpu, shapes[i][0], shapes[i][1], shapes[i][2], shapes[i][3],
+                            shapes[i][4], both_ways == 1);
+        }
     }
     esp_device_close(ref);
     esp_device_close(cpu);

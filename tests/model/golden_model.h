@@ -1,4 +1,4 @@
-/* Small random Llama folders for tests, made from tests/golden/llama/NAME.json: see
+/* Small random model folders for tests, made from tests/golden/FAMILY/NAME.json: see
  * tools/golden/make_llama.py for the rule that turns a tensor's name into its values. */
 #ifndef TESTS_GOLDEN_MODEL_H
 #define TESTS_GOLDEN_MODEL_H
@@ -13,14 +13,22 @@
 #define GOLDEN_MAX_IDS 256
 #define GOLDEN_NEW_TOKENS 16
 
-static const char *const golden_names[] = {"a_tiny_mha",    "a_tiny_mha_f16",    "a_tiny_mha_bf16",
-                                           "b_gqa_head64",  "c_head_dim_biases", "d_llama3_rope",
-                                           "e_linear_rope", "f_hidden_1024"};
+static const char *const golden_names[] = {
+    "a_tiny_mha",    "a_tiny_mha_f16", "a_tiny_mha_bf16", "b_gqa_head64",  "c_head_dim_biases",
+    "d_llama3_rope", "e_linear_rope",  "f_hidden_1024",   "g_heads_of_80", "h_llama3_1024",
+    "i_one_token",   "j_qwen2",        "k_qwen2_1024"};
+
+/* name: of tests/golden/llama, or with the folder before a slash. */
+static inline void golden_path(const char *name, const char *end, char path[512])
+{
+    snprintf(path, 512, "%s/tests/golden/%s%s.%s", ESP_SOURCE_DIR,
+             strchr(name, '/') != NULL ? "" : "llama/", name, end);
+}
 
 static inline json_t *golden_json(const char *name)
 {
     char path[512];
-    snprintf(path, sizeof path, "%s/tests/golden/llama/%s.json", ESP_SOURCE_DIR, name);
+    golden_path(name, "json", path);
     return json_load_file(path, 0, NULL);
 }
 
@@ -29,7 +37,7 @@ static inline float *golden_outputs(const char *name, size_t *count)
 {
     char path[512];
     float *data = NULL;
-    snprintf(path, sizeof path, "%s/tests/golden/llama/%s.bin", ESP_SOURCE_DIR, name);
+    golden_path(name, "bin", path);
     FILE *file = fopen(path, "rb");
     if (file == NULL) {
         return NULL;
@@ -65,7 +73,9 @@ static inline void golden_values(const char *name, int64_t count, int64_t in, fl
     for (const char *at = name; *at != '\0'; at++) {
         state = (state ^ (unsigned char)*at) * 0x100000001b3u;
     }
-    bool is_norm = golden_ends_with(name, "norm.weight"), is_bias = golden_ends_with(name, ".bias");
+    bool is_norm = (strcasestr(name, "norm") != NULL && golden_ends_with(name, ".weight")) ||
+                   golden_ends_with(name, "Norm.gamma");
+    bool is_bias = golden_ends_with(name, ".bias") || golden_ends_with(name, ".beta");
     int exponent = 6;
     if (strstr(name, "embed_tokens") == NULL) {
         exponent = (63 - __builtin_clzll((unsigned long long)in)) / 2;
@@ -83,6 +93,7 @@ static inline void golden_tensor(const json_t *entry, esp_dtype dtype, esp_buffe
 {
     const char *name = json_string_value(json_object_get(entry, "name"));
     const char *own = json_string_value(json_object_get(entry, "dtype"));
+    const char *like = json_string_value(json_object_get(entry, "like")); /* has the values of */
     const json_t *shape = json_object_get(entry, "shape");
     int64_t count = 1, in = 1;
     char *sizes = json_dumps(shape, JSON_COMPACT);
@@ -94,7 +105,7 @@ static inline void golden_tensor(const json_t *entry, esp_dtype dtype, esp_buffe
     float *values = calloc((size_t)count, sizeof *values);
     char *stored = calloc((size_t)count, width);
     if (values != NULL && stored != NULL) {
-        golden_values(name, count, in, values);
+        golden_values(like != NULL ? like : name, count, in, values);
         if (json_object_get(entry, "nan") != NULL) {
             values[0] = NAN;
         }

@@ -2,21 +2,7 @@
  */
 #include <espalier/prune.h>
 
-#include "golden_model.h"
-
-/* A change to the golden description of a good model. "config" members replace those of
- * config.json, null removed by the word "(remove)". */
-typedef struct change {
-    const char *name;
-    const char *config;  /* JSON object merged into config.json, or NULL */
-    const char *drop;    /* a tensor to leave out */
-    const char *add;     /* JSON object: a tensor to add */
-    const char *reshape; /* a tensor that gets shape [3] */
-    const char *dtype;   /* a tensor that is called I64 (4-byte data is replaced by 8-byte) */
-    const char *code;    /* NULL: must load */
-    esp_status status;
-    const char *says; /* the message must hold this */
-} change;
+#include "model_changes.h"
 
 #define LLAMA3_PART(factors)                                                                       \
     "{\"rope_parameters\": {\"rope_type\": \"llama3\", \"rope_theta\": 1e4, " factors "}}"
@@ -200,111 +186,49 @@ static const change changes[] = {
      .add = "{\"name\": \"lm_head.weight\", \"shape\": [101, 64]}"},
 };
 
-static void merge(json_t *config, const char *text)
-{
-    const char *key;
-    json_t *value, *parsed = json_loads(text, 0, NULL);
-    json_object_foreach(parsed, key, value)
-    {
-        bool removed = json_is_string(value) && strcmp(json_string_value(value), "(remove)") == 0;
-        if (removed) {
-            json_object_del(config, key);
-        } else {
-            json_object_set(config, key, value);
-        }
-    }
-    json_decref(parsed);
-}
-
-static void apply(json_t *golden, const change *what)
-{
-    json_t *tensors = json_object_get(golden, "tensors");
-    for (size_t i = json_array_size(tensors); i-- > 0;) {
-        json_t *entry = json_array_get(tensors, i);
-        const char *name = json_string_value(json_object_get(entry, "name"));
-        if (what->drop != NULL && strcmp(name, what->drop) == 0) {
-            json_array_remove(tensors, i);
-        } else if (what->reshape != NULL && strcmp(name, what->reshape) == 0) {
-            json_object_set_new(entry, "shape", json_pack("[i]", 3));
-        } else if (what->dtype != NULL && strcmp(name, what->dtype) == 0) {
-            json_object_set_new(entry, "dtype", json_string("I32"));
-        }
-    }
-    if (what->add != NULL) {
-        json_array_append_new(tensors, json_loads(what->add, 0, NULL));
-    }
-    if (what->config != NULL) {
-        merge(json_object_get(golden, "config"), what->config);
-    }
-}
-
-/* Counts what is held, so that a hostile config cannot make the loader take what no file backs. */
-typedef struct budget {
-    size_t live, most;
-} budget;
-
-static void *budget_allocate(void *user, size_t bytes, size_t alignment)
-{
-    budget *counted = user;
-    size_t *memory = aligned_alloc(alignment, (bytes + 2 * alignment - 1) / alignment * alignment);
-    if (memory == NULL || bytes > ((size_t)1 << 30)) {
-        free(memory);
-        return NULL;
-    }
-    memory[0] = bytes;
-    counted->live += bytes;
-    counted->most = ESP_MAX(counted->most, counted->live);
-    return (char *)memory + alignment;
-}
-
-static void budget_release(void *user, void *memory)
-{
-    size_t *begin = (size_t *)(void *)((char *)memory - 64);
-    ((budget *)user)->live -= begin[0];
-    free(begin);
-}
-
-static void try_change(test_run *run, esp_context *context, const change *what, const char *device)
-{
-    json_t *golden = golden_json("a_tiny_mha");
-    golden_model loaded;
-    apply(golden, what);
-    const char *folder = golden_folder(run, context, golden);
-    esp_error problem = {0};
-    esp_status status = golden_load(context, folder, device, ESP_COMPUTE_AUTO, &loaded, &problem);
-    if (what->code == NULL) {
-        CHECK_INT(status, ESP_OK);
-        CHECK_TEXT(problem.message, "");
-    } else {
-        esp_status expected = what->status != ESP_OK ? what->status : ESP_BAD_FILE;
-        test_check_failure(run, __FILE__, __LINE__, what->name, status, &problem, expected,
-                           what->code);
-        CHECK(loaded.model == NULL);
-        CHECK(strstr(problem.message, folder) != NULL); /* the file is named */
-        if (what->says != NULL && strstr(problem.message, what->says) == NULL) {
-            test_fail(run, __FILE__, __LINE__, "\"%s\" does not name \"%s\"", problem.message,
-                      what->says);
-        }
-    }
-    golden_close(&loaded);
-    json_decref(golden);
-}
-
 static void refused_and_taken(test_run *run)
 {
-    for (int i = 0; i < ESP_COUNT(changes); i++) {
-        budget counted = {0};
-        esp_context_options options = {.threads = 1,
-                                       .allocator = {budget_allocate, budget_release, &counted}};
-        esp_context *context = NULL;
-        test_sub(run, "%s%s%s", changes[i].code != NULL ? changes[i].code : "",
-                 changes[i].code != NULL ? ": " : "", changes[i].name);
-        REQUIRE_OK(esp_context_create(&options, &context, error));
-        try_change(run, context, &changes[i], i % 2 == 0 ? "cpu" : "ref");
-        esp_context_free(context);
-        CHECK_INT(counted.live, 0);
-        CHECK(counted.most < 4 << 20);
-    }
+    check_model_changes(run, "a_tiny_mha", changes, ESP_COUNT(changes));
+}
+
+/* What Qwen2 has of its own. */
+static void qwen2(test_run *run)
+{
+    static const change rows[] = {
+        {.name = "a window that is used",
+         .config = "{\"use_sliding_window\": true}",
+         .code = "config.unsupported_sliding_window",
+         .status = ESP_UNSUPPORTED,
+         .says = "32768"},
+        {.name = "a layer with a window",
+         .config = "{\"layer_types\": [\"full_attention\", \"sliding_attention\"]}",
+         .code = "config.unsupported_sliding_window",
+         .status = ESP_UNSUPPORTED,
+         .says = "sliding_attention"},
+        {.name = "use_sliding_window is a number",
+         .config = "{\"use_sliding_window\": 1}",
+         .code = "config.bad_type"},
+        {.name = "a bias of q is missing",
+         .drop = "model.layers.0.self_attn.q_proj.bias",
+         .code = "model.missing_tensor",
+         .says = "q_proj.bias"},
+        {.name = "the name of another family",
+         .config = "{\"model_type\": \"llama\"}",
+         .code = "config.unsupported_architecture",
+         .status = ESP_UNSUPPORTED},
+        {.name = "yarn",
+         .config = "{\"rope_scaling\": {\"type\": \"yarn\", \"factor\": 4.0}}",
+         .code = "config.unsupported_rope",
+         .status = ESP_UNSUPPORTED,
+         .says = "yarn"},
+        {.name = "no window is named", .config = "{\"sliding_window\": null}"},
+        {.name = "use_sliding_window is absent",
+         .config = "{\"use_sliding_window\": \"(remove)\"}"},
+        {.name = "every layer sees all",
+         .config = "{\"layer_types\": [\"full_attention\", \"full_attention\"]}"},
+        {.name = "model_type alone", .config = "{\"architectures\": \"(remove)\"}"},
+    };
+    check_model_changes(run, "j_qwen2", rows, ESP_COUNT(rows));
 }
 
 static void broken_files(test_run *run)
@@ -448,8 +372,14 @@ static void missing_operation(test_run *run)
     ops.swiglu = NULL;
     lacking.ops = &ops;
     device->backend = &lacking;
+    json_t *golden = golden_json("a_tiny_mha");
+    esp_checkpoint *checkpoint = NULL;
+    REQUIRE_OK(
+        esp_checkpoint_open(context, golden_folder(run, context, golden), &checkpoint, error));
+    json_decref(golden);
     esp_error problem = {0};
-    esp_status status = esp_model_load(device, NULL, NULL, &model, &problem);
+    esp_status status = esp_model_load(device, checkpoint, NULL, &model, &problem);
+    esp_checkpoint_close(checkpoint);
     test_check_failure(run, __FILE__, __LINE__, "load", status, &problem, ESP_UNSUPPORTED,
                        "model.missing_operation");
     CHECK(strstr(problem.message, "swiglu") != NULL);
@@ -475,7 +405,14 @@ static void changed_configs(test_run *run)
             size_t at = (size_t)esp_random_below(&random, length);
             changed[at] = likely[esp_random_below(&random, sizeof likely - 1)];
         }
-        if (esp_llama_config_parse(changed, "config.json", &config, NULL) != ESP_OK) {
+        json_t *json = NULL;
+        if (esp_json_parse(changed, length, "config.json", &json, NULL) != ESP_OK) {
+            continue;
+        }
+        esp_config_file file = {"config.json", json};
+        esp_status status = esp_llama_config_read(&file, &config, NULL);
+        json_decref(json);
+        if (status != ESP_OK) {
             continue;
         }
         accepted++;
@@ -493,8 +430,12 @@ static void changed_configs(test_run *run)
 }
 
 static const test_case cases[] = {
-    {"changed configs", changed_configs}, {"config.json and tensors", refused_and_taken},
-    {"broken files", broken_files},       {"compressed embedding", compressed_embedding},
-    {"cancelled, no kernel", cancelled},  {"missing operation", missing_operation},
+    {"changed configs", changed_configs},
+    {"config.json and tensors", refused_and_taken},
+    {"qwen2", qwen2},
+    {"broken files", broken_files},
+    {"compressed embedding", compressed_embedding},
+    {"cancelled, no kernel", cancelled},
+    {"missing operation", missing_operation},
 };
 TEST_MAIN(cases)

@@ -246,6 +246,48 @@ static void force(test_run *run)
     test_context_free(run, context);
 }
 
+/* Modules of sentence-transformers go along, and belong to what --force replaces; other folders do
+ * not. */
+static void modules(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    place at = make_place(run, context);
+    char path[1200];
+    static const char *const folders[] = {"1_Pooling", "2_Normalize", "3d", "other"};
+    for (int i = 0; i < ESP_COUNT(folders); i++) {
+        snprintf(path, sizeof path, "%s/%s", at.source, folders[i]);
+        mkdir(path, 0700);
+        if (strcmp(folders[i], "2_Normalize") != 0) {
+            write_text(run, test_path(path, "config.json"), "{\"a\": 1}");
+            write_text(run, test_path(path, "pytorch_model.bin"), "weights");
+        }
+    }
+    CHECK_OK(write_folder(run, context, at.source, at.target, false, false, 0, error));
+    CHECK(!exists(at.target, "2_Normalize") && !exists(at.target, "3d") &&
+          !exists(at.target, "other"));
+    check_text_file(run, context, test_path(at.target, "1_Pooling/config.json"), "{\"a\": 1}");
+    CHECK(!exists(at.target, "1_Pooling/pytorch_model.bin"));
+    test_sub(run, "replaced with what is in it");
+    CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 1, error));
+    check_folder(run, context, at.target, true, 1);
+    CHECK(exists(at.target, "1_Pooling/config.json"));
+    CHECK_INT(entries_of(at.parent), 2);
+    test_sub(run, "not when somebody put a file into the module");
+    write_text(run, test_path(at.target, "1_Pooling/notes.txt"), "mine");
+    CHECK_FAILS(write_folder(run, context, at.source, at.target, true, false, 2, error), ESP_FAILED,
+                "checkpoint.foreign_files");
+    check_folder(run, context, at.target, true, 1);
+    CHECK(exists(at.target, "1_Pooling/notes.txt"));
+    test_sub(run, "not when the module is no folder any more");
+    unlink(test_path(at.target, "1_Pooling/notes.txt"));
+    unlink(test_path(at.target, "1_Pooling/config.json"));
+    rmdir(test_path(at.target, "1_Pooling"));
+    write_text(run, test_path(at.target, "1_Pooling"), "mine");
+    CHECK_FAILS(write_folder(run, context, at.source, at.target, true, false, 2, error), ESP_FAILED,
+                "checkpoint.foreign_files");
+    test_context_free(run, context);
+}
+
 /* ---- a caller's mistakes ---- */
 
 static esp_checkpoint_writer *make_writer(test_run *run, esp_context *context, const place *at)
@@ -568,6 +610,7 @@ static const test_case cases[] = {
     {"refused targets", refused_targets},
     {"parent not writable", parent_not_writable},
     {"force", force},
+    {"modules", modules},
     {"mistakes in declaring", mistakes_in_declaring},
     {"names that collide", names_that_collide},
     {"mistakes in writing", mistakes_in_writing},

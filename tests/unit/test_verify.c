@@ -233,6 +233,7 @@ static void shapes_qualify(test_run *run)
         {"transformer.wte.weight", ESP_F16, 2, {64, 64}, "none: embedding"},
         {"lm_head.weight", ESP_BF16, 2, {64, 64}, "none: output head"},
         {"encoder.layers.0.attn.rel_pos_h", ESP_F32, 2, {27, 64}, "none: position table"},
+        {"mask_decoder.iou_token.weight", ESP_F32, 2, {1, 256}, "none: token"},
         {"a.scale", ESP_BF16, 2, {64, 64}, "none: name does not end in .weight"},
         {"a.weight", ESP_I8, 2, {64, 64}, "none: type is not F32, F16 or BF16"},
         {"classifier.weight", ESP_F16, 2, {1000, 768}, NULL},

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden files of the Llama test: what transformers computes on small models of several shapes.
+"""Golden files of the Llama test (Qwen2 too): what transformers computes on small models of several shapes.
 
 Weights are not stored. Both sides make them from the tensor's name: splitmix64 seeded by FNV-1a of the
 name gives 24 bits an element, read as a fraction in [-1, 1) and multiplied by a power of two; norms are
@@ -7,12 +7,13 @@ name gives 24 bits an element, read as a fraction in [-1, 1) and multiplied by a
 output, the final norm and the logits, in f32, plus a greedy continuation.
 
     python3 -m venv /tmp/venv && /tmp/venv/bin/pip install torch transformers
-    /tmp/venv/bin/python tools/golden/make_llama.py
+    /tmp/venv/bin/python tools/golden/make_llama.py [NAME...]
 """
 import copy
 import json
 import math
 import pathlib
+import sys
 
 import numpy
 import torch
@@ -31,6 +32,14 @@ def shape(vocab, hidden, inner, layers, heads, kv_heads, **rest):
             "num_key_value_heads": kv_heads, **rest}
 
 
+def qwen2(vocab, hidden, inner, layers, heads, kv_heads, **rest):
+    """As released files are: a window that is not used, biases that no key mentions."""
+    made = shape(vocab, hidden, inner, layers, heads, kv_heads, **rest)
+    return {**made, "architectures": ["Qwen2ForCausalLM"], "model_type": "qwen2",
+            "sliding_window": 32768, "use_sliding_window": False, "max_window_layers": 21,
+            "rms_norm_eps": 1e-6}
+
+
 LLAMA3 = {"rope_type": "llama3", "rope_theta": 500000.0, "factor": 8.0, "low_freq_factor": 1.0,
           "high_freq_factor": 4.0, "original_max_position_embeddings": 64}
 # name: (dtype, tokens, every n-th position is stored, config.json)
@@ -47,6 +56,14 @@ MODELS = {
         77, 80, 96, 2, 5, 5, head_dim=None, rope_theta=20000.0,
         rope_scaling={"type": "linear", "factor": 2.5})),
     "f_hidden_1024": ("BF16", 20, 4, shape(257, 1024, 688, 2, 16, 4, rope_theta=10000.0)),
+    "g_heads_of_80": ("F16", 21, 7, shape(
+        93, 160, 208, 2, 4, 2, head_dim=80, tie_word_embeddings=False, rope_theta=10000.0)),
+    "h_llama3_1024": ("BF16", 30, 15, shape(
+        258, 1024, 1376, 2, 8, 2, tie_word_embeddings=False, rope_parameters=LLAMA3)),
+    "i_one_token": ("F32", 1, 1, shape(66, 48, 80, 2, 3, 1, rope_theta=10000.0)),
+    "j_qwen2": ("F32", 27, 9, qwen2(103, 96, 136, 2, 6, 2, rope_theta=1000000.0)),
+    "k_qwen2_1024": ("BF16", 18, 9, qwen2(
+        261, 1024, 1200, 2, 16, 2, tie_word_embeddings=False, rope_theta=1000000.0)),
 }
 MASK = numpy.uint64(0xFFFFFFFFFFFFFFFF)
 
@@ -67,9 +84,9 @@ def fractions(name, count):
 
 def weight(name, size, dtype):
     values = fractions(name, math.prod(size))
-    if name.endswith("norm.weight"):
+    if name.endswith(("norm.weight", "Norm.weight", "Norm.gamma")):
         values = numpy.float32(1) + values * numpy.float32(0.25)
-    elif name.endswith(".bias"):
+    elif name.endswith((".bias", ".beta")):
         values = values * numpy.float32(0.25)
     else:
         exponent = 6  # small embeddings, so that the layers decide
@@ -91,14 +108,17 @@ def observe(model):
 
 
 def make(name, dtype, tokens, every, config):
-    loaded = transformers.LlamaConfig.from_dict(copy.deepcopy(config))
+    qwen = config["model_type"] == "qwen2"
+    kind = transformers.Qwen2Config if qwen else transformers.LlamaConfig
+    loaded = kind.from_dict(copy.deepcopy(config))
     loaded._attn_implementation = "eager"
     rope = loaded.rope_parameters
     expected_rope = config.get("rope_parameters") or {
         "rope_type": config.get("rope_scaling", {}).get("type", "default"),
         "rope_theta": config["rope_theta"]}
     assert all(rope[key] == value for key, value in expected_rope.items()), rope
-    model = transformers.LlamaForCausalLM(loaded).to(torch.float32).eval()
+    kind = transformers.Qwen2ForCausalLM if qwen else transformers.LlamaForCausalLM
+    model = kind(loaded).to(torch.float32).eval()
     tied = config["tie_word_embeddings"]
     tensors = []
     with torch.no_grad():
@@ -154,6 +174,8 @@ def choose_prompt(model, tokens, vocabulary):
 def main():
     OUT.mkdir(parents=True, exist_ok=True)
     for name, (dtype, tokens, every, config) in MODELS.items():
+        if sys.argv[1:] and name not in sys.argv[1:]:
+            continue
         make(name, dtype, tokens, every, config)
 
 

@@ -1,7 +1,7 @@
-/* Causal attention of one head. A block of tokens: everything is a vector over tokens, because q
- * and y are feature-major: scores [seen][W], softmax down the columns, then y from broadcast
- * values. A few tokens: vectors over the head's features instead. Scores of all seen keys are kept
- * (two passes). */
+/* Attention of one head, causal or both ways. A block of tokens: everything is a vector over
+ * tokens, because q and y are feature-major: scores [seen][W], softmax down the columns, then y
+ * from broadcast values. A few tokens: vectors over the head's features instead. Scores of all seen
+ * keys are kept (two passes). */
 #ifndef ESP_CPU_ISA_ATTENTION_H
 #define ESP_CPU_ISA_ATTENTION_H
 
@@ -15,15 +15,16 @@ typedef struct attend_job {
     const esp_attention *a;
     const float *keys, *values; /* of this head: [seen][head_dim] */
     int64_t head, token, tokens, seen;
-    float *q;      /* scaled: [head_dim][TOKENS_WIDE], or [head_dim] padded with zeros */
-    float *scores; /* [seen][TOKENS_WIDE], or [seen] */
+    int64_t stride; /* of q and y */
+    float *q;       /* scaled: [head_dim][TOKENS_WIDE], or [head_dim] padded with zeros */
+    float *scores;  /* [seen][TOKENS_WIDE], or [seen] */
 } attend_job;
 
 static void load_queries(const attend_job *job)
 {
     const esp_attention *a = job->a;
     for (int64_t d = 0; d < a->head_dim; d++) {
-        const float *from = a->q + (job->head * a->head_dim + d) * a->tokens + job->token;
+        const float *from = a->q + (job->head * a->head_dim + d) * job->stride + job->token;
         float *to = job->q + d * TOKENS_WIDE;
         for (int64_t t = 0; t < TOKENS_WIDE; t++) {
             to[t] = t < job->tokens ? from[t] * a->scale : 0.0f;
@@ -49,6 +50,23 @@ ALWAYS_INLINE void score_keys(const attend_job *job, int rows, int64_t s)
     for (int r = 0; r < rows; r++) {
         vec_store(job->scores + (s + r) * TOKENS_WIDE, sum[r][0]);
         vec_store(job->scores + (s + r) * TOKENS_WIDE + LANES, sum[r][1]);
+    }
+}
+
+/* What a grid adds to the block's scores. */
+static void add_grid_bias(const attend_job *job)
+{
+    const esp_attention *a = job->a;
+    int64_t width = a->grid_width, height = a->tokens / width;
+    const float *rows = a->row_bias + job->head * height * job->stride + job->token;
+    const float *columns = a->column_bias + job->head * width * job->stride + job->token;
+    for (int64_t s = 0; s < job->seen; s++) {
+        const float *row = rows + s / width * job->stride;
+        const float *column = columns + s % width * job->stride;
+        float *scores = job->scores + s * TOKENS_WIDE;
+        for (int64_t t = 0; t < job->tokens; t++) {
+            scores[t] += row[t] + column[t];
+        }
     }
 }
 
@@ -97,7 +115,7 @@ ALWAYS_INLINE void mix_values(const attend_job *job, int rows, int64_t d, const 
     }
 #pragma GCC unroll 4
     for (int r = 0; r < rows; r++) {
-        float *y = a->y + (job->head * a->head_dim + d + r) * a->tokens + job->token;
+        float *y = a->y + (job->head * a->head_dim + d + r) * job->stride + job->token;
         store_upto(y, sum[r][0] / total[0], job->tokens);
         if (job->tokens > LANES) {
             store_upto(y + LANES, sum[r][1] / total[1], job->tokens - LANES);
@@ -115,7 +133,12 @@ static void attend_block(const attend_job *job)
     for (; s < job->seen; s++) {
         score_keys(job, 1, s);
     }
-    mask_future(job);
+    if (!job->a->both_ways) {
+        mask_future(job);
+    }
+    if (job->a->row_bias != NULL) {
+        add_grid_bias(job);
+    }
     vec total[2] = {softmax_columns(job, 0), softmax_columns(job, LANES)};
     for (; d + ROWS_WIDE <= job->a->head_dim; d += ROWS_WIDE) {
         mix_values(job, ROWS_WIDE, d, total);
@@ -137,6 +160,13 @@ static void score_one(const attend_job *job)
             sum = vec_fma(key, vec_load(job->q + d), sum);
         }
         job->scores[s] = vec_sum(sum);
+    }
+    const esp_attention *a = job->a;
+    for (int64_t s = 0; a->row_bias != NULL && s < job->seen; s++) {
+        int64_t width = a->grid_width, height = a->tokens / width;
+        job->scores[s] +=
+            a->row_bias[(job->head * height + s / width) * job->stride + job->token] +
+            a->column_bias[(job->head * width + s % width) * job->stride + job->token];
     }
 }
 
@@ -165,7 +195,7 @@ static void attend_one(const attend_job *job)
     int64_t padded = (a->head_dim + LANES - 1) / LANES * LANES;
     for (int64_t d = 0; d < padded; d++) {
         job->q[d] = d < a->head_dim
-                        ? a->q[(job->head * a->head_dim + d) * a->tokens + job->token] * a->scale
+                        ? a->q[(job->head * a->head_dim + d) * job->stride + job->token] * a->scale
                         : 0.0f;
     }
     score_one(job);
@@ -179,7 +209,7 @@ static void attend_one(const attend_job *job)
         }
         vec_store(lanes, sum);
         for (int64_t i = 0; i < LANES && d + i < a->head_dim; i++) {
-            a->y[(job->head * a->head_dim + d + i) * a->tokens + job->token] = lanes[i] / total;
+            a->y[(job->head * a->head_dim + d + i) * job->stride + job->token] = lanes[i] / total;
         }
     }
 }
@@ -195,7 +225,8 @@ static void attend(const esp_attention *a, int64_t head, int64_t token, int64_t 
                       .head = head,
                       .token = token,
                       .tokens = tokens,
-                      .seen = a->past + token + tokens,
+                      .seen = a->past + (a->both_ways ? a->tokens : token + tokens),
+                      .stride = a->stride != 0 ? a->stride : a->tokens,
                       .q = scratch};
     job.scores = scratch + (a->head_dim + LANES) * TOKENS_WIDE;
     if (a->tokens < CPU_FEW_TOKENS) {

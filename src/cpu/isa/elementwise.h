@@ -1,5 +1,5 @@
-/* Activations and norms on vectors. exp is made from its own polynomial, so that it runs as wide as
- * the rest; tanh and erf stay with the C library. */
+/* Activations and norms on vectors. exp and erf are made from polynomials of their own, so that
+ * they run as wide as the rest. */
 #ifndef ESP_CPU_ISA_ELEMENTWISE_H
 #define ESP_CPU_ISA_ELEMENTWISE_H
 
@@ -56,41 +56,83 @@ ALWAYS_INLINE vec load_upto(const float *from, int64_t count)
 
 ALWAYS_INLINE void store_upto(float *to, vec value, int64_t count)
 {
-    memcpy(to, &value, (size_t)ESP_MIN(LANES, count) * sizeof(float));
+    if (count >= LANES) {
+        vec_store(to, value);
+    } else {
+        memcpy(to, &value, (size_t)count * sizeof(float));
+    }
 }
 
 static void swiglu_values(const float *gate, const float *up, int64_t count, float *y)
 {
-    for (int64_t i = 0; i < count; i += LANES) {
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vec_store(y + i, vec_silu(vec_load(gate + i)) * vec_load(up + i));
+    }
+    if (i < count) {
         vec value = vec_silu(load_upto(gate + i, count - i)) * load_upto(up + i, count - i);
         store_upto(y + i, value, count - i);
     }
 }
 
-static float gelu(float x)
+/* 0.5 x (1 + erf(x / sqrt 2)). erfc(z) = (a1 t + ... + a5 t^5) exp(-z^2), t = 1 / (1 + p z), within
+ * 1.5e-7 for z >= 0: Abramowitz and Stegun 7.1.26. */
+ALWAYS_INLINE vec vec_gelu(vec x)
 {
-    return 0.5f * x * (1.0f + erff(x * 0.707106781f));
+    vec z = x * vec_set(0.707106781f);
+    z = (vec)((ivec)z & 0x7fffffff);
+    vec t = vec_set(1.0f) / vec_fma(vec_set(0.3275911f), z, vec_set(1.0f));
+    vec sum = vec_set(1.061405429f);
+    sum = vec_fma(sum, t, vec_set(-1.453152027f));
+    sum = vec_fma(sum, t, vec_set(1.421413741f));
+    sum = vec_fma(sum, t, vec_set(-0.284496736f));
+    sum = vec_fma(sum, t, vec_set(0.254829592f));
+    vec rest = sum * t * vec_exp(-z * z);
+    ivec negative = x < vec_set(0.0f);
+    vec whole = vec_set(2.0f) - rest;
+    vec share = (vec)(((ivec)rest & negative) | ((ivec)whole & ~negative));
+    return vec_set(0.5f) * x * share;
 }
 
-static float gelu_tanh(float x)
+/* 0.5 x (1 + tanh(u)) = x / (1 + exp(-2 u)) */
+ALWAYS_INLINE vec vec_gelu_tanh(vec x)
 {
-    return 0.5f * x * (1.0f + tanhf(0.797884561f * (x + 0.044715f * x * x * x)));
+    vec cubic = vec_fma(vec_set(0.044715f) * x * x, x, x);
+    return x / (vec_set(1.0f) + vec_exp(vec_set(-1.595769122f) * cubic));
+}
+
+ALWAYS_INLINE vec vec_activate(unsigned epilogue, vec x)
+{
+    vec zero = {0};
+    return (epilogue & ESP_EP_SILU) != 0        ? vec_silu(x)
+           : (epilogue & ESP_EP_GELU) != 0      ? vec_gelu(x)
+           : (epilogue & ESP_EP_GELU_TANH) != 0 ? vec_gelu_tanh(x)
+           : (epilogue & ESP_EP_RELU) != 0      ? (vec)((ivec)x & ~(x < zero))
+                                                : x;
+}
+
+/* epilogue: a constant, so that a loop holds one activation and nothing else. */
+ALWAYS_INLINE void activate_values(unsigned epilogue, float *values, int64_t count)
+{
+    int64_t i = 0;
+    for (; i + LANES <= count; i += LANES) {
+        vec_store(values + i, vec_activate(epilogue, vec_load(values + i)));
+    }
+    if (i < count) {
+        store_upto(values + i, vec_activate(epilogue, load_upto(values + i, count - i)), count - i);
+    }
 }
 
 static void activate(unsigned epilogue, float *values, int64_t count)
 {
     if ((epilogue & ESP_EP_SILU) != 0) {
-        for (int64_t i = 0; i < count; i += LANES) {
-            store_upto(values + i, vec_silu(load_upto(values + i, count - i)), count - i);
-        }
-        return;
-    }
-    for (int64_t i = 0; i < count; i++) {
-        float x = values[i];
-        values[i] = (epilogue & ESP_EP_RELU) != 0        ? (x < 0 ? 0.0f : x)
-                    : (epilogue & ESP_EP_GELU) != 0      ? gelu(x)
-                    : (epilogue & ESP_EP_GELU_TANH) != 0 ? gelu_tanh(x)
-                                                         : x;
+        activate_values(ESP_EP_SILU, values, count);
+    } else if ((epilogue & ESP_EP_GELU) != 0) {
+        activate_values(ESP_EP_GELU, values, count);
+    } else if ((epilogue & ESP_EP_GELU_TANH) != 0) {
+        activate_values(ESP_EP_GELU_TANH, values, count);
+    } else if ((epilogue & ESP_EP_RELU) != 0) {
+        activate_values(ESP_EP_RELU, values, count);
     }
 }
 
@@ -128,6 +170,40 @@ static void rms_norm_one(const float *x, const float *weight, float eps, int64_t
     float factor = 1.0f / sqrtf(vec_sum(sum) / (float)features + eps);
     for (int64_t i = 0; i < features; i++) {
         y[i] = x[i] * factor * weight[i];
+    }
+}
+
+/* Tokens side by side: a pass for the means, one for the variances, one to scale. */
+static void layer_norm(const float *x, const float *weight, const float *bias, float eps,
+                       int64_t features, int64_t tokens, int64_t stride, float *means,
+                       float *factors, float *y)
+{
+    for (int64_t t = 0; t < tokens; t++) {
+        means[t] = factors[t] = 0;
+    }
+    for (int64_t i = 0; i < features; i++) {
+        const float *row = x + i * stride;
+        for (int64_t t = 0; t < tokens; t++) {
+            means[t] += row[t];
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        means[t] /= (float)features;
+    }
+    for (int64_t i = 0; i < features; i++) {
+        const float *row = x + i * stride;
+        for (int64_t t = 0; t < tokens; t++) {
+            float apart = row[t] - means[t];
+            factors[t] += apart * apart;
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        factors[t] = 1.0f / sqrtf(factors[t] / (float)features + eps);
+    }
+    for (int64_t i = 0; i < features; i++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            y[i * stride + t] = (x[i * stride + t] - means[t]) * factors[t] * weight[i] + bias[i];
+        }
     }
 }
 

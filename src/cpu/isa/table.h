@@ -4,6 +4,7 @@
 #include "cpu/isa/csr.h"
 #include "cpu/isa/elementwise.h"
 #include "cpu/isa/few.h"
+#include "cpu/isa/grid.h"
 #include "cpu/isa/many.h"
 #include "cpu/isa/nm_few.h"
 #include "cpu/isa/panel.h"
@@ -19,5 +20,7 @@ const cpu_level CPU_LEVEL_TABLE = {
     .activate = activate,
     .swiglu = swiglu_values,
     .rms_norm = rms_norm,
+    .layer_norm = layer_norm,
     .attend = attend,
+    .relate = relate,
 };

@@ -1,0 +1,142 @@
+/* What the architectures share inside: a loaded model, the lists of tensors that one is made of,
+ * and the record by which the rest of this room knows each of them. */
+#ifndef ESP_MODEL_FAMILY_H
+#define ESP_MODEL_FAMILY_H
+
+#include "model/config_value.h"
+#include "model/model.h"
+#include "nn/nn.h"
+
+typedef struct esp_family esp_family;
+
+struct esp_model {
+    esp_context *context;
+    esp_device *device;
+    const esp_family *family;
+    void *parts;                   /* the family's own: numbers, layers, tables */
+    esp_compute compute;           /* resolved */
+    char *kernel_glob;             /* NULL: any */
+    esp_plan_options plan_options; /* but forms; kernel_glob as above */
+    esp_memory memory;
+    int64_t tokens; /* token count that matters most; at least 1 */
+    esp_model_info info;
+};
+
+/* ---- tensors ---- */
+
+typedef enum esp_role {
+    ESP_ROLE_LINEAR = 0, /* [out][in], dense or compressed */
+    ESP_ROLE_TABLE,      /* [out][in], rows of which are looked up: dense */
+    ESP_ROLE_VECTOR      /* `out` numbers in all, widened to f32 */
+} esp_role;
+
+/* A tensor that the model needs and where it goes. */
+typedef struct esp_want {
+    char name[96];
+    char old_name[96]; /* what older files call it; "": nothing else */
+    esp_role role;
+    int64_t out, in; /* in: 0 for vectors */
+    int rank;        /* as stored */
+    int64_t shape[4];
+    esp_packed **weight; /* of linear layers and tables */
+    esp_linear *linear;
+    esp_tensor *table; /* a view of the packed weight's own memory: no second copy */
+    float **vector;    /* memory of the device */
+    bool inner;        /* counts among the model's linear layers: no head */
+} esp_want;
+
+#define ESP_MAX_WANTS 24
+
+/* The tensors of one part of a model: a layer, or what comes before or behind all of them. */
+typedef struct esp_want_list {
+    esp_want wants[ESP_MAX_WANTS];
+    int count;
+    char prefix[64]; /* of the names that are added */
+} esp_want_list;
+
+void esp_want_vector(esp_want_list *list, const char *name, int64_t size, float **target);
+/* name without ".weight"; with a bias, which is wanted then. */
+void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t in, bool bias,
+                     esp_linear *target);
+void esp_want_table(esp_want_list *list, const char *name, int64_t rows, int64_t columns,
+                    esp_packed **target, esp_tensor *view);
+
+/* All numbers of a tensor; name as it is. */
+void esp_want_values(esp_want_list *list, const char *name, int rank, const int64_t *shape,
+                     float **target);
+/* A convolution, stored [out][channels][side][side], as the product that it is; stays dense. */
+void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, int64_t channels,
+                          int64_t side, bool bias, esp_linear *target);
+
+/* ---- families ---- */
+
+typedef struct esp_image_net esp_image_net; /* vision.h */
+
+struct esp_family {
+    const char *model_type; /* of config.json */
+    /* What "architectures" may say; NULL-terminated. The first one is meant where it says nothing.
+     */
+    const char *const *architectures;
+    esp_model_kind kind;
+    size_t parts_bytes;
+    /* Fills parts and info with what config.json and files beside it say. folder: of the model. */
+    esp_status (*configure)(esp_model *model, const esp_config_file *config, const char *folder,
+                            esp_error *error);
+    /* After configure: takes memory for layers and says what their shapes are. checkpoint: for
+     * names that differ between writers. */
+    esp_status (*prepare)(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error);
+    int64_t (*part_count)(const esp_model *model);
+    void (*list_part)(esp_model *model, int64_t part, esp_want_list *list);
+    /* A tensor that checkpoints carry and the model does not need. */
+    bool (*is_spare)(const char *name);
+    /* After all weights are read; NULL: nothing is left to do. */
+    void (*finish)(esp_model *model);
+    /* Linear layer `number`, the head last; NULL behind it. */
+    esp_linear *(*linear_at)(esp_model *model, int64_t number);
+    void (*release)(esp_model *model); /* all but parts */
+    const esp_image_net *images;       /* NULL: takes no images */
+};
+
+extern const esp_family esp_llama_family, esp_qwen2_family, esp_bert_family;
+
+/* The family of config.json and the architecture's name; "config.unsupported_architecture". */
+ESP_MUST_CHECK esp_status esp_family_find(const esp_config_file *config, const esp_family **family,
+                                          const char **architecture, esp_error *error);
+
+/* ---- weights (weights.c) ---- */
+
+/* Checks presence, shape and type of all tensors, then reads and packs one after the other; counts
+ * them in info. "model.*" */
+ESP_MUST_CHECK esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
+                                           const esp_model_options *options, esp_error *error);
+void esp_vector_free(const esp_model *model, float *vector);
+
+/* ---- for all who run a model ---- */
+
+const esp_linear *esp_model_linear(const esp_model *model, int64_t number);
+int64_t esp_model_linears(const esp_model *model);
+
+/* The forms that a layer's weight is to be held in (forms.c). linear->weight is not there yet. */
+ESP_MUST_CHECK esp_status esp_model_forms(const esp_model *model, const esp_linear *linear,
+                                          const esp_sparse *sparse, unsigned *forms,
+                                          esp_error *error);
+
+/* Scratch for activations: areas of [features][tokens] floats in one block of device memory, each
+ * 64-byte aligned (scratch.c). */
+typedef struct esp_area {
+    float **memory;
+    int64_t features;
+} esp_area;
+ESP_MUST_CHECK esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int count,
+                                           int64_t tokens, float **block, esp_error *error);
+/* floats of device memory, at least 64 bytes; `what` is for the message. */
+ESP_MUST_CHECK esp_status esp_device_take(const esp_model *model, size_t floats, const char *what,
+                                          float **memory, esp_error *error);
+/* What the largest product needs at any token count up to max_tokens. */
+ESP_MUST_CHECK esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens,
+                                                size_t *bytes, esp_error *error);
+/* The same at these token counts only. */
+ESP_MUST_CHECK esp_status esp_product_workspace_at(const esp_model *model, const int64_t *tokens,
+                                                   int counts, size_t *bytes, esp_error *error);
+
+#endif

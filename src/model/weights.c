@@ -1,0 +1,344 @@
+/* Weights of a checkpoint, by name. Every tensor's presence, shape and type is checked against
+ * config.json before the first one is read, so that a hostile config cannot make the loader
+ * allocate what no file backs. Then each is read, packed for the device and released, one after the
+ * other. */
+#include <stdio.h>
+
+#include "model/family.h"
+
+/* ---- what is wanted ---- */
+
+static esp_want *add(esp_want_list *list, esp_role role, const char *name, const char *end)
+{
+    esp_want *want = &list->wants[list->count++];
+    *want = (esp_want){.role = role};
+    snprintf(want->name, sizeof want->name, "%s%s%s", list->prefix, name, end);
+    return want;
+}
+
+void esp_want_vector(esp_want_list *list, const char *name, int64_t size, float **target)
+{
+    esp_want_values(list, name, 1, &size, target);
+}
+
+void esp_want_values(esp_want_list *list, const char *name, int rank, const int64_t *shape,
+                     float **target)
+{
+    esp_want *want = add(list, ESP_ROLE_VECTOR, name, "");
+    want->out = 1;
+    want->rank = rank;
+    for (int i = 0; i < rank; i++) {
+        want->out *= shape[i];
+        want->shape[i] = shape[i];
+    }
+    want->vector = target;
+}
+
+static void set_matrix(esp_want *want, int64_t out, int64_t in)
+{
+    want->out = want->shape[0] = out;
+    want->in = want->shape[1] = in;
+    want->rank = 2;
+}
+
+void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t in, bool bias,
+                     esp_linear *target)
+{
+    esp_want *want = add(list, ESP_ROLE_LINEAR, name, ".weight");
+    want->weight = &target->weight;
+    want->linear = target;
+    want->inner = !target->is_head;
+    snprintf(target->name, sizeof target->name, "%s%s", list->prefix, name);
+    set_matrix(want, out, in);
+    if (bias) {
+        esp_want *of_bias = add(list, ESP_ROLE_VECTOR, name, ".bias");
+        of_bias->out = of_bias->shape[0] = out;
+        of_bias->rank = 1;
+        of_bias->vector = &target->bias;
+    }
+}
+
+void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, int64_t channels,
+                          int64_t side, bool bias, esp_linear *target)
+{
+    int at = list->count;
+    esp_want_linear(list, name, out, channels * side * side, bias, target);
+    esp_want *want = &list->wants[at];
+    want->rank = 4;
+    memcpy(want->shape, (int64_t[]){out, channels, side, side}, sizeof want->shape);
+    want->inner = false;
+}
+
+void esp_want_table(esp_want_list *list, const char *name, int64_t rows, int64_t columns,
+                    esp_packed **target, esp_tensor *view)
+{
+    esp_want *want = add(list, ESP_ROLE_TABLE, name, ".weight");
+    set_matrix(want, rows, columns);
+    want->weight = target;
+    want->table = view;
+}
+
+static void list_part(esp_model *model, int64_t part, esp_want_list *list)
+{
+    list->count = 0;
+    list->prefix[0] = '\0';
+    model->family->list_part(model, part, list);
+}
+
+/* ---- checking ---- */
+
+static int64_t find(const esp_checkpoint *checkpoint, const esp_want *want)
+{
+    int64_t index = esp_checkpoint_find(checkpoint, want->name);
+    return index >= 0 || want->old_name[0] == '\0'
+               ? index
+               : esp_checkpoint_find(checkpoint, want->old_name);
+}
+
+static esp_status missing(const esp_checkpoint *checkpoint, const esp_want *want, const char *shape,
+                          esp_error *error)
+{
+    bool head = strcmp(want->name, "lm_head.weight") == 0;
+    return esp_fail(error, ESP_BAD_FILE, "model.missing_tensor",
+                    "%s: tensor \"%s\" %s is missing%s", esp_checkpoint_path(checkpoint),
+                    want->name, shape,
+                    head ? ", and config.json does not say tie_word_embeddings: true"
+                         : "; the checkpoint is incomplete or config.json belongs to another");
+}
+
+static esp_status check_one(const esp_checkpoint *checkpoint, const esp_want *want, bool *used,
+                            esp_error *error)
+{
+    char expected[96], found[160];
+    esp_shape_print(want->rank, want->shape, expected, sizeof expected);
+    int64_t index = find(checkpoint, want);
+    if (index < 0) {
+        return missing(checkpoint, want, expected, error);
+    }
+    used[index] = true;
+    esp_weight_info info = esp_checkpoint_get(checkpoint, index);
+    if (info.rank != want->rank ||
+        memcmp(info.shape, want->shape, (size_t)want->rank * sizeof *want->shape) != 0) {
+        esp_shape_print(info.rank, info.shape, found, sizeof found);
+        return esp_fail(error, ESP_BAD_FILE, "model.wrong_shape",
+                        "%s: tensor \"%s\" is %s, but config.json makes it %s",
+                        esp_checkpoint_path(checkpoint), info.name, found, expected);
+    }
+    if (!esp_dtype_is_weight(info.dtype)) {
+        return esp_fail(error, ESP_BAD_FILE, "model.wrong_dtype",
+                        "%s: tensor \"%s\" is %s, expected F32, F16 or BF16",
+                        esp_checkpoint_path(checkpoint), info.name, esp_dtype_name(info.dtype));
+    }
+    if (want->role == ESP_ROLE_TABLE && info.pattern.kind != ESP_PATTERN_DENSE) {
+        return esp_fail(error, ESP_UNSUPPORTED, "model.embedding_compressed",
+                        "%s: \"%s\" is compressed, but rows of it are looked up: prune without it",
+                        esp_checkpoint_path(checkpoint), info.name);
+    }
+    return ESP_OK;
+}
+
+/* Tensors that nobody asks for are worth a word, but change nothing. */
+static void mention_unused(const esp_model *model, const esp_checkpoint *checkpoint,
+                           const bool *used)
+{
+    int64_t unused = 0;
+    const char *first = NULL;
+    for (int64_t i = 0; i < esp_checkpoint_count(checkpoint); i++) {
+        const char *name = esp_checkpoint_get(checkpoint, i).name;
+        if (!used[i] && !model->family->is_spare(name)) {
+            first = first == NULL ? name : first;
+            unused++;
+        }
+    }
+    if (unused > 0) {
+        esp_log(model->context, ESP_LOG_WARNING,
+                "%s: %lld tensors are not used by this architecture, the first is \"%.200s\"",
+                esp_checkpoint_path(checkpoint), (long long)unused, first);
+    }
+}
+
+static esp_status check_all(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
+{
+    size_t count = (size_t)esp_checkpoint_count(checkpoint);
+    int64_t parts = model->family->part_count(model);
+    bool *used = esp_alloc_array(model->context, count, sizeof *used);
+    if (used == NULL) {
+        return esp_fail_memory(error, count, "checking tensors");
+    }
+    esp_status status = ESP_OK;
+    for (int64_t part = 0; part < parts && status == ESP_OK; part++) {
+        esp_want_list list;
+        list_part(model, part, &list);
+        for (int i = 0; i < list.count && status == ESP_OK; i++) {
+            status = check_one(checkpoint, &list.wants[i], used, error);
+        }
+    }
+    if (status == ESP_OK) {
+        mention_unused(model, checkpoint, used);
+    }
+    esp_release(model->context, used);
+    return status;
+}
+
+/* ---- reading ---- */
+
+static void count_matrix(esp_model *model, const esp_want *want)
+{
+    esp_model_info *info = &model->info;
+    const esp_packed *weight = *want->weight;
+    size_t bytes = esp_packed_bytes(weight);
+    unsigned forms = esp_packed_forms(weight);
+    info->parameters += want->out * want->in;
+    info->resident_bytes += bytes;
+    if (want->inner) {
+        info->linear_parameters += want->out * want->in;
+        info->linear_resident_bytes += bytes;
+    }
+    if (weight->pattern.kind != ESP_PATTERN_DENSE) {
+        info->sparse_layers++;
+        info->dense_form_layers += forms == ESP_FORM_DENSE;
+        info->two_form_layers += forms == (ESP_FORM_SPARSE | ESP_FORM_DENSE);
+    }
+}
+
+static esp_status view_table(const esp_model *model, const esp_want *want, esp_error *error)
+{
+    const esp_packed *packed = *want->weight;
+    if (packed->sparse == NULL || esp_sparse_part_count(packed->sparse) != 1) {
+        return esp_fail(error, ESP_UNSUPPORTED, "model.missing_operation",
+                        "device '%s' keeps dense weights in a form that has no rows to look up",
+                        model->device->name);
+    }
+    *want->table = esp_sparse_get_part(packed->sparse, 0).tensor;
+    return ESP_OK;
+}
+
+/* A convolution's kernel, whose rows are those of a matrix. */
+static esp_status read_convolution(const esp_model *model, const esp_checkpoint *checkpoint,
+                                   int64_t index, const esp_want *want, esp_sparse **sparse,
+                                   esp_error *error)
+{
+    const esp_pattern dense = {.kind = ESP_PATTERN_DENSE};
+    esp_tensor stored = {0};
+    ESP_TRY(esp_tensor_create(model->context, esp_checkpoint_get(checkpoint, index).dtype,
+                              want->rank, want->shape, &stored, error));
+    esp_tensor matrix = stored;
+    matrix.rank = 2;
+    matrix.shape[1] = want->in;
+    esp_status status = esp_checkpoint_read_dense(checkpoint, index, &stored, error);
+    if (status == ESP_OK) {
+        status = esp_sparse_encode(model->context, &dense, &matrix, NULL, sparse, error);
+    }
+    esp_tensor_free(model->context, &stored);
+    return status;
+}
+
+static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
+                              const esp_want *want, esp_error *error)
+{
+    esp_sparse *sparse = NULL;
+    esp_pack_options options = {0};
+    ESP_TRY(want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
+                            : read_convolution(model, checkpoint, index, want, &sparse, error));
+    esp_status status = ESP_OK;
+    if (want->role == ESP_ROLE_LINEAR) {
+        status = esp_model_forms(model, want->linear, sparse, &options.forms, error);
+    }
+    if (status == ESP_OK) {
+        status = esp_pack_with(model->device, sparse, &options, want->weight, error);
+    }
+    esp_sparse_free(sparse);
+    ESP_TRY(status);
+    count_matrix(model, want);
+    return want->role == ESP_ROLE_TABLE ? view_table(model, want, error) : ESP_OK;
+}
+
+/* Norm weights and biases are kept in f32: they are small, and read as such by every operation. */
+static esp_status read_vector(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
+                              const esp_want *want, esp_error *error)
+{
+    esp_weight_info info = esp_checkpoint_get(checkpoint, index);
+    esp_tensor stored = {0};
+    size_t bytes = (size_t)want->out * sizeof(float);
+    ESP_TRY(esp_tensor_create(model->context, info.dtype, info.rank, info.shape, &stored, error));
+    esp_status status = esp_checkpoint_read_dense(checkpoint, index, &stored, error);
+    if (status == ESP_OK) {
+        *want->vector = model->device->backend->alloc(model->device, bytes);
+        if (*want->vector == NULL) {
+            status = esp_fail_memory(error, bytes, want->name);
+        } else {
+            esp_widen(stored.dtype, stored.data, want->out, *want->vector);
+        }
+    }
+    esp_tensor_free(model->context, &stored);
+    model->info.parameters += want->out;
+    model->info.resident_bytes += bytes;
+    return status;
+}
+
+static esp_status read_part(esp_model *model, const esp_checkpoint *checkpoint, int64_t part,
+                            esp_error *error)
+{
+    esp_want_list list;
+    list_part(model, part, &list);
+    for (int matrices = 0; matrices < 2; matrices++) { /* a bias belongs to the product */
+        for (int i = 0; i < list.count; i++) {
+            const esp_want *want = &list.wants[i];
+            bool matrix = want->role != ESP_ROLE_VECTOR;
+            int64_t index = find(checkpoint, want);
+            if (matrix == (matrices == 1)) {
+                ESP_TRY(matrix ? read_matrix(model, checkpoint, index, want, error)
+                               : read_vector(model, checkpoint, index, want, error));
+            }
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_status read_all(esp_model *model, const esp_checkpoint *checkpoint,
+                           const esp_model_options *options, esp_error *error)
+{
+    int64_t parts = model->family->part_count(model);
+    for (int64_t part = 0; part < parts; part++) {
+        ESP_TRY(read_part(model, checkpoint, part, error));
+        if (options->progress != NULL &&
+            !options->progress(options->user, "load", (double)(part + 1), (double)parts,
+                               "layers")) {
+            return esp_fail(error, ESP_CANCELLED, "cancelled", "loading was cancelled");
+        }
+    }
+    return ESP_OK;
+}
+
+/* By the first inner layer, before any weight is read, since the choice of forms depends on it. */
+static void choose_compute(esp_model *model, const esp_checkpoint *checkpoint)
+{
+    int64_t parts = model->family->part_count(model);
+    for (int64_t part = 0; part < parts && model->compute == ESP_COMPUTE_AUTO; part++) {
+        esp_want_list list;
+        list_part(model, part, &list);
+        for (int i = 0; i < list.count; i++) {
+            if (list.wants[i].inner) {
+                esp_dtype dtype =
+                    esp_checkpoint_get(checkpoint, find(checkpoint, &list.wants[i])).dtype;
+                model->compute = model->device->backend->auto_compute(model->device, dtype);
+                break;
+            }
+        }
+    }
+}
+
+esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
+                            const esp_model_options *options, esp_error *error)
+{
+    ESP_TRY(check_all(model, checkpoint, error));
+    choose_compute(model, checkpoint);
+    return read_all(model, checkpoint, options, error);
+}
+
+void esp_vector_free(const esp_model *model, float *vector)
+{
+    if (vector != NULL) {
+        model->device->backend->release(model->device, vector);
+    }
+}
