@@ -218,10 +218,10 @@ static esp_status pack_on_device(esp_device *device, const esp_sparse *sparse, e
     }
     char text[ESP_PATTERN_TEXT_MAX];
     esp_pattern_print(&pattern, text);
-    if (pattern.kind != ESP_PATTERN_PANEL) {
+    if (pattern.kind != ESP_PATTERN_PANEL && !cuda_reads_blocks(&pattern)) {
         return esp_fail(error, ESP_UNSUPPORTED, "pack.unsupported_pattern",
                         "pack: no kernel of device '%s' reads weights of pattern %s; supported are "
-                        "dense, 2:4, V:2:M and panel:V",
+                        "dense, 2:4, V:2:M, panel:V and blocks whose sides are multiples of 16",
                         device->name, text);
     }
     if (esp_sparse_dtype(sparse) == ESP_F32) {
@@ -229,7 +229,9 @@ static esp_status pack_on_device(esp_device *device, const esp_sparse *sparse, e
                         "pack: device '%s' reads %s weights in f16 or bf16 only, not in f32",
                         device->name, text);
     }
-    return pack_panels(device, sparse, packed, weight, error);
+    return pattern.kind == ESP_PATTERN_BLOCK
+               ? cuda_pack_blocks(device, sparse, packed, weight, error)
+               : pack_panels(device, sparse, packed, weight, error);
 }
 
 /* The object of a packed weight and its state in one piece of memory. */

@@ -6,6 +6,7 @@
 
 #include "cuda/cuda.h"
 #include "cuda/gpu.h"
+#include "cuda/gpu_blocks.h"
 
 typedef struct cuda_cublaslt cuda_cublaslt;
 
@@ -24,6 +25,7 @@ typedef struct cuda_weight {
     void *memory; /* everything below lies in it */
     const void *values;
     gpu_panels panels;
+    gpu_blocks blocks;
     gpu_misfits *misfits; /* what compressing on the device found last */
     bool reordered;       /* stored rows are not output rows */
     bool pairs_together;  /* output rows 2 i and 2 i + 1 are neighbours in one thread, for all i */
@@ -35,6 +37,11 @@ esp_status cuda_check(int error, const esp_device *device, const char *what, esp
 ESP_MUST_CHECK esp_status cuda_pack(esp_device *device, const esp_sparse *sparse,
                                     esp_packed **packed, esp_error *error);
 void cuda_packed_free(esp_packed *packed);
+/* Blocks whose sides are multiples of 16; blocks_pack.c. */
+bool cuda_reads_blocks(const esp_pattern *pattern);
+ESP_MUST_CHECK esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse,
+                                           esp_packed *packed, cuda_weight *weight,
+                                           esp_error *error);
 /* The object alone, with the pattern, type and shape of `facts`; NULL: no memory. */
 esp_packed *cuda_packed_make(esp_device *device, const esp_packed *facts);
 /* Allocates the memory of panels and points weight->panels into it; weight->reordered is set. */
@@ -59,10 +66,12 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 /* Kernel records of the families; catalogue.c lists them. */
 #define CUDA_PANEL_KERNELS 14
 #define CUDA_SM80_PANEL_KERNELS 16
+#define CUDA_BLOCK_KERNELS 8
 #define CUDA_DENSE_KERNELS 3
 #define CUDA_DENSE_FEW_KERNELS 2
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
 extern const esp_kernel cuda_sm80_panel_kernels[CUDA_SM80_PANEL_KERNELS];
+extern const esp_kernel cuda_block_kernels[CUDA_BLOCK_KERNELS];
 extern const esp_kernel cuda_dense_kernels[CUDA_DENSE_KERNELS];
 extern const esp_kernel cuda_dense_few_kernels[CUDA_DENSE_FEW_KERNELS];
 extern const esp_kernel *const esp_cuda_kernels[];
