@@ -1,7 +1,8 @@
-/* random_checkpoint FOLDER LAYERS: a bf16 checkpoint of the shape of a 7B Llama (hidden 4096, FFN
- * 11008, vocabulary 32000) with so many layers, 404.8 MB each and 524 MB of embedding and head
- * besides. Values are random with a spread of exponents as trained weights have. Not synced: the
- * one who measures does that. libc only. */
+/* random_checkpoint FOLDER LAYERS [HIDDEN FFN HEADS KV_HEADS VOCABULARY]: a bf16 checkpoint of a
+ * Llama of that shape. Without the numbers that of the 7B one (4096 11008 32 32 32000), with so
+ * many layers: 404.8 MB each and 524 MB of embedding and head besides. Values are random with a
+ * spread of exponents as trained weights have. Not synced: the one who measures does that. libc
+ * only. */
 #include <stdbool.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -9,7 +10,11 @@
 #include <string.h>
 #include <sys/stat.h>
 
-enum { HIDDEN = 4096, FFN = 11008, VOCABULARY = 32000, BLOCK = 1 << 16 };
+enum { BLOCK = 1 << 16, MOST_LAYERS = 110, MOST = 1 << 20 };
+
+typedef struct shape {
+    int layers, hidden, ffn, heads, kv_heads, vocabulary;
+} shape;
 
 typedef struct tensor {
     char name[96];
@@ -27,16 +32,17 @@ static void add(const char *name, int rows, int columns)
     added->columns = columns;
 }
 
-static void add_layer(int layer)
+static void add_layer(const shape *of, int layer)
 {
-    static const struct {
+    const int hidden = of->hidden, ffn = of->ffn, kv = hidden / of->heads * of->kv_heads;
+    const struct {
         const char *name;
         int rows, columns;
-    } parts[] = {{"input_layernorm", HIDDEN, 0},          {"mlp.down_proj", HIDDEN, FFN},
-                 {"mlp.gate_proj", FFN, HIDDEN},          {"mlp.up_proj", FFN, HIDDEN},
-                 {"post_attention_layernorm", HIDDEN, 0}, {"self_attn.k_proj", HIDDEN, HIDDEN},
-                 {"self_attn.o_proj", HIDDEN, HIDDEN},    {"self_attn.q_proj", HIDDEN, HIDDEN},
-                 {"self_attn.v_proj", HIDDEN, HIDDEN}};
+    } parts[] = {{"input_layernorm", hidden, 0},          {"mlp.down_proj", hidden, ffn},
+                 {"mlp.gate_proj", ffn, hidden},          {"mlp.up_proj", ffn, hidden},
+                 {"post_attention_layernorm", hidden, 0}, {"self_attn.k_proj", kv, hidden},
+                 {"self_attn.o_proj", hidden, hidden},    {"self_attn.q_proj", hidden, hidden},
+                 {"self_attn.v_proj", kv, hidden}};
     for (size_t i = 0; i < sizeof parts / sizeof parts[0]; i++) {
         char name[96];
         snprintf(name, sizeof name, "model.layers.%d.%s.weight", layer, parts[i].name);
@@ -94,13 +100,13 @@ static void write_header(FILE *file)
     for (int i = 0; i < count; i++) {
         const tensor *one = &tensors[i];
         uint64_t end = at + 2 * elements(one);
-        char shape[48];
-        snprintf(shape, sizeof shape, one->columns > 0 ? "%d,%d" : "%d", one->rows, one->columns);
+        char sides[48];
+        snprintf(sides, sizeof sides, one->columns > 0 ? "%d,%d" : "%d", one->rows, one->columns);
         used += (size_t)snprintf(
             text + used, sizeof text - used,
             "%c\"%s\":{\"dtype\":\"BF16\",\"shape\":[%s],\"data_offsets\":[%llu,"
             "%llu]}",
-            i == 0 ? '{' : ',', one->name, shape, (unsigned long long)at, (unsigned long long)end);
+            i == 0 ? '{' : ',', one->name, sides, (unsigned long long)at, (unsigned long long)end);
         at = end;
     }
     text[used++] = '}';
@@ -127,30 +133,59 @@ static void write_values(FILE *file)
     }
 }
 
-int main(int argc, char **argv)
+/* False: not a shape. */
+static bool read_shape(int argc, char **argv, shape *of)
 {
-    int layers = argc == 3 ? atoi(argv[2]) : 0;
-    if (layers < 1 || layers > 80) {
-        fputs("usage: random_checkpoint FOLDER LAYERS\n", stderr);
-        return 2;
+    int *const numbers[] = {&of->layers, &of->hidden,   &of->ffn,
+                            &of->heads,  &of->kv_heads, &of->vocabulary};
+    if (argc != 3 && argc != 8) {
+        return false;
     }
-    mkdir(argv[1], 0777);
-    FILE *config = open_file(argv[1], "config.json");
+    for (int i = 2; i < argc; i++) {
+        char *end;
+        long number = strtol(argv[i], &end, 10);
+        if (end == argv[i] || *end != '\0' || number < 1 || number > MOST) {
+            return false;
+        }
+        *numbers[i - 2] = (int)number;
+    }
+    return of->layers <= MOST_LAYERS && of->hidden % 4 == 0 && of->ffn % 4 == 0 &&
+           of->hidden % (2 * of->heads) == 0 && of->heads % of->kv_heads == 0;
+}
+
+static void write_config(const char *folder, const shape *of)
+{
+    FILE *config = open_file(folder, "config.json");
     fprintf(
         config,
         "{\"architectures\": [\"LlamaForCausalLM\"], \"model_type\": \"llama\", \"hidden_size\": "
-        "%d,\n \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": 32,\n"
-        " \"num_key_value_heads\": 32, \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-05,\n"
+        "%d,\n \"intermediate_size\": %d, \"num_hidden_layers\": %d, \"num_attention_heads\": %d,\n"
+        " \"num_key_value_heads\": %d, \"hidden_act\": \"silu\", \"rms_norm_eps\": 1e-05,\n"
         " \"rope_theta\": 10000.0, \"max_position_embeddings\": 4096, \"vocab_size\": %d,\n"
         " \"tie_word_embeddings\": false, \"torch_dtype\": \"bfloat16\"}\n",
-        HIDDEN, FFN, layers, VOCABULARY);
+        of->hidden, of->ffn, of->layers, of->heads, of->kv_heads, of->vocabulary);
     close_file(config);
-    add("lm_head.weight", VOCABULARY, HIDDEN);
-    add("model.embed_tokens.weight", VOCABULARY, HIDDEN);
-    for (int layer = 0; layer < layers; layer++) {
-        add_layer(layer);
+}
+
+int main(int argc, char **argv)
+{
+    shape of = {0, 4096, 11008, 32, 32, 32000};
+    if (!read_shape(argc, argv, &of)) {
+        fprintf(stderr,
+                "usage: random_checkpoint FOLDER LAYERS [HIDDEN FFN HEADS KV_HEADS VOCABULARY]\n"
+                "at most %d layers; HIDDEN and FFN multiples of 4, HIDDEN of twice HEADS, HEADS of "
+                "KV_HEADS\n",
+                MOST_LAYERS);
+        return 2;
     }
-    add("model.norm.weight", HIDDEN, 0);
+    mkdir(argv[1], 0777);
+    write_config(argv[1], &of);
+    add("lm_head.weight", of.vocabulary, of.hidden);
+    add("model.embed_tokens.weight", of.vocabulary, of.hidden);
+    for (int layer = 0; layer < of.layers; layer++) {
+        add_layer(&of, layer);
+    }
+    add("model.norm.weight", of.hidden, 0);
     FILE *weights = open_file(argv[1], "model.safetensors");
     write_header(weights);
     write_values(weights);

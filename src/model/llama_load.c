@@ -82,7 +82,8 @@ static int64_t part_count(const esp_model *model)
     return llama_of(model)->config.layers + 2;
 }
 
-/* The embedding, the layers, the final norm with the head. */
+/* The embedding, the final norm with the head, the layers: the largest tensors come while little
+ * else is held, since reading and packing one holds it twice. */
 static void list_part(esp_model *model, int64_t part, esp_want_list *list)
 {
     esp_llama *llama = llama_of(model);
@@ -90,8 +91,8 @@ static void list_part(esp_model *model, int64_t part, esp_want_list *list)
     if (part == 0) {
         esp_want_table(list, "model.embed_tokens", config->vocabulary, config->hidden,
                        &llama->embedding, &llama->table);
-    } else if (part <= config->layers) {
-        list_layer(llama, part - 1, list);
+    } else if (part > 1) {
+        list_layer(llama, part - 2, list);
     } else {
         esp_want_vector(list, "model.norm.weight", config->hidden, &llama->norm);
         if (!config->tied) {
