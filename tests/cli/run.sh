@@ -559,5 +559,18 @@ for signal in INT TERM; do
     no_leftovers
 done
 
+name="a model through the whole program"
+picture=$(find "$source/models/glyphs/sample" -name '*.png' | sort | head -n 1)
+ESPALIER=$program PATTERNS=2:4 sh "$source/tools/try_model.sh" "$source/models/glyphs" tried images \
+    "$source/models/glyphs/sample" "$picture" >out 2>err
+code=$?
+if [ "$code" = 0 ]; then ok; else bad "exit code $code, expected 0"; fi
+for line in 'checksums verified' "$picture" '^top-1 ' 'same top label'; do
+    if grep -q -e "$line" out; then ok; else bad "no line like '$line'"; fi
+done
+sh "$source/tools/try_model.sh" >out 2>err
+code=$?
+if [ "$code" = 2 ] && grep -q Usage err; then ok; else bad "exit code $code, expected 2 and the usage"; fi
+
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
