@@ -1,9 +1,9 @@
-// Thin wrappers around single instructions of Ampere and later: the warp's product, copies into shared memory
-// that go on meanwhile, matrices from shared memory. One function, one instruction.
+// What the kernels of blocks use of single instructions of Ampere and later, besides sm80_ptx.cuh: the warp's dense
+// product with the left operand as it is stored, and launches that overlap. One function, one instruction.
 #ifndef ESP_CUDA_MMA_PTX_CUH
 #define ESP_CUDA_MMA_PTX_CUH
 
-#include <stdint.h>
+#include "cuda/sm80_ptx.cuh"
 
 namespace mma {
 
@@ -24,55 +24,14 @@ __device__ __forceinline__ void product_16x8(float *d, const uint4 &a, uint32_t 
     }
 }
 
-__device__ __forceinline__ uint32_t shared_address(const void *pointer)
-{
-    return (uint32_t)__cvta_generic_to_shared(pointer);
-}
-// 16 bytes, of which the first `bytes` are read and the others zero.
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from, uint32_t bytes)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(from), "r"(bytes)
-                 : "memory");
-}
-__device__ __forceinline__ void copy_16(uint32_t to, const void *from)
-{
-    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;" ::"r"(to), "l"(from) : "memory");
-}
-__device__ __forceinline__ void copy_commit()
-{
-    asm volatile("cp.async.commit_group;" ::: "memory");
-}
-template <int PENDING> __device__ __forceinline__ void copy_wait()
-{
-    asm volatile("cp.async.wait_group %0;" ::"n"(PENDING) : "memory");
-}
-__device__ __forceinline__ uint4 load_shared_16(uint32_t address)
-{
-    uint4 v;
-    asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
-}
-__device__ __forceinline__ void store_shared_u16(uint32_t address, uint16_t value)
-{
-    asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");
-}
-__device__ __forceinline__ void load_matrices(uint32_t address, uint32_t (&r)[4])
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
-__device__ __forceinline__ void load_matrices_transposed(uint32_t address, uint32_t (&r)[4])
-{
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
-                 : "r"(address)
-                 : "memory");
-}
+using ptx::copy_16;
+using ptx::copy_commit;
+using ptx::copy_wait;
+using ptx::load_matrices;
+using ptx::load_matrices_transposed;
+using ptx::load_shared_16;
+using ptx::shared_address;
+using ptx::store_shared_u16;
 
 // A launch may begin while the one before it in its stream ends (compute capability 9.0): this lets the next
 // one begin, and this waits until all of the one before is done and seen.
