@@ -19,6 +19,7 @@
 #define ESP_CUDA_FEW_CUH
 
 #include "cuda/epilogue.cuh"
+#include "cuda/few_x.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sm80_ptx.cuh"
 
@@ -30,9 +31,6 @@ constexpr uint32_t SUM_FLOATS = SLAB_ROWS * SUM_PITCH;
 constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 
 template <int EIGHTS> using warp_sums = float[SIXTEENS][EIGHTS][4];
-
-// How X is read: 16 bytes at a time, one token, or any.
-enum reading { EIGHT, ONE, ANY };
 
 struct operand {
     const uint16_t *x;
@@ -48,7 +46,7 @@ template <class P> __device__ __forceinline__ operand x_of(const P &p)
 // What X holds for one column, as it was read: a word holds one or two tokens. It is put together only when it
 // is laid down: doing so at once would wait for the loads.
 template <int EIGHTS, reading READING> struct column_of_x {
-    static constexpr int WORDS = READING == EIGHT ? 4 * EIGHTS : READING == ONE ? 1 : 8 * EIGHTS;
+    static constexpr int WORDS = few::COLUMN_WORDS<EIGHTS, READING>;
     uint32_t word[WORDS];
 
     __device__ __forceinline__ void load(const operand &x, int64_t column, bool there)
@@ -69,23 +67,9 @@ template <int EIGHTS, reading READING> struct column_of_x {
         }
     }
 
-    __device__ __forceinline__ void lay(uint32_t to) const // eights are 1024 bytes apart
+    __device__ __forceinline__ void lay(uint32_t to) const
     {
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            uint4 eight;
-            if constexpr (READING == EIGHT) {
-                const uint32_t *w = word + 4 * e;
-                eight = make_uint4(w[0], w[1], w[2], w[3]);
-            } else if constexpr (READING == ONE) {
-                eight = make_uint4(word[0], 0, 0, 0);
-            } else {
-                const uint32_t *w = word + 8 * e;
-                eight = make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16,
-                                   w[6] | w[7] << 16);
-            }
-            ptx::store_shared_16(to + e * 1024, eight);
-        }
+        few::lay_column<EIGHTS, READING>(word, to);
     }
 };
 

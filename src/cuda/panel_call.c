@@ -6,6 +6,7 @@
 #include "cuda/panel_call.h"
 
 #define PAIR_TOKENS 512 /* of sums that wait for their pair */
+#define MHZ 1500.0      /* of a chip at its power limit: scores only order candidates */
 
 int64_t panel_block_rows(const esp_matmul_problem *problem)
 {
@@ -165,4 +166,23 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
     }
     gpu_leave(before);
     return cuda_check(failed, call->device, call->kernel->name, error);
+}
+
+/* ---- choosing ---- */
+
+double panel_tiles_us(const panel_variant *variant, const esp_device *device,
+                      const esp_matmul_problem *problem)
+{
+    const cuda_state *state = device->state;
+    double in = (double)problem->in_features, tokens = (double)problem->tokens;
+    int64_t v = esp_pattern_panel_rows(&problem->pattern, problem->out_features);
+    int64_t panel_rows = v > 0 ? v : problem->out_features;
+    int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
+    int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
+    int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
+    int64_t tiles = panels * esp_ceil_div(panel_rows, variant->rows) *
+                    esp_ceil_div(problem->tokens, variant->tokens);
+    double rounds = (double)esp_ceil_div(tiles, state->facts.multiprocessors);
+    double us = 4 + rounds * ((double)steps * variant->clocks + variant->finish_clocks) / MHZ;
+    return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }

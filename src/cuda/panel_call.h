@@ -24,6 +24,10 @@ int64_t panel_block_rows(const esp_matmul_problem *problem);
 const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem *problem);
 /* X may have to be laid out anew before the product. */
 bool panel_moves_x(const panel_variant *variant, const esp_matmul_problem *problem);
+/* Predicted microseconds of a kernel of tiles: clocks of all rounds, plus laying out X where that
+ * is needed. */
+double panel_tiles_us(const panel_variant *variant, const esp_device *device,
+                      const esp_matmul_problem *problem);
 /* esp_kernel's; the kernel's variant is a panel_variant. */
 size_t panel_workspace_bytes(const esp_kernel *kernel, const esp_device *device,
                              const esp_matmul_problem *problem);

@@ -2,8 +2,6 @@
  * each is the one to take. On Hopper, they serve panels of up to 32 rows. */
 #include "cuda/panel_call.h"
 
-#define MHZ 1500.0 /* scores only order candidates */
-
 static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                            const esp_matmul_problem *problem)
 {
@@ -40,27 +38,19 @@ static double few_us(const esp_device *device, int64_t rows, int64_t steps)
     return 3.5 + cuda_memory_us(device, bytes); /* a Hopper's own kernel is a little better */
 }
 
-/* Clocks of all tiles, plus laying out X where that is needed. */
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
     const panel_variant *variant = kernel->variant;
-    const cuda_state *state = device->state;
-    double in = (double)problem->in_features, tokens = (double)problem->tokens;
+    if (!variant->few) {
+        return panel_tiles_us(variant, device, problem);
+    }
     int64_t v = esp_pattern_panel_rows(&problem->pattern, problem->out_features);
     int64_t panel_rows = v > 0 ? v : problem->out_features, block_rows = panel_block_rows(problem);
     int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
     int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
-    int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
-    if (variant->few) {
-        int64_t padded = panels * esp_ceil_div(panel_rows, block_rows) * block_rows;
-        return few_us(device, padded, steps);
-    }
-    int64_t tiles = panels * esp_ceil_div(panel_rows, variant->rows) *
-                    esp_ceil_div(problem->tokens, variant->tokens);
-    double rounds = (double)esp_ceil_div(tiles, state->facts.multiprocessors);
-    double us = 4 + rounds * ((double)steps * variant->clocks + variant->finish_clocks) / MHZ;
-    return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
+    int64_t padded = panels * esp_ceil_div(panel_rows, block_rows) * block_rows;
+    return few_us(device, padded, esp_ceil_div(kept, GPU_STEP_COLUMNS));
 }
 
 /* ---- records ---- */

@@ -25,10 +25,16 @@
 //
 // Limit: memory bandwidth; where nothing overlaps, the time to start, to fill the ring and to add up.
 #include "cuda/epilogue.cuh"
+#include "cuda/few_x.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
+
+using few::ANY;
+using few::EIGHT;
+using few::ONE;
+using few::reading;
 
 constexpr int ROW_GROUPS = 4; // groups of 16 rows
 constexpr int MOST_CLUSTER = 8;
@@ -51,9 +57,6 @@ template <int EIGHTS, int WARPS, int STAGES> struct map_of {
     }
 };
 
-// How X is read: 16 bytes at a time, one token, or any.
-enum reading { EIGHT, ONE, ANY };
-
 __device__ __forceinline__ uint32_t kept_column(const gpu_panels &w, int panel, int step, int i)
 {
     int64_t j = (int64_t)step * GPU_STEP_COLUMNS + i;
@@ -68,7 +71,7 @@ __device__ __forceinline__ uint32_t kept_column(const gpu_panels &w, int panel, 
 // when it is laid down: doing so at once would wait for the loads. X may have been written while this grid
 // was running, so it is read from the L2.
 template <int EIGHTS, reading READING> struct column_of_x {
-    static constexpr int WORDS = READING == EIGHT ? 4 * EIGHTS : READING == ONE ? 1 : 8 * EIGHTS;
+    static constexpr int WORDS = few::COLUMN_WORDS<EIGHTS, READING>;
     uint32_t word[WORDS];
 
     __device__ __forceinline__ void load(const gpu_product &p, uint32_t column)
@@ -92,23 +95,9 @@ template <int EIGHTS, reading READING> struct column_of_x {
         }
     }
 
-    __device__ __forceinline__ void lay(uint32_t to) const // eights are 1024 bytes apart
+    __device__ __forceinline__ void lay(uint32_t to) const
     {
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            uint4 eight;
-            if constexpr (READING == EIGHT) {
-                const uint32_t *w = word + 4 * e;
-                eight = make_uint4(w[0], w[1], w[2], w[3]);
-            } else if constexpr (READING == ONE) {
-                eight = make_uint4(word[0], 0, 0, 0);
-            } else {
-                const uint32_t *w = word + 8 * e;
-                eight = make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16,
-                                   w[6] | w[7] << 16);
-            }
-            ptx::store_shared_16(to + e * 1024, eight);
-        }
+        few::lay_column<EIGHTS, READING>(word, to);
     }
 };
 
