@@ -260,8 +260,8 @@ int test_main(int argc, char **argv, const test_case *cases, int count)
         whole = whole || strcmp(cases[i].name, only) == 0;
     }
     for (int i = 0; i < count; i++) {
-        if (only != NULL && !(whole ? strcmp(cases[i].name, only) == 0
-                                    : strstr(cases[i].name, only) != NULL)) {
+        if (only != NULL &&
+            !(whole ? strcmp(cases[i].name, only) == 0 : strstr(cases[i].name, only) != NULL)) {
             continue;
         }
         run.case_name = cases[i].name;
