@@ -250,7 +250,8 @@ const cli_command eval_command = {
         "With --retrieval an encoder makes a vector of every text, and each query looks for its "
         "document among all documents by cosine: the share of queries that find it first, among "
         "the first ten, and the mean of 1 / rank.\n"
-        "With --multiple-choice a decoder says how likely each choice is to go on from the context: "
+        "With --multiple-choice a decoder says how likely each choice is to go on from the "
+        "context: "
         "the share of questions whose answer has the largest sum of ln p, and the largest sum "
         "divided by the choice's bytes. Answers count from 0; a space between context and choice "
         "belongs to the choice."};
