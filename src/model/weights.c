@@ -4,6 +4,7 @@
  * other. */
 #include <stdio.h>
 
+#include "format/format.h"
 #include "model/family.h"
 
 /* ---- what is wanted ---- */
@@ -241,6 +242,18 @@ static esp_status read_convolution(const esp_model *model, const esp_checkpoint 
     return status;
 }
 
+/* Where activations have 16 bits, weights have the same. */
+static esp_status fit_type(const esp_model *model, const esp_want *want, esp_sparse *sparse,
+                           esp_error *error)
+{
+    esp_dtype type = model->ops->type;
+    if (type == ESP_F32 || esp_sparse_dtype(sparse) == type) {
+        return ESP_OK;
+    }
+    esp_status status = esp_sparse_retype(sparse, type, error);
+    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "\"%s\"", want->name);
+}
+
 static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
                               const esp_want *want, esp_error *error)
 {
@@ -248,8 +261,8 @@ static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint
     esp_pack_options options = {0};
     ESP_TRY(want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
                             : read_convolution(model, checkpoint, index, want, &sparse, error));
-    esp_status status = ESP_OK;
-    if (want->role == ESP_ROLE_LINEAR) {
+    esp_status status = fit_type(model, want, sparse, error);
+    if (status == ESP_OK && want->role == ESP_ROLE_LINEAR) {
         status = esp_model_forms(model, want->linear, sparse, &options.forms, error);
     }
     if (status == ESP_OK) {
@@ -357,6 +370,16 @@ static void choose_types(esp_model *model, const esp_checkpoint *checkpoint)
     model->ops = esp_nn_ops(device, backend->activation_type != NULL
                                         ? backend->activation_type(device, model->compute, type)
                                         : ESP_F32);
+    if (model->ops->type != ESP_F32) { /* products of such are summed in f32 */
+        model->compute = ESP_COMPUTE_F32;
+        if (model->ops->type != type) {
+            esp_log(model->context, ESP_LOG_WARNING,
+                    "%s: weights of %s are rounded to %s, in which "
+                    "device '%s' runs models",
+                    esp_checkpoint_path(checkpoint), esp_dtype_name(type),
+                    esp_dtype_name(model->ops->type), device->name);
+        }
+    }
     if (model->compute == ESP_COMPUTE_AUTO) {
         model->compute = backend->auto_compute(device, type);
     }

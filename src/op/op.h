@@ -32,6 +32,11 @@ struct esp_device {
     char identity[ESP_DEVICE_IDENTITY_MAX]; /* empty until asked for; the tuning table's lock */
 };
 
+/* ESP_OUT_OF_MEMORY that names what was asked for and, where the back end knows it, what is free.
+ */
+esp_status esp_device_fail_memory(const esp_device *device, size_t bytes, const char *what,
+                                  esp_error *error);
+
 /* ---- products ---- */
 
 /* A weight as kernels of one back end read it. ref and cpu keep the canonical parts (aligned

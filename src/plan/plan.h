@@ -36,11 +36,6 @@ ESP_MUST_CHECK esp_status esp_plan_fill(esp_device *device, const esp_matmul_pro
 ESP_MUST_CHECK esp_status esp_device_fill(esp_device *device, void *memory, int byte, size_t bytes,
                                           esp_error *error);
 
-/* ESP_OUT_OF_MEMORY that names what was asked for and, where the back end knows it, what is free.
- */
-esp_status esp_device_fail_memory(const esp_device *device, size_t bytes, const char *what,
-                                  esp_error *error);
-
 /* ---- tuning table ---- */
 
 /* The text that names a problem's family in the table: the problem at one token. */
