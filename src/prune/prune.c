@@ -93,10 +93,10 @@ static esp_status check_request(const esp_tensor *dense, const esp_pattern *patt
     return ESP_OK;
 }
 
-static esp_search search_of(const esp_mask_options *options, const esp_pattern *pattern)
+esp_search esp_prune_search_of(esp_search search, const esp_pattern *pattern)
 {
-    if (options->search != ESP_SEARCH_AUTO) {
-        return options->search;
+    if (search != ESP_SEARCH_AUTO) {
+        return search;
     }
     return pattern->m <= ESP_EXACT_MAX_WIDTH ? ESP_SEARCH_EXACT : ESP_SEARCH_SWAPS;
 }
@@ -112,7 +112,7 @@ esp_status esp_prune_mask(esp_context *context, const esp_tensor *dense, const e
                          .dense = dense,
                          .pattern = pattern,
                          .score = options->score,
-                         .search = search_of(options, pattern),
+                         .search = esp_prune_search_of(options->search, pattern),
                          .scope = options->scope,
                          .out = dense->shape[0],
                          .in = dense->shape[1]};

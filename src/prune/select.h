@@ -74,6 +74,10 @@ static inline unsigned esp_best_two(const uint32_t *keys, int count)
 esp_status esp_select_nm(const esp_prune_job *job, int64_t keep, int64_t group, esp_error *error);
 esp_status esp_select_vnm(const esp_prune_job *job, esp_error *error);
 esp_status esp_select_free_panels(const esp_prune_job *job, esp_error *error);
+/* Their first halves: the columns of each panel, [ceil(out / V)][esp_pattern_kept], UINT32_MAX for
+ * padding. job->mask is not looked at. */
+esp_status esp_vnm_columns(const esp_prune_job *job, uint32_t *columns, esp_error *error);
+esp_status esp_free_panel_columns(const esp_prune_job *job, uint32_t *columns, esp_error *error);
 /* unit_mask.c */
 esp_status esp_select_unstructured(const esp_prune_job *job, esp_error *error);
 /* The `keep` blocks of rows x columns of largest mean score. */
