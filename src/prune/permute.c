@@ -18,11 +18,12 @@ typedef struct searcher {
     esp_use *uses;      /* of the present space */
     int use_count;
     const esp_space *space;
-    int64_t stride;      /* distance of the places that are freed together; 0: rows only */
-    uint32_t *source_of; /* [channels of the space]: of one step, new place -> old */
+    int64_t stride; /* distance of the places that are freed together; 0: rows only */
+    /* [channels of the largest space] each, new place -> old: */
+    uint32_t *source_of; /* of one step */
     uint32_t *passed;    /* of the whole pass */
     uint32_t *dealt;     /* of the pass from the dealt start */
-    uint32_t *scratch;   /* [longest axis or space] */
+    uint32_t *scratch;
     double *benefit;
     size_t benefit_size;
 } searcher;
@@ -88,127 +89,13 @@ static esp_status choose_again(searcher *search, bool columns_only, esp_error *e
 
 /* ---- moving ---- */
 
-typedef struct move_job {
-    esp_permute_weight *weight;
-    const uint32_t *order;
-    float *rows; /* [threads][in] */
-} move_job;
-
-static void move_columns(void *user, int64_t begin, int64_t end, int thread)
-{
-    const move_job *job = user;
-    int64_t in = job->weight->in;
-    float *old = job->rows + thread * in;
-    for (int64_t row = begin; row < end; row++) {
-        float *scores = job->weight->scores + row * in;
-        memcpy(old, scores, (size_t)in * sizeof *old);
-        for (int64_t i = 0; i < in; i++) {
-            scores[i] = old[job->order[i]];
-        }
-    }
-}
-
-/* In place, cycle by cycle. done: [out], false; used up. */
-static void move_rows(const move_job *job, bool *done)
-{
-    size_t bytes = (size_t)job->weight->in * sizeof(float);
-    float *scores = job->weight->scores, *held = job->rows;
-    int64_t in = job->weight->in;
-    for (int64_t first = 0; first < job->weight->out; first++) {
-        if (done[first] || job->order[first] == first) {
-            continue;
-        }
-        memcpy(held, scores + first * in, bytes);
-        int64_t row = first;
-        for (; job->order[row] != first; row = job->order[row]) {
-            memcpy(scores + row * in, scores + (int64_t)job->order[row] * in, bytes);
-            done[row] = true;
-        }
-        memcpy(scores + row * in, held, bytes);
-        done[row] = true;
-    }
-}
-
-static esp_status move_weight(const searcher *search, esp_permute_weight *weight, bool columns,
-                              const uint32_t *order, esp_error *error)
-{
-    esp_context *context = search->context;
-    size_t row_floats = (size_t)context->threads * (size_t)weight->in;
-    move_job job = {weight, order, esp_alloc_array(context, row_floats, sizeof *job.rows)};
-    bool *done = esp_alloc_array(context, (size_t)weight->out, sizeof *done);
-    esp_status status = ESP_OK;
-    if (job.rows == NULL || done == NULL) {
-        status = esp_fail_memory(error, row_floats * sizeof *job.rows, "moving channels");
-    } else if (columns) {
-        esp_parallel_for(context, weight->out, 1 + 65536 / ESP_MAX(1, weight->in), move_columns,
-                         &job);
-    } else {
-        move_rows(&job, done);
-    }
-    esp_release(context, job.rows);
-    esp_release(context, done);
-    return status;
-}
-
-/* scratch: what source_of means for the axis. */
-static void spread_over_axis(const searcher *search, int axis, const uint32_t *source_of)
-{
-    const esp_space *space = search->space;
-    for (int64_t i = 0; i < search->job->permutation->axes[axis].count; i++) {
-        search->scratch[i] = (uint32_t)i;
-    }
-    for (int k = 0; k < space->part_count; k++) {
-        const esp_space_part *part = &space->parts[k];
-        for (int64_t u = 0; part->axis == axis && u < space->channels; u++) {
-            for (int64_t copy = 0; copy < part->copies; copy++) {
-                search->scratch[esp_space_place(part, u, copy)] =
-                    (uint32_t)esp_space_place(part, source_of[u], copy);
-            }
-        }
-    }
-}
-
-static esp_status move_axis(searcher *search, int index, const uint32_t *source_of,
-                            esp_error *error)
-{
-    esp_axis *axis = &search->job->permutation->axes[index];
-    uint32_t *order = esp_alloc_array(search->context, (size_t)axis->count, sizeof *order);
-    if (order == NULL) {
-        return esp_fail_memory(error, (size_t)axis->count * sizeof *order, "moving channels");
-    }
-    spread_over_axis(search, index, source_of);
-    for (int64_t i = 0; i < axis->count; i++) {
-        order[i] = axis->order[search->scratch[i]];
-    }
-    memcpy(axis->order, order, (size_t)axis->count * sizeof *order);
-    memcpy(order, search->scratch, (size_t)axis->count * sizeof *order);
-    esp_status status = ESP_OK;
-    for (int64_t i = 0; i < search->job->weight_count && status == ESP_OK; i++) {
-        esp_permute_weight *weight = &search->job->weights[i];
-        if (weight->rows == index) {
-            status = move_weight(search, weight, false, order, error);
-        }
-        if (weight->columns == index && status == ESP_OK) {
-            status = move_weight(search, weight, true, order, error);
-        }
-    }
-    esp_release(search->context, order);
-    return status;
-}
-
 /* Channel source_of[u] goes to place u, on all axes that the space lies on. */
 static esp_status move(searcher *search, const uint32_t *source_of, esp_error *error)
 {
     const esp_space *space = search->space;
-    for (int k = 0; k < space->part_count; k++) {
-        bool again = false; /* q, k and v may be rows of one weight */
-        for (int j = 0; j < k; j++) {
-            again |= space->parts[j].axis == space->parts[k].axis;
-        }
-        if (!again) {
-            ESP_TRY(move_axis(search, space->parts[k].axis, source_of, error));
-        }
-    }
+    ESP_TRY(esp_space_reorder(search->job->permutation, space, source_of, error));
+    ESP_TRY(esp_weights_reorder(search->context, search->job->weights, search->job->weight_count,
+                                space, search->job->permutation, source_of, error));
     for (int64_t u = 0; u < space->channels; u++) {
         search->scratch[u] = search->passed[source_of[u]];
     }
@@ -532,9 +419,6 @@ static int64_t longest(const esp_permute_job *job)
     int64_t most = 1;
     for (int i = 0; i < job->space_count; i++) {
         most = ESP_MAX(most, job->spaces[i].channels);
-    }
-    for (int i = 0; i < job->permutation->axis_count; i++) {
-        most = ESP_MAX(most, job->permutation->axes[i].count);
     }
     return most;
 }

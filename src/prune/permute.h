@@ -25,6 +25,16 @@ typedef struct esp_space {
     int part_count;
 } esp_space;
 
+static inline int64_t esp_space_place(const esp_space_part *part, int64_t channel, int64_t copy)
+{
+    return part->offset + (channel / part->head * part->copies + copy) * part->head +
+           channel % part->head;
+}
+
+/* Channel source_of[u] of a space goes to place u, on all axes that the space lies on. */
+ESP_MUST_CHECK esp_status esp_space_reorder(esp_permutation *permutation, const esp_space *space,
+                                            const uint32_t *source_of, esp_error *error);
+
 /* A weight that is to be pruned to a pattern of the panel family. */
 typedef struct esp_permute_weight {
     float *scores; /* [out][in], finite, not negative; reordered by the search */

@@ -26,18 +26,18 @@ ESP_MUST_CHECK esp_status esp_panels_choose(esp_context *context, esp_panels *pa
 /* Sum of the two largest of four listed columns of a row, over the lists of a panel. */
 double esp_panels_row_score(const esp_panels *panels, const float *row, int64_t panel);
 
+/* permute_move.c: the same for the scores of all weights that lie on the space's axes. */
+ESP_MUST_CHECK esp_status esp_weights_reorder(esp_context *context, esp_permute_weight *weights,
+                                              int64_t count, const esp_space *space,
+                                              const esp_permutation *permutation,
+                                              const uint32_t *source_of, esp_error *error);
+
 /* How a weight takes part in a space. */
 typedef struct esp_use {
     const esp_panels *panels;
     const esp_space_part *part;
     bool columns; /* channels are columns in groups; else rows in panels */
 } esp_use;
-
-static inline int64_t esp_space_place(const esp_space_part *part, int64_t channel, int64_t copy)
-{
-    return part->offset + (channel / part->head * part->copies + copy) * part->head +
-           channel % part->head;
-}
 
 /* benefit[i][j] += what the group of place j keeps for certain if channel i of the list takes that
  * place of it and nothing else changes. No two places of the list share a group.
