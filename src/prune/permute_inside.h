@@ -23,8 +23,6 @@ ESP_MUST_CHECK esp_status esp_panels_make(esp_context *context, esp_permute_weig
 /* Chooses the lists anew, as pruning will, and adds up what is kept. */
 ESP_MUST_CHECK esp_status esp_panels_choose(esp_context *context, esp_panels *panels,
                                             esp_error *error);
-/* Sum of the two largest of four listed columns of a row, over the lists of a panel. */
-double esp_panels_row_score(const esp_panels *panels, const float *row, int64_t panel);
 
 /* permute_move.c: the same for the scores of all weights that lie on the space's axes. */
 ESP_MUST_CHECK esp_status esp_weights_reorder(esp_context *context, esp_permute_weight *weights,
@@ -39,14 +37,14 @@ typedef struct esp_use {
     bool columns; /* channels are columns in groups; else rows in panels */
 } esp_use;
 
-/* benefit[i][j] += what the group of place j keeps for certain if channel i of the list takes that
- * place of it and nothing else changes. No two places of the list share a group.
- * benefit: [count][count]. */
+/* permute_columns.c: benefit[i][j] += what the group of place j keeps for certain if channel i of
+ * the list takes that place of it and nothing else changes. No two places of the list share a
+ * group. benefit: [count][count]. */
 ESP_MUST_CHECK esp_status esp_add_column_values(esp_context *context, const esp_use *use,
                                                 const uint32_t *channels, int64_t count,
                                                 double *benefit, esp_error *error);
-/* benefit[i][j] += what the rows of unit i keep in the panels of unit j under the present lists.
- * units, targets: first channels; benefit: [count][target_count]. */
+/* permute_rows.c: benefit[i][j] += what the rows of unit i keep in the panels of unit j under the
+ * present lists. units, targets: first channels; benefit: [count][target_count]. */
 ESP_MUST_CHECK esp_status esp_add_row_values(esp_context *context, const esp_use *use, int64_t unit,
                                              const uint32_t *units, int64_t count,
                                              const uint32_t *targets, int64_t target_count,

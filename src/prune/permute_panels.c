@@ -31,7 +31,8 @@ static inline double score_at(const float *row, uint32_t column)
     return column != UINT32_MAX ? (double)row[column] : 0;
 }
 
-double esp_panels_row_score(const esp_panels *panels, const float *row, int64_t panel)
+/* The two largest of each four listed columns. */
+static double row_score(const esp_panels *panels, const float *row, int64_t panel)
 {
     const uint32_t *columns = panels->columns + (panels->all ? 0 : panel * panels->kept);
     double sum = 0;
@@ -63,8 +64,8 @@ static void add_rows(void *user, int64_t begin, int64_t end, int thread)
     for (int64_t i = begin; i < end; i++) {
         int64_t last = ESP_MIN(weight->out, (i + 1) * ROWS_AT_ONCE);
         for (int64_t row = i * ROWS_AT_ONCE; row < last; row++) {
-            job->sums[i] += esp_panels_row_score(job->panels, weight->scores + row * weight->in,
-                                                 row / job->panels->v);
+            job->sums[i] +=
+                row_score(job->panels, weight->scores + row * weight->in, row / job->panels->v);
         }
     }
 }

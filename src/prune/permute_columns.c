@@ -1,6 +1,6 @@
-/* What a channel is worth at a place.
+/* What a column is worth in a group.
  *
- * Columns: one place of every group is free. Of a panel's four listed columns three are held: those
+ * One place of every group is free. Of a panel's four listed columns three are held: those
  * beside the free place if it was listed, else the best three of the four. With a >= b the larger
  * two of the three in a row, a newcomer with score s makes that row keep a + max(b, s). So
  *
@@ -11,9 +11,7 @@
  * column that is there now this is what is kept now, for any other it is attained: a bound from
  * below, so an assignment never loses. The inner sum is shaped like a matrix product, with max(0,
  * s - b) for the multiplication, and is blocked like one: a block of newcomers goes over all groups
- * of a panel while the panel's b lie in the second-level cache.
- *
- * Rows: a row's worth in a panel is what the present lists keep of it: a bound from below again. */
+ * of a panel while the panel's b lie in the second-level cache. */
 #include "prune/permute_inside.h"
 
 #include <float.h>
@@ -344,72 +342,4 @@ esp_status esp_add_column_values(esp_context *context, const esp_use *use, const
     }
     esp_release(context, places);
     return status;
-}
-
-/* ---- rows ---- */
-
-typedef struct row_job {
-    const esp_use *use;
-    int64_t unit;
-    const uint32_t *units, *targets;
-    int64_t target_count;
-    double *values; /* [threads][panels] */
-    double *benefit;
-} row_job;
-
-static int64_t panel_of(const row_job *job, int64_t channel, int64_t copy)
-{
-    return esp_space_place(job->use->part, channel, copy) / job->use->panels->v;
-}
-
-/* One row of a unit: its worth in each panel that a target's row lies in. */
-static void add_row(const row_job *job, int64_t i, int64_t inner, int64_t copy, double *values)
-{
-    const esp_panels *panels = job->use->panels;
-    int64_t row = esp_space_place(job->use->part, job->units[i] + inner, copy);
-    const float *scores = panels->weight->scores + row * panels->weight->in;
-    double *benefit = job->benefit + i * job->target_count;
-    for (int64_t panel = 0; panel < panels->panels; panel++) {
-        values[panel] = -1;
-    }
-    for (int64_t j = 0; j < job->target_count; j++) {
-        int64_t panel = panel_of(job, job->targets[j] + inner, copy);
-        if (values[panel] < 0) {
-            values[panel] = esp_panels_row_score(panels, scores, panel);
-        }
-        benefit[j] += values[panel];
-    }
-}
-
-static void add_units(void *user, int64_t begin, int64_t end, int thread)
-{
-    const row_job *job = user;
-    double *values = job->values + thread * job->use->panels->panels;
-    for (int64_t i = begin; i < end; i++) {
-        for (int64_t copy = 0; copy < job->use->part->copies; copy++) {
-            for (int64_t inner = 0; inner < job->unit; inner++) {
-                add_row(job, i, inner, copy, values);
-            }
-        }
-    }
-}
-
-esp_status esp_add_row_values(esp_context *context, const esp_use *use, int64_t unit,
-                              const uint32_t *units, int64_t count, const uint32_t *targets,
-                              int64_t target_count, double *benefit, esp_error *error)
-{
-    size_t values = (size_t)context->threads * (size_t)use->panels->panels;
-    row_job job = {.use = use,
-                   .unit = unit,
-                   .units = units,
-                   .targets = targets,
-                   .target_count = target_count,
-                   .values = esp_alloc_array(context, values, sizeof *job.values),
-                   .benefit = benefit};
-    if (job.values == NULL) {
-        return esp_fail_memory(error, values * sizeof *job.values, "scores");
-    }
-    esp_parallel_for(context, count, 1, add_units, &job);
-    esp_release(context, job.values);
-    return ESP_OK;
 }
