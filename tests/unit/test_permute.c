@@ -3,6 +3,7 @@
 #include <math.h>
 #include <stdlib.h>
 
+#include "failing_allocator.h"
 #include "prune/assignment.h"
 #include "test.h"
 #include "unit/pipeline_tools.h"
@@ -298,6 +299,33 @@ static void not_a_bijection(test_run *run)
     test_context_free(run, context);
 }
 
+/* Whichever allocation fails, it is said so and nothing is left behind. */
+static void no_memory(test_run *run)
+{
+    const char *folder = tiny_dense(run);
+    bool done = false;
+    for (long n = 0; !done && !test_failed(run); n += n < 400 ? 1 : 37) {
+        failing state = {.left = n};
+        esp_context_options options = {.threads = 1,
+                                       .allocator = {failing_allocate, failing_release, &state}};
+        esp_context *context = NULL;
+        esp_permutation *permutation = NULL;
+        esp_prune_options prune = with_pattern(run, "16:2:8");
+        const esp_permute_options once = {.rounds = 1};
+        esp_error error = {0};
+        if (esp_context_create(&options, &context, &error) == ESP_OK) {
+            esp_status status =
+                esp_permutation_search(context, folder, &prune, &once, &permutation, &error);
+            done = status == ESP_OK;
+            CHECK(done || (status == ESP_OUT_OF_MEMORY && permutation == NULL));
+            esp_permutation_free(permutation);
+            esp_context_free(context);
+        }
+        CHECK_INT(state.live, 0);
+    }
+    CHECK(done);
+}
+
 /* ---- the record in a folder ---- */
 
 static char *read_text(const char *path)
@@ -367,6 +395,7 @@ static const test_case cases[] = {
     {"orders never lose", orders_never_lose},
     {"hidden structure is found", hidden_structure_is_found},
     {"not a bijection", not_a_bijection},
+    {"no memory", no_memory},
     {"records are checked", records_are_checked},
 };
 TEST_MAIN(cases)
