@@ -76,7 +76,7 @@ static esp_status run(cli_state *cli, esp_error *error)
 }
 
 static const char *const scores[] = {"abs", "square", NULL};
-static const char *const searches[] = {"auto", "greedy", "exact", "swaps", NULL};
+static const char *const searches[] = {"auto", "greedy", "exact", "swaps", "joint", NULL};
 static const char *const scopes[] = {"tensor", "row", NULL};
 
 #define FIELD(member) offsetof(prune_args, member)
@@ -99,7 +99,8 @@ static const cli_option options[] = {
      .kind = OPTION_CHOICE,
      .offset = FIELD(search),
      .argument = "HOW",
-     .help = "how V:N:M picks four columns of M; auto: exact for M <= 10, swaps above",
+     .help = "how panels pick columns; auto: exact for M <= 10, swaps above; joint: free panels "
+             "exchange columns among their fours and with dropped ones",
      .fallback = "auto",
      .choices = searches},
     {.name = "scope",

@@ -15,12 +15,14 @@ typedef enum esp_score {
 
 /* How V:N:M picks four columns of each group. Free panels take, per panel, the better of the
  * columns of largest summed score and of such a search over neighbouring columns (GREEDY: the
- * former alone). */
+ * former alone; JOINT goes on from there). */
 typedef enum esp_search {
     ESP_SEARCH_AUTO = 0, /* exact for M <= 10, swaps above */
     ESP_SEARCH_GREEDY,   /* the four columns of largest summed score over the panel's rows */
     ESP_SEARCH_EXACT,    /* the quadruple that retains most after 2-of-4; M <= 10 */
-    ESP_SEARCH_SWAPS /* greedy, then replace one kept column by a dropped one while that gains */
+    ESP_SEARCH_SWAPS, /* greedy, then replace one kept column by a dropped one while that gains */
+    ESP_SEARCH_JOINT /* free panels: from AUTO's lists, exchange columns with those that are dropped
+                      * and between the fours, by assignments; else as AUTO */
 } esp_search;
 
 /* Among what the weights of unstructured@s compete. */

@@ -63,6 +63,14 @@ static esp_status read_scores(const permuting *job, int64_t index, esp_permute_w
     return status;
 }
 
+/* Lists are chosen anew after every step: those of a joint search, which costs a hundred times as
+ * much, are left to the masks. */
+static esp_search search_of(const permuting *job, const esp_pattern *pattern)
+{
+    esp_search search = job->prune->mask.search;
+    return esp_prune_search_of(search == ESP_SEARCH_JOINT ? ESP_SEARCH_AUTO : search, pattern);
+}
+
 static esp_status add_weight(permuting *job, int64_t index, esp_error *error)
 {
     const esp_permutation *permutation = job->plan.permutation;
@@ -77,7 +85,7 @@ static esp_status add_weight(permuting *job, int64_t index, esp_error *error)
     *weight = (esp_permute_weight){.out = info.shape[0],
                                    .in = info.shape[1],
                                    .pattern = *pattern,
-                                   .search = esp_prune_search_of(job->prune->mask.search, pattern),
+                                   .search = search_of(job, pattern),
                                    .rows = rows,
                                    .columns = columns};
     return read_scores(job, index, weight, error);

@@ -11,7 +11,7 @@
 
 #include <math.h>
 
-#define NOBODY UINT32_MAX
+#define NOBODY UINT32_MAX /* neither a source nor a sink */
 
 typedef struct transport {
     int64_t sources, sinks;
@@ -22,9 +22,10 @@ typedef struct transport {
     double *step;          /* [sinks][sinks]: of full sinks: the cheapest move from row to column */
     uint32_t *mover;       /* [sinks][sinks]: who makes it */
     double *price;         /* [sinks] */
-    double *distance;      /* [sinks] */
-    uint32_t *from;        /* [sinks]: the sink before it on the path; NOBODY: the new source */
-    bool *settled;         /* [sinks] */
+    double *open;          /* [sinks]: distance as far as known; infinite once it is settled */
+    double *distance;      /* [sinks]: of settled ones */
+    int64_t *from;         /* [sinks]: the sink before it on the path; NOBODY: the new source */
+    double *bar;           /* [sinks]: infinite for settled ones, else 0 */
     uint32_t *order;       /* [sinks]: settled ones in order */
 } transport;
 
@@ -54,52 +55,106 @@ static void list_moves(transport *job, int64_t sink)
     }
 }
 
-static int64_t nearest(const transport *job)
+/* The unsettled sink of least distance: eight lanes keep one each, so that the loop has no chain of
+ * comparisons. */
+static inline __attribute__((always_inline)) int64_t nearest(const transport *job)
 {
-    int64_t best = -1;
-    for (int64_t sink = 0; sink < job->sinks; sink++) {
-        if (!job->settled[sink] && (best < 0 || job->distance[sink] < job->distance[best])) {
-            best = sink;
+    enum { LANES = 8 };
+    double least[LANES];
+    for (int l = 0; l < LANES; l++) {
+        least[l] = INFINITY;
+    }
+    int64_t whole = job->sinks / LANES * LANES;
+    for (int64_t sink = 0; sink < whole; sink += LANES) {
+        for (int l = 0; l < LANES; l++) {
+            double open = job->open[sink + l];
+            least[l] = open < least[l] ? open : least[l];
         }
     }
-    return best;
+    double best = INFINITY;
+    for (int l = 0; l < LANES; l++) {
+        best = least[l] < best ? least[l] : best;
+    }
+    for (int64_t sink = whole; sink < job->sinks; sink++) {
+        best = job->open[sink] < best ? job->open[sink] : best;
+    }
+    int64_t found = 0;
+    while (job->open[found] != best) {
+        found++;
+    }
+    return found;
 }
 
-static void relax(transport *job, int64_t sink)
+static inline __attribute__((always_inline)) void relax(transport *job, int64_t sink)
 {
-    const double *step = job->step + sink * job->sinks;
-    double base = job->distance[sink] + job->price[sink];
+    const double *step = job->step + sink * job->sinks, *price = job->price, *bar = job->bar;
+    double base = job->distance[sink] + price[sink];
+    double *open = job->open;
+    int64_t *from = job->from;
     for (int64_t to = 0; to < job->sinks; to++) {
-        double length = base + step[to] - job->price[to];
-        if (!job->settled[to] && length < job->distance[to]) {
-            job->distance[to] = length;
-            job->from[to] = (uint32_t)sink;
-        }
+        double length = base + step[to] - price[to] + bar[to];
+        from[to] = length < open[to] ? sink : from[to];
+        open[to] = length < open[to] ? length : open[to];
     }
 }
 
 /* The sink with room that is nearest to a new source; prices are brought up to it. */
-static int64_t find_room(transport *job, int64_t source)
+static inline __attribute__((always_inline)) int64_t find_room_body(transport *job, int64_t source)
 {
     const double *benefit = job->benefit + source * job->sinks;
     for (int64_t sink = 0; sink < job->sinks; sink++) {
-        job->distance[sink] = -benefit[sink] - job->price[sink];
+        job->open[sink] = -benefit[sink] - job->price[sink];
         job->from[sink] = NOBODY;
-        job->settled[sink] = false;
+        job->bar[sink] = 0;
     }
     int64_t settled = 0;
     for (;;) {
         int64_t sink = nearest(job);
+        job->distance[sink] = job->open[sink];
         if (job->used[sink] < places_of(job, sink)) {
             for (int64_t i = 0; i < settled; i++) {
                 job->price[job->order[i]] += job->distance[job->order[i]] - job->distance[sink];
             }
             return sink;
         }
-        job->settled[sink] = true;
+        job->bar[sink] = INFINITY;
+        job->open[sink] = INFINITY;
         job->order[settled++] = (uint32_t)sink;
         relax(job, sink);
     }
+}
+
+static int64_t find_room_plain(transport *job, int64_t source)
+{
+    return find_room_body(job, source);
+}
+
+#if defined(__x86_64__) && defined(__GNUC__)
+/* The same on wider registers. */
+static __attribute__((target("avx2"))) int64_t find_room_avx2(transport *job, int64_t source)
+{
+    return find_room_body(job, source);
+}
+
+static __attribute__((target("avx512f,avx512vl,avx512dq,prefer-vector-width=512"))) int64_t
+find_room_avx512(transport *job, int64_t source)
+{
+    return find_room_body(job, source);
+}
+#endif
+
+static int64_t find_room(const esp_context *context, transport *job, int64_t source)
+{
+#if defined(__x86_64__) && defined(__GNUC__)
+    if (context->cpu.level >= ESP_CPU_AVX512) {
+        return find_room_avx512(job, source);
+    }
+    if (context->cpu.level >= ESP_CPU_AVX2) {
+        return find_room_avx2(job, source);
+    }
+#endif
+    (void)context;
+    return find_room_plain(job, source);
 }
 
 static void replace_member(transport *job, int64_t sink, uint32_t old, uint32_t new)
@@ -149,19 +204,20 @@ static bool make_room(esp_context *context, transport *job)
     job->step = esp_alloc_array(context, pairs, sizeof *job->step);
     job->mover = esp_alloc_array(context, pairs, sizeof *job->mover);
     job->price = esp_alloc_array(context, sinks, sizeof *job->price);
+    job->open = esp_alloc_array(context, sinks, sizeof *job->open);
     job->distance = esp_alloc_array(context, sinks, sizeof *job->distance);
     job->from = esp_alloc_array(context, sinks, sizeof *job->from);
-    job->settled = esp_alloc_array(context, sinks, sizeof *job->settled);
+    job->bar = esp_alloc_array(context, sinks, sizeof *job->bar);
     job->order = esp_alloc_array(context, sinks, sizeof *job->order);
     return job->first != NULL && job->used != NULL && job->members != NULL && job->step != NULL &&
-           job->mover != NULL && job->price != NULL && job->distance != NULL && job->from != NULL &&
-           job->settled != NULL && job->order != NULL;
+           job->mover != NULL && job->price != NULL && job->open != NULL && job->distance != NULL &&
+           job->from != NULL && job->bar != NULL && job->order != NULL;
 }
 
 static void free_room(esp_context *context, transport *job)
 {
-    void *const all[] = {job->first, job->used,     job->members, job->step,    job->mover,
-                         job->price, job->distance, job->from,    job->settled, job->order};
+    void *const all[] = {job->first, job->used,     job->members, job->step, job->mover, job->price,
+                         job->open,  job->distance, job->from,    job->bar,  job->order};
     for (int i = 0; i < ESP_COUNT(all); i++) {
         esp_release(context, all[i]);
     }
@@ -174,7 +230,7 @@ esp_status esp_assign(esp_context *context, int64_t sources, int64_t sinks, cons
     esp_status status = ESP_OK;
     if (make_room(context, &job)) {
         for (int64_t source = 0; source < sources; source++) {
-            move_along(&job, (uint32_t)source, find_room(&job, source));
+            move_along(&job, (uint32_t)source, find_room(context, &job, source));
         }
         for (int64_t sink = 0; sink < sinks; sink++) {
             for (int64_t i = 0; i < job.used[sink]; i++) {

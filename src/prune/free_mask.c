@@ -2,7 +2,10 @@
  *  - the columns of largest score summed over the panel's rows, four by four in ascending order;
  *  - as many groups of neighbouring columns as there are groups of four, each searched as V:2:M
  *    would. So at equal sizes a free panel never retains less than a V:2:M one.
- * A greedy search takes the first, unseen. Equal ones: the first. */
+ * A greedy search takes the first, unseen. Equal ones: the first. A joint search goes on from there
+ * (panel_search.c). */
+#include <stdatomic.h>
+
 #include "prune/select.h"
 
 typedef struct free_job {
@@ -13,6 +16,7 @@ typedef struct free_job {
     uint32_t *candidate; /* [threads][kept] */
     double *scores;      /* [threads][2 * in + 6 * widest] */
     esp_ranked *ranked;  /* [threads][in] */
+    atomic_bool *failed; /* an allocation */
 } free_job;
 
 static double *scores_of(const free_job *job, int thread)
@@ -112,6 +116,19 @@ static bool retains_more(const free_job *job, int64_t row, int64_t rows, int thr
     return of_b > of_a;
 }
 
+/* A failed search leaves the panel as it was. */
+static void improve(const free_job *job, int64_t row, int64_t rows, int thread, uint32_t *chosen)
+{
+    uint32_t *better = job->candidate + thread * job->kept;
+    memcpy(better, chosen, (size_t)job->kept * sizeof *chosen);
+    if (esp_improve_panel(job->prune, row, rows, job->kept, scores_of(job, thread), better, NULL) !=
+        ESP_OK) {
+        atomic_store(job->failed, true);
+    } else if (retains_more(job, row, rows, thread, chosen, better)) {
+        memcpy(chosen, better, (size_t)job->kept * sizeof *chosen);
+    }
+}
+
 static void list_panels(void *user, int64_t begin, int64_t end, int thread)
 {
     const free_job *job = user;
@@ -126,6 +143,9 @@ static void list_panels(void *user, int64_t begin, int64_t end, int thread)
         search_groups(job, row, rows, thread, other);
         if (retains_more(job, row, rows, thread, chosen, other)) {
             memcpy(chosen, other, (size_t)job->kept * sizeof *chosen);
+        }
+        if (job->prune->search == ESP_SEARCH_JOINT) {
+            improve(job, row, rows, thread, chosen);
         }
     }
 }
@@ -156,9 +176,15 @@ esp_status esp_free_panel_columns(const esp_prune_job *prune, uint32_t *columns,
                     .quads = kept / 4,
                     .widest = esp_ceil_div(prune->in, kept / 4),
                     .columns = columns};
+    atomic_bool failed = false;
+    job.failed = &failed;
     esp_status status = make_room(&job, error);
     if (status == ESP_OK) {
         esp_parallel_for(context, esp_ceil_div(prune->out, job.v), 1, list_panels, &job);
+    }
+    if (status == ESP_OK && failed) {
+        status = esp_fail_memory(error, (size_t)job.v * (size_t)prune->in * sizeof(float),
+                                 "searching panels");
     }
     esp_release(context, job.candidate);
     esp_release(context, job.scores);

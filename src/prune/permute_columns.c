@@ -12,15 +12,16 @@
  * below, so an assignment never loses. The inner sum is shaped like a matrix product, with max(0,
  * s - b) for the multiplication, and is blocked like one: a block of newcomers goes over all groups
  * of a panel while the panel's b lie in the second-level cache. */
+#include "prune/gains.h"
 #include "prune/permute_inside.h"
 
 #include <float.h>
 #include <math.h>
 
-#define ROWS_OF_ALL 64 /* 2:4: rows that are summed in f32 before doubles take over */
-#define WIDTH 32       /* groups side by side */
-#define HEIGHT 4       /* newcomers on top of each other */
-#define NEWCOMERS 32   /* of one piece of work; a multiple of HEIGHT */
+#define ROWS_OF_ALL 64          /* 2:4: rows that are summed in f32 before doubles take over */
+#define WIDTH ESP_GAINS_WIDTH   /* groups side by side */
+#define HEIGHT ESP_GAINS_HEIGHT /* newcomers on top of each other */
+#define NEWCOMERS 32            /* of one piece of work; a multiple of HEIGHT */
 
 typedef struct column_job {
     const esp_panels *panels;
@@ -189,72 +190,12 @@ static void prepare_chunks(void *user, int64_t begin, int64_t end, int thread)
 
 /* ---- gains ---- */
 
-/* gains[h][w] = sum over rows of max(0, scores[row][h] - seconds[row][w]) */
-static inline __attribute__((always_inline)) void sum_gains_body(const float *scores,
-                                                                 const float *seconds, int64_t rows,
-                                                                 int64_t stride,
-                                                                 float gains[HEIGHT][WIDTH])
-{
-    float sums[HEIGHT][WIDTH] = {{0}};
-    for (int64_t row = 0; row < rows; row++) {
-        for (int h = 0; h < HEIGHT; h++) {
-            float score = scores[row * stride + h];
-            for (int w = 0; w < WIDTH; w++) {
-                float gain = score - seconds[row * stride + w];
-                sums[h][w] += gain > 0 ? gain : 0;
-            }
-        }
-    }
-    memcpy(gains, sums, sizeof sums);
-}
-
-static void sum_gains(const float *scores, const float *seconds, int64_t rows, int64_t stride,
-                      float gains[HEIGHT][WIDTH])
-{
-    sum_gains_body(scores, seconds, rows, stride, gains);
-}
-
-#if defined(__x86_64__) && defined(__GNUC__)
-/* The same sums on wider registers. */
-static __attribute__((target("avx2"))) void sum_gains_avx2(const float *scores,
-                                                           const float *seconds, int64_t rows,
-                                                           int64_t stride,
-                                                           float gains[HEIGHT][WIDTH])
-{
-    sum_gains_body(scores, seconds, rows, stride, gains);
-}
-
-static __attribute__((target("avx512f,prefer-vector-width=512"))) void
-sum_gains_avx512(const float *scores, const float *seconds, int64_t rows, int64_t stride,
-                 float gains[HEIGHT][WIDTH])
-{
-    sum_gains_body(scores, seconds, rows, stride, gains);
-}
-#endif
-
-static void sum_gains_best(const esp_context *context, const float *scores, const float *seconds,
-                           int64_t rows, int64_t stride, float gains[HEIGHT][WIDTH])
-{
-#if defined(__x86_64__) && defined(__GNUC__)
-    if (context->cpu.level >= ESP_CPU_AVX512) {
-        sum_gains_avx512(scores, seconds, rows, stride, gains);
-        return;
-    }
-    if (context->cpu.level >= ESP_CPU_AVX2) {
-        sum_gains_avx2(scores, seconds, rows, stride, gains);
-        return;
-    }
-#endif
-    (void)context;
-    sum_gains(scores, seconds, rows, stride, gains);
-}
-
 static void add_tile(const column_job *job, int64_t chunk, int64_t newcomer, int64_t group)
 {
     float gains[HEIGHT][WIDTH];
     int64_t row = chunk * job->v, rows = ESP_MIN(job->v, job->panels->weight->out - row);
-    sum_gains_best(job->context, job->scores + row * job->stride + newcomer,
-                   job->seconds + row * job->stride + group, rows, job->stride, gains);
+    esp_sum_gains(job->context, job->scores + row * job->stride + newcomer,
+                  job->seconds + row * job->stride + group, rows, job->stride, gains);
     const double *three = job->three + chunk * job->stride + group;
     const double *without = job->without + chunk * job->stride + group;
     for (int64_t h = 0; h < ESP_MIN(HEIGHT, job->count - newcomer); h++) {

@@ -97,6 +97,11 @@ void esp_exact_columns(const esp_prune_job *job, int64_t row, int64_t rows, int6
 void esp_greedy_columns(const esp_prune_job *job, int64_t row, int64_t rows, int64_t column,
                         int width, bool swaps, double *scratch, uint32_t kept[4]);
 
+/* panel_search.c: exchanges columns of a free panel with those that it drops and among its quads,
+ * where it keeps more by that; columns: [kept]. scratch: [in]. */
+esp_status esp_improve_panel(const esp_prune_job *job, int64_t row, int64_t rows, int64_t kept,
+                             double *scratch, uint32_t *columns, esp_error *error);
+
 /* prune.c: "prune.bad_tensor", "format.too_large" */
 esp_status esp_prune_check_tensor(const esp_tensor *dense, esp_error *error);
 

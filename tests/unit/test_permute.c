@@ -273,6 +273,82 @@ static void hidden_structure_is_found(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- joint search of free panels ---- */
+
+static double kept_by_search(test_run *run, esp_context *context, const esp_tensor *dense,
+                             const esp_pattern *pattern, esp_search search)
+{
+    const esp_mask_options options = {.search = search};
+    esp_mask *mask = NULL;
+    esp_sparse *sparse = NULL;
+    esp_mask_report report = {0};
+    const float *weights = dense->data;
+    double sum = 0;
+    CHECK_OK(esp_prune_mask(context, dense, pattern, &options, &mask, &report, error));
+    CHECK_OK(esp_sparse_encode(context, pattern, dense, mask, &sparse, error));
+    for (int64_t i = 0; mask != NULL && i < dense->shape[0] * dense->shape[1]; i++) {
+        bool counts = esp_mask_get(mask, i / dense->shape[1], i % dense->shape[1]);
+        sum += counts && isfinite(weights[i]) ? fabs((double)weights[i]) : 0;
+    }
+    esp_sparse_free(sparse);
+    esp_mask_free(mask);
+    return sum;
+}
+
+static void joint_search_never_loses(test_run *run)
+{
+    static const char *const free_patterns[] = {"panel:8@0.75", "panel:16@0.5", "panel:3@0.9",
+                                                "panel:1000@0.6", "panel:64@0.8"};
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    double all = 0, all_joint = 0;
+    for (int i = 0; i < 60 && !test_failed(run); i++) {
+        esp_context *context = test_context(run, 1 + i % 3);
+        esp_pattern pattern = {0};
+        int64_t out = 1 + (int64_t)esp_random_below(&random, 70);
+        int64_t in = i == 0 ? 1 : 1 + (int64_t)esp_random_below(&random, i % 7 == 0 ? 1500 : 200);
+        float *weights = calloc((size_t)(out * in), sizeof *weights);
+        for (int64_t k = 0; k < out * in; k++) {
+            double a = esp_random_uniform(&random), b = esp_random_uniform(&random);
+            weights[k] = (float)(a * b - 0.25);
+        }
+        if (i % 5 == 4) {
+            weights[0] = NAN;
+            weights[out * in - 1] = INFINITY;
+        }
+        esp_tensor dense = {.dtype = ESP_F32, .rank = 2, .shape = {out, in}, .data = weights};
+        CHECK_OK(esp_pattern_parse(free_patterns[i % ESP_COUNT(free_patterns)], &pattern, error));
+        double plain = kept_by_search(run, context, &dense, &pattern, ESP_SEARCH_AUTO);
+        double joint = kept_by_search(run, context, &dense, &pattern, ESP_SEARCH_JOINT);
+        CHECK(i % 5 == 4 || joint >= plain * (1 - 1e-12));
+        all += plain;
+        all_joint += joint;
+        free(weights);
+        test_context_free(run, context);
+    }
+    CHECK(all_joint > 1.02 * all);
+}
+
+/* Of four columns that matter to every row no three may share a quad. */
+static void joint_search_finds_the_best(test_run *run)
+{
+    enum { ROWS = 4, COLUMNS = 16 };
+    float weights[ROWS * COLUMNS];
+    for (int row = 0; row < ROWS; row++) {
+        for (int column = 0; column < COLUMNS; column++) {
+            weights[row * COLUMNS + column] = column % 4 == 0 ? 5 : 1.0f / (float)(2 + column);
+        }
+    }
+    esp_context *context = test_context(run, 1);
+    esp_tensor dense = {.dtype = ESP_F32, .rank = 2, .shape = {ROWS, COLUMNS}, .data = weights};
+    esp_pattern pattern = {0};
+    CHECK_OK(esp_pattern_parse("panel:4@0.75", &pattern, error));
+    /* Eight columns in two quads, so the four that matter need not share one. */
+    double joint = kept_by_search(run, context, &dense, &pattern, ESP_SEARCH_JOINT);
+    CHECK(joint == 4 * 5 * ROWS);
+    test_context_free(run, context);
+}
+
 /* ---- refusals ---- */
 
 static void not_a_bijection(test_run *run)
@@ -394,6 +470,8 @@ static const test_case cases[] = {
     {"large assignments cannot be improved", large_assignments_cannot_be_improved},
     {"orders never lose", orders_never_lose},
     {"hidden structure is found", hidden_structure_is_found},
+    {"joint search never loses", joint_search_never_loses},
+    {"joint search finds the best", joint_search_finds_the_best},
     {"not a bijection", not_a_bijection},
     {"no memory", no_memory},
     {"records are checked", records_are_checked},
