@@ -20,9 +20,9 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-/* The copy engine knows no row order and 16-bit elements only; it takes rows of Y and of the residual
- * that begin aligned, and cuts them at multiples of 16 bytes only. Activations and residuals are
- * compiled for Y of the weight's type. */
+/* The copy engine knows no row order and 16-bit elements only; it takes rows of Y and of the
+ * residual that begin aligned, and cuts them at multiples of 16 bytes only. Activations and
+ * residuals are compiled for Y of the weight's type. */
 static bool y_by_engine(const gpu_product *product)
 {
     const gpu_epilogue *epilogue = &product->epilogue;

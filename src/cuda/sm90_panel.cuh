@@ -7,7 +7,8 @@
 //
 // Who does what. One block a multiprocessor walks over tiles of rows x tokens. One warpgroup loads
 // (sm90_panel_load.cuh), two multiply (sm90_panel_multiply.cuh) and let sums leave
-// (sm90_panel_leave.cuh, _finish, _strips). The stages of a ring in shared memory hold 64 kept columns each:
+// (sm90_panel_leave.cuh, _finish, _strips). The stages of a ring in shared memory hold 64 kept
+// columns each:
 //   weights  by one tensor copy, packed in just the form that the product reads (pack.cu)
 //   X        GATHER: rows of X picked by the panel's list, 16-byte cp.async, any columns in any
 //   order
@@ -66,8 +67,8 @@ __device__ __forceinline__ void leave_by_strips(const gpu_product &p,
 
 template <class C, way WAY>
 __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, const maps &with,
-                                        const shared_map<C> &at, unsigned char *memory,
-                                        int group, int thread)
+                                        const shared_map<C> &at, unsigned char *memory, int group,
+                                        int thread)
 {
     departures<C> leaving = {&with, at.chunks(group), 1 + group};
     finishing<C> finish = {leaving, at.book(memory, group), at.residuals(group), thread};
@@ -79,8 +80,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, 
                              leaving,
                              finish,
                              {}};
-    float *strip =
-        (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
+    float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
     constexpr bool turns = C::SHARING == IN_TURNS;
     int count = all.rows * all.tokens, turn = turns ? group : 0;

@@ -1,15 +1,15 @@
 // Activations and residuals of the panel kernels (sm90_panel.cuh), on the way of
 // sm90_panel_leave.cuh.
 //
-// Idea. An activation costs about ten instructions a sum, 5000 clocks a multiprocessor for a tile of
-// 128 x 256: as much as seven steps of products. At a tile's end, where the tensor cores wait, only
-// scale and bias are applied to all sums; those of the last KEPT parts of 32 tokens are set aside in
-// registers that the products do not need and finished one part in each second step of the next
-// tile. (The ring fills meanwhile, so part of the rest costs nothing either.)
+// Idea. An activation costs about ten instructions a sum, 5000 clocks a multiprocessor for a tile
+// of 128 x 256: as much as seven steps of products. At a tile's end, where the tensor cores wait,
+// only scale and bias are applied to all sums; those of the last KEPT parts of 32 tokens are set
+// aside in registers that the products do not need and finished one part in each second step of the
+// next tile. (The ring fills meanwhile, so part of the rest costs nothing either.)
 //
 // A residual is loaded by the copy engine into the place that its chunk will have, as soon as the
-// chunk that was there before has left: mostly long before the sums are ready. It is added in f32 to
-// what a thread has of the chunk, and the result stored over it.
+// chunk that was there before has left: mostly long before the sums are ready. It is added in f32
+// to what a thread has of the chunk, and the result stored over it.
 //
 // Swiglu joins the two rows of a thread: a chunk is then 32 rows x 64 tokens, of two parts.
 //
@@ -40,8 +40,7 @@ enum activity {
 // ---- one part: 32 tokens, 16 sums of a thread: [eight][row][token] ----
 
 // Rounds four pairs, with what stands at `at` if it is to be added, and stores them there.
-template <bool BF16>
-__device__ __forceinline__ void put(const float *v, bool add, uint32_t at)
+template <bool BF16> __device__ __forceinline__ void put(const float *v, bool add, uint32_t at)
 {
     constexpr gpu_type TYPE = BF16 ? GPU_BF16 : GPU_F16;
     uint32_t words[4];
@@ -114,8 +113,8 @@ template <class C> struct finishing {
     ledger &book;     // thread 0's
     uint32_t arrived; // barriers of the places: the residual is there
     int thread;
-    int first, next; // chunks, numbered through all tiles: the tile's first, the next to be sent
-    int done;        // twos of parts that are finished; below ALL: the last one is kept
+    int first, next;  // chunks, numbered through all tiles: the tile's first, the next to be sent
+    int done;         // twos of parts that are finished; below ALL: the last one is kept
     uint32_t lane_at; // in a chunk
     float kept[32];
 

@@ -44,8 +44,8 @@ template <class C> struct departures {
     // In turns the other consumer multiplies meanwhile, and there is nothing to put off.
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
     const maps *with;
-    uint32_t chunks; // CHUNKS places of CHUNK_BYTES
-    int barrier;     // of the warpgroup
+    uint32_t chunks;        // CHUNKS places of CHUNK_BYTES
+    int barrier;            // of the warpgroup
     int next = 0, end = 0;  // to be sent; ready to be sent up to here
     int row = 0, token = 0; // of the tile that leaves
 

@@ -105,8 +105,8 @@ template <class C, way WAY> struct consumer {
             ptx::named_barrier(TURN_BARRIER + turn, 256);
         }
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
-        int kept_at = min(4, (steps - 1) & ~1); // where what the last tile put off is finished: when
-                                                // earlier chunks have left
+        int kept_at = min(4, (steps - 1) & ~1); // where what the last tile put off is finished:
+                                                // when earlier chunks have left
         for (int step = 0; step < steps; step += 2) {
             multiply_step(sums, even, odd, step == 0, steps);
             if constexpr (WAY == FINISHED && finishing<C>::KEPT > 0) {

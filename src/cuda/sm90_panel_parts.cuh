@@ -55,7 +55,8 @@ struct config {
         CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
     static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
     static constexpr uint32_t LEDGERS_AT = BARRIERS_AT + STAGES * 16 + GROUPS * CHUNKS * 8;
-    static constexpr uint32_t SHARED = LEDGERS_AT + GROUPS * sizeof(ledger) + 1024; // 1024: to align
+    static constexpr uint32_t SHARED =
+        LEDGERS_AT + GROUPS * sizeof(ledger) + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
