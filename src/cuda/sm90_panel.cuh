@@ -17,7 +17,8 @@
 // flight and free a stage (`empty`) when the next but one is issued.
 //
 // Shared memory, bytes: STAGES x TILE_TOKENS * 128 of X | STAGES x TILE_BLOCKS * 4608 of weights |
-// sums on their way out | barriers. Registers: 128 accumulators a thread (232 in all), 40 a loader.
+// sums on their way out | barriers. Registers: 128 accumulators a thread (232 in all), 40 a loader;
+// 64 accumulators leave more to the loaders.
 //
 // Tails. Weights are padded with zeros; columns past the list, features past `in` and tokens past
 // the end are written as zero into shared memory and never read from X, so that NaN there does no
@@ -35,18 +36,18 @@
 namespace panel
 {
 
-// `first`: the first block of sums, in its panel.
+// `first`: the first block of sums, in its panel. Tokens from `token` up to `end`.
 template <class C>
 __device__ __forceinline__ void leave_tile(const gpu_product &p, departures<C> &leaving,
                                            const float (&sums)[C::BLOCKS][C::N / 2], int panel,
-                                           int first, int token, float *strip, int thread)
+                                           int first, int token, int end, float *strip, int thread)
 {
     const int32_t *rows =
         p.weight.rows + ((int64_t)panel * p.weight.blocks + first) * GPU_BLOCK_ROWS;
     int blocks = p.weight.blocks - first;
     if (p.y_by_engine) {
         if (blocks > 0 && rows[0] >= 0) {
-            leave_by_engine<C>(p, leaving, sums, rows[0], blocks, token, thread);
+            leave_by_engine<C>(p, leaving, sums, rows[0], blocks, token, end, thread);
         }
         return;
     }
@@ -54,38 +55,45 @@ __device__ __forceinline__ void leave_tile(const gpu_product &p, departures<C> &
     for (int i = 0; i < C::BLOCKS; i++) {
         if (i < blocks) {
             const int32_t *mine = rows + i * GPU_BLOCK_ROWS + thread / 32 * 16;
-            leave<C::N>(p.epilogue, sums[i], mine, token, strip, thread % 32);
+            leave<C::N>(p.epilogue, sums[i], mine, token, end, strip, thread % 32);
         }
     }
 }
 
 template <class C>
-__device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, const maps &with,
+__device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                                         const shared_map<C> &at, float *strips, int group,
                                         int thread)
 {
     uint32_t chunks = at.base + C::LEAVING_AT + group * C::CHUNKS * CHUNK_BYTES;
     consumer<C> self = {at,
                         C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
-                        C::SHARING == BY_TOKENS ? group * C::N : 0,
+                        0,
                         thread,
-                        {&with.y, chunks, 1 + group},
+                        {p.weight.steps >= ESP_LATER_STEPS, &with.y, chunks, 1 + group},
                         {}};
     float *strip = strips + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
-    int turn = 0, count = all.rows * all.tokens;
+    int turn = 0;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
     }
-    for (int index = blockIdx.x; index < count; index += gridDim.x, turn ^= 1) {
+    walk<C> tiles = {p.deal};
+    tile t, following;
+    bool there = tiles.next(&following);
+    ptx::stream_order_wait();
+    for (; there; turn ^= 1) {
+        t = following;
+        there = tiles.next(&following);
         if (C::SHARING == IN_TURNS && turn != group) {
             self.place.skip(p.weight.steps);
             continue;
         }
-        tile t = tile_at<C>(all, index);
-        self.multiply(sums, p.weight.steps, turn,
-                      C::SHARING == IN_TURNS && index < count - (int)gridDim.x);
-        leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, t.token + self.token,
+        int width = C::N >> t.shift; // of this consumer
+        self.token = C::SHARING == BY_TOKENS ? group * width : 0;
+        self.multiply_tile(sums, t.shift, p.weight.steps, turn, C::SHARING == IN_TURNS && there);
+        int token = t.token + self.token;
+        leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, token, token + width,
                       strip, thread);
     }
     self.leaving.send_all(thread);
@@ -96,8 +104,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, 
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
-    kernel(const __grid_constant__ gpu_product p, const tiles all,
-           const __grid_constant__ maps with)
+    kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps with)
 {
     extern __shared__ unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
@@ -113,23 +120,24 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::barrier_init_fence();
     }
     __syncthreads();
+    ptx::launch_next();
     if (group == C::GROUPS) {
-        ptx::give_registers<40>();
+        ptx::give_registers<C::LOADER_REGISTERS>();
         if (!p.x_aligned) {
-            load_elements<C>(p, all, with, at, thread);
+            load_elements<C>(p, with, at, thread);
         } else if constexpr (C::LOADING == GATHER) {
             if (p.weight.wide) {
-                load_gathered<C, true>(p, all, with, at, thread);
+                load_gathered<C, true>(p, with, at, thread);
             } else {
-                load_gathered<C, false>(p, all, with, at, thread);
+                load_gathered<C, false>(p, with, at, thread);
             }
         } else if (thread == 0) {
-            load_by_engine<C>(p, all, with, at);
+            load_by_engine<C>(p, with, at);
         }
     } else {
-        ptx::take_registers<232>();
+        ptx::take_registers<C::CONSUMER_REGISTERS>();
         float *strips = (float *)(memory + (aligned - start) + C::LEAVING_AT);
-        consume<C>(p, all, with, at, strips, group, thread);
+        consume<C>(p, with, at, strips, group, thread);
     }
 }
 
@@ -186,17 +194,18 @@ template <class C> int describe_weights(const gpu_panels &w, CUtensorMap *map)
                     map);
 }
 
-template <class C> int describe_x(const gpu_product &p, CUtensorMap *map)
+// For tiles of `width` tokens.
+template <class C> int describe_x(const gpu_product &p, cuuint32_t width, CUtensorMap *map)
 {
     cuuint64_t in = p.weight.in, tokens = p.tokens, stride = (cuuint64_t)p.x_stride * 2;
     description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)p.x, {}, {stride, 128}, {64},
                      CU_TENSOR_MAP_SWIZZLE_128B};
     if (C::LOADING == TOKENS) {
-        d.sizes[0] = in, d.sizes[1] = tokens, d.box[1] = C::TILE_TOKENS;
+        d.sizes[0] = in, d.sizes[1] = tokens, d.box[1] = width;
     } else if (p.tokens % 64 == 0) { // strips of 64 tokens, so that one copy brings them all
         d.rank = 3;
         d.sizes[0] = 64, d.sizes[1] = in, d.sizes[2] = tokens / 64;
-        d.box[1] = 64, d.box[2] = C::TILE_TOKENS / 64;
+        d.box[1] = 64, d.box[2] = width / 64;
     } else {
         d.sizes[0] = tokens, d.sizes[1] = in, d.box[1] = 64;
     }
@@ -221,26 +230,16 @@ inline int describe_y(const gpu_product &p, CUtensorMap *map)
 template <class C> int describe_all(const gpu_product &p, maps *with)
 {
     int failed = describe_weights<C>(p.weight, &with->weights);
-    if (failed == 0 && C::LOADING != GATHER && p.x_aligned) {
-        failed = describe_x<C>(p, &with->x);
+    if (C::LOADING != GATHER && p.x_aligned) {
+        for (int i = 0; failed == 0 && i < p.deal.runs; i++) {
+            int shift = p.deal.run[i].shift;
+            failed = describe_x<C>(p, C::TILE_TOKENS >> shift, &with->x[shift]);
+        }
     }
     if (failed == 0 && p.y_by_engine) {
         failed = describe_y(p, &with->y);
     }
     return failed;
-}
-
-// Row tiles in groups of at most 4096 rows (64 rows a tile: 6144), all of one size.
-template <class C> tiles tiles_of(const gpu_product &p)
-{
-    constexpr int MOST = C::TILE_BLOCKS == 1 ? 96 : 32;
-    tiles all;
-    all.of_panel = (p.weight.blocks + C::TILE_BLOCKS - 1) / C::TILE_BLOCKS;
-    all.rows = p.weight.panels * all.of_panel;
-    all.tokens = (p.tokens + C::TILE_TOKENS - 1) / C::TILE_TOKENS;
-    int groups = (all.rows + MOST - 1) / MOST;
-    all.group = (all.rows + groups - 1) / groups;
-    return all;
 }
 
 template <class C> int launch(const gpu_product &p, void *stream)
@@ -254,11 +253,17 @@ template <class C> int launch(const gpu_product &p, void *stream)
     if (failed != 0) {
         return failed;
     }
-    tiles all = tiles_of<C>(p);
-    int64_t count = (int64_t)all.rows * all.tokens;
-    dim3 grid((unsigned)(count < p.multiprocessors ? count : p.multiprocessors));
-    kernel<C><<<grid, C::THREADS, C::SHARED, (cudaStream_t)stream>>>(p, all, with);
-    return cudaGetLastError();
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3((unsigned)p.deal.multiprocessors);
+    how.blockDim = dim3(C::THREADS);
+    how.dynamicSmemBytes = C::SHARED;
+    how.stream = (cudaStream_t)stream;
+    how.attrs = &attribute;
+    how.numAttrs = 1;
+    return cudaLaunchKernelEx(&how, kernel<C>, p, with);
 }
 
 template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, void *stream)

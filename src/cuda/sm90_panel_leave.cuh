@@ -17,10 +17,13 @@ template <class C> struct departures {
     static constexpr int WIDTH = C::N / 32, ALL = C::BLOCKS * WIDTH; // chunks of a block, of a tile
     // In turns the other consumer multiplies meanwhile, and there is nothing to put off.
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
+    // Where the steps of a tile are few, stores take the most time, and each is sent at once.
+    bool later;
     const CUtensorMap *map;
     uint32_t chunks; // CHUNKS places of CHUNK_BYTES
     int barrier;     // of the warpgroup
     int row = 0, token = 0, next = 0, end = 0;
+    int width = WIDTH; // chunks of a block that there are
 
     __device__ __forceinline__ uint32_t place(int chunk) const
     {
@@ -43,7 +46,7 @@ template <class C> struct departures {
     __device__ __forceinline__ void send_next(int thread)
     {
         if (next < end) {
-            if (thread == 0) {
+            if (thread == 0 && next % WIDTH < width) {
                 int at = (row + next / WIDTH * GPU_BLOCK_ROWS) / 2;
                 ptx::tensor_store(map, token + next % WIDTH * 32, at, 0, place(next));
                 ptx::bulk_commit();
@@ -107,40 +110,45 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
     using to = departures<C>;
     const gpu_epilogue &e = p.epilogue;
     float scale[2] = {1, 1}, bias[2] = {0, 0};
-    if constexpr (to::LATER) {
+    bool later = to::LATER && leaving.later;
+    if (later) {
         leaving.template wait_read<0>(thread);
     }
 #pragma unroll
     for (int c = 0; c < to::ALL; c++) {
+        if (c % to::WIDTH >= leaving.width) {
+            continue;
+        }
         if (!PLAIN && c % to::WIDTH == 0) {
             load_terms(p, leaving.row + c / to::WIDTH * GPU_BLOCK_ROWS, thread, scale, bias);
         }
-        if constexpr (!to::LATER) {
+        if (!later) {
             leaving.template wait_read<C::CHUNKS - 1>(thread);
         } else if (c == C::CHUNKS) { // the place of the first
             leaving.template wait_read<0>(thread);
         }
         write_chunk<C::N, PLAIN>(e.type, sums[c / to::WIDTH], c % to::WIDTH, leaving.place(c),
                                  scale, bias, thread);
-        if (!to::LATER || (c == 0 && C::CHUNKS < to::ALL)) {
+        if (!later || (c == 0 && C::CHUNKS < to::ALL)) {
             leaving.settle();
             leaving.send_next(thread);
         }
     }
-    if constexpr (to::LATER) {
+    if (later) {
         leaving.settle();
     }
 }
 
-// `blocks` of the tile, the first from output row `row` on. What lies past the end of Y the engine
-// leaves out.
+// `blocks` of the tile, the first from output row `row` on, up to token `end`. What lies past the
+// end of Y the engine leaves out.
 template <class C>
 __device__ __forceinline__ void leave_by_engine(const gpu_product &p, departures<C> &leaving,
                                                 const float (&sums)[C::BLOCKS][C::N / 2], int row,
-                                                int blocks, int token, int thread)
+                                                int blocks, int token, int end, int thread)
 {
     leaving.send_all(thread);
     leaving.row = row, leaving.token = token, leaving.next = 0;
+    leaving.width = (end - token) / 32;
     leaving.end = min(blocks, C::BLOCKS) * departures<C>::WIDTH;
     if ((p.epilogue.bits & (ESP_EP_SCALE | ESP_EP_BIAS)) == 0) {
         write_chunks<C, true>(p, leaving, sums, thread);
@@ -215,16 +223,18 @@ __device__ __forceinline__ void leave_plainly(const gpu_epilogue &e, const float
 
 template <int N>
 __device__ __forceinline__ void leave(const gpu_epilogue &e, const float (&sums)[N / 2],
-                                      const int32_t *rows, int token, float *strip, int lane)
+                                      const int32_t *rows, int token, int end, float *strip,
+                                      int lane)
 {
-    if (e.token_step == 1 && e.aligned && token + N <= e.tokens &&
+    end = min(end, e.tokens);
+    if (e.token_step == 1 && e.aligned && token + N <= end &&
         (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS | ESP_EP_RESIDUAL)) == 0) {
         leave_plainly<N>(e, sums, rows, token, strip, lane);
         return;
     }
     epilogue::row_terms mine = epilogue::load_terms(e, rows, lane);
 #pragma unroll 1
-    for (int part = 0; part < N / 32 && token + part * 32 < e.tokens; part++) {
+    for (int part = 0; part < N / 32 && token + part * 32 < end; part++) {
         __syncwarp();
         stage_sums<N>(sums, part, ptx::shared_address(strip), lane);
         __syncwarp();

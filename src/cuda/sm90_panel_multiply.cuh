@@ -12,7 +12,7 @@ constexpr int TURN_BARRIER = 3; // and 4: "your turn", for either consumer
 
 template <class C> struct consumer {
     const shared_map<C> &at;
-    int block, token; // of the tile: its first of each
+    int block, token; // of the tile or part: its first of each
     int thread;       // of the warpgroup
     departures<C> leaving;
     ring<C::STAGES> place;
@@ -22,7 +22,7 @@ template <class C> struct consumer {
         return at.weights(place.stage) + (block + i) * GPU_STEP_BYTES;
     }
 
-    template <int PART>
+    template <int N, int PART>
     __device__ __forceinline__ void multiply_part(float (&sums)[C::BLOCKS][C::N / 2],
                                                   const uint32_t (&positions)[C::BLOCKS],
                                                   bool accumulate)
@@ -33,8 +33,8 @@ template <class C> struct consumer {
 #pragma unroll
         for (int i = 0; i < C::BLOCKS; i++) {
             uint64_t a = ptx::descriptor(weights(i) + PART * 2048, 128, 256, 0);
-            ptx::sparse_product<C::N, C::BF16>::template run<PART, by_token>(
-                sums[i], a, b, positions[i], accumulate);
+            ptx::sparse_product<N, C::BF16>::template run<PART, by_token>(sums[i], a, b,
+                                                                          positions[i], accumulate);
         }
     }
 
@@ -56,6 +56,7 @@ template <class C> struct consumer {
 
     // One step. The product that is in flight still reads its positions from `others`, so they must
     // not be overwritten before the wait.
+    template <int N>
     __device__ __forceinline__ void multiply_step(float (&sums)[C::BLOCKS][C::N / 2],
                                                   uint32_t (&positions)[C::BLOCKS],
                                                   const uint32_t (&others)[C::BLOCKS], bool first)
@@ -69,8 +70,8 @@ template <class C> struct consumer {
             positions[i] = ptx::load_shared(weights(i) + 4096 + thread * 4);
         }
         ptx::product_fence();
-        multiply_part<0>(sums, positions, !first);
-        multiply_part<1>(sums, positions, true);
+        multiply_part<N, 0>(sums, positions, !first);
+        multiply_part<N, 1>(sums, positions, true);
         ptx::product_commit();
         ptx::product_wait<1>();
         keep(others);
@@ -83,6 +84,7 @@ template <class C> struct consumer {
 
     // Stages are told apart by one bit, so in turns nobody may look at them before the other is
     // through.
+    template <int N>
     __device__ __forceinline__ void multiply(float (&sums)[C::BLOCKS][C::N / 2], int steps,
                                              int turn, bool other_follows)
     {
@@ -91,9 +93,9 @@ template <class C> struct consumer {
         }
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
         for (int step = 0; step < steps; step += 2) {
-            multiply_step(sums, even, odd, step == 0);
+            multiply_step<N>(sums, even, odd, step == 0);
             if (step + 1 < steps) {
-                multiply_step(sums, odd, even, false);
+                multiply_step<N>(sums, odd, even, false);
             }
         }
         if (other_follows) {
@@ -103,6 +105,18 @@ template <class C> struct consumer {
         keep(even);
         keep(odd);
         release(place.before());
+    }
+
+    __device__ __forceinline__ void multiply_tile(float (&sums)[C::BLOCKS][C::N / 2], int shift,
+                                                  int steps, int turn, bool other_follows)
+    {
+        if (shift == 0) {
+            multiply<C::N>(sums, steps, turn, other_follows);
+        } else if (C::SHIFT == 1 || shift == 1) {
+            multiply<C::N / 2>(sums, steps, turn, other_follows);
+        } else if constexpr (C::SHIFT == 2) {
+            multiply<C::N / 4>(sums, steps, turn, other_follows);
+        }
     }
 };
 
