@@ -206,7 +206,9 @@ typedef struct gpu_deal {
     int rows, tokens; /* tiles; tokens: whole ones */
     int group; /* row tiles that go through all tokens before the next do, so that their weights
                   stay in the L2 */
-    int multiprocessors; /* that get any */
+    int multiprocessors; /* that get any; clusters of `split` of them, each with one part at most */
+    int split;           /* multiprocessors that share out the steps of a part */
+    bool overlaps; /* the launch may begin while the one before it ends */
     int runs;
     gpu_run run[5];
 } gpu_deal;

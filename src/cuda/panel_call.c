@@ -173,6 +173,9 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 #define GROUP_ROWS 4096 /* whose weights stay in the L2; 6144 where tiles have 64 */
 /* A part of a tile reads as many weights as the tile. */
 #define PART_FIXED 0.3
+/* Clocks to add up sums of several multiprocessors: to meet, and for each token of the tile. */
+#define MEET_CLOCKS 1200
+#define SHARE_CLOCKS 8
 
 static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int64_t panel_rows,
                               int64_t steps, int64_t tokens, int multiprocessors)
@@ -183,10 +186,14 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .tile_tokens = variant->tokens,
                          .most_shift = variant->halvings,
                          .most_group = variant->rows <= 64 ? 96 : GROUP_ROWS / variant->rows,
-                         .multiprocessors = multiprocessors};
+                         .multiprocessors = multiprocessors,
+                         .most_split = variant->most_split,
+                         .steps = steps};
     for (int shift = 0; shift <= variant->halvings; shift++) {
-        double whole = (double)steps * variant->clocks + variant->finish_clocks;
-        made.clocks[shift] = whole * (PART_FIXED + (1 - PART_FIXED) / (1 << shift));
+        double part = PART_FIXED + (1 - PART_FIXED) / (1 << shift);
+        made.step_clocks[shift] = variant->clocks * part;
+        made.finish_clocks[shift] = variant->finish_clocks * part;
+        made.share_clocks[shift] = MEET_CLOCKS + SHARE_CLOCKS * (variant->tokens >> shift);
     }
     return made;
 }
@@ -198,6 +205,7 @@ void panel_deal_product(const panel_variant *variant, gpu_product *product)
         tiling_of(variant, weight->panels, (int64_t)weight->blocks * GPU_BLOCK_ROWS, weight->steps,
                   product->tokens, product->multiprocessors);
     panel_deal(&tiling, &product->deal);
+    product->deal.overlaps = true;
 }
 
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,

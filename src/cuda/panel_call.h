@@ -15,6 +15,7 @@ struct panel_variant {
     gpu_tile tile;
     int rows, tokens;     /* of a tile */
     int halvings;         /* its tokens may be cut in 2 to the power of this */
+    int most_split;       /* multiprocessors that can share out its steps; 0 as 1 */
     double clocks;        /* a multiprocessor needs for a step of a tile, measured */
     double finish_clocks; /* and for leaving it */
     int (*run)(const panel_variant *variant, gpu_product *product, void *stream);

@@ -13,7 +13,11 @@ typedef struct panel_tiling {
     int most_shift; /* a tile's tokens may be halved so often */
     int most_group; /* row tiles whose weights the L2 holds */
     int multiprocessors;
-    double clocks[PANEL_MOST_SHIFT + 1]; /* for a tile of tile_tokens >> shift */
+    int most_split; /* multiprocessors that can share out the steps of a tile; a power of two */
+    int64_t steps;
+    /* By tiles of tile_tokens >> shift: of a step, of its end, of adding up what was shared out. */
+    double step_clocks[PANEL_MOST_SHIFT + 1], finish_clocks[PANEL_MOST_SHIFT + 1],
+        share_clocks[PANEL_MOST_SHIFT + 1];
 } panel_tiling;
 
 /* The best deal found, and the clocks that the busiest multiprocessor is predicted to take. */

@@ -32,6 +32,7 @@
 
 #include "cuda/sm90_panel_load.cuh"
 #include "cuda/sm90_panel_multiply.cuh"
+#include "cuda/sm90_panel_split.cuh"
 
 namespace panel
 {
@@ -70,11 +71,12 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                         C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
                         0,
                         thread,
-                        {p.weight.steps >= ESP_LATER_STEPS, &with.y, chunks, 1 + group},
+                        {&with.y, chunks, 1 + group},
                         {}};
     float *strip = strips + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
-    int turn = 0;
+    stretch mine = steps_of(p);
+    int turn = 0, steps = mine.end - mine.first;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
     }
@@ -86,13 +88,22 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         t = following;
         there = tiles.next(&following);
         if (C::SHARING == IN_TURNS && turn != group) {
-            self.place.skip(p.weight.steps);
+            self.place.skip(steps);
             continue;
         }
         int width = C::N >> t.shift; // of this consumer
         self.token = C::SHARING == BY_TOKENS ? group * width : 0;
-        self.multiply_tile(sums, t.shift, p.weight.steps, turn, C::SHARING == IN_TURNS && there);
+        self.multiply_tile(sums, t.shift, steps, turn, C::SHARING == IN_TURNS && there);
         int token = t.token + self.token;
+        if (C::SHARING == BY_ROWS && p.deal.split > 1) {
+            split_sums<C> all = {at, p.deal.split, (int)ptx::cluster_rank(), group, thread};
+            all.share(sums[0], &token, &width);
+            if (width > 0) {
+                leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, token,
+                              token + width, strip, thread);
+            }
+            break; // there is no other
+        }
         leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, token, token + width,
                       strip, thread);
     }
@@ -120,7 +131,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::barrier_init_fence();
     }
     __syncthreads();
+#ifndef LATE
     ptx::launch_next();
+#endif
     if (group == C::GROUPS) {
         ptx::give_registers<C::LOADER_REGISTERS>();
         if (!p.x_aligned) {
@@ -134,11 +147,20 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         } else if (thread == 0) {
             load_by_engine<C>(p, with, at);
         }
+        if (p.deal.split > 1) {
+            meet_cluster();
+        }
     } else {
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         float *strips = (float *)(memory + (aligned - start) + C::LEAVING_AT);
         consume<C>(p, with, at, strips, group, thread);
     }
+    if (p.deal.split > 1) {
+        meet_cluster();
+    }
+#ifdef LATE
+    ptx::launch_next();
+#endif
 }
 
 // ---- launching ----
@@ -253,16 +275,18 @@ template <class C> int launch(const gpu_product &p, void *stream)
     if (failed != 0) {
         return failed;
     }
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {(unsigned)p.deal.split, 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
     cudaLaunchConfig_t how = {};
-    how.gridDim = dim3((unsigned)p.deal.multiprocessors);
+    how.gridDim = dim3((unsigned)(p.deal.multiprocessors * p.deal.split));
     how.blockDim = dim3(C::THREADS);
     how.dynamicSmemBytes = C::SHARED;
     how.stream = (cudaStream_t)stream;
-    how.attrs = &attribute;
-    how.numAttrs = 1;
+    how.attrs = attributes;
+    how.numAttrs = p.deal.overlaps ? 2 : 1;
     return cudaLaunchKernelEx(&how, kernel<C>, p, with);
 }
 

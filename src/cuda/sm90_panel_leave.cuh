@@ -17,8 +17,6 @@ template <class C> struct departures {
     static constexpr int WIDTH = C::N / 32, ALL = C::BLOCKS * WIDTH; // chunks of a block, of a tile
     // In turns the other consumer multiplies meanwhile, and there is nothing to put off.
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
-    // Where the steps of a tile are few, stores take the most time, and each is sent at once.
-    bool later;
     const CUtensorMap *map;
     uint32_t chunks; // CHUNKS places of CHUNK_BYTES
     int barrier;     // of the warpgroup
@@ -110,8 +108,7 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
     using to = departures<C>;
     const gpu_epilogue &e = p.epilogue;
     float scale[2] = {1, 1}, bias[2] = {0, 0};
-    bool later = to::LATER && leaving.later;
-    if (later) {
+    if constexpr (to::LATER) {
         leaving.template wait_read<0>(thread);
     }
 #pragma unroll
@@ -122,19 +119,19 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
         if (!PLAIN && c % to::WIDTH == 0) {
             load_terms(p, leaving.row + c / to::WIDTH * GPU_BLOCK_ROWS, thread, scale, bias);
         }
-        if (!later) {
+        if constexpr (!to::LATER) {
             leaving.template wait_read<C::CHUNKS - 1>(thread);
         } else if (c == C::CHUNKS) { // the place of the first
             leaving.template wait_read<0>(thread);
         }
         write_chunk<C::N, PLAIN>(e.type, sums[c / to::WIDTH], c % to::WIDTH, leaving.place(c),
                                  scale, bias, thread);
-        if (!later || (c == 0 && C::CHUNKS < to::ALL)) {
+        if (!to::LATER || (c == 0 && C::CHUNKS < to::ALL)) {
             leaving.settle();
             leaving.send_next(thread);
         }
     }
-    if (later) {
+    if constexpr (to::LATER) {
         leaving.settle();
     }
 }

@@ -24,10 +24,10 @@ template <class C> struct weight_loader {
         ptx::tensor_copy(at.weights(stage), map, 0, step * 4, t.panel * w.blocks + t.block,
                          at.full(stage));
     }
-    __device__ __forceinline__ void begin(const tile &t, uint32_t x_bytes)
+    __device__ __forceinline__ void begin(const tile &t, const stretch &mine, uint32_t x_bytes)
     {
-        for (; early < min(C::STAGES, w.steps); early++) {
-            ask(t, early, early, x_bytes);
+        for (; early < min(C::STAGES, mine.end - mine.first); early++) {
+            ask(t, mine.first + early, early, x_bytes);
         }
     }
     __device__ __forceinline__ void load(const tile &t, int step, int stage, uint32_t x_bytes)
@@ -111,16 +111,16 @@ __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_col
 // there are stages.
 template <class C, int STRIPS, bool WIDE>
 __device__ __forceinline__ void gather_tile(const gpu_product &p, const tile &t,
-                                            weight_loader<C> &weights, ring<C::STAGES> &place,
-                                            int thread)
+                                            const stretch &mine, weight_loader<C> &weights,
+                                            ring<C::STAGES> &place, int thread)
 {
     int warp = thread / 32, lane = thread % 32;
     int first_row = warp * 16 + lane / 8 * 4, chunk = lane % 8;
     int64_t list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first_row;
     four_columns<WIDE> columns, coming;
-    columns.load(p.weight, list);
-    for (int step = 0; step < p.weight.steps; step++) {
-        int next = step + 1 < p.weight.steps ? step + 1 : 0;
+    columns.load(p.weight, list + mine.first * GPU_STEP_COLUMNS);
+    for (int step = mine.first; step < mine.end; step++) {
+        int next = step + 1 < mine.end ? step + 1 : 0;
         coming.load(p.weight, list + next * GPU_STEP_COLUMNS);
         ptx::barrier_wait(weights.at.empty(place.stage), place.parity ^ 1);
         if (thread == 0) {
@@ -142,20 +142,21 @@ __device__ __forceinline__ void load_gathered(const gpu_product &p, const maps &
     constexpr int STRIPS = C::TILE_TOKENS / 64;
     weight_loader<C> weights = {p.weight, &with.weights, at};
     ring<C::STAGES> place;
+    stretch mine = steps_of(p);
     walk<C> tiles = {p.deal};
     tile t;
     bool there = tiles.next(&t);
     if (there && thread == 0) {
-        weights.begin(t, 0);
+        weights.begin(t, mine, 0);
     }
     ptx::stream_order_wait();
     for (; there; there = tiles.next(&t)) {
         if (t.shift == 0) {
-            gather_tile<C, STRIPS, WIDE>(p, t, weights, place, thread);
+            gather_tile<C, STRIPS, WIDE>(p, t, mine, weights, place, thread);
         } else if (C::SHIFT == 1 || t.shift == 1) {
-            gather_tile<C, STRIPS / 2, WIDE>(p, t, weights, place, thread);
+            gather_tile<C, STRIPS / 2, WIDE>(p, t, mine, weights, place, thread);
         } else {
-            gather_tile<C, STRIPS / 4, WIDE>(p, t, weights, place, thread);
+            gather_tile<C, STRIPS / 4, WIDE>(p, t, mine, weights, place, thread);
         }
     }
     ptx::copy_wait_all();
@@ -187,15 +188,16 @@ __device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps 
 {
     weight_loader<C> weights = {p.weight, &with.weights, at};
     ring<C::STAGES> place;
+    stretch mine = steps_of(p);
     walk<C> tiles = {p.deal};
     tile t;
     bool there = tiles.next(&t);
     if (there) {
-        weights.begin(t, C::X_BYTES >> t.shift);
+        weights.begin(t, mine, C::X_BYTES >> t.shift);
     }
     ptx::stream_order_wait();
     for (; there; there = tiles.next(&t)) {
-        for (int step = 0; step < p.weight.steps; step++) {
+        for (int step = mine.first; step < mine.end; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             weights.load(t, step, place.stage, C::X_BYTES >> t.shift);
             load_boxes<C>(p, with, t, step, at, place.stage);
@@ -241,10 +243,11 @@ __device__ __forceinline__ void load_elements(const gpu_product &p, const maps &
 {
     weight_loader<C> weights = {p.weight, &with.weights, at};
     ring<C::STAGES> place;
+    stretch mine = steps_of(p);
     walk<C> tiles = {p.deal};
     ptx::stream_order_wait();
     for (tile t; tiles.next(&t);) {
-        for (int step = 0; step < p.weight.steps; step++) {
+        for (int step = mine.first; step < mine.end; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             if (thread == 0) {
                 weights.load(t, step, place.stage, 0);

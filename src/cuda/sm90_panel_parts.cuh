@@ -14,9 +14,6 @@ enum loading { GATHER, FEATURES, TOKENS };
 
 constexpr int LOADERS = 128, LOADER_WARPS = 4;
 constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
-#ifndef ESP_LATER_STEPS
-#define ESP_LATER_STEPS 8
-#endif
 constexpr int MOST_SHIFT = 2;          // tiles may be halved so often
 constexpr uint32_t CHUNK_BYTES = 4096; // 64 rows x 32 tokens on their way out
 
@@ -65,7 +62,18 @@ struct tile {
     int panel, block, token, shift;
 };
 
-// The tiles of this multiprocessor. Neighbours share tokens, not rows.
+// The steps of each of its tiles that are this block's.
+struct stretch {
+    int first, end;
+};
+
+__device__ __forceinline__ stretch steps_of(const gpu_product &p)
+{
+    int rank = (int)blockIdx.x % p.deal.split;
+    return {p.weight.steps * rank / p.deal.split, p.weight.steps * (rank + 1) / p.deal.split};
+}
+
+// The tiles of this multiprocessor or cluster. Neighbours share tokens, not rows.
 template <class C> struct walk {
     const gpu_deal &deal;
     int run = -1, item = 0;
@@ -80,7 +88,7 @@ template <class C> struct walk {
             if (++run >= deal.runs) {
                 return false;
             }
-            item = (int)blockIdx.x - deal.run[run].at;
+            item = (int)blockIdx.x / deal.split - deal.run[run].at;
             item += item < 0 ? deal.multiprocessors : 0;
             here = item < deal.run[run].span;
         }

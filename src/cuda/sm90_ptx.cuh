@@ -82,6 +82,13 @@ __device__ __forceinline__ uint32_t in_cluster(uint32_t address, uint32_t rank)
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
     return there;
 }
+__device__ __forceinline__ void load_cluster_4(uint32_t address, float *v)
+{
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                 : "r"(address)
+                 : "memory");
+}
 // To shared memory of a block of the cluster; arrives at a barrier there as 16 bytes.
 __device__ __forceinline__ void send_16(uint32_t to, const float (&v)[4], uint32_t barrier)
 {
@@ -183,6 +190,13 @@ __device__ __forceinline__ void bulk_wait_all()
 }
 
 // ---- ordinary accesses to shared memory ----
+
+__device__ __forceinline__ void store_shared_4(uint32_t address, const float *v)
+{
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
 
 __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&r)[4])
 {

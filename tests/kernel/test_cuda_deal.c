@@ -14,7 +14,10 @@ static panel_tiling tiling_of(int64_t rows, int64_t tokens, int tile_tokens, int
                           .most_shift = tile_tokens == 128 ? 1 : 2,
                           .most_group = 32,
                           .multiprocessors = multiprocessors,
-                          .clocks = {100, 60, 40}};
+                          .most_split = 1,
+                          .steps = 1,
+                          .step_clocks = {100, 60, 40},
+                          .share_clocks = {5, 4, 3}};
 }
 
 /* Item k of a run, as gpu.h says. */
@@ -54,8 +57,10 @@ static double walk(test_run *run, const panel_tiling *t, const gpu_deal *deal)
                  u++) {
                 CHECK(u < most && seen[row * most + u]++ == 0);
             }
-            int who = (mine->at + k % mine->span) % t->multiprocessors;
-            busy[who] += t->clocks[mine->shift];
+            int who = (mine->at + k % mine->span) % deal->multiprocessors;
+            CHECK(deal->split == 1 || busy[who] == 0);
+            busy[who] += t->step_clocks[mine->shift] * (double)esp_ceil_div(t->steps, deal->split) +
+                         (deal->split > 1 ? t->share_clocks[mine->shift] : 0);
             longest = ESP_MAX(longest, busy[who]);
         }
     }
@@ -74,6 +79,7 @@ static double deal_and_walk(test_run *run, const panel_tiling *t)
     gpu_deal deal;
     double predicted = panel_deal(t, &deal), walked = walk(run, t, &deal);
     CHECK(deal.runs <= ESP_COUNT(deal.run));
+    CHECK(deal.multiprocessors * deal.split <= t->multiprocessors);
     CHECK(walked <= predicted * (1 + 1e-9));
     return walked;
 }
@@ -87,8 +93,10 @@ static void everything_once(test_run *run)
         int64_t tokens = 1 + (int64_t)(esp_splitmix64(&seed) % (i % 3 == 0 ? 600 : 9000));
         panel_tiling t = tiling_of(rows, tokens, widths[i % 3], chips[i % 4]);
         t.panels = 1 + (int64_t)(esp_splitmix64(&seed) % 3);
-        t.clocks[1] = 100 * (0.3 + 0.1 * (double)(esp_splitmix64(&seed) % 8));
-        t.clocks[2] = t.clocks[1] * (0.3 + 0.1 * (double)(esp_splitmix64(&seed) % 8));
+        t.step_clocks[1] = 100 * (0.3 + 0.1 * (double)(esp_splitmix64(&seed) % 8));
+        t.step_clocks[2] = t.step_clocks[1] * (0.3 + 0.1 * (double)(esp_splitmix64(&seed) % 8));
+        t.steps = 1 + (int64_t)(esp_splitmix64(&seed) % 64);
+        t.most_split = 1 << esp_splitmix64(&seed) % 4;
         test_sub(run, "%lld x %lld rows, %lld tokens by %d on %d", (long long)t.panels,
                  (long long)rows, (long long)tokens, t.tile_tokens, t.multiprocessors);
         deal_and_walk(run, &t);
@@ -117,7 +125,25 @@ static void rounds_are_full(test_run *run)
         CHECK(deal_and_walk(run, &t) <= cases[i].most);
     }
 }
+
+/* Few tiles with many steps are shared out; not so few steps that meeting costs more. */
+static void steps_are_shared(test_run *run)
+{
+    panel_tiling t = tiling_of(6, 200, 256, 132);
+    t.most_split = 8;
+    t.steps = 48;
+    gpu_deal deal;
+    panel_deal(&t, &deal);
+    CHECK(deal.split == 8 && deal.run[0].shift == 1);
+    t.share_clocks[0] = t.share_clocks[1] = t.share_clocks[2] = 2000;
+    panel_deal(&t, &deal);
+    CHECK(deal.split == 1);
+}
 #else
+static void steps_are_shared(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
 static void everything_once(test_run *run)
 {
     test_skip(run, "built without CUDA");
@@ -129,5 +155,6 @@ static void rounds_are_full(test_run *run)
 #endif
 
 static const test_case cases[] = {{"everything_once", everything_once},
-                                  {"rounds_are_full", rounds_are_full}};
+                                  {"rounds_are_full", rounds_are_full},
+                                  {"steps_are_shared", steps_are_shared}};
 TEST_MAIN(cases)
