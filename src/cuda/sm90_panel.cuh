@@ -7,7 +7,7 @@
 //
 // Who does what. One block a multiprocessor walks over tiles of rows x tokens. One warpgroup loads
 // (sm90_panel_load.cuh), two multiply (sm90_panel_multiply.cuh) and let sums leave
-// (sm90_panel_leave.cuh). The stages of a ring in shared memory hold 64 kept columns each:
+// (sm90_panel_leave.cuh, _finish, _strips). The stages of a ring in shared memory hold 64 kept columns each:
 //   weights  by one tensor copy, packed in just the form that the product reads (pack.cu)
 //   X        GATHER: rows of X picked by the panel's list, 16-byte cp.async, any columns in any
 //   order
@@ -31,51 +31,63 @@
 
 #include "cuda/sm90_panel_load.cuh"
 #include "cuda/sm90_panel_multiply.cuh"
+#include "cuda/sm90_panel_strips.cuh"
 
 namespace panel
 {
 
-// `first`: the first block of sums, in its panel.
+// A warpgroup's share of a tile.
+struct share {
+    int panel, block, blocks; // `blocks` of the panel, from `block` on, are left; none: <= 0
+    int token;
+};
+
+// Its first row in Y; for weights whose rows are in their order.
+__device__ __forceinline__ int first_row(const gpu_panels &w, const share &s)
+{
+    return (int)(s.panel * w.panel_rows) + s.block * GPU_BLOCK_ROWS;
+}
+
 template <class C>
-__device__ __forceinline__ void leave_tile(const gpu_product &p, departures<C> &leaving,
-                                           const float (&sums)[C::BLOCKS][C::N / 2], int panel,
-                                           int first, int token, float *strip, int thread)
+__device__ __forceinline__ void leave_by_strips(const gpu_product &p,
+                                                const float (&sums)[C::BLOCKS][C::N / 2],
+                                                const share &s, float *strip, int thread)
 {
     const int32_t *rows =
-        p.weight.rows + ((int64_t)panel * p.weight.blocks + first) * GPU_BLOCK_ROWS;
-    int blocks = p.weight.blocks - first;
-    if (p.y_by_engine) {
-        if (blocks > 0 && rows[0] >= 0) {
-            leave_by_engine<C>(p, leaving, sums, rows[0], blocks, token, thread);
-        }
-        return;
-    }
+        p.weight.rows + ((int64_t)s.panel * p.weight.blocks + s.block) * GPU_BLOCK_ROWS;
 #pragma unroll
     for (int i = 0; i < C::BLOCKS; i++) {
-        if (i < blocks) {
+        if (i < s.blocks) {
             const int32_t *mine = rows + i * GPU_BLOCK_ROWS + thread / 32 * 16;
-            leave<C::N>(p.epilogue, sums[i], mine, token, strip, thread % 32);
+            leave<C::N>(p.epilogue, sums[i], mine, s.token, strip, thread % 32);
         }
     }
 }
 
-template <class C>
+template <class C, way WAY>
 __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, const maps &with,
-                                        const shared_map<C> &at, float *strips, int group,
-                                        int thread)
+                                        const shared_map<C> &at, unsigned char *memory,
+                                        int group, int thread)
 {
-    uint32_t chunks = at.base + C::LEAVING_AT + group * C::CHUNKS * CHUNK_BYTES;
-    consumer<C> self = {at,
-                        C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
-                        C::SHARING == BY_TOKENS ? group * C::N : 0,
-                        thread,
-                        {&with.y, chunks, 1 + group},
-                        {}};
-    float *strip = strips + (group * 4 + thread / 32) * STRIP_FLOATS;
+    departures<C> leaving = {&with, at.chunks(group), 1 + group};
+    finishing<C> finish = {leaving, at.book(memory, group), at.residuals(group), thread};
+    consumer<C, WAY> self = {at,
+                             p.epilogue,
+                             C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
+                             C::SHARING == BY_TOKENS ? group * C::N : 0,
+                             thread,
+                             leaving,
+                             finish,
+                             {}};
+    float *strip =
+        (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
     int turn = 0, count = all.rows * all.tokens;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
+    }
+    if constexpr (WAY == FINISHED) {
+        finish.prepare(p.epilogue);
     }
     for (int index = blockIdx.x; index < count; index += gridDim.x, turn ^= 1) {
         if (C::SHARING == IN_TURNS && turn != group) {
@@ -83,12 +95,35 @@ __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, 
             continue;
         }
         tile t = tile_at<C>(all, index);
-        self.multiply(sums, p.weight.steps, turn,
-                      C::SHARING == IN_TURNS && index < count - (int)gridDim.x);
-        leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, t.token + self.token,
-                      strip, thread);
+        share mine = {t.panel, t.block + self.block, p.weight.blocks - t.block - self.block,
+                      t.token + self.token};
+        int row = first_row(p.weight, mine);
+        bool last = index + gridDim.x >= count;
+        row_terms terms;
+        if (WAY == FINISHED && mine.blocks > 0) {
+            finish.begin(p.epilogue, row, mine.token);
+        }
+        self.multiply(sums, p.weight.steps, turn, C::SHARING == IN_TURNS && !last, [&] {
+            if (WAY != BY_STRIPS) {
+                terms.load(p, row, thread);
+            }
+        });
+        if (mine.blocks <= 0) {
+            continue;
+        }
+        if constexpr (WAY == FINISHED) {
+            finish.leave(p.epilogue, sums[0], terms, last);
+        } else if constexpr (WAY == PLAINLY) {
+            leave_at_once<C>(p, leaving, sums, row, mine.blocks, mine.token, terms, thread);
+        } else {
+            leave_by_strips<C>(p, sums, mine, strip, thread);
+        }
     }
-    self.leaving.send_all(thread);
+    if constexpr (WAY == FINISHED) {
+        finish.send_all(p.epilogue);
+    } else {
+        leaving.send_all(thread);
+    }
     if (thread == 0) {
         ptx::bulk_wait_all();
     }
@@ -110,6 +145,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
             ptx::barrier_init(at.full(i), 1 + copies);
             ptx::barrier_init(at.empty(i), C::READERS);
         }
+        for (int i = 0; i < C::GROUPS * C::CHUNKS; i++) {
+            ptx::barrier_init(at.residuals(0) + i * 8, 1);
+        }
         ptx::barrier_init_fence();
     }
     __syncthreads();
@@ -128,8 +166,14 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         }
     } else {
         ptx::take_registers<232>();
-        float *strips = (float *)(memory + (aligned - start) + C::LEAVING_AT);
-        consume<C>(p, all, with, at, strips, group, thread);
+        unsigned char *here = memory + (aligned - start);
+        if (!p.y_by_engine) {
+            consume<C, BY_STRIPS>(p, all, with, at, here, group, thread);
+        } else if (takes_longer(p.epilogue)) {
+            consume<C, FINISHED>(p, all, with, at, here, group, thread);
+        } else {
+            consume<C, PLAINLY>(p, all, with, at, here, group, thread);
+        }
     }
 }
 
@@ -203,19 +247,26 @@ template <class C> int describe_x(const gpu_product &p, CUtensorMap *map)
     return describe(d, map);
 }
 
-// Even rows and odd rows: the order in which a warp has them.
-inline int describe_y(const gpu_product &p, CUtensorMap *map)
+// Y, or the residual, which lies likewise, in chunks. Even rows and odd rows: the order in which a
+// warp has them; swiglu leaves one of the two.
+inline int describe_y(const gpu_product &p, const void *y, CUtensorMap *map)
 {
     const gpu_epilogue &e = p.epilogue;
+    bool pairs = (e.bits & ESP_EP_SWIGLU) != 0;
     cuuint64_t stride = (cuuint64_t)e.feature_step * 2;
-    return describe({CU_TENSOR_MAP_DATA_TYPE_UINT16,
+    description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16,
                      3,
-                     e.y,
+                     (void *)y,
                      {(cuuint64_t)e.tokens, (cuuint64_t)p.weight.out / 2, 2},
                      {stride * 2, stride},
                      {32, 32, 2},
-                     CU_TENSOR_MAP_SWIZZLE_64B},
-                    map);
+                     CU_TENSOR_MAP_SWIZZLE_64B};
+    if (pairs) {
+        d.sizes[2] = 1, d.strides[0] = stride;
+        d.box[0] = 64, d.box[2] = 1;
+        d.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+    }
+    return describe(d, map);
 }
 
 template <class C> int describe_all(const gpu_product &p, maps *with)
@@ -225,7 +276,10 @@ template <class C> int describe_all(const gpu_product &p, maps *with)
         failed = describe_x<C>(p, &with->x);
     }
     if (failed == 0 && p.y_by_engine) {
-        failed = describe_y(p, &with->y);
+        failed = describe_y(p, p.epilogue.y, &with->y);
+    }
+    if (failed == 0 && p.y_by_engine && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0) {
+        failed = describe_y(p, p.epilogue.residual, &with->residual);
     }
     return failed;
 }

@@ -3,18 +3,27 @@
 #ifndef ESP_CUDA_SM90_PANEL_MULTIPLY_CUH
 #define ESP_CUDA_SM90_PANEL_MULTIPLY_CUH
 
-#include "cuda/sm90_panel_leave.cuh"
+#include "cuda/sm90_panel_finish.cuh"
 
 namespace panel
 {
 
 constexpr int TURN_BARRIER = 3; // and 4: "your turn", for either consumer
 
-template <class C> struct consumer {
+// How sums leave.
+enum way {
+    BY_STRIPS,
+    PLAINLY, // by the engine, with scale and bias at most
+    FINISHED // by the engine, with whatever the epilogue says
+};
+
+template <class C, way WAY> struct consumer {
     const shared_map<C> &at;
+    const gpu_epilogue &e;
     int block, token; // of the tile: its first of each
     int thread;       // of the warpgroup
-    departures<C> leaving;
+    departures<C> &leaving;
+    finishing<C> &finish;
     ring<C::STAGES> place;
 
     __device__ __forceinline__ uint32_t weights(int i) const
@@ -78,13 +87,31 @@ template <class C> struct consumer {
             release(place.before());
         }
         place.next();
-        leaving.send_next(thread);
+        if constexpr (WAY == FINISHED) {
+            finish.after_step(e);
+        } else if constexpr (WAY == PLAINLY) {
+            leaving.send_next(thread);
+        }
+    }
+
+    // Finishes of what the last tile put off as much as every second step of this one has to.
+    __device__ __forceinline__ void finish_kept(int steps)
+    {
+        constexpr int KEPT = finishing<C>::KEPT;
+        if constexpr (WAY == FINISHED && KEPT > 0) {
+            int parts = steps >= 2 * KEPT ? 1 : KEPT;
+#pragma unroll 1
+            for (int i = 0; i < parts; i++) {
+                finish.finish_kept(e);
+            }
+        }
     }
 
     // Stages are told apart by one bit, so in turns nobody may look at them before the other is
-    // through.
+    // through. `meanwhile` is called when the last product has been given out.
+    template <class Call>
     __device__ __forceinline__ void multiply(float (&sums)[C::BLOCKS][C::N / 2], int steps,
-                                             int turn, bool other_follows)
+                                             int turn, bool other_follows, const Call &meanwhile)
     {
         if constexpr (C::SHARING == IN_TURNS) {
             ptx::named_barrier(TURN_BARRIER + turn, 256);
@@ -92,6 +119,7 @@ template <class C> struct consumer {
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
         for (int step = 0; step < steps; step += 2) {
             multiply_step(sums, even, odd, step == 0);
+            finish_kept(steps);
             if (step + 1 < steps) {
                 multiply_step(sums, odd, even, false);
             }
@@ -99,6 +127,7 @@ template <class C> struct consumer {
         if (other_follows) {
             ptx::named_barrier_arrive(TURN_BARRIER + 1 - turn, 256);
         }
+        meanwhile();
         ptx::product_wait<0>();
         keep(even);
         keep(odd);
