@@ -21,6 +21,9 @@
 #include "cuda/sm90_activate.cuh"
 #include "cuda/sm90_panel_leave.cuh"
 
+#ifndef ESP_KEPT
+#define ESP_KEPT 3
+#endif
 namespace panel
 {
 
@@ -83,7 +86,8 @@ __device__ __forceinline__ void finish_part(const gpu_epilogue &e, float (&v)[16
 template <class C> struct finishing {
     using to = departures<C>;
     static constexpr int ALL = to::ALL;
-    static constexpr int KEPT = C::SHARING == IN_TURNS ? 0 : ALL < 3 ? ALL : 3;
+    static constexpr int MOST_KEPT = ESP_KEPT;
+    static constexpr int KEPT = C::SHARING == IN_TURNS ? 0 : ALL < MOST_KEPT ? ALL : MOST_KEPT;
     static constexpr int AT_ONCE = ALL - KEPT;
     // There are places for all chunks that are written at once, so that they may wait there.
     static constexpr bool HOLDS = C::SHARING != IN_TURNS && C::CHUNKS >= AT_ONCE;
@@ -129,27 +133,40 @@ template <class C> struct finishing {
     {
         return first + (part >> pairs(e));
     }
-    __device__ __forceinline__ void send_next(const gpu_epilogue &e)
+
+    // ---- by thread 0 ----
+
+    __device__ __forceinline__ void send(const gpu_epilogue &e, int from, int count)
     {
-        if (next < written(e)) {
-            if (thread == 0) {
-                out.send(next, book.row, book.token + (next - first) * step_of(e));
-            }
-            next++;
+#pragma unroll 1
+        for (int n = from; n < from + count; n++) {
+            out.send(n, book.row, book.token + (n - first) * step_of(e));
         }
-    }
-    __device__ __forceinline__ void send_all(const gpu_epilogue &e)
-    {
-        while (next < written(e)) {
-            send_next(e);
-        }
+        ptx::bulk_commit();
+        book.recent = book.recent << 4 | (unsigned)count;
     }
 
-    // By thread 0, when all chunks below `read` were read by the engine.
-    __device__ __forceinline__ void load_residuals(const gpu_epilogue &e, int read)
+    // What was sent in all but the last GROUPS groups has been read. Not to be asked of the last
+    // ones while products run: stores queue behind the loads of the ring.
+    template <int GROUPS> __device__ __forceinline__ void look()
     {
-        int coming = first + (ALL >> pairs(e)), n = book.loaded; // coming: the next tile's first
-        for (; n < book.limit && n < read + C::CHUNKS; n++) {
+        static_assert(GROUPS <= 4, "as `recent` has");
+        ptx::bulk_wait_read<GROUPS>();
+        int pending = 0;
+#pragma unroll
+        for (int i = 0; i < GROUPS; i++) {
+            pending += book.recent >> 4 * i & 15;
+        }
+        book.read = max(book.read, next - pending);
+    }
+
+    // As many as there are places for.
+    __device__ __forceinline__ void load_residuals(const gpu_epilogue &e)
+    {
+        int coming = first + (ALL >> pairs(e)); // the next tile's first
+        int n = book.loaded, end = min(book.limit, book.read + C::CHUNKS);
+#pragma unroll 1
+        for (; n < end; n++) {
             bool ahead = n >= coming;
             int row = ahead ? book.coming_row : book.row;
             int token = (ahead ? book.coming_token : book.token) +
@@ -160,52 +177,88 @@ template <class C> struct finishing {
         book.loaded = n;
     }
 
+    // ---- by all ----
+
+    __device__ __forceinline__ void send_all(const gpu_epilogue &e)
+    {
+        int count = written(e) - next;
+        if (count > 0 && thread == 0) {
+            send(e, next, count);
+        }
+        next = written(e);
+    }
+
     // Before the products of a tile that has rows for this warpgroup.
     __device__ __forceinline__ void begin(const gpu_epilogue &e, int row, int token)
     {
         if (thread == 0) {
             book.coming_row = row, book.coming_token = token;
             book.limit += ALL >> pairs(e);
-            if (adds(e) && next == 0) { // later ones as places become free
-                load_residuals(e, 0);
+            if (adds(e)) {
+                if constexpr (C::SHARING == IN_TURNS) { // the other one's turn: there is time
+                    look<0>();
+                }
+                load_residuals(e);
             }
         }
     }
 
-    // After each step of products.
-    __device__ __forceinline__ void after_step(const gpu_epilogue &e)
+    // After each step of products: some chunks leave, one group a step, and their places are used
+    // for residuals three steps later.
+    __device__ __forceinline__ void after_step(const gpu_epilogue &e, int steps)
     {
-        bool sent = next < written(e);
-        send_next(e);
-        if (adds(e) && thread == 0 && book.loaded < book.limit) {
-            if (sent) {
-                ptx::bulk_wait_read<1>();
-            } else {
-                ptx::bulk_wait_read<0>();
+        int count = HOLDS ? min(written(e) - next, steps < 10 ? 2 : 1) : 0;
+        if (thread == 0) {
+            if constexpr (HOLDS) {
+                send(e, next, count);
+                look<3>();
+            } else if (adds(e) && book.loaded < book.limit) {
+                look<0>();
             }
-            load_residuals(e, sent ? next - 1 : next);
+            if (adds(e)) {
+                load_residuals(e);
+            }
         }
+        next += count;
     }
 
-    // Until chunk n may be written.
+    // Until chunk n may be written. All before it that are written may have to be sent.
     __device__ __forceinline__ void acquire(const gpu_epilogue &e, int n)
     {
         int before = n - C::CHUNKS; // in the same place
-        while (next <= before) {
-            send_next(e);
+        int count = before + 1 - next;
+        if (thread == 0) {
+            if (count > 0) {
+                send(e, next, count);
+            }
+        }
+        next = max(next, before + 1);
+        if (thread == 0) {
+            if (book.read <= before) {
+                look<HOLDS ? 3 : C::CHUNKS - 1>();
+            }
+            if (book.read <= before) {
+                look<0>();
+            }
+            if (adds(e)) {
+                load_residuals(e);
+            }
         }
         if (adds(e)) {
-            if (thread == 0 && book.loaded <= n) {
-                ptx::bulk_wait_read<0>();
-                load_residuals(e, next);
-            }
             ptx::barrier_wait(barrier_of(n), n / C::CHUNKS & 1);
-        } else if (!HOLDS) {
-            out.template wait_read<C::CHUNKS - 1>(thread); // n - 1 was sent
-        } else if (next > before + 1) {
-            out.template wait_read<1>(thread);
         } else {
-            out.template wait_read<0>(thread);
+            ptx::named_barrier(out.barrier, 128);
+        }
+    }
+
+    // The chunk that was just finished leaves.
+    __device__ __forceinline__ void send_at_once(const gpu_epilogue &e)
+    {
+        out.settle();
+        send_all(e);
+        if (adds(e) && thread == 0) {
+            look<1>();
+            load_residuals(e);
         }
     }
 
@@ -251,8 +304,7 @@ template <class C> struct finishing {
             finish_part(e, v, out.place(n), half, thread);
             part++;
             if (!holds && half == pairs(e)) {
-                out.settle();
-                send_next(e);
+                send_at_once(e);
             }
         }
         if (holds) {
@@ -286,9 +338,13 @@ template <class C> struct finishing {
             }
             finish_part(e, v, out.place(n), half, thread);
             part++;
-            if (half == pairs(e)) {
+            if (half != pairs(e)) {
+                return;
+            }
+            if constexpr (HOLDS) { // it leaves after a later step
                 out.settle();
-                send_next(e);
+            } else {
+                send_at_once(e);
             }
         }
     }

@@ -67,7 +67,8 @@ template <class C, way WAY> struct consumer {
     // not be overwritten before the wait.
     __device__ __forceinline__ void multiply_step(float (&sums)[C::BLOCKS][C::N / 2],
                                                   uint32_t (&positions)[C::BLOCKS],
-                                                  const uint32_t (&others)[C::BLOCKS], bool first)
+                                                  const uint32_t (&others)[C::BLOCKS], bool first,
+                                                  int steps)
     {
         ptx::barrier_wait(at.full(place.stage), place.parity);
         if constexpr (C::LOADING == GATHER) {
@@ -88,18 +89,19 @@ template <class C, way WAY> struct consumer {
         }
         place.next();
         if constexpr (WAY == FINISHED) {
-            finish.after_step(e);
+            finish.after_step(e, steps);
         } else if constexpr (WAY == PLAINLY) {
             leaving.send_next(thread);
         }
     }
 
-    // Finishes of what the last tile put off as much as every second step of this one has to.
-    __device__ __forceinline__ void finish_kept(int steps)
+    // Finishes of what the last tile put off what the even step `step` of this one has to: a part
+    // in each, later where there is time, when earlier chunks have left.
+    __device__ __forceinline__ void finish_kept(int step, int steps)
     {
         constexpr int KEPT = finishing<C>::KEPT;
         if constexpr (WAY == FINISHED && KEPT > 0) {
-            int parts = steps >= 2 * KEPT ? 1 : KEPT;
+            int parts = steps < 2 * KEPT ? KEPT : steps < 2 * KEPT + 6 || step >= 4 ? 1 : 0;
 #pragma unroll 1
             for (int i = 0; i < parts; i++) {
                 finish.finish_kept(e);
@@ -118,10 +120,10 @@ template <class C, way WAY> struct consumer {
         }
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
         for (int step = 0; step < steps; step += 2) {
-            multiply_step(sums, even, odd, step == 0);
-            finish_kept(steps);
+            multiply_step(sums, even, odd, step == 0, steps);
+            finish_kept(step, steps);
             if (step + 1 < steps) {
-                multiply_step(sums, odd, even, false);
+                multiply_step(sums, odd, even, false, steps);
             }
         }
         if (other_follows) {

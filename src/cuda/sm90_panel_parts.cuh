@@ -22,6 +22,8 @@ struct ledger {
     int row, token;               // of the tile that leaves
     int coming_row, coming_token; // of the next one
     int loaded, limit;            // residuals: asked for, and how far they may be
+    int read;                     // chunks below were read by the engine
+    unsigned recent;              // chunks in the last groups that were sent, four bits each
 };
 
 // Two consumers of BLOCKS x 64 rows x N tokens. How they share the work:
