@@ -7,7 +7,8 @@
 //
 // Who does what. One block a multiprocessor walks over tiles of rows x tokens. One warpgroup loads
 // (sm90_panel_load.cuh), two multiply (sm90_panel_multiply.cuh) and let sums leave
-// (sm90_panel_leave.cuh). The stages of a ring in shared memory hold 64 kept columns each:
+// (sm90_panel_leave.cuh, _finish, _strips). The stages of a ring in shared memory hold 64 kept
+// columns each:
 //   weights  by one tensor copy, packed in just the form that the product reads (pack.cu)
 //   X        GATHER: rows of X picked by the panel's list, 16-byte cp.async, any columns in any
 //   order
@@ -33,52 +34,76 @@
 #include "cuda/sm90_panel_load.cuh"
 #include "cuda/sm90_panel_multiply.cuh"
 #include "cuda/sm90_panel_split.cuh"
+#include "cuda/sm90_panel_strips.cuh"
 
 namespace panel
 {
 
-// `first`: the first block of sums, in its panel. Tokens from `token` up to `end`.
+// A warpgroup's share of a tile.
+struct share {
+    int panel, block, blocks; // `blocks` of the panel, from `block` on, are left; none: <= 0
+    int token, width;
+};
+
+// Its first row in Y; for weights whose rows are in their order.
+__device__ __forceinline__ int first_row(const gpu_panels &w, const share &s)
+{
+    return (int)(s.panel * w.panel_rows) + s.block * GPU_BLOCK_ROWS;
+}
+
 template <class C>
-__device__ __forceinline__ void leave_tile(const gpu_product &p, departures<C> &leaving,
-                                           const float (&sums)[C::BLOCKS][C::N / 2], int panel,
-                                           int first, int token, int end, float *strip, int thread)
+__device__ __forceinline__ void leave_by_strips(const gpu_product &p,
+                                                const float (&sums)[C::BLOCKS][C::N / 2],
+                                                const share &s, float *strip, int thread)
 {
     const int32_t *rows =
-        p.weight.rows + ((int64_t)panel * p.weight.blocks + first) * GPU_BLOCK_ROWS;
-    int blocks = p.weight.blocks - first;
-    if (p.y_by_engine) {
-        if (blocks > 0 && rows[0] >= 0) {
-            leave_by_engine<C>(p, leaving, sums, rows[0], blocks, token, end, thread);
-        }
-        return;
-    }
+        p.weight.rows + ((int64_t)s.panel * p.weight.blocks + s.block) * GPU_BLOCK_ROWS;
 #pragma unroll
     for (int i = 0; i < C::BLOCKS; i++) {
-        if (i < blocks) {
+        if (i < s.blocks) {
             const int32_t *mine = rows + i * GPU_BLOCK_ROWS + thread / 32 * 16;
-            leave<C::N>(p.epilogue, sums[i], mine, token, end, strip, thread % 32);
+            leave<C::N>(p.epilogue, sums[i], mine, s.token, s.token + s.width, strip, thread % 32);
         }
     }
 }
 
-template <class C>
+// `last`: no other tile of this warpgroup follows.
+template <class C, way WAY>
+__device__ __forceinline__ void leave_tile(const gpu_product &p, consumer<C, WAY> &self,
+                                           const float (&sums)[C::BLOCKS][C::N / 2], const share &s,
+                                           int row, const row_terms &terms, bool last, float *strip)
+{
+    if constexpr (WAY == FINISHED) {
+        self.finish.leave(p.epilogue, sums[0], terms, last);
+    } else if constexpr (WAY == PLAINLY) {
+        leave_at_once<C>(p, self.leaving, sums, row, s.blocks, s.token, s.width, terms,
+                         self.thread);
+    } else {
+        leave_by_strips<C>(p, sums, s, strip, self.thread);
+    }
+}
+
+template <class C, way WAY>
 __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
-                                        const shared_map<C> &at, float *strips, int group,
+                                        const shared_map<C> &at, unsigned char *memory, int group,
                                         int thread)
 {
-    uint32_t chunks = at.base + C::LEAVING_AT + group * C::CHUNKS * CHUNK_BYTES;
-    consumer<C> self = {at,
-                        C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
-                        0,
-                        thread,
-                        {&with.y, chunks, 1 + group},
-                        {}};
-    float *strip = strips + (group * 4 + thread / 32) * STRIP_FLOATS;
+    constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
+    departures<C> leaving = {&with, at.chunks(group), 1 + group};
+    finishing<C> finish = {leaving, at.book(memory, group), at.residuals(group), thread};
+    consumer<C, WAY> self = {at,     p.epilogue, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
+                             0,      thread,     leaving,
+                             finish, {}};
+    float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
-    stretch mine = steps_of(p);
-    int turn = 0, steps = mine.end - mine.first;
+    stretch steps = steps_of(p);
+    split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
+    int turn = 0, count = steps.end - steps.first;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
+    }
+    if constexpr (WAY == FINISHED) {
+        finish.prepare(p.epilogue);
     }
     walk<C> tiles = {p.deal};
     tile t, following;
@@ -88,26 +113,43 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         t = following;
         there = tiles.next(&following);
         if (C::SHARING == IN_TURNS && turn != group) {
-            self.place.skip(steps);
+            self.place.skip(count);
             continue;
         }
         int width = C::N >> t.shift; // of this consumer
         self.token = C::SHARING == BY_TOKENS ? group * width : 0;
-        self.multiply_tile(sums, t.shift, steps, turn, C::SHARING == IN_TURNS && there);
-        int token = t.token + self.token;
-        if (C::SHARING == BY_ROWS && p.deal.split > 1) {
-            split_sums<C> all = {at, p.deal.split, (int)ptx::cluster_rank(), group, thread};
-            all.share(sums[0], &token, &width);
-            if (width > 0) {
-                leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, token,
-                              token + width, strip, thread);
-            }
-            break; // there is no other
+        share mine = {t.panel, t.block + self.block, p.weight.blocks - t.block - self.block,
+                      t.token + self.token, width};
+        if (CAN_SPLIT && p.deal.split > 1) {
+            all.mine(&mine.token, &mine.width);
+            mine.blocks = mine.width == 0 ? 0 : mine.blocks;
         }
-        leave_tile<C>(p, self.leaving, sums, t.panel, t.block + self.block, token, token + width,
-                      strip, thread);
+        int row = first_row(p.weight, mine);
+        row_terms terms;
+        if (WAY == FINISHED && mine.blocks > 0) {
+            finish.begin(p.epilogue, row, mine.token, mine.width);
+        }
+        self.multiply_tile(sums, t.shift, count, turn, C::SHARING == IN_TURNS && there, [&] {
+            if (WAY != BY_STRIPS) {
+                terms.load(p, row, thread);
+            }
+        });
+        if (CAN_SPLIT && p.deal.split > 1) {
+            all.share(sums[0], width);
+            if (mine.blocks > 0) {
+                leave_tile<C, WAY>(p, self, sums, mine, row, terms, true, strip);
+            }
+            break; // no other follows, which spares the products sums that are not theirs
+        }
+        if (mine.blocks > 0) {
+            leave_tile<C, WAY>(p, self, sums, mine, row, terms, !there, strip);
+        }
     }
-    self.leaving.send_all(thread);
+    if constexpr (WAY == FINISHED) {
+        finish.send_all(p.epilogue);
+    } else {
+        leaving.send_all(thread);
+    }
     if (thread == 0) {
         ptx::bulk_wait_all();
     }
@@ -127,6 +169,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), 1 + copies);
             ptx::barrier_init(at.empty(i), C::READERS);
+        }
+        for (int i = 0; i < C::GROUPS * C::CHUNKS; i++) {
+            ptx::barrier_init(at.residuals(0) + i * 8, 1);
         }
         ptx::barrier_init_fence();
     }
@@ -152,8 +197,14 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         }
     } else {
         ptx::take_registers<C::CONSUMER_REGISTERS>();
-        float *strips = (float *)(memory + (aligned - start) + C::LEAVING_AT);
-        consume<C>(p, with, at, strips, group, thread);
+        unsigned char *here = memory + (aligned - start);
+        if (!p.y_by_engine) {
+            consume<C, BY_STRIPS>(p, with, at, here, group, thread);
+        } else if (takes_longer(p.epilogue)) {
+            consume<C, FINISHED>(p, with, at, here, group, thread);
+        } else {
+            consume<C, PLAINLY>(p, with, at, here, group, thread);
+        }
     }
     if (p.deal.split > 1) {
         meet_cluster();
@@ -234,19 +285,26 @@ template <class C> int describe_x(const gpu_product &p, cuuint32_t width, CUtens
     return describe(d, map);
 }
 
-// Even rows and odd rows: the order in which a warp has them.
-inline int describe_y(const gpu_product &p, CUtensorMap *map)
+// Y, or the residual, which lies likewise, in chunks. Even rows and odd rows: the order in which a
+// warp has them; swiglu leaves one of the two.
+inline int describe_y(const gpu_product &p, const void *y, CUtensorMap *map)
 {
     const gpu_epilogue &e = p.epilogue;
+    bool pairs = (e.bits & ESP_EP_SWIGLU) != 0;
     cuuint64_t stride = (cuuint64_t)e.feature_step * 2;
-    return describe({CU_TENSOR_MAP_DATA_TYPE_UINT16,
+    description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16,
                      3,
-                     e.y,
+                     (void *)y,
                      {(cuuint64_t)e.tokens, (cuuint64_t)p.weight.out / 2, 2},
                      {stride * 2, stride},
                      {32, 32, 2},
-                     CU_TENSOR_MAP_SWIZZLE_64B},
-                    map);
+                     CU_TENSOR_MAP_SWIZZLE_64B};
+    if (pairs) {
+        d.sizes[2] = 1, d.strides[0] = stride;
+        d.box[0] = 64, d.box[2] = 1;
+        d.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+    }
+    return describe(d, map);
 }
 
 template <class C> int describe_all(const gpu_product &p, maps *with)
@@ -259,7 +317,10 @@ template <class C> int describe_all(const gpu_product &p, maps *with)
         }
     }
     if (failed == 0 && p.y_by_engine) {
-        failed = describe_y(p, &with->y);
+        failed = describe_y(p, p.epilogue.y, &with->y);
+    }
+    if (failed == 0 && p.y_by_engine && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0) {
+        failed = describe_y(p, p.epilogue.residual, &with->residual);
     }
     return failed;
 }

@@ -3,18 +3,27 @@
 #ifndef ESP_CUDA_SM90_PANEL_MULTIPLY_CUH
 #define ESP_CUDA_SM90_PANEL_MULTIPLY_CUH
 
-#include "cuda/sm90_panel_leave.cuh"
+#include "cuda/sm90_panel_finish.cuh"
 
 namespace panel
 {
 
 constexpr int TURN_BARRIER = 3; // and 4: "your turn", for either consumer
 
-template <class C> struct consumer {
+// How sums leave.
+enum way {
+    BY_STRIPS,
+    PLAINLY, // by the engine, with scale and bias at most
+    FINISHED // by the engine, with whatever the epilogue says
+};
+
+template <class C, way WAY> struct consumer {
     const shared_map<C> &at;
+    const gpu_epilogue &e;
     int block, token; // of the tile or part: its first of each
     int thread;       // of the warpgroup
-    departures<C> leaving;
+    departures<C> &leaving;
+    finishing<C> &finish;
     ring<C::STAGES> place;
 
     __device__ __forceinline__ uint32_t weights(int i) const
@@ -57,9 +66,9 @@ template <class C> struct consumer {
     // One step. The product that is in flight still reads its positions from `others`, so they must
     // not be overwritten before the wait.
     template <int N>
-    __device__ __forceinline__ void multiply_step(float (&sums)[C::BLOCKS][C::N / 2],
-                                                  uint32_t (&positions)[C::BLOCKS],
-                                                  const uint32_t (&others)[C::BLOCKS], bool first)
+    __device__ __forceinline__ void
+    multiply_step(float (&sums)[C::BLOCKS][C::N / 2], uint32_t (&positions)[C::BLOCKS],
+                  const uint32_t (&others)[C::BLOCKS], bool first, int steps)
     {
         ptx::barrier_wait(at.full(place.stage), place.parity);
         if constexpr (C::LOADING == GATHER) {
@@ -79,43 +88,65 @@ template <class C> struct consumer {
             release(place.before());
         }
         place.next();
-        leaving.send_next(thread);
+        if constexpr (WAY == FINISHED) {
+            finish.after_step(e, steps);
+        } else if constexpr (WAY == PLAINLY) {
+            leaving.send_next(thread);
+        }
+    }
+
+    // Finishes of what the last tile put off what the even step `step` of this one has to: a part
+    // in each, later where there is time, when earlier chunks have left.
+    __device__ __forceinline__ void finish_kept(int step, int steps)
+    {
+        constexpr int KEPT = finishing<C>::KEPT;
+        if constexpr (WAY == FINISHED && KEPT > 0) {
+            int parts = steps < 2 * KEPT ? KEPT : steps < 2 * KEPT + 6 || step >= 4 ? 1 : 0;
+#pragma unroll 1
+            for (int i = 0; i < parts; i++) {
+                finish.finish_kept(e);
+            }
+        }
     }
 
     // Stages are told apart by one bit, so in turns nobody may look at them before the other is
-    // through.
-    template <int N>
+    // through. `meanwhile` is called when the last product has been given out.
+    template <int N, class Call>
     __device__ __forceinline__ void multiply(float (&sums)[C::BLOCKS][C::N / 2], int steps,
-                                             int turn, bool other_follows)
+                                             int turn, bool other_follows, const Call &meanwhile)
     {
         if constexpr (C::SHARING == IN_TURNS) {
             ptx::named_barrier(TURN_BARRIER + turn, 256);
         }
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
         for (int step = 0; step < steps; step += 2) {
-            multiply_step<N>(sums, even, odd, step == 0);
+            multiply_step<N>(sums, even, odd, step == 0, steps);
+            finish_kept(step, steps);
             if (step + 1 < steps) {
-                multiply_step<N>(sums, odd, even, false);
+                multiply_step<N>(sums, odd, even, false, steps);
             }
         }
         if (other_follows) {
             ptx::named_barrier_arrive(TURN_BARRIER + 1 - turn, 256);
         }
+        meanwhile();
         ptx::product_wait<0>();
         keep(even);
         keep(odd);
         release(place.before());
     }
 
+    template <class Call>
     __device__ __forceinline__ void multiply_tile(float (&sums)[C::BLOCKS][C::N / 2], int shift,
-                                                  int steps, int turn, bool other_follows)
+                                                  int steps, int turn, bool other_follows,
+                                                  const Call &meanwhile)
     {
         if (shift == 0) {
-            multiply<C::N>(sums, steps, turn, other_follows);
+            multiply<C::N>(sums, steps, turn, other_follows, meanwhile);
         } else if (C::SHIFT == 1 || shift == 1) {
-            multiply<C::N / 2>(sums, steps, turn, other_follows);
+            multiply<C::N / 2>(sums, steps, turn, other_follows, meanwhile);
         } else if constexpr (C::SHIFT == 2) {
-            multiply<C::N / 4>(sums, steps, turn, other_follows);
+            multiply<C::N / 4>(sums, steps, turn, other_follows, meanwhile);
         }
     }
 };

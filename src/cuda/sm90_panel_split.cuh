@@ -27,7 +27,7 @@ template <class C> struct split_sums {
     int blocks, rank;                      // of the cluster
     int group, thread;                     // of the consumer
     static constexpr int QUADS = C::N / 8; // of four sums, of a thread
-    static_assert(2 * QUADS * 128 * 16 <= C::LEAVING_AT || C::SHARING != BY_ROWS,
+    static_assert(2 * QUADS * 128 * 16 <= C::LEAVING_AT || C::SHARING == IN_TURNS,
                   "sums fit into the ring");
 
     __device__ __forceinline__ uint32_t place(int of_group, int quad) const
@@ -68,17 +68,22 @@ template <class C> struct split_sums {
             }
         }
     }
-    // Of `width` tokens from `token` on; what is left is this block's share, none for one of the
-    // consumers.
-    __device__ __forceinline__ void share(float (&sums)[C::N / 2], int *token, int *width)
+    // Which of `width` tokens from `token` on are finished here: none for one of the consumers.
+    __device__ __forceinline__ void mine(int *token, int *width) const
     {
-        lay_down(sums, *width / 8);
-        meet_cluster();
-        int of_rows = blocks / 2, part = rank % of_rows; // blocks that share a consumer's rows
+        int of_rows = blocks / 2; // blocks that share what one consumer has
         *width = rank / of_rows == group ? *width / of_rows : 0;
-        *token += part * *width;
+        *token += rank % of_rows * *width;
+    }
+    // Sums of `width` tokens become those of this block's share.
+    __device__ __forceinline__ void share(float (&sums)[C::N / 2], int width)
+    {
+        lay_down(sums, width / 8);
+        meet_cluster();
+        int first = 0, left = width;
+        mine(&first, &left);
         for (int block = 0; block < blocks; block++) {
-            add_block(sums, part * *width / 8, *width / 8, block);
+            add_block(sums, first / 8, left / 8, block);
         }
     }
 };
