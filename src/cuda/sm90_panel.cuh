@@ -82,37 +82,40 @@ __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, 
     float *strip =
         (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
-    int turn = 0, count = all.rows * all.tokens;
-    if (C::SHARING == IN_TURNS && group == 1) {
+    constexpr bool turns = C::SHARING == IN_TURNS;
+    int count = all.rows * all.tokens, turn = turns ? group : 0;
+    int stride = (turns ? 2 : 1) * gridDim.x, index = blockIdx.x + turn * gridDim.x;
+    if (turn == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
+        self.place.skip(p.weight.steps);
     }
     if constexpr (WAY == FINISHED) {
         finish.prepare(p.epilogue);
     }
-    for (int index = blockIdx.x; index < count; index += gridDim.x, turn ^= 1) {
-        if (C::SHARING == IN_TURNS && turn != group) {
-            self.place.skip(p.weight.steps);
-            continue;
-        }
-        tile t = tile_at<C>(all, index);
+    tile t = tile_at<C>(all, index), coming;
+    for (; index < count; index += stride, t = coming) {
         share mine = {t.panel, t.block + self.block, p.weight.blocks - t.block - self.block,
                       t.token + self.token};
         int row = first_row(p.weight, mine);
-        bool last = index + gridDim.x >= count;
         row_terms terms;
         if (WAY == FINISHED && mine.blocks > 0) {
             finish.begin(p.epilogue, row, mine.token);
         }
-        self.multiply(sums, p.weight.steps, turn, C::SHARING == IN_TURNS && !last, [&] {
+        bool other_follows = turns && index + gridDim.x < count;
+        self.multiply(sums, p.weight.steps, turn, other_follows, [&] {
             if (WAY != BY_STRIPS) {
                 terms.load(p, row, thread);
             }
+            coming = tile_at<C>(all, index + stride);
         });
+        if (turns) {
+            self.place.skip(p.weight.steps);
+        }
         if (mine.blocks <= 0) {
             continue;
         }
         if constexpr (WAY == FINISHED) {
-            finish.leave(p.epilogue, sums[0], terms, last);
+            finish.leave(p.epilogue, sums[0], terms, index + stride >= count);
         } else if constexpr (WAY == PLAINLY) {
             leave_at_once<C>(p, leaving, sums, row, mine.blocks, mine.token, terms, thread);
         } else {
@@ -120,7 +123,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, 
         }
     }
     if constexpr (WAY == FINISHED) {
-        finish.send_all(p.epilogue);
+        finish.finish(p.epilogue);
     } else {
         leaving.send_all(thread);
     }
