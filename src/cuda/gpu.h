@@ -208,7 +208,7 @@ typedef struct gpu_deal {
                   stay in the L2 */
     int multiprocessors; /* that get any; clusters of `split` of them, each with one part at most */
     int split;           /* multiprocessors that share out the steps of a part */
-    bool overlaps; /* the launch may begin while the one before it ends */
+    bool overlaps;       /* the launch may begin while the one before it ends */
     int runs;
     gpu_run run[5];
 } gpu_deal;

@@ -98,7 +98,7 @@ static double deal_split(const panel_tiling *t, int shift, int split, gpu_deal *
 {
     int64_t parts = deal->rows * esp_ceil_div(t->tokens, t->tile_tokens >> shift);
     if (parts * split > t->multiprocessors || t->steps < 2 * split ||
-        t->tile_tokens >> shift < 16 * split) {
+        t->tile_tokens >> shift < t->least_share * split / 2) {
         return -1;
     }
     deal->tokens = 0;

@@ -13,7 +13,8 @@ typedef struct panel_tiling {
     int most_shift; /* a tile's tokens may be halved so often */
     int most_group; /* row tiles whose weights the L2 holds */
     int multiprocessors;
-    int most_split; /* multiprocessors that can share out the steps of a tile; a power of two */
+    int most_split;  /* multiprocessors that can share out the steps of a tile; a power of two */
+    int least_share; /* tokens of a consumer that one of them must finish at least */
     int64_t steps;
     /* By tiles of tile_tokens >> shift: of a step, of its end, of adding up what was shared out. */
     double step_clocks[PANEL_MOST_SHIFT + 1], finish_clocks[PANEL_MOST_SHIFT + 1],

@@ -20,14 +20,17 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-/* The copy engine knows no row order and 16-bit elements only; it takes rows of Y and of the residual
- * that begin aligned, and cuts them at multiples of 16 bytes only. */
+/* The copy engine knows no row order and 16-bit elements only; it takes rows of Y and of the
+ * residual that begin aligned, and cuts them at multiples of 16 bytes only. Activations and
+ * residuals are compiled for Y of the weight's type. */
 static bool y_by_engine(const gpu_product *product)
 {
     const gpu_epilogue *epilogue = &product->epilogue;
     return product->weight.straight && product->weight.out % 2 == 0 && epilogue->type != GPU_F32 &&
            epilogue->token_step == 1 && epilogue->aligned && epilogue->feature_step % 8 == 0 &&
-           epilogue->tokens % 8 == 0;
+           epilogue->tokens % 8 == 0 &&
+           ((epilogue->bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0 ||
+            (epilogue->type == GPU_BF16) == product->bf16);
 }
 
 static int run_product(const panel_variant *variant, gpu_product *product, void *stream)

@@ -17,8 +17,6 @@
 #ifndef ESP_CUDA_SM90_ACTIVATE_CUH
 #define ESP_CUDA_SM90_ACTIVATE_CUH
 
-#include <espalier/matmul.h>
-
 namespace activate
 {
 
@@ -36,11 +34,12 @@ __device__ __forceinline__ float magnitude(float v, float most)
     return a;
 }
 
-__device__ __forceinline__ float relu(float v)
+// For relu, 0; below all numbers where there is none.
+__device__ __forceinline__ float at_least(float v, float floor)
 {
-    float positive;
-    asm("max.NaN.f32 %0, %1, 0f00000000;" : "=f"(positive) : "f"(v));
-    return positive;
+    float larger;
+    asm("max.NaN.f32 %0, %1, %2;" : "=f"(larger) : "f"(v), "f"(floor));
+    return larger;
 }
 
 __device__ __forceinline__ float gelu(float v)
@@ -55,56 +54,27 @@ __device__ __forceinline__ float gelu(float v)
     return fmaf(-a, power_of_2(p), fmaxf(v, 0.0f));
 }
 
-// Of v, with s = 2^exponent: max(v, 0) - a s R(s).
-__device__ __forceinline__ float gate(float v, float a, float exponent)
-{
-    float s = power_of_2(exponent);
-    float r = fmaf(-0.104484469f, s, 0.417937875f);
-    r = fmaf(r, s, -0.770572901f);
-    r = fmaf(r, s, 0.953420758f);
-    r = fmaf(r, s, -0.996275723f);
-    r = fmaf(r, s, 0.999948978f);
-    return fmaf(-a * s, r, fmaxf(v, 0.0f));
-}
+// silu and gelu_tanh: s = 2^(a (linear + cubic a^2)).
+struct gate {
+    float linear, cubic;
 
-__device__ __forceinline__ float silu(float v)
-{
-    float a = magnitude(v, 200.0f);
-    return gate(v, a, -1.44269504f * a);
-}
-
-__device__ __forceinline__ float gelu_tanh(float v)
-{
-    float a = magnitude(v, 200.0f);
-    // 2 sqrt(2 / pi) log2(e) = 2.30220820, times 0.044715: 0.102943240
-    return gate(v, a, a * fmaf(-0.102943240f, a * a, -2.30220820f));
-}
-
-// Any activation but swiglu; `bits` are esp_epilogue's.
-template <int COUNT> __device__ __forceinline__ void all(unsigned bits, float (&v)[COUNT])
-{
-    if ((bits & ESP_EP_GELU) != 0) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            v[i] = gelu(v[i]);
-        }
-    } else if ((bits & ESP_EP_GELU_TANH) != 0) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            v[i] = gelu_tanh(v[i]);
-        }
-    } else if ((bits & ESP_EP_SILU) != 0) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            v[i] = silu(v[i]);
-        }
-    } else if ((bits & ESP_EP_RELU) != 0) {
-#pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            v[i] = relu(v[i]);
-        }
+    static __device__ __forceinline__ gate of(bool tanh)
+    {
+        // log2(e); 2 sqrt(2 / pi) log2(e), and that times 0.044715
+        return tanh ? gate{-2.30220820f, -0.102943240f} : gate{-1.44269504f, 0.0f};
     }
-}
+    __device__ __forceinline__ float apply(float v) const
+    {
+        float a = magnitude(v, 200.0f);
+        float s = power_of_2(a * fmaf(cubic, a * a, linear));
+        float r = fmaf(-0.104484469f, s, 0.417937875f);
+        r = fmaf(r, s, -0.770572901f);
+        r = fmaf(r, s, 0.953420758f);
+        r = fmaf(r, s, -0.996275723f);
+        r = fmaf(r, s, 0.999948978f);
+        return fmaf(-a * s, r, fmaxf(v, 0.0f));
+    }
+};
 
 } // namespace activate
 

@@ -76,8 +76,7 @@ __device__ __forceinline__ void leave_tile(const gpu_product &p, consumer<C, WAY
     if constexpr (WAY == FINISHED) {
         self.finish.leave(p.epilogue, sums[0], terms, last);
     } else if constexpr (WAY == PLAINLY) {
-        leave_at_once<C>(p, self.leaving, sums, row, s.blocks, s.token, s.width, terms,
-                         self.thread);
+        leave_at_once<C>(p, self.leaving, sums, row, s.token, s.width, terms, self.thread);
     } else {
         leave_by_strips<C>(p, sums, s, strip, self.thread);
     }
@@ -98,24 +97,23 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
     float sums[C::BLOCKS][C::N / 2];
     stretch steps = steps_of(p);
     split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
-    int turn = 0, count = steps.end - steps.first;
+    int count = steps.end - steps.first;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
     }
     if constexpr (WAY == FINISHED) {
         finish.prepare(p.epilogue);
     }
+    constexpr bool turns = C::SHARING == IN_TURNS;
     walk<C> tiles = {p.deal};
-    tile t, following;
-    bool there = tiles.next(&following);
+    tile t, coming;
+    bool there = tiles.next(&t);
+    if (turns && group == 1) {
+        self.place.skip(count);
+        there = there && tiles.next(&t);
+    }
     ptx::stream_order_wait();
-    for (; there; turn ^= 1) {
-        t = following;
-        there = tiles.next(&following);
-        if (C::SHARING == IN_TURNS && turn != group) {
-            self.place.skip(count);
-            continue;
-        }
+    for (; there; t = coming) {
         int width = C::N >> t.shift; // of this consumer
         self.token = C::SHARING == BY_TOKENS ? group * width : 0;
         share mine = {t.panel, t.block + self.block, p.weight.blocks - t.block - self.block,
@@ -129,11 +127,16 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         if (WAY == FINISHED && mine.blocks > 0) {
             finish.begin(p.epilogue, row, mine.token, mine.width);
         }
-        self.multiply_tile(sums, t.shift, count, turn, C::SHARING == IN_TURNS && there, [&] {
+        bool other_follows = turns && tiles.next(&coming);
+        self.multiply_tile(sums, t.shift, count, group, other_follows, [&] {
             if (WAY != BY_STRIPS) {
                 terms.load(p, row, thread);
             }
+            there = (!turns || other_follows) && tiles.next(&coming);
         });
+        if (turns) {
+            self.place.skip(count);
+        }
         if (CAN_SPLIT && p.deal.split > 1) {
             all.share(sums[0], width);
             if (mine.blocks > 0) {
@@ -146,7 +149,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         }
     }
     if constexpr (WAY == FINISHED) {
-        finish.send_all(p.epilogue);
+        finish.finish(p.epilogue);
     } else {
         leaving.send_all(thread);
     }
@@ -162,7 +165,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     extern __shared__ unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
     shared_map<C> at = {aligned};
-    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
+    // The same in all lanes of a warp, and known to be.
+    int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0), thread = threadIdx.x % 128;
     if (threadIdx.x == 0) {
         // the announcement, and the copies: none but the engine's, one a thread, or one a warp
         int copies = p.x_aligned ? (C::LOADING == GATHER ? LOADERS : 0) : LOADER_WARPS;
@@ -176,9 +180,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::barrier_init_fence();
     }
     __syncthreads();
-#ifndef LATE
     ptx::launch_next();
-#endif
     if (group == C::GROUPS) {
         ptx::give_registers<C::LOADER_REGISTERS>();
         if (!p.x_aligned) {
@@ -209,9 +211,6 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     if (p.deal.split > 1) {
         meet_cluster();
     }
-#ifdef LATE
-    ptx::launch_next();
-#endif
 }
 
 // ---- launching ----

@@ -21,9 +21,6 @@
 #include "cuda/sm90_activate.cuh"
 #include "cuda/sm90_panel_leave.cuh"
 
-#ifndef ESP_KEPT
-#define ESP_KEPT 3
-#endif
 namespace panel
 {
 
@@ -32,82 +29,103 @@ __device__ __forceinline__ bool takes_longer(const gpu_epilogue &e)
     return (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) != 0;
 }
 
+// What is done to a sum, known to the compiler: a branch costs as much as an activation.
+enum activity {
+    FLOOR, // relu or nothing
+    GELU,
+    GATE, // silu or gelu_tanh
+    PAIRS // swiglu
+};
+
 // ---- one part: 32 tokens, 16 sums of a thread: [eight][row][token] ----
 
 // Rounds four pairs, with what stands at `at` if it is to be added, and stores them there.
-__device__ __forceinline__ void put(const gpu_epilogue &e, const float (&v)[8], uint32_t at)
+template <bool BF16> __device__ __forceinline__ void put(const float *v, bool add, uint32_t at)
 {
+    constexpr gpu_type TYPE = BF16 ? GPU_BF16 : GPU_F16;
     uint32_t words[4];
-    if ((e.bits & ESP_EP_RESIDUAL) != 0) {
+    if (add) {
         ptx::load_matrices(at, words);
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            float2 old = epilogue::widen_pair(e.type, words[i]);
-            words[i] = epilogue::round_pair(e.type, v[2 * i] + old.x, v[2 * i + 1] + old.y);
+            float2 old = epilogue::widen_pair(TYPE, words[i]);
+            words[i] = epilogue::round_pair(TYPE, v[2 * i] + old.x, v[2 * i + 1] + old.y);
         }
     } else {
 #pragma unroll
         for (int i = 0; i < 4; i++) {
-            words[i] = epilogue::round_pair(e.type, v[2 * i], v[2 * i + 1]);
+            words[i] = epilogue::round_pair(TYPE, v[2 * i], v[2 * i + 1]);
         }
     }
     ptx::store_matrices(at, words);
 }
 
-// `half`: of the chunk, where two parts share one.
-__device__ __forceinline__ void finish_part(const gpu_epilogue &e, float (&v)[16], uint32_t chunk,
-                                            int half, int thread)
+// As lane_of_chunk, of the first 32 tokens of a chunk of 32 rows x 64 tokens.
+__device__ __forceinline__ uint32_t lane_of_pairs(int thread)
 {
-    if ((e.bits & ESP_EP_SWIGLU) != 0) {
-        int lane = thread % 32, line = thread / 32 * 8 + lane % 8;
-        float y[8];
+    int lane = thread % 32, line = thread / 32 * 8 + lane % 8;
+    return line * 128 + ((lane / 8 ^ lane % 8) << 4);
+}
+
+// `at`: a chunk's place and what the functions above say of it. Swiglu: `half` of the chunk.
+template <activity WHAT, bool BF16>
+__device__ __forceinline__ void finish_part(const gpu_epilogue &e, const float *sums, uint32_t at,
+                                            int half)
+{
+    bool add = (e.bits & ESP_EP_RESIDUAL) != 0;
+    float y[8];
+    if constexpr (WHAT == PAIRS) {
+        const activate::gate silu = activate::gate::of(false);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             int gate = i / 2 * 4 + i % 2;
-            y[i] = activate::silu(v[gate]) * v[gate + 2];
+            y[i] = silu.apply(sums[gate]) * sums[gate + 2];
         }
-        put(e, y, chunk + line * 128 + (((half * 4 + lane / 8) ^ (lane % 8)) << 4));
+        put<BF16>(y, add, at ^ (uint32_t)half * 64);
         return;
     }
-    activate::all(e.bits, v);
+    const activate::gate gate = activate::gate::of((e.bits & ESP_EP_GELU_TANH) != 0);
+    float floor = (e.bits & ESP_EP_RELU) != 0 ? 0.0f : -INFINITY;
 #pragma unroll
     for (int j = 0; j < 4; j += 2) {
-        float y[8];
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            y[i] = v[j * 4 + i];
+            float v = sums[j * 4 + i];
+            y[i] = WHAT == GELU   ? activate::gelu(v)
+                   : WHAT == GATE ? gate.apply(v)
+                                  : activate::at_least(v, floor);
         }
-        put(e, y, chunk + lane_of_chunk(j, thread));
+        put<BF16>(y, add, at ^ (uint32_t)j * 16); // the swizzle is an exclusive or as well
     }
 }
 
-// ---- the parts of a tile ----
+// ---- the parts of a tile, two by two ----
 
 template <class C> struct finishing {
     using to = departures<C>;
-    static constexpr int ALL = to::ALL;
-    static constexpr int MOST_KEPT = ESP_KEPT;
-    static constexpr int KEPT = C::SHARING == IN_TURNS ? 0 : ALL < MOST_KEPT ? ALL : MOST_KEPT;
-    static constexpr int AT_ONCE = ALL - KEPT;
+    static constexpr int ALL = to::ALL / 2; // twos of parts
+    static constexpr int KEPT = C::SHARING == IN_TURNS ? 0 : 1, AT_ONCE = ALL - KEPT;
     // There are places for all chunks that are written at once, so that they may wait there.
-    static constexpr bool HOLDS = C::SHARING != IN_TURNS && C::CHUNKS >= AT_ONCE;
+    static constexpr bool HOLDS = C::SHARING != IN_TURNS && C::CHUNKS >= 2 * AT_ONCE;
     static_assert(C::BLOCKS == 1, "the numbers of chunks do not depend on the tile");
 
     const to &out;
     ledger &book;     // thread 0's
     uint32_t arrived; // barriers of the places: the residual is there
     int thread;
-    int first, next; // chunks, numbered through all tiles: the tile's first, the next to be sent
-    int part;        // so many are finished; below ALL: the rest is kept
-    float kept[KEPT > 0 ? KEPT * 16 : 1];
+    int first, next;  // chunks, numbered through all tiles: the tile's first, the next to be sent
+    int done;         // twos of parts that are finished; below ALL: the last one is kept
+    uint32_t lane_at; // in a chunk
+    float kept[32];
 
-    static __device__ __forceinline__ int pairs(const gpu_epilogue &e)
+    // Chunks of two parts.
+    static __device__ __forceinline__ int chunks_of_two(const gpu_epilogue &e)
     {
-        return (e.bits & ESP_EP_SWIGLU) != 0 ? 1 : 0;
+        return (e.bits & ESP_EP_SWIGLU) != 0 ? 1 : 2;
     }
-    static __device__ __forceinline__ int step_of(const gpu_epilogue &e)
+    static __device__ __forceinline__ int chunks_of_tile(const gpu_epilogue &e)
     {
-        return 32 << pairs(e);
+        return ALL * chunks_of_two(e);
     }
     static __device__ __forceinline__ bool adds(const gpu_epilogue &e)
     {
@@ -121,9 +139,10 @@ template <class C> struct finishing {
     // Before the first tile.
     __device__ __forceinline__ void prepare(const gpu_epilogue &e)
     {
-        first = -(ALL >> pairs(e));
+        first = -chunks_of_tile(e);
         next = 0;
-        part = ALL;
+        done = ALL;
+        lane_at = (e.bits & ESP_EP_SWIGLU) != 0 ? lane_of_pairs(thread) : lane_of_chunk(0, thread);
         if (thread == 0) {
             book = {};
         }
@@ -131,7 +150,7 @@ template <class C> struct finishing {
 
     __device__ __forceinline__ int written(const gpu_epilogue &e) const
     {
-        return first + (part >> pairs(e));
+        return first + done * chunks_of_two(e);
     }
 
     // ---- by thread 0 ----
@@ -147,7 +166,8 @@ template <class C> struct finishing {
     {
 #pragma unroll 1
         for (int n = from; n < from + count; n++) {
-            out.send(n, book.row, inside(book.token, (n - first) * step_of(e), book.width));
+            int offset = (n - first) * (64 / chunks_of_two(e));
+            out.send(n, book.row, inside(book.token, offset, book.width));
         }
         ptx::bulk_commit();
         book.recent = book.recent << 4 | (unsigned)count;
@@ -170,14 +190,14 @@ template <class C> struct finishing {
     // As many as there are places for.
     __device__ __forceinline__ void load_residuals(const gpu_epilogue &e)
     {
-        int coming = first + (ALL >> pairs(e)); // the next tile's first
+        int coming = first + chunks_of_tile(e); // the next tile's first
         int n = book.loaded, end = min(book.limit, book.read + C::CHUNKS);
 #pragma unroll 1
         for (; n < end; n++) {
             bool ahead = n >= coming;
             int row = ahead ? book.coming_row : book.row;
             int token = inside(ahead ? book.coming_token : book.token,
-                               (n - (ahead ? coming : first)) * step_of(e),
+                               (n - (ahead ? coming : first)) * (64 / chunks_of_two(e)),
                                ahead ? book.coming_width : book.width);
             ptx::barrier_expect(barrier_of(n), CHUNK_BYTES);
             ptx::tensor_copy(out.place(n), &out.with->residual, token, row / 2, 0, barrier_of(n));
@@ -187,13 +207,12 @@ template <class C> struct finishing {
 
     // ---- by all ----
 
-    __device__ __forceinline__ void send_all(const gpu_epilogue &e)
+    // After the last tile.
+    __device__ __forceinline__ void finish(const gpu_epilogue &e)
     {
-        int count = written(e) - next;
-        if (count > 0 && thread == 0) {
-            send(e, next, count);
+        if (next < written(e) && thread == 0) {
+            send(e, next, written(e) - next);
         }
-        next = written(e);
     }
 
     // Before the products of a tile that has rows for this warpgroup.
@@ -201,7 +220,7 @@ template <class C> struct finishing {
     {
         if (thread == 0) {
             book.coming_row = row, book.coming_token = token, book.coming_width = width;
-            book.limit += ALL >> pairs(e);
+            book.limit += chunks_of_tile(e);
             if (adds(e)) {
                 if constexpr (C::SHARING == IN_TURNS) { // the other one's turn: there is time
                     look<0>();
@@ -230,17 +249,16 @@ template <class C> struct finishing {
         next += count;
     }
 
-    // Until chunk n may be written. All before it that are written may have to be sent.
+    // Until chunk n may be written.
     __device__ __forceinline__ void acquire(const gpu_epilogue &e, int n)
     {
         int before = n - C::CHUNKS; // in the same place
-        int count = before + 1 - next;
-        if (thread == 0) {
-            if (count > 0) {
-                send(e, next, count);
+        if (next <= before) {       // a tile of few steps
+            if (thread == 0) {
+                send(e, next, before + 1 - next);
             }
+            next = before + 1;
         }
-        next = max(next, before + 1);
         if (thread == 0) {
             if (book.read <= before) {
                 look<HOLDS ? 3 : C::CHUNKS - 1>();
@@ -248,10 +266,11 @@ template <class C> struct finishing {
             if (book.read <= before) {
                 look<0>();
             }
-            if (adds(e)) {
+            if (adds(e) && book.loaded <= n) {
                 load_residuals(e);
             }
         }
+        __syncwarp();
         if (adds(e)) {
             ptx::barrier_wait(barrier_of(n), n / C::CHUNKS & 1);
         } else {
@@ -259,30 +278,61 @@ template <class C> struct finishing {
         }
     }
 
-    // The chunk that was just finished leaves.
-    __device__ __forceinline__ void send_at_once(const gpu_epilogue &e)
+    // Two parts; chunks may wait where they stand (`hold`) or leave at once.
+    template <activity WHAT>
+    __device__ __forceinline__ void finish_two(const gpu_epilogue &e, const float (&sums)[32],
+                                               bool hold)
     {
-        out.settle();
-        send_all(e);
-        if (adds(e) && thread == 0) {
-            look<1>();
-            load_residuals(e);
+        int n = written(e);
+#pragma unroll
+        for (int half = 0; half < 2; half++) {
+            bool begins = WHAT != PAIRS || half == 0, ends = WHAT != PAIRS || half == 1;
+            if (begins && (!hold || adds(e))) {
+                acquire(e, n);
+            }
+            finish_part<WHAT, C::BF16>(e, sums + half * 16, out.place(n) + lane_at, half);
+            n += ends;
+            if (ends && !hold) {
+                out.settle();
+                if (thread == 0) {
+                    send(e, n - 1, 1);
+                }
+                next = n;
+                if (adds(e) && thread == 0) {
+                    look<1>();
+                    load_residuals(e);
+                }
+                __syncwarp();
+            }
         }
+        done++;
     }
 
-    // Scale and bias of part `which`, which must not be known to the compiler: one copy of what
-    // follows is enough.
+    // Scale and bias of two parts that the compiler must not know: one copy of what follows is
+    // enough.
     static __device__ __forceinline__ void take(const float (&sums)[C::N / 2], int which,
-                                                const row_terms &terms, float (&v)[16])
+                                                const row_terms &terms, float (&v)[32])
     {
 #pragma unroll
         for (int i = 0; i < ALL; i++) {
             if (i == which) {
 #pragma unroll
-                for (int k = 0; k < 16; k++) {
-                    v[k] = terms.apply(sums[i * 16 + k], k / 2 % 2);
+                for (int k = 0; k < 32; k++) {
+                    v[k] = terms.apply(sums[i * 32 + k], k / 2 % 2);
                 }
             }
+        }
+    }
+
+    template <activity WHAT>
+    __device__ __forceinline__ void leave_as(const gpu_epilogue &e, const float (&sums)[C::N / 2],
+                                             const row_terms &terms, bool hold, int end)
+    {
+#pragma unroll 1
+        while (done < end) {
+            float v[32];
+            take(sums, done, terms, v);
+            finish_two<WHAT>(e, v, hold);
         }
     }
 
@@ -290,71 +340,61 @@ template <class C> struct finishing {
     __device__ __forceinline__ void leave(const gpu_epilogue &e, const float (&sums)[C::N / 2],
                                           const row_terms &terms, bool last)
     {
-        send_all(e);
-        first += ALL >> pairs(e);
-        part = 0;
+        if (next < written(e)) { // a tile of few steps
+            if (thread == 0) {
+                send(e, next, written(e) - next);
+            }
+            next = written(e);
+        }
+        first += chunks_of_tile(e);
+        done = 0;
         if (thread == 0) {
             book.row = book.coming_row, book.token = book.coming_token;
             book.width = book.coming_width;
         }
-        bool holds = HOLDS && !last;
-        int at_once = last ? ALL : AT_ONCE;
-        if (holds && !adds(e) && AT_ONCE > 0) {
-            acquire(e, first + ((AT_ONCE - 1) >> pairs(e)));
+        bool hold = HOLDS && !last;
+        int end = last ? ALL : AT_ONCE;
+        if (hold && !adds(e)) {
+            acquire(e, first + AT_ONCE * chunks_of_two(e) - 1);
         }
-#pragma unroll 1
-        while (part < at_once) {
-            int n = written(e), half = part & pairs(e);
-            if (half == 0 && (!holds || adds(e))) {
-                acquire(e, n);
-            }
-            float v[16];
-            take(sums, part, terms, v);
-            finish_part(e, v, out.place(n), half, thread);
-            part++;
-            if (!holds && half == pairs(e)) {
-                send_at_once(e);
-            }
+        if ((e.bits & ESP_EP_GELU) != 0) {
+            leave_as<GELU>(e, sums, terms, hold, end);
+        } else if ((e.bits & ESP_EP_SWIGLU) != 0) {
+            leave_as<PAIRS>(e, sums, terms, hold, end);
+        } else if ((e.bits & (ESP_EP_SILU | ESP_EP_GELU_TANH)) != 0) {
+            leave_as<GATE>(e, sums, terms, hold, end);
+        } else {
+            leave_as<FLOOR>(e, sums, terms, hold, end);
         }
-        if (holds) {
+        if (hold) {
             out.settle();
         }
 #pragma unroll
-        for (int i = 0; i < KEPT * 16; i++) { // of the last, too: or older ones would live on
-            kept[i] = terms.apply(sums[AT_ONCE * 16 + i], i / 2 % 2);
+        for (int i = 0; i < 32; i++) { // of the last, too: or older ones would live on
+            kept[i] = terms.apply(sums[(ALL - 1) * 32 + i], i / 2 % 2);
         }
     }
 
-    // Finishes the next part of those kept, if one is left.
+    // Finishes what was kept, if something was.
     __device__ __forceinline__ void finish_kept(const gpu_epilogue &e)
     {
-        if constexpr (KEPT > 0) {
-            if (part == ALL) {
-                return;
-            }
-            int n = written(e), half = part & pairs(e);
-            if (half == 0) {
-                acquire(e, n);
-            }
-            float v[16];
-#pragma unroll
-            for (int i = 0; i < 16; i++) {
-                v[i] = kept[i];
-            }
-#pragma unroll
-            for (int i = 16; i < KEPT * 16; i++) {
-                kept[i - 16] = kept[i];
-            }
-            finish_part(e, v, out.place(n), half, thread);
-            part++;
-            if (half != pairs(e)) {
-                return;
-            }
-            if constexpr (HOLDS) { // it leaves after a later step
-                out.settle();
-            } else {
-                send_at_once(e);
-            }
+        if (done == ALL) {
+            return;
+        }
+        if (HOLDS && !adds(e)) {
+            acquire(e, first + chunks_of_tile(e) - 1);
+        }
+        if ((e.bits & ESP_EP_GELU) != 0) {
+            finish_two<GELU>(e, kept, HOLDS);
+        } else if ((e.bits & ESP_EP_SWIGLU) != 0) {
+            finish_two<PAIRS>(e, kept, HOLDS);
+        } else if ((e.bits & (ESP_EP_SILU | ESP_EP_GELU_TANH)) != 0) {
+            finish_two<GATE>(e, kept, HOLDS);
+        } else {
+            finish_two<FLOOR>(e, kept, HOLDS);
+        }
+        if (HOLDS) { // it leaves after later steps
+            out.settle();
         }
     }
 };

@@ -159,8 +159,8 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
 template <class C>
 __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C> &leaving,
                                               const float (&sums)[C::BLOCKS][C::N / 2], int row,
-                                              int blocks, int token, int width,
-                                              const row_terms &terms, int thread)
+                                              int token, int width, const row_terms &terms,
+                                              int thread)
 {
     leaving.send_all(thread);
     leaving.row = row, leaving.token = token, leaving.next = 0;

@@ -95,20 +95,6 @@ template <class C, way WAY> struct consumer {
         }
     }
 
-    // Finishes of what the last tile put off what the even step `step` of this one has to: a part
-    // in each, later where there is time, when earlier chunks have left.
-    __device__ __forceinline__ void finish_kept(int step, int steps)
-    {
-        constexpr int KEPT = finishing<C>::KEPT;
-        if constexpr (WAY == FINISHED && KEPT > 0) {
-            int parts = steps < 2 * KEPT ? KEPT : steps < 2 * KEPT + 6 || step >= 4 ? 1 : 0;
-#pragma unroll 1
-            for (int i = 0; i < parts; i++) {
-                finish.finish_kept(e);
-            }
-        }
-    }
-
     // Stages are told apart by one bit, so in turns nobody may look at them before the other is
     // through. `meanwhile` is called when the last product has been given out.
     template <int N, class Call>
@@ -119,9 +105,15 @@ template <class C, way WAY> struct consumer {
             ptx::named_barrier(TURN_BARRIER + turn, 256);
         }
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
+        int kept_at = min(4, (steps - 1) & ~1); // where what the last tile put off is finished:
+                                                // when earlier chunks have left
         for (int step = 0; step < steps; step += 2) {
             multiply_step<N>(sums, even, odd, step == 0, steps);
-            finish_kept(step, steps);
+            if constexpr (WAY == FINISHED && finishing<C>::KEPT > 0) {
+                if (step == kept_at) {
+                    finish.finish_kept(e);
+                }
+            }
             if (step + 1 < steps) {
                 multiply_step<N>(sums, odd, even, false, steps);
             }

@@ -15,6 +15,7 @@ static panel_tiling tiling_of(int64_t rows, int64_t tokens, int tile_tokens, int
                           .most_group = 32,
                           .multiprocessors = multiprocessors,
                           .most_split = 1,
+                          .least_share = 32,
                           .steps = 1,
                           .step_clocks = {100, 60, 40},
                           .share_clocks = {5, 4, 3}};
