@@ -10,8 +10,8 @@
 //   gelu_tanh  as silu, of 2 sqrt(2 / pi) (a + 0.044715 a^3)
 //
 // Relative errors: gelu 2^-14.9 (|v| < 5.7), silu and gelu_tanh 2^-14.2, with 2^-20 for ex2.approx
-// and the rounding of exponents. Half a step of f16 is 2^-12 to 2^-11, of bf16 2^-9 to 2^-8. Held to
-// 2^-14 by tests/kernel/test_cuda_epilogues.c.
+// and the rounding of exponents. Half a step of f16 is 2^-12 to 2^-11, of bf16 2^-9 to 2^-8. Held
+// to 2^-14 by tests/kernel/test_cuda_epilogues.c.
 //
 // NaN stays NaN: a is taken by min.NaN, which also keeps infinity out of products with zero.
 #ifndef ESP_CUDA_SM90_ACTIVATE_CUH
