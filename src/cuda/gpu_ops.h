@@ -114,9 +114,10 @@ typedef struct gpu_positions {
 int gpu_rope_angles(const float *frequencies, const gpu_positions *positions, int64_t head_dim,
                     int64_t tokens, float *cosines, float *sines, int64_t stride, void *stream);
 
-/* All that lies between the products for q, k and v and attention, in one launch: rotates halves (i,
- * i + head_dim / 2) of q's heads in place; rotates k's and puts k and v into caches, which are rows
- * of head_dim. q, k, v: [heads or kv_heads * head_dim][stride]; parts of one matrix, or three. */
+/* All that lies between the products for q, k and v and attention, in one launch: rotates halves
+ * (i, i + head_dim / 2) of q's heads in place; rotates k's and puts k and v into caches, which are
+ * rows of head_dim. q, k, v: [heads or kv_heads * head_dim][stride]; parts of one matrix, or three.
+ */
 typedef struct gpu_rope_append {
     gpu_type type;
     void *q; /* NULL: only k and v */
