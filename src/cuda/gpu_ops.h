@@ -34,12 +34,11 @@ typedef struct gpu_norm {
     const void *x;
     int64_t x_stride;
     const float *weight; /* [features], CONSTANT */
-    const float *bias;   /* [features], CONSTANT; NULL: none (layer_norm then adds nothing) */
+    const float *bias;   /* [features], CONSTANT; NULL: nothing is added; rms_norm reads none */
     float eps;
     int64_t features, tokens;
-    void *y; /* may be x (with its stride) unless `to` is given */
+    void *y; /* may be x, with its stride */
     int64_t y_stride;
-    const int32_t *to; /* NULL, or: token t goes to column to[t] of y, < 0: nowhere */
 } gpu_norm;
 
 /* y = x / sqrt(mean over features of x^2 + eps) * weight, per token. */
@@ -67,13 +66,13 @@ int gpu_gather_columns(gpu_type type, const void *x, int64_t x_stride, int64_t f
                        void *stream);
 
 /* Tokens of images from what the projection made of their patches. Column g * pitch + t of x, t <
- * specials + patches: positions[:, t], plus column g * patches + t - specials of `from` for t >=
- * specials; zero for the other columns of a pitch. x may be from where neither moves: specials 0
- * and pitch equal to patches. */
+ * specials + patches: positions[:, t], plus column g * from_pitch + t - specials of `from` for t >=
+ * specials; zero for the other columns of a pitch. x may be from where neither moves: specials 0,
+ * the same pitch and stride. */
 typedef struct gpu_image_tokens {
     gpu_type type;
     const void *from;
-    int64_t from_stride;
+    int64_t from_stride, from_pitch;
     int64_t features, images, patches, specials, pitch;
     const float *positions; /* [features][positions_stride], CONSTANT */
     int64_t positions_stride;
@@ -88,6 +87,8 @@ int gpu_argmax(gpu_type type, const void *logits, int64_t stride, int64_t count,
                int32_t *ids, void *stream);
 
 /* ---- positions and caches (ops_rope.cu) ---- */
+
+#define GPU_MOST_HEAD_DIM 256 /* and a multiple of 2 */
 
 /* Where the next token of a sequence goes: row `past` of each head of its caches. An array of these
  * lies in device memory, so that recorded work can be replayed while sequences grow. */
@@ -113,9 +114,10 @@ typedef struct gpu_positions {
 int gpu_rope_angles(const float *frequencies, const gpu_positions *positions, int64_t head_dim,
                     int64_t tokens, float *cosines, float *sines, int64_t stride, void *stream);
 
-/* All that lies between the products for q, k and v and attention, in one launch: rotates halves (i,
- * i + head_dim / 2) of q's heads in place; rotates k's and puts k and v into caches, which are rows
- * of head_dim. q, k, v: [heads or kv_heads * head_dim][stride]; parts of one matrix, or three. */
+/* All that lies between the products for q, k and v and attention, in one launch: rotates halves
+ * (i, i + head_dim / 2) of q's heads in place; rotates k's and puts k and v into caches, which are
+ * rows of head_dim. q, k, v: [heads or kv_heads * head_dim][stride]; parts of one matrix, or three.
+ */
 typedef struct gpu_rope_append {
     gpu_type type;
     void *q; /* NULL: only k and v */
@@ -125,14 +127,15 @@ typedef struct gpu_rope_append {
     const float *cosines, *sines; /* [head_dim / 2][angle_stride]; NULL: nothing turns */
     int64_t angle_stride;
     /* Tokens of one sequence: rows past, past + 1... of keys and values; or, where places is not
-     * NULL, a sequence each: token t to places[t], `offset` elements behind its keys and values.
+     * NULL, a sequence each: token t to places[t], where layer's caches lie 2 * layer * kv_heads *
+     * capacity * head_dim elements behind its keys and values.
      * Rows outside of 0..capacity-1 are not written. */
     void *keys, *values;
     int64_t capacity;
     int64_t past;
     const int32_t *past_at; /* added to past; NULL: nothing */
     const gpu_place *places;
-    int64_t offset;
+    int64_t layer;
 } gpu_rope_append;
 int gpu_rope_append_run(const gpu_rope_append *append, void *stream);
 
@@ -140,7 +143,7 @@ int gpu_rope_append_run(const gpu_rope_append *append, void *stream);
 
 /* pixels [images][channels][height][width] to y: row (c * patch + down) * patch + right, column
  * image * pitch + row * columns + column. Pixels beyond the last whole patch are left out; columns
- * of a pitch behind its patches are not written. */
+ * of a pitch behind its patches get zeros. */
 typedef struct gpu_patches {
     gpu_type pixel_type; /* f32, or `type` */
     const void *pixels;  /* tight */
@@ -163,21 +166,6 @@ typedef struct gpu_unfold {
     int64_t features, grids, height, width, pitch, side;
 } gpu_unfold;
 int gpu_unfold_grids(const gpu_unfold *unfold, void *stream);
-
-/* For each head, by rows (columns) of the tokens' grids, k below height (width):
- *   y[head][k][t] = q[head, :, t] . table[p(t) - k + height (width) - 1, :]
- * with p(t) the row (column) of t in its grid. Grids lie as above. */
-typedef struct gpu_relative {
-    gpu_type type; /* of q */
-    const void *q; /* [heads * head_dim][q_stride] */
-    int64_t q_stride;
-    const float *row_table, *column_table; /* [2 * height or width - 1][head_dim], CONSTANT */
-    gpu_type y_type;                       /* f32, or `type` */
-    void *row_y, *column_y;                /* [heads][height or width][y_stride] */
-    int64_t y_stride;
-    int64_t heads, head_dim, grids, height, width, pitch;
-} gpu_relative;
-int gpu_relative_bias(const gpu_relative *relative, void *stream);
 
 /* ---- vectors of texts (ops_pool.cu) ---- */
 
