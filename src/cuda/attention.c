@@ -54,6 +54,10 @@ int gpu_attend_groups(const gpu_attention_groups *a, void *stream)
         !aligned(a->q) || !aligned(a->k) || !aligned(a->v) || !aligned(a->y) || !grid_is_valid(a)) {
         return INVALID_VALUE;
     }
+    if (a->head_dim <= GPU_SM90_MOST_HEAD_DIM && gpu_sm90_can_attend(a->device)) {
+        return a->type == GPU_BF16 ? gpu_sm90_attend_groups_bf16(a, stream)
+                                   : gpu_sm90_attend_groups_f16(a, stream);
+    }
     return a->type == GPU_BF16 ? gpu_any_attend_groups_bf16(a, stream)
                                : gpu_any_attend_groups_f16(a, stream);
 }
@@ -69,6 +73,10 @@ int gpu_attend_prefill(const gpu_attention_prefill *a, void *stream)
         !aligned_stride(a->stride, a->tokens) || !aligned_stride(a->y_stride, a->tokens) ||
         !aligned(a->q) || !aligned(a->keys) || !aligned(a->values) || !aligned(a->y)) {
         return INVALID_VALUE;
+    }
+    if (a->head_dim <= GPU_SM90_MOST_HEAD_DIM && gpu_sm90_can_attend(a->device)) {
+        return a->type == GPU_BF16 ? gpu_sm90_attend_prefill_bf16(a, stream)
+                                   : gpu_sm90_attend_prefill_f16(a, stream);
     }
     return a->type == GPU_BF16 ? gpu_any_attend_prefill_bf16(a, stream)
                                : gpu_any_attend_prefill_f16(a, stream);
