@@ -159,7 +159,7 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     const norm_task &n;
     int64_t row, end, token; // first row, that behind the block's last, first column
     int left;                // columns that are there
-    bool whole;              // all eight, by 16-byte accesses
+    bool vector;             // all eight are, and 16-byte accesses are in order
     uint4 kept[KEPT];
 
     // Forgets what was made of what was kept: widened again it costs little, kept widened twice the registers.
@@ -178,17 +178,28 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     {
         return row + i * ROWS < end;
     }
+    __device__ __forceinline__ const T *place(int i) const
+    {
+        return (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
+    }
     __device__ __forceinline__ uint4 fetch(int i) const
     {
-        const T *x = (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
-        return has(i) ? ops::load_eight(x, left, whole) : make_uint4(0, 0, 0, 0);
+        return has(i) ? ops::load_eight(place(i), left, vector) : make_uint4(0, 0, 0, 0);
     }
+    // With no branch between the loads, so that all are under way before the first is waited for.
     __device__ __forceinline__ void load()
     {
         if constexpr (PASSES > 0) {
+            if (vector) {
 #pragma unroll
-            for (int i = 0; i < PASSES; i++) {
-                kept[i] = fetch(i);
+                for (int i = 0; i < PASSES; i++) {
+                    kept[i] = has(i) ? *(const uint4 *)place(i) : make_uint4(0, 0, 0, 0);
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < PASSES; i++) {
+                    kept[i] = fetch(i);
+                }
             }
         }
     }
@@ -244,7 +255,7 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
             v[j] = fmaf((v[j] - whole[j].x) * whole[j].y, weight, bias);
         }
         T *y = (T *)n.of.y + (row + i * ROWS) * n.of.y_stride + token;
-        ops::store_eight(y, ops::narrow_eight<T>(v), left, whole);
+        ops::store_eight(y, ops::narrow_eight<T>(v), left, vector);
     }
     __device__ __forceinline__ float weight(int i) const
     {
@@ -274,7 +285,7 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
     piece<T, MEAN, ACROSS, PASSES> mine = {n, first + threadIdx.x / ACROSS,
                                            min(n.of.features, first + n.block_rows), token,
                                            (int)min((int64_t)8, n.of.tokens - token)};
-    mine.whole = n.vector && mine.left == 8;
+    mine.vector = n.vector && mine.left == 8;
     float weights[EARLY ? PASSES : 1], biases[EARLY ? PASSES : 1];
     if constexpr (EARLY) {
 #pragma unroll
