@@ -1,7 +1,8 @@
 /* The GPU's kernels between products and attention at the shapes that models have: microseconds of
  * one launch among many that are recorded one behind the other, and what share of the bandwidth of
  * a copy its reads and writes have. Small ones stay in the L2, as they do in a model. Usage:
- * gpu_ops [ROUNDS], 5 unless given; the median of ROUNDS is printed. */
+ * gpu_ops [ROUNDS [PART]], 5 rounds unless given, of which the median is printed; PART of a name
+ * chooses kernels. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -317,6 +318,9 @@ int main(int argc, char **argv)
     printf("copy %.0f GB/s\n", memory.gb_per_s);
     for (size_t i = 0; i < sizeof all / sizeof all[0]; i++) {
         const timed *one = &all[i];
+        if (argc > 2 && strstr(one->what, argv[2]) == NULL) {
+            continue;
+        }
         double us = time_one(&memory, one, rounds);
         double bytes = one->bytes * (double)one->size[0] * (double)one->size[1];
         if (us < 0) {

@@ -6,19 +6,22 @@
 // few columns that most of the GPU would be idle, the blocks of a cluster share the rows and exchange what they
 // found through each other's shared memory.
 //
-//   block    512 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
-//   thread   8 columns of rows r, r + 512 / ACROSS, ... (PASSES of them, kept as they came)
+//   block    256 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
+//   thread   8 columns of rows r, r + 256 / ACROSS, ... (PASSES of them, kept as they came)
 //
 // Mean and squares of parts are merged pair by pair (Chan, Golub and LeVeque 1979), which is as exact for a large
 // mean as two passes over the column are; the order is fixed, so results are too.
 //
 // Limit: memory bandwidth; for few columns the way to the L2 and back, a barrier of the block and one of the cluster.
 #include "cuda/ops.cuh"
+#ifdef NORM_TRIAL
+#include <cstdlib>
+#endif
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
 
-constexpr int THREADS = 512, WARPS = THREADS / 32, MOST_CLUSTER = 8;
+constexpr int THREADS = 256, WARPS = THREADS / 32, MOST_CLUSTER = 8;
 
 // Of `count` rows of one column. Without a mean to take off, mean stays 0 and squares are those of x itself.
 struct spread {
@@ -39,7 +42,7 @@ __device__ __forceinline__ spread merge(const spread &a, float a_count, const sp
 __device__ __forceinline__ float share_of(float a_count, float b_count)
 {
     float both = a_count + b_count;
-    return both > 0 ? b_count / both : 0.0f;
+    return both > 0 ? __fdividef(b_count, both) : 0.0f;
 }
 
 template <bool MEAN> __device__ __forceinline__ spread shuffle(const spread &mine, int mask)
@@ -86,10 +89,11 @@ struct norm_task {
 
 template <int ACROSS> struct norm_memory {
     static constexpr int TOKENS = 8 * ACROSS;
-    spread warps[WARPS][TOKENS + 1]; // + 1: no bank conflict
+    spread warps[WARPS][TOKENS + 1]; // + 1: fewer bank conflicts
     float counts[WARPS];
     spread blocks[MOST_CLUSTER][TOKENS]; // written by the blocks of the cluster
-    float2 whole[TOKENS];                // mean, 1 / deviation
+    float2 whole[TOKENS];                // see finish
+    uint64_t arrived;                    // a barrier: all of `blocks` is there
 };
 
 // Rows of block `rank`.
@@ -99,22 +103,55 @@ __device__ __forceinline__ float rows_of(const norm_task &n, int rank)
     return (float)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
 }
 
+// x times the second plus the first is x without mean, over the deviation.
 __device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole)
 {
-    return {whole.mean, 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps)};
+    float factor = 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps);
+    return {-whole.mean * factor, factor};
 }
+
+#if __CUDA_ARCH__ >= 900
+// So that the others may send as soon as all blocks of the cluster have passed this.
+template <int ACROSS>
+__device__ __forceinline__ void expect_others(const norm_task &n, norm_memory<ACROSS> &memory)
+{
+    if (threadIdx.x == 0) {
+        uint32_t barrier = ptx::shared_address(&memory.arrived);
+        ptx::barrier_init(barrier, 1);
+        ptx::barrier_init_fence();
+        ptx::barrier_expect(barrier, n.cluster * 8 * ACROSS * (uint32_t)sizeof(spread));
+    }
+    __syncwarp();
+    ptx::cluster_arrive();
+}
+
+__device__ __forceinline__ void send(const spread &what, const spread *to, const uint64_t *arrived,
+                                     int block)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
+                 "[%0], {%1, %2}, [%3];" ::"r"(ptx::in_cluster(ptx::shared_address(to), block)),
+                 "f"(what.mean), "f"(what.squares),
+                 "r"(ptx::in_cluster(ptx::shared_address(arrived), block))
+                 : "memory");
+}
+#endif
 
 // From what each warp found to mean and deviation of each column, which every thread may read afterwards.
 template <bool MEAN, int ACROSS>
 __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACROSS> &memory, int rank)
 {
     constexpr int TOKENS = 8 * ACROSS;
-    int i = threadIdx.x, token = i / WARPS, warp = i % WARPS;
     __syncthreads();
-    spread mine = {0, 0};
-    if (i < TOKENS * WARPS) { // whole warps
+#if __CUDA_ARCH__ >= 900
+    if (n.cluster > 1) {
+        ptx::cluster_wait(); // the others have started
+    }
+#endif
+#pragma unroll
+    for (int i = threadIdx.x; i < TOKENS * WARPS; i += THREADS) { // whole warps
+        int token = i / WARPS, warp = i % WARPS;
         float count = memory.counts[warp];
-        mine = memory.warps[warp][token];
+        spread mine = memory.warps[warp][token];
 #pragma unroll
         for (int mask = WARPS / 2; mask > 0; mask /= 2) {
             merge_across<MEAN>(&mine, &count, mask);
@@ -122,31 +159,25 @@ __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACRO
         if (n.cluster == 1 && warp == 0) {
             memory.whole[token] = finish(n, mine);
         }
+#if __CUDA_ARCH__ >= 900
+        if (n.cluster > 1 && warp < n.cluster) {
+            send(mine, &memory.blocks[rank][token], &memory.arrived, warp);
+        }
+#endif
     }
 #if __CUDA_ARCH__ >= 900
-    if (n.cluster > 1) {
-        ptx::cluster_wait(); // the others have started
-        if (i < TOKENS * WARPS && warp < n.cluster) {
-            uint32_t to = ptx::in_cluster(ptx::shared_address(&memory.blocks[rank][token]), warp);
-            asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(mine.mean),
-                         "f"(mine.squares)
-                         : "memory");
-        }
-        ptx::cluster_arrive();
-        ptx::cluster_wait();
-        if (i < TOKENS * MOST_CLUSTER) {
-            int block = i % MOST_CLUSTER;
-            token = i / MOST_CLUSTER;
-            bool there = block < n.cluster;
-            mine = there ? memory.blocks[block][token] : spread{0, 0};
-            float count = there ? rows_of(n, block) : 0;
+    if (n.cluster > 1 && threadIdx.x < TOKENS * MOST_CLUSTER) {
+        int block = threadIdx.x % MOST_CLUSTER, token = threadIdx.x / MOST_CLUSTER;
+        bool there = block < n.cluster;
+        ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
+        spread mine = there ? memory.blocks[block][token] : spread{0, 0};
+        float count = there ? rows_of(n, block) : 0;
 #pragma unroll
-            for (int mask = MOST_CLUSTER / 2; mask > 0; mask /= 2) {
-                merge_across<MEAN>(&mine, &count, mask);
-            }
-            if (block == 0) {
-                memory.whole[token] = finish(n, mine);
-            }
+        for (int mask = MOST_CLUSTER / 2; mask > 0; mask /= 2) {
+            merge_across<MEAN>(&mine, &count, mask);
+        }
+        if (block == 0) {
+            memory.whole[token] = finish(n, mine);
         }
     }
 #endif
@@ -159,7 +190,7 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     const norm_task &n;
     int64_t row, end, token; // first row, that behind the block's last, first column
     int left;                // columns that are there
-    bool whole;              // all eight, by 16-byte accesses
+    bool vector;             // all eight are, and 16-byte accesses are in order
     uint4 kept[KEPT];
 
     // Forgets what was made of what was kept: widened again it costs little, kept widened twice the registers.
@@ -178,17 +209,28 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     {
         return row + i * ROWS < end;
     }
+    __device__ __forceinline__ const T *place(int i) const
+    {
+        return (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
+    }
     __device__ __forceinline__ uint4 fetch(int i) const
     {
-        const T *x = (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
-        return has(i) ? ops::load_eight(x, left, whole) : make_uint4(0, 0, 0, 0);
+        return has(i) ? ops::load_eight(place(i), left, vector) : make_uint4(0, 0, 0, 0);
     }
+    // With no branch between the loads, so that all are under way before the first is waited for.
     __device__ __forceinline__ void load()
     {
         if constexpr (PASSES > 0) {
+            if (vector) {
 #pragma unroll
-            for (int i = 0; i < PASSES; i++) {
-                kept[i] = fetch(i);
+                for (int i = 0; i < PASSES; i++) {
+                    kept[i] = has(i) ? *(const uint4 *)place(i) : make_uint4(0, 0, 0, 0);
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < PASSES; i++) {
+                    kept[i] = fetch(i);
+                }
             }
         }
     }
@@ -200,36 +242,38 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
             ops::widen_eight<T>(fetch(i), v);
         }
     }
-    // Of this thread's rows; how many they are.
+    // Of this thread's rows; how many they are. Sums are taken of what lies between a number and the first of its
+    // column, which is one of those that the spread is of: so a mean far from 0 costs no places.
     __device__ __forceinline__ float describe(spread (&columns)[8])
     {
-        float count = 0, v[8];
+        float count = 0, first[8], v[8];
+        if constexpr (MEAN) {
+            widen(0, first);
+        }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             columns[j] = {0, 0};
         }
 #pragma unroll
         for (int i = 0; i < passes(); i++) {
-            widen(i, v); // rows that are not there are 0
-            count += has(i) ? 1.0f : 0.0f;
+            if (has(i)) {
+                widen(i, v);
+                count += 1.0f;
 #pragma unroll
-            for (int j = 0; MEAN && j < 8; j++) {
-                columns[j].mean += v[j];
+                for (int j = 0; j < 8; j++) {
+                    float apart = MEAN ? v[j] - first[j] : v[j];
+                    columns[j].mean += MEAN ? apart : 0.0f;
+                    columns[j].squares = fmaf(apart, apart, columns[j].squares);
+                }
             }
         }
-#pragma unroll
-        for (int j = 0; MEAN && j < 8; j++) {
-            columns[j].mean *= count > 0 ? 1.0f / count : 0.0f;
-        }
-        forget();
-#pragma unroll
-        for (int i = 0; i < passes(); i++) {
-            widen(i, v);
-            float weight = has(i) ? 1.0f : 0.0f;
+        if constexpr (MEAN) {
+            float each = count > 0 ? __fdividef(1.0f, count) : 0.0f;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                float apart = (v[j] - columns[j].mean) * weight;
-                columns[j].squares = fmaf(apart, apart, columns[j].squares);
+                float shift = columns[j].mean * each;
+                float squares = fmaf(-columns[j].mean, shift, columns[j].squares);
+                columns[j] = {first[j] + shift, squares < 0.0f ? 0.0f : squares}; // NaN stays
             }
         }
         return count;
@@ -241,10 +285,11 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
         widen(i, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            v[j] = fmaf((v[j] - whole[j].x) * whole[j].y, weight, bias);
+            v[j] = MEAN ? fmaf(fmaf(v[j], whole[j].y, whole[j].x), weight, bias)
+                        : v[j] * whole[j].y * weight;
         }
         T *y = (T *)n.of.y + (row + i * ROWS) * n.of.y_stride + token;
-        ops::store_eight(y, ops::narrow_eight<T>(v), left, whole);
+        ops::store_eight(y, ops::narrow_eight<T>(v), left, vector);
     }
     __device__ __forceinline__ float weight(int i) const
     {
@@ -254,18 +299,27 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     {
         return MEAN && n.of.bias != nullptr && has(i) ? __ldg(n.of.bias + row + i * ROWS) : 0.0f;
     }
+    template <int COUNT>
+    __device__ __forceinline__ void load_terms(float (&weights)[COUNT], float (&biases)[COUNT]) const
+    {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            weights[i] = weight(i), biases[i] = bias(i);
+        }
+    }
 };
 
 template <class T, bool MEAN, int ACROSS, int PASSES>
-__global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
+__global__ void __launch_bounds__(THREADS, PASSES <= 4 ? 4 : PASSES <= 8 ? 3 : 2)
     norm_kernel(const __grid_constant__ norm_task n)
 {
-    constexpr bool EARLY = PASSES == 1 || PASSES == 2; // few columns: weights come while others still work
+    constexpr bool EARLY = PASSES == 1 || PASSES == 2; // weights come while the launch before still works
+    constexpr bool KNOWN = PASSES > 0 && PASSES <= 12; // so do they later, where registers are left
     __shared__ norm_memory<ACROSS> memory;
     mma::let_next_launch_begin();
 #if __CUDA_ARCH__ >= 900
     if (n.cluster > 1) {
-        ptx::cluster_arrive();
+        expect_others(n, memory);
     }
 #endif
     int rank = (int)(blockIdx.x % n.cluster), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -274,13 +328,10 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
     piece<T, MEAN, ACROSS, PASSES> mine = {n, first + threadIdx.x / ACROSS,
                                            min(n.of.features, first + n.block_rows), token,
                                            (int)min((int64_t)8, n.of.tokens - token)};
-    mine.whole = n.vector && mine.left == 8;
-    float weights[EARLY ? PASSES : 1], biases[EARLY ? PASSES : 1];
+    mine.vector = n.vector && mine.left == 8;
+    float weights[KNOWN ? PASSES : 1], biases[KNOWN ? PASSES : 1];
     if constexpr (EARLY) {
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            weights[i] = mine.weight(i), biases[i] = mine.bias(i);
-        }
+        mine.load_terms(weights, biases);
     }
     mma::wait_for_launch_before();
     mine.load();
@@ -288,15 +339,25 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
     float count = mine.describe(columns);
     halve<MEAN, 8>(columns, &count, 16, (lane & 16) != 0);
     halve<MEAN, 4>(columns, &count, 8, (lane & 8) != 0);
-    halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
+    int column = lane % ACROSS * 8 + (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2;
+    if constexpr (ACROSS == 8) {
+        memory.warps[warp][column] = columns[0];
+        memory.warps[warp][column + 1] = columns[1];
+    } else {
+        halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
 #pragma unroll
-    for (int mask = 2; mask >= ACROSS; mask /= 2) {
-        merge_across<MEAN>(&columns[0], &count, mask);
+        for (int mask = 2; mask >= ACROSS; mask /= 2) {
+            merge_across<MEAN>(&columns[0], &count, mask);
+        }
+        if (lane % 4 < ACROSS) {
+            memory.warps[warp][column + (lane >> 2 & 1)] = columns[0];
+        }
     }
-    if (lane % 4 < ACROSS) {
-        int column = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
-        memory.warps[warp][lane % 4 * 8 + column] = columns[0];
+    if (lane == 0) {
         memory.counts[warp] = count;
+    }
+    if constexpr (KNOWN && !EARLY) { // while warps wait for one another
+        mine.load_terms(weights, biases);
     }
     merge_block<MEAN, ACROSS>(n, memory, rank);
     mine.forget();
@@ -308,8 +369,8 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
 #pragma unroll
     for (int i = 0; i < mine.passes(); i++) {
         if (mine.has(i)) {
-            mine.store(i, whole, EARLY ? weights[EARLY ? i : 0] : mine.weight(i),
-                       EARLY ? biases[EARLY ? i : 0] : mine.bias(i));
+            mine.store(i, whole, KNOWN ? weights[KNOWN ? i : 0] : mine.weight(i),
+                       KNOWN ? biases[KNOWN ? i : 0] : mine.bias(i));
         }
     }
 }
@@ -322,7 +383,7 @@ struct cut {
     int64_t blocks;
 };
 
-constexpr int MOST_PASSES = 8, ENOUGH_BLOCKS = 100;
+constexpr int MOST_PASSES = 16, ENOUGH_BLOCKS = 100;
 
 cut cut_by(int64_t features, int64_t tokens, int across, int cluster)
 {
@@ -337,7 +398,16 @@ cut choose(const gpu_norm *norm)
 {
     int most = ops::on_hopper() ? MOST_CLUSTER : 1;
     cut best = {};
-    for (int across = norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1; across >= 1; across /= 2) {
+    int widest = norm->tokens > 32 ? 8 : norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
+#ifdef NORM_TRIAL
+    if (getenv("ACROSS") != nullptr && norm->tokens > 32) {
+        best = cut_by(norm->features, norm->tokens, atoi(getenv("ACROSS")), atoi(getenv("CLUSTER")));
+        if (best.passes <= MOST_PASSES) {
+            return best;
+        }
+    }
+#endif
+    for (int across = widest; across >= 1; across /= 2) {
         for (int cluster = 1; cluster <= most; cluster *= 2) {
             best = cut_by(norm->features, norm->tokens, across, cluster);
             bool spread_out = best.blocks >= ENOUGH_BLOCKS || best.passes <= 2;
@@ -360,10 +430,12 @@ template <class T, bool MEAN, int ACROSS> int launch_across(const norm_task &tas
         kernel = norm_kernel<T, MEAN, ACROSS, 2>;
     } else if (how.passes <= 4) {
         kernel = norm_kernel<T, MEAN, ACROSS, 4>;
-    } else if (how.passes <= 6) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 6>;
-    } else {
+    } else if (how.passes <= 8) {
         kernel = norm_kernel<T, MEAN, ACROSS, 8>;
+    } else if (how.passes <= 12) {
+        kernel = norm_kernel<T, MEAN, ACROSS, 12>;
+    } else {
+        kernel = norm_kernel<T, MEAN, ACROSS, 16>;
     }
     return ops::launch(kernel, dim3((unsigned)how.blocks), THREADS, how.cluster, stream, task);
 }
@@ -379,6 +451,8 @@ template <class T, bool MEAN> int launch_as(const gpu_norm *norm, void *stream)
                           ops::aligned_to(norm->y, norm->y_stride, 2, 16),
                       how.cluster, (int)ops::divide_up(norm->features, how.cluster), how.passes};
     switch (how.across) {
+    case 8:
+        return launch_across<T, MEAN, 8>(task, how, stream);
     case 4:
         return launch_across<T, MEAN, 4>(task, how, stream);
     case 2:

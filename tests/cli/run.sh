@@ -310,6 +310,21 @@ no_leftovers
 t "bench of patterns, JSON" 0 bench plain --patterns 2:4,64:2:5 --text text.txt -r 3 --json --work kept --memory sparse
 json '@j == 3 && $j[0]{pattern} eq "dense" && $j[0]{file_ratio} == 1 && $j[1]{mean_kl} > 0 && $j[2]{linear_ratio} < 0.6'
 t "bench kept the folders" 0 verify kept/64-2-5
+printf '%s' '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 128, "num_hidden_layers": 2,
+ "num_attention_heads": 4, "intermediate_size": 256, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
+ "vocab_size": 100}' >config.json && mkdir -p drawn && mv config.json drawn/
+t "bench of drawn weights" 0 bench --random-weights drawn -p 64:2:8,dense,2:4 --tokens 20 --new-tokens 3 -r 2 --memory sparse
+out_has '^model/drawn/dense/f16/prefill20 '; out_has '^model/drawn/2:4/f16/decode1 .* sparse$'; quiet_err
+t "bench of drawn weights, JSON" 0 bench --random-weights drawn -p 64:2:8 --batch 3 --type bf16 -r 2 --json --memory sparse
+json '@j == 4 && $j[0]{problem} eq "model/drawn/dense/bf16/prefill48" && $j[3]{problem} eq "model/drawn/64:2:8/bf16/decode3" && $j[2]{ratio_to_dense} == 1'
+json '$j[3]{median_ms} > 0 && $j[3]{least_ms} <= $j[3]{median_ms} && $j[3]{rivals}{espalier_dense} == $j[2]{median_ms} && $j[3]{sparse_flops_share} > 0.8 && $j[3]{is_sparse} && !$j[2]{is_sparse} && $j[3]{resident_bytes} < $j[2]{resident_bytes} && $j[3]{random_weights}'
+t "bench beside a dense model" 0 bench p24 --baseline plain -r 2 --json
+json '@j == 4 && $j[1]{pattern} eq "2:4" && !$j[1]{random_weights} && $j[1]{problem} =~ m,^model/p24/2:4/,'
+t "bench of drawn texts" 0 bench --random-weights bert -p 2:4 --batch 2 --tokens 8 -r 2; out_has '^model/bert/2:4/f16/2x8 '
+t "bench: drawn and a model" 2 bench plain --random-weights drawn; err_has 'takes no MODEL'
+t "bench: a pattern and nothing to draw" 2 bench plain -p 2:4; err_has 'takes no MODEL'
+t "bench: nothing to draw" 3 bench --random-weights absent -p 2:4; err_has 'checkpoint.no_config'
+t "bench: drawn texts too long" 2 bench --random-weights drawn --tokens 65; err_has 'bench.context_too_short'
 t "bench: wrong problem" 2 bench matmul/2:4/bf16/0x64x4
 t "bench: too many tokens" 2 bench plain --prompt-tokens 128 --new-tokens 1; err_has 'bench.context_too_short'
 t "bench of nothing" 3 bench absent
