@@ -1,0 +1,647 @@
+/* What a model needs on the GPU besides products and attention, against the reference: norms, sums
+ * and gates, conversions, rows of tables, columns that move, the largest logit, vectors of texts.
+ * Bit for bit where numbers only move or are rounded once after sums in one order, within derived
+ * bounds elsewhere; sizes that divide nothing, rows tight, aligned and neither, poison in every
+ * gap, each launch twice. Without a GPU every case is skipped. TEST_ROUNDS sets how many random
+ * problems are drawn. */
+#ifdef ESP_HAVE_CUDA
+#include "gpu_bed.h"
+
+/* ---- norms ---- */
+
+static int go_layer_norm(const void *norm)
+{
+    return gpu_layer_norm(norm, NULL);
+}
+
+static int go_rms_norm(const void *norm)
+{
+    return gpu_rms_norm(norm, NULL);
+}
+
+/* Relative to what is added up: a thread's rows one after the other, then pairs, then a few
+ * operations on the way to y. */
+static double norm_depth(int64_t features)
+{
+    return ((double)features / 512 + 40) * 0x1p-24;
+}
+
+static double *norm_slack(const matrix *x, const float *weight, const float *bias, double eps,
+                          const float *expected)
+{
+    double *slack = malloc((size_t)(x->rows * x->columns + 1) * sizeof *slack);
+    double depth = norm_depth(x->rows);
+    for (int64_t t = 0; t < x->columns; t++) {
+        double sum = 0, squares = 0, most = 0;
+        for (int64_t f = 0; f < x->rows; f++) {
+            double v = (double)matrix_get(x, f, t);
+            sum += v;
+            most = fmax(most, fabs(v));
+        }
+        double mean = bias != NULL ? sum / (double)x->rows : 0;
+        for (int64_t f = 0; f < x->rows; f++) {
+            double apart = (double)matrix_get(x, f, t) - mean;
+            squares += apart * apart;
+        }
+        double factor = 1 / sqrt(squares / (double)x->rows + eps);
+        double shift = bias != NULL ? most * factor : 0; /* of the mean, in deviations */
+        for (int64_t f = 0; f < x->rows; f++) {
+            double added = bias != NULL ? fabs((double)bias[f]) : 0, w = fabs((double)weight[f]);
+            double bare = fabs((double)expected[f * x->columns + t]) + added;
+            slack[f * x->columns + t] = 2 * depth * (w * shift + bare * (1 + shift) + added);
+        }
+    }
+    return slack;
+}
+
+static void compare_norm(bed *b, bool mean, matrix *x, bool in_place, float eps)
+{
+    matrix weight = bed_table(b, ESP_F32, 1, x->rows, 2),
+           bias = bed_table(b, ESP_F32, 1, x->rows, 1);
+    matrix y = bed_matrix(b, b->type, x->rows, x->columns), *to = in_place ? x : &y;
+    float *in = matrix_values(x), *w = matrix_values(&weight), *plus = matrix_values(&bias);
+    float *expected = malloc((size_t)(x->rows * x->columns + 1) * sizeof *expected);
+    if (mean) {
+        esp_ref_ops.layer_norm(NULL, in, w, plus, eps, x->rows, x->columns, expected);
+    } else {
+        esp_ref_ops.rms_norm(NULL, in, w, eps, x->rows, x->columns, expected);
+    }
+    double *slack = norm_slack(x, w, mean ? plus : NULL, (double)eps, expected);
+    gpu_norm norm = {.type = gpu_type_of(b->type),
+                     .x = matrix_there(x),
+                     .x_stride = x->stride,
+                     .weight = matrix_there(&weight),
+                     .bias = mean ? matrix_there(&bias) : NULL,
+                     .eps = eps,
+                     .features = x->rows,
+                     .tokens = x->columns,
+                     .y = matrix_there(to),
+                     .y_stride = to->stride};
+    matrix_run(b->run, b->device, to, mean ? go_layer_norm : go_rms_norm, &norm);
+    matrix_compare(b->run, to, expected, slack);
+    matrix_free(b->device, &weight);
+    matrix_free(b->device, &bias);
+    matrix_free(b->device, &y);
+    free(in);
+    free(w);
+    free(plus);
+    free(expected);
+    free(slack);
+}
+
+static void norm_of(bed *b, bool mean, int64_t features, int64_t tokens, float centre)
+{
+    matrix x = bed_matrix(b, b->type, features, tokens);
+    bool in_place = esp_random_below(&b->random, 2) == 0;
+    test_sub(b->run, "%s %s %lldx%lld stride %lld%s around %g", mean ? "layer" : "rms",
+             b->type == ESP_F16 ? "f16" : "bf16", (long long)features, (long long)tokens,
+             (long long)x.stride, in_place ? " in place" : "", (double)centre);
+    matrix_draw(&x, &b->random, 2);
+    for (int64_t i = 0; centre != 0 && i < features * tokens; i++) {
+        int64_t f = i / tokens, t = i % tokens;
+        matrix_put(&x, f, t, centre + matrix_get(&x, f, t));
+    }
+    matrix_upload(b->run, b->device, &x);
+    compare_norm(b, mean, &x, in_place, mean ? 1e-5f : 1e-6f);
+    matrix_free(b->device, &x);
+}
+
+static void norms(bed *b)
+{
+    /* Each way to cut a matrix into blocks, and tails of it. */
+    static const int shapes[][2] = {
+        {1, 1},     {7, 3},      {64, 8},      {255, 9},    {256, 100},  {257, 17},  {384, 33},
+        {768, 1},   {768, 3333}, {1000, 64},   {1024, 200}, {1280, 500}, {1280, 4},  {4096, 1},
+        {4096, 8},  {4096, 16},  {4095, 13},   {5120, 40},  {8192, 1},   {8192, 24}, {12345, 5},
+        {40000, 3}, {256, 4096}, {1024, 3201}, {2048, 900}, {70001, 9}};
+    for (int i = 0; i < ESP_COUNT(shapes); i++) {
+        norm_of(b, true, shapes[i][0], shapes[i][1], 0);
+        norm_of(b, false, shapes[i][0], shapes[i][1], 0);
+    }
+    norm_of(b, true, 768, 37, 500); /* a mean far from 0 */
+    norm_of(b, true, 4096, 2, -100);
+    norm_of(b, true, 1280, 300, 1000);
+}
+
+/* A column with NaN or infinity comes out as the reference says, its neighbours as if nothing was
+ * there. */
+static void norms_not_finite(bed *b)
+{
+    static const float odd[] = {NAN, INFINITY, -INFINITY};
+    for (int i = 0; i < 12; i++) {
+        bool mean = i % 2 == 0;
+        int64_t features = i % 4 < 2 ? 700 : 4100, tokens = i < 6 ? 21 : 3;
+        matrix x = bed_drawn(b, b->type, features, tokens, 1);
+        test_sub(b->run, "%s %g in %lldx%lld", mean ? "layer" : "rms", (double)odd[i % 3],
+                 (long long)features, (long long)tokens);
+        matrix_put(&x, between(b, 0, features - 1), between(b, 0, tokens - 1), odd[i % 3]);
+        matrix_upload(b->run, b->device, &x);
+        compare_norm(b, mean, &x, false, 1e-5f);
+        matrix_free(b->device, &x);
+    }
+}
+
+/* ---- elementwise ---- */
+
+typedef struct elementwise {
+    gpu_type type;
+    matrix *y, *a, *b;
+} elementwise;
+
+static int go_add(const void *user)
+{
+    const elementwise *e = user;
+    return gpu_add(e->type, matrix_there(e->y), e->y->stride, matrix_there(e->b), e->b->stride,
+                   e->b->rows, e->b->columns, NULL);
+}
+
+static int go_swiglu(const void *user)
+{
+    const elementwise *e = user;
+    return gpu_swiglu(e->type, matrix_there(e->a), e->a->stride, matrix_there(e->b), e->b->stride,
+                      e->b->rows, e->b->columns, matrix_there(e->y), e->y->stride, NULL);
+}
+
+static void add_of(bed *b, int64_t rows, int64_t columns)
+{
+    matrix x = bed_drawn(b, b->type, rows, columns, 4), y = bed_drawn(b, b->type, rows, columns, 4);
+    float *expected = matrix_values(&x), *more = matrix_values(&y);
+    elementwise e = {gpu_type_of(b->type), &x, NULL, &y};
+    test_sub(b->run, "add %lldx%lld strides %lld %lld", (long long)rows, (long long)columns,
+             (long long)x.stride, (long long)y.stride);
+    esp_ref_ops.add(NULL, expected, more, rows * columns);
+    matrix_run(b->run, b->device, &x, go_add, &e);
+    matrix_compare(b->run, &x, expected, NULL);
+    matrix_free(b->device, &x);
+    matrix_free(b->device, &y);
+    free(expected);
+    free(more);
+}
+
+static void swiglu_of(bed *b, int64_t rows, int64_t columns)
+{
+    matrix gate = bed_drawn(b, b->type, rows, columns, 12);
+    matrix up = bed_drawn(b, b->type, rows, columns, 4), y = bed_matrix(b, b->type, rows, columns);
+    bool in_place = esp_random_below(&b->random, 2) == 0;
+    float *expected = matrix_values(&gate), *factors = matrix_values(&up);
+    double *slack = malloc((size_t)(rows * columns + 1) * sizeof *slack);
+    elementwise e = {gpu_type_of(b->type), in_place ? &gate : &y, &gate, &up};
+    test_sub(b->run, "swiglu %lldx%lld%s", (long long)rows, (long long)columns,
+             in_place ? " in place" : "");
+    esp_ref_ops.swiglu(NULL, expected, factors, rows * columns, expected);
+    for (int64_t i = 0; i < rows * columns; i++) {
+        slack[i] = fabs((double)expected[i]) * 8 * 0x1p-24; /* an exponential, two quotients */
+    }
+    matrix_run(b->run, b->device, e.y, go_swiglu, &e);
+    matrix_compare(b->run, e.y, expected, slack);
+    matrix_free(b->device, &gate);
+    matrix_free(b->device, &up);
+    matrix_free(b->device, &y);
+    free(expected);
+    free(factors);
+    free(slack);
+}
+
+typedef struct conversion {
+    matrix *from, *to;
+    bool turn;
+} conversion;
+
+static int go_convert(const void *user)
+{
+    const conversion *c = user;
+    return gpu_convert(gpu_type_of(c->from->type), matrix_there(c->from), c->from->stride,
+                       gpu_type_of(c->to->type), matrix_there(c->to), c->to->stride, c->from->rows,
+                       c->from->columns, c->turn, NULL);
+}
+
+static void convert_of(bed *b, esp_dtype from_type, esp_dtype to_type, bool turn, int64_t rows,
+                       int64_t columns)
+{
+    matrix from = bed_drawn(b, from_type, rows, columns, 100);
+    matrix to = bed_matrix(b, to_type, turn ? columns : rows, turn ? rows : columns);
+    float *expected = malloc((size_t)(rows * columns + 1) * sizeof *expected);
+    conversion c = {&from, &to, turn};
+    test_sub(b->run, "convert %d to %d%s %lldx%lld", (int)from_type, (int)to_type,
+             turn ? " turned" : "", (long long)rows, (long long)columns);
+    for (int64_t i = 0; i < rows * columns; i++) {
+        int64_t row = i / columns, column = i % columns;
+        expected[turn ? column * rows + row : i] = matrix_get(&from, row, column);
+    }
+    matrix_run(b->run, b->device, &to, go_convert, &c);
+    matrix_compare(b->run, &to, expected, NULL);
+    matrix_free(b->device, &from);
+    matrix_free(b->device, &to);
+    free(expected);
+}
+
+static void elementwise_ops(bed *b)
+{
+    static const int shapes[][2] = {{1, 1}, {3, 7}, {5, 8}, {1, 4096}, {300, 33}, {257, 200}};
+    static const esp_dtype all[] = {ESP_F32, ESP_F16, ESP_BF16};
+    for (int i = 0; i < ESP_COUNT(shapes); i++) {
+        add_of(b, shapes[i][0], shapes[i][1]);
+        swiglu_of(b, shapes[i][0], shapes[i][1]);
+        for (int k = 0; k < 18; k++) {
+            convert_of(b, all[k % 3], all[k / 3 % 3], k >= 9, shapes[i][0], shapes[i][1]);
+        }
+    }
+}
+
+/* ---- tokens ---- */
+
+typedef struct embedding {
+    gpu_type type;
+    gpu_lookup lookups[GPU_MOST_LOOKUPS];
+    int count;
+    matrix *x;
+} embedding;
+
+static int go_embed(const void *user)
+{
+    const embedding *e = user;
+    return gpu_embed(e->type, e->lookups, e->count, e->x->rows, e->x->columns, matrix_there(e->x),
+                     e->x->stride, NULL);
+}
+
+static void embed_of(bed *b, int tables, int64_t features, int64_t tokens)
+{
+    matrix table[GPU_MOST_LOOKUPS], x = bed_matrix(b, b->type, features, tokens);
+    int32_t *ids = malloc((size_t)tokens * sizeof *ids);
+    float *expected = calloc((size_t)(features * tokens + 1), sizeof *expected);
+    embedding e = {.type = gpu_type_of(b->type), .count = tables, .x = &x};
+    test_sub(b->run, "embed of %d tables %lldx%lld stride %lld", tables, (long long)features,
+             (long long)tokens, (long long)x.stride);
+    for (int i = 0; i < tables; i++) {
+        int64_t rows = i == 0 ? 100 : between(b, 1, 9);
+        bool none = i == 2; /* row 0 for all */
+        table[i] = bed_table(b, b->type, rows, features, 1);
+        for (int64_t t = 0; t < tokens; t++) {
+            ids[t] = none ? 0 : (int32_t)between(b, -2, rows + 1); /* outside: zeros */
+            for (int64_t f = 0; ids[t] >= 0 && ids[t] < rows && f < features; f++) {
+                expected[f * tokens + t] += matrix_get(&table[i], ids[t], f);
+            }
+        }
+        e.lookups[i].table = matrix_there(&table[i]);
+        e.lookups[i].rows =
+            none ? NULL : device_copy(b->run, b->device, ids, (size_t)tokens * sizeof *ids);
+        e.lookups[i].count = rows;
+    }
+    matrix_run(b->run, b->device, &x, go_embed, &e);
+    matrix_compare(b->run, &x, expected, NULL); /* f32 sums in the order of the tables */
+    for (int i = 0; i < tables; i++) {
+        union {
+            const void *read;
+            void *held;
+        } rows = {e.lookups[i].rows};
+        esp_device_release(b->device, rows.held);
+        matrix_free(b->device, &table[i]);
+    }
+    matrix_free(b->device, &x);
+    free(ids);
+    free(expected);
+}
+
+typedef struct gathering {
+    gpu_type type;
+    matrix *x, *y;
+    void *index;
+    bool add;
+} gathering;
+
+static int go_gather(const void *user)
+{
+    const gathering *g = user;
+    return gpu_gather_columns(g->type, matrix_there(g->x), g->x->stride, g->x->rows, g->index,
+                              g->y->columns, g->add, matrix_there(g->y), g->y->stride, NULL);
+}
+
+static void gather_of(bed *b, int64_t features, int64_t tokens, int64_t count, bool add)
+{
+    matrix x = bed_drawn(b, b->type, features, tokens, 3);
+    matrix y = bed_drawn(b, b->type, features, count, 3);
+    int32_t *index = malloc((size_t)count * sizeof *index);
+    float *in = matrix_values(&x), *expected = matrix_values(&y);
+    float *picked = malloc((size_t)(features * count + 1) * sizeof *picked);
+    test_sub(b->run, "gather %lld of %lldx%lld%s", (long long)count, (long long)features,
+             (long long)tokens, add ? " added" : "");
+    for (int64_t i = 0; i < count; i++) {
+        index[i] = (int32_t)between(b, -1, tokens - 1);
+    }
+    esp_ref_ops.gather_tokens(NULL, in, features, tokens, index, count, picked);
+    for (int64_t i = 0; i < features * count; i++) {
+        expected[i] = add ? expected[i] + picked[i] : picked[i];
+    }
+    gathering g = {gpu_type_of(b->type), &x, &y,
+                   device_copy(b->run, b->device, index, (size_t)count * sizeof *index), add};
+    matrix_run(b->run, b->device, &y, go_gather, &g);
+    matrix_compare(b->run, &y, expected, NULL);
+    esp_device_release(b->device, g.index);
+    matrix_free(b->device, &x);
+    matrix_free(b->device, &y);
+    free(index);
+    free(in);
+    free(expected);
+    free(picked);
+}
+
+static int go_place(const void *tokens)
+{
+    return gpu_place_image_tokens(tokens, NULL);
+}
+
+/* gaps: columns behind the patches of `from`, and behind the tokens of x. */
+static void place_of(bed *b, int64_t features, int64_t images, int64_t patches, int64_t specials,
+                     const int64_t gaps[2])
+{
+    int64_t from_pitch = patches + gaps[0], pitch = specials + patches + gaps[1];
+    matrix from = bed_drawn(b, b->type, features, images * from_pitch, 2);
+    matrix x = bed_matrix(b, b->type, features, images * pitch);
+    matrix positions = bed_drawn(b, ESP_F32, features, specials + patches, 1);
+    float *expected = malloc((size_t)(features * x.columns + 1) * sizeof *expected);
+    bool in_place = specials == 0 && from_pitch == pitch && images % 2 == 0;
+    matrix *to = in_place ? &from : &x;
+    test_sub(b->run, "tokens of %lld images: %lld patches, %lld others, pitches %lld, %lld%s",
+             (long long)images, (long long)patches, (long long)specials, (long long)from_pitch,
+             (long long)pitch, in_place ? " in place" : "");
+    for (int64_t i = 0; i < features * x.columns; i++) {
+        int64_t f = i / x.columns, image = i % x.columns / pitch, t = i % x.columns % pitch;
+        bool patch = t >= specials && t < specials + patches;
+        float v = patch ? matrix_get(&from, f, image * from_pitch + t - specials) : 0.0f;
+        expected[i] = t < specials + patches ? v + matrix_get(&positions, f, t) : 0.0f;
+    }
+    gpu_image_tokens tokens = {.type = gpu_type_of(b->type),
+                               .from = matrix_there(&from),
+                               .from_stride = from.stride,
+                               .from_pitch = from_pitch,
+                               .features = features,
+                               .images = images,
+                               .patches = patches,
+                               .specials = specials,
+                               .pitch = pitch,
+                               .positions = matrix_there(&positions),
+                               .positions_stride = positions.stride,
+                               .x = matrix_there(to),
+                               .x_stride = to->stride};
+    matrix_run(b->run, b->device, to, go_place, &tokens);
+    matrix_compare(b->run, to, expected, NULL);
+    matrix_free(b->device, &from);
+    matrix_free(b->device, &x);
+    matrix_free(b->device, &positions);
+    free(expected);
+}
+
+typedef struct choosing {
+    matrix *logits, *ids;
+} choosing;
+
+static int go_argmax(const void *user)
+{
+    const choosing *c = user;
+    return gpu_argmax(gpu_type_of(c->logits->type), matrix_there(c->logits), c->logits->stride,
+                      c->logits->rows, c->logits->columns, matrix_there(c->ids), NULL);
+}
+
+/* kind: 0 as drawn, 1 nothing but NaN and -infinity, 2 equals everywhere, 3 NaN among numbers, 4
+ * infinity. */
+static void argmax_of(bed *b, esp_dtype type, int64_t count, int64_t size, int kind)
+{
+    test_run *run = b->run;
+    matrix logits = bed_drawn(b, type, count, size, 10);
+    matrix ids = bed_matrix(b, ESP_F32, 1, count);
+    test_sub(b->run, "argmax of %lldx%lld type %d kind %d", (long long)count, (long long)size,
+             (int)type, kind);
+    for (int64_t i = 0; i < count * size; i++) {
+        float v = matrix_get(&logits, i / size, i % size);
+        bool odd = between(b, 0, 9) == 0;
+        v = kind == 1 ? (odd ? -INFINITY : NAN) : kind == 2 ? floorf(v / 20) : v;
+        v = kind == 3 && !odd ? NAN : kind == 4 && odd ? INFINITY : v;
+        matrix_put(&logits, i / size, i % size, v);
+    }
+    matrix_upload(b->run, b->device, &logits);
+    choosing c = {&logits, &ids};
+    matrix_run(b->run, b->device, &ids, go_argmax, &c);
+    for (int64_t row = 0; row < count; row++) {
+        int32_t id, best = -1;
+        float most = -INFINITY;
+        memcpy(&id, matrix_at(&ids, 0, row), sizeof id);
+        for (int64_t i = 0; i < size; i++) {
+            float v = matrix_get(&logits, row, i);
+            if (v > most) {
+                most = v, best = (int32_t)i;
+            }
+        }
+        CHECK_INT(id, best);
+    }
+    matrix_free(b->device, &logits);
+    matrix_free(b->device, &ids);
+}
+
+static void tokens_ops(bed *b)
+{
+    static const int64_t none[2] = {0, 0}, three[2] = {3, 0}, both[2] = {4, 3};
+    static const int shapes[][2] = {{1, 1},    {64, 1},    {65, 2},   {100, 63},
+                                    {384, 64}, {768, 130}, {70, 1000}};
+    for (int i = 0; i < ESP_COUNT(shapes); i++) {
+        for (int tables = 1; tables <= GPU_MOST_LOOKUPS; tables++) {
+            embed_of(b, tables, shapes[i][0], shapes[i][1]);
+        }
+        gather_of(b, shapes[i][0], shapes[i][1], 2 * shapes[i][1] + 1, false);
+        gather_of(b, shapes[i][0], shapes[i][1], shapes[i][1], true);
+    }
+    place_of(b, 70, 3, 9, 1, three);
+    place_of(b, 128, 2, 196, 1, both);
+    place_of(b, 33, 1, 49, 2, both);
+    place_of(b, 40, 2, 64, 0, none);
+    place_of(b, 40, 1, 64, 0, none);
+    for (int kind = 0; kind < 5; kind++) {
+        argmax_of(b, ESP_F32, 3, 32000, kind);
+        argmax_of(b, b->type, 17, 4099, kind);
+        argmax_of(b, ESP_F32, 2, 1 + 7 * kind, kind);
+        argmax_of(b, b->type, 1, 151936, kind);
+    }
+}
+
+/* ---- vectors of texts ---- */
+
+static int go_pool(const void *pool)
+{
+    return gpu_pool_texts(pool, NULL);
+}
+
+static float pooled(gpu_pooling pooling, const matrix *x, int64_t row, int32_t first,
+                    int32_t length)
+{
+    double sum = 0;
+    float most = length > 0 ? matrix_get(x, row, first) : 0;
+    for (int32_t t = first; t < first + length; t++) {
+        float v = matrix_get(x, row, t);
+        sum += (double)v;
+        most = v > most ? v : most;
+    }
+    return length == 0                ? 0
+           : pooling == GPU_POOL_MEAN ? (float)(sum / length)
+           : pooling == GPU_POOL_MAX  ? most
+                                      : matrix_get(x, row, first);
+}
+
+static void pool_of(bed *b, gpu_pooling pooling, bool normalize, int64_t features, int64_t texts,
+                    int64_t longest)
+{
+    matrix x = bed_drawn(b, b->type, features, texts * longest, 2);
+    matrix vectors = matrix_make(b->run, b->device, ESP_F32, texts, features, (laying){0, 0});
+    int32_t *first = malloc((size_t)texts * sizeof *first),
+            *lengths = malloc((size_t)texts * sizeof *lengths);
+    float *expected = malloc((size_t)(texts * features + 1) * sizeof *expected);
+    double *slack = malloc((size_t)(texts * features + 1) * sizeof *slack);
+    test_sub(b->run, "pool %d%s %lld texts of up to %lld tokens, %lld features", (int)pooling,
+             normalize ? " normalised" : "", (long long)texts, (long long)longest,
+             (long long)features);
+    for (int64_t i = 0; i < texts; i++) {
+        double squares = 0, depth = ((double)longest / 32 + 10) * 0x1p-24;
+        first[i] = (int32_t)(i * longest);
+        lengths[i] = (int32_t)between(b, i == 1 ? 0 : 1, longest);
+        for (int64_t f = 0; f < features; f++) {
+            float v = pooled(pooling, &x, f, first[i], lengths[i]);
+            expected[i * features + f] = v;
+            slack[i * features + f] = pooling == GPU_POOL_MEAN ? 16 * depth : 0; /* |x| <= 16 */
+            squares += (double)v * (double)v;
+        }
+        double length = fmax(sqrt(squares), 1e-12);
+        for (int64_t f = 0; normalize && f < features; f++) {
+            float *v = &expected[i * features + f];
+            double more = ((double)features / 256 + 20) * 0x1p-24 +
+                          16 * depth * sqrt((double)features) / length;
+            *v = (float)((double)*v / length);
+            slack[i * features + f] = slack[i * features + f] / length + fabs((double)*v) * more;
+        }
+    }
+    void *starts = device_copy(b->run, b->device, first, (size_t)texts * sizeof *first);
+    void *counts = device_copy(b->run, b->device, lengths, (size_t)texts * sizeof *lengths);
+    gpu_pool pool = {.type = gpu_type_of(b->type),
+                     .x = matrix_there(&x),
+                     .x_stride = x.stride,
+                     .features = features,
+                     .texts = texts,
+                     .first = starts,
+                     .lengths = counts,
+                     .pooling = pooling,
+                     .normalize = normalize,
+                     .vectors = matrix_there(&vectors)};
+    matrix_run(b->run, b->device, &vectors, go_pool, &pool);
+    matrix_compare(b->run, &vectors, expected, slack);
+    esp_device_release(b->device, starts);
+    esp_device_release(b->device, counts);
+    matrix_free(b->device, &x);
+    matrix_free(b->device, &vectors);
+    free(first);
+    free(lengths);
+    free(expected);
+    free(slack);
+}
+
+static void pool_ops(bed *b)
+{
+    for (int i = 0; i < 6; i++) {
+        pool_of(b, (gpu_pooling)(i % 3), i >= 3, 384, 5, 40);
+        pool_of(b, (gpu_pooling)(i % 3), i >= 3, 33, 3, 300);
+        pool_of(b, (gpu_pooling)(i % 3), i >= 3, 1, 1, 1);
+    }
+}
+
+/* ---- cases ---- */
+
+/* One of each kind, few enough for the tools that watch every access to memory. */
+static void some_of_each(bed *b)
+{
+    static const int64_t gaps[2] = {3, 5};
+    norm_of(b, true, 768, 77, 0);
+    norm_of(b, false, 1030, 3, 0);
+    norm_of(b, true, 4096, 1, 0);
+    norm_of(b, false, 5000, 9, 0);
+    add_of(b, 40, 33);
+    swiglu_of(b, 40, 33);
+    convert_of(b, ESP_F32, b->type, true, 40, 70);
+    convert_of(b, b->type, ESP_F32, false, 40, 70);
+    embed_of(b, 3, 100, 70);
+    gather_of(b, 40, 50, 77, true);
+    place_of(b, 40, 3, 9, 1, gaps);
+    argmax_of(b, ESP_F32, 2, 5000, 3);
+    argmax_of(b, b->type, 2, 100, 0);
+    pool_of(b, GPU_POOL_MEAN, true, 100, 3, 40);
+}
+
+static void random_of_each(bed *b)
+{
+    const char *rounds = getenv("TEST_ROUNDS");
+    for (int i = 0; i < (rounds != NULL ? atoi(rounds) / 40 : 10); i++) {
+        int64_t features = random_log(&b->random, 1, 9000), tokens = random_log(&b->random, 1, 300);
+        int64_t gaps[2] = {between(b, 0, 9), between(b, 0, 9)};
+        norm_of(b, i % 2 == 0, features, tokens, 0);
+        add_of(b, features, between(b, 1, 40));
+        swiglu_of(b, between(b, 1, 100), tokens);
+        convert_of(b, b->type, i % 2 == 0 ? ESP_F32 : b->type, i % 3 == 0, tokens,
+                   between(b, 1, 300));
+        embed_of(b, 1 + i % 3, between(b, 1, 500), tokens);
+        gather_of(b, between(b, 1, 500), tokens, between(b, 1, 300), i % 2 == 1);
+        place_of(b, between(b, 1, 200), between(b, 1, 4), between(b, 1, 60), between(b, 0, 2),
+                 gaps);
+        argmax_of(b, i % 2 == 0 ? ESP_F32 : b->type, between(b, 1, 5),
+                  random_log(&b->random, 1, 40000), i % 5);
+        pool_of(b, (gpu_pooling)(i % 3), i % 2 == 0, between(b, 1, 400), between(b, 1, 6), tokens);
+    }
+}
+
+static void norms_on_gpu(test_run *run)
+{
+    on_gpu(run, norms);
+}
+
+static void norms_of_infinity(test_run *run)
+{
+    on_gpu(run, norms_not_finite);
+}
+
+static void elementwise_on_gpu(test_run *run)
+{
+    on_gpu(run, elementwise_ops);
+}
+
+static void tokens_on_gpu(test_run *run)
+{
+    on_gpu(run, tokens_ops);
+}
+
+static void pool_on_gpu(test_run *run)
+{
+    on_gpu(run, pool_ops);
+}
+
+static void some_for_sanitizers(test_run *run)
+{
+    on_gpu(run, some_of_each);
+}
+
+static void random_problems(test_run *run)
+{
+    on_gpu(run, random_of_each);
+}
+
+static const test_case cases[] = {{"norms", norms_on_gpu},
+                                  {"norms_not_finite", norms_of_infinity},
+                                  {"elementwise", elementwise_on_gpu},
+                                  {"tokens", tokens_on_gpu},
+                                  {"pool", pool_on_gpu},
+                                  {"some_for_sanitizers", some_for_sanitizers},
+                                  {"random_problems", random_problems}};
+#else
+#include "test.h"
+
+static void no_gpu(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
+
+static const test_case cases[] = {{"built_without_cuda", no_gpu}};
+#endif
+TEST_MAIN(cases)
