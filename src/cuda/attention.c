@@ -47,9 +47,10 @@ int gpu_attend_groups(const gpu_attention_groups *a, void *stream)
         return 0;
     }
     bool placed = a->starts != NULL || (a->pitch % 8 == 0 && a->pitch >= a->tokens);
+    int64_t least = a->lengths != NULL ? 1 : a->tokens;
     if (!shape_is_valid(a->type, a->heads, a->heads, a->head_dim, a->scale) ||
         !in_range(a->groups, 1, INT32_MAX) || !in_range(a->tokens, 1, MOST_COLUMNS) || !placed ||
-        !aligned_stride(a->stride, a->tokens) || !aligned_stride(a->y_stride, a->tokens) ||
+        !aligned_stride(a->stride, least) || !aligned_stride(a->y_stride, least) ||
         !aligned(a->q) || !aligned(a->k) || !aligned(a->v) || !aligned(a->y) || !grid_is_valid(a)) {
         return INVALID_VALUE;
     }

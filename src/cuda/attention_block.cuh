@@ -48,65 +48,20 @@ struct piece {
 
 // ---- loading ----
 
-// COLUMNS wide pieces of rows of memory: `valid` columns hold something, rows from `features` on nothing.
-template <int THREADS, int D, int WIDE, int ROW>
-__device__ __forceinline__ void load_columns(uint32_t to, const uint16_t *from, int64_t stride,
-                                             int features, int valid)
-{
-    constexpr int PIECES = WIDE / 8;
-    bool whole = features == D && valid >= WIDE;
-#pragma unroll
-    for (int step = 0; step < D * PIECES; step += THREADS) {
-        int i = step + threadIdx.x, row = i / PIECES, column = i % PIECES * 8;
-        if (D * PIECES % THREADS != 0 && i >= D * PIECES) {
-            break;
-        }
-        uint32_t at = to + (uint32_t)(row * ROW + column) * 2;
-        if (whole) {
-            ptx::copy_16(at, from + row * stride + column);
-            continue;
-        }
-        int bytes = row < features ? min(max(valid - column, 0), 8) * 2 : 0;
-        ptx::copy_16(at, bytes > 0 ? from + row * stride + column : from, (uint32_t)bytes);
-    }
-}
-
-// Rows of a cache, `features` long.
-template <int THREADS, int D, int HIGH, int ROW>
-__device__ __forceinline__ void load_rows(uint32_t to, const uint16_t *from, int features, int valid)
-{
-    constexpr int PIECES = D / 8;
-    bool whole = features == D && valid >= HIGH;
-#pragma unroll
-    for (int step = 0; step < HIGH * PIECES; step += THREADS) {
-        int i = step + threadIdx.x, row = i / PIECES, column = i % PIECES * 8;
-        if (HIGH * PIECES % THREADS != 0 && i >= HIGH * PIECES) {
-            break;
-        }
-        uint32_t at = to + (uint32_t)(row * ROW + column) * 2;
-        if (whole) {
-            ptx::copy_16(at, from + (int64_t)row * D + column);
-            continue;
-        }
-        bool there = row < valid && column < features;
-        ptx::copy_16(at, there ? from + (int64_t)row * features + column : from, there ? 16u : 0u);
-    }
-}
-
 template <class C>
 __device__ __forceinline__ void load_stage(const piece &p, uint32_t stage, int key)
 {
     using tile = typename C::tile;
     int valid = p.keys_count - key;
     if constexpr (C::L == COLUMNS) {
-        load_columns<C::THREADS, C::D, C::KEYS, tile::ROW>(stage, p.keys + key, p.key_stride,
+        load_columns<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage, p.keys + key, p.key_stride,
                                                            p.features, valid);
-        load_columns<C::THREADS, C::D, C::KEYS, tile::ROW>(stage + tile::BYTES, p.values + key,
+        load_columns<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + key,
                                                            p.key_stride, p.features, valid);
     } else {
         int64_t offset = (int64_t)key * p.features;
-        load_rows<C::THREADS, C::D, C::KEYS, tile::ROW>(stage, p.keys + offset, p.features, valid);
-        load_rows<C::THREADS, C::D, C::KEYS, tile::ROW>(stage + tile::BYTES, p.values + offset,
+        load_rows<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage, p.keys + offset, p.features, valid);
+        load_rows<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + offset,
                                                         p.features, valid);
     }
     ptx::copy_commit();
@@ -318,7 +273,7 @@ template <class C> __device__ __forceinline__ void attend(const piece &p, uint32
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     uint32_t room = shared + C::QUERIES_AT;
-    load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(room, p.q, p.stride, p.features,
+    load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(threadIdx.x, room, p.q, p.stride, p.features,
                                                              p.queries - p.first);
     ptx::copy_commit();
     load_stage<C>(p, shared, 0);

@@ -27,6 +27,55 @@ template <layout L, int D, int KEYS> struct tile {
     static constexpr uint32_t BYTES = HEIGHT * ROW * 2;
 };
 
+// ---- loading, by `thread` of THREADS ----
+
+// COLUMNS wide pieces of rows of memory: `valid` columns hold something, rows from `features` on nothing.
+template <int THREADS, int D, int WIDE, int ROW>
+__device__ __forceinline__ void load_columns(int thread, uint32_t to, const uint16_t *from, int64_t stride,
+                                             int features, int valid)
+{
+    constexpr int PIECES = WIDE / 8;
+    bool whole = features == D && valid >= WIDE;
+#pragma unroll
+    for (int step = 0; step < D * PIECES; step += THREADS) {
+        int i = step + thread, row = i / PIECES, column = i % PIECES * 8;
+        if (D * PIECES % THREADS != 0 && i >= D * PIECES) {
+            break;
+        }
+        uint32_t at = to + (uint32_t)(row * ROW + column) * 2;
+        if (whole) {
+            ptx::copy_16(at, from + row * stride + column);
+            continue;
+        }
+        int bytes = row < features ? min(max(valid - column, 0), 8) * 2 : 0;
+        ptx::copy_16(at, bytes > 0 ? from + row * stride + column : from, (uint32_t)bytes);
+    }
+}
+
+// Rows of a cache, `features` long.
+template <int THREADS, int D, int HIGH, int ROW>
+__device__ __forceinline__ void load_rows(int thread, uint32_t to, const uint16_t *from, int features, int valid)
+{
+    constexpr int PIECES = D / 8;
+    bool whole = features == D && valid >= HIGH;
+#pragma unroll
+    for (int step = 0; step < HIGH * PIECES; step += THREADS) {
+        int i = step + thread, row = i / PIECES, column = i % PIECES * 8;
+        if (HIGH * PIECES % THREADS != 0 && i >= HIGH * PIECES) {
+            break;
+        }
+        uint32_t at = to + (uint32_t)(row * ROW + column) * 2;
+        if (whole) {
+            ptx::copy_16(at, from + (int64_t)row * D + column);
+            continue;
+        }
+        bool there = row < valid && column < features;
+        ptx::copy_16(at, there ? from + (int64_t)row * features + column : from, there ? 16u : 0u);
+    }
+}
+
+// ---- products and the softmax ----
+
 // The right operand of a product, 16 deep and 16 wide, by one ldmatrix: registers 0 and 1 are the left eight columns,
 // 2 and 3 the right eight. DEPTH_IS_ROW: a row of shared memory is one step of depth. Where the lane reads:
 template <bool DEPTH_IS_ROW> __device__ __forceinline__ uint32_t right_lane(int lane, int row)

@@ -23,27 +23,37 @@ inline int gpu_prepare(const void *kernel, uint32_t bytes, int device, std::atom
     return failed;
 }
 
-// Launches a kernel of one argument that may start while the launch before it ends, where the device can.
+// Launches blocks in clusters of `cluster`. With `overlaps` (compute capability 9.0) they may start while the launch
+// before them in the stream ends, so the kernel waits for that itself; without, there are no clusters.
+template <class... A, class... B>
+int gpu_launch_clusters(void (*kernel)(A...), unsigned blocks, unsigned cluster, int threads,
+                        uint32_t shared, bool overlaps, void *stream, const B &...arguments)
+{
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[0].val.programmaticStreamSerializationAllowed = 1;
+    attributes[1].id = cudaLaunchAttributeClusterDimension;
+    attributes[1].val.clusterDim = {cluster, 1, 1};
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3(blocks);
+    how.blockDim = dim3((unsigned)threads);
+    how.dynamicSmemBytes = shared;
+    how.stream = (cudaStream_t)stream;
+    how.attrs = attributes;
+    how.numAttrs = !overlaps ? 0 : cluster > 1 ? 2 : 1;
+    return cudaLaunchKernelEx(&how, kernel, arguments...);
+}
+
+// The same without clusters, where the device overlaps launches if it can.
 template <class A>
 int gpu_launch_overlapping(void (*kernel)(A), unsigned blocks, int threads, uint32_t shared,
                            int device, void *stream, const A &argument)
 {
     int major = 0;
     cudaError_t failed = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
-    if (failed != cudaSuccess) {
-        return failed;
-    }
-    cudaLaunchAttribute attribute;
-    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
-    attribute.val.programmaticStreamSerializationAllowed = 1;
-    cudaLaunchConfig_t how = {};
-    how.gridDim = dim3(blocks);
-    how.blockDim = dim3((unsigned)threads);
-    how.dynamicSmemBytes = shared;
-    how.stream = (cudaStream_t)stream;
-    how.attrs = &attribute;
-    how.numAttrs = major >= 9 ? 1 : 0;
-    return cudaLaunchKernelEx(&how, kernel, argument);
+    return failed != cudaSuccess ? (int)failed
+                                 : gpu_launch_clusters(kernel, blocks, 1, threads, shared, major >= 9,
+                                                       stream, argument);
 }
 
 #endif
