@@ -109,11 +109,11 @@ static void check_sessions(test_run *run, const pair *models, const golden_data 
     for (int i = 0; i < 2; i++) {
         logits[i] = calloc((size_t)(PROMPT * vocabulary), sizeof **logits);
         for (int k = 0; k < SEQUENCES; k++) {
-            REQUIRE_OK(esp_session_create(sides[i]->model, 40 + 5 * k, BATCH, &sessions[i][k],
-                                          error));
+            REQUIRE_OK(
+                esp_session_create(sides[i]->model, 40 + 5 * k, BATCH, &sessions[i][k], error));
             esp_session_observe(sessions[i][k], k == 0 ? see : NULL, &shown[i]);
-            CHECK_OK(esp_session_feed(sessions[i][k], golden->ids, PROMPT - k, logits[i], true,
-                                      error));
+            CHECK_OK(
+                esp_session_feed(sessions[i][k], golden->ids, PROMPT - k, logits[i], true, error));
             esp_session_observe(sessions[i][k], NULL, NULL);
         }
     }
@@ -128,15 +128,15 @@ static void check_sessions(test_run *run, const pair *models, const golden_data 
         }
         check_near(run, logits[0], logits[1], vocabulary, models->bound);
         esp_session_truncate(sessions[1][0], PROMPT + step);
-        CHECK_OK(esp_session_feed(sessions[1][0], golden->ids + PROMPT + step, 1, again, false,
-                                  error));
+        CHECK_OK(
+            esp_session_feed(sessions[1][0], golden->ids + PROMPT + step, 1, again, false, error));
         CHECK(memcmp(again, logits[1], (size_t)vocabulary * sizeof *again) == 0);
     }
     for (int step = 0; step < STEPS; step++) {
         test_sub(run, "%s, step %d together", golden->name, step);
         for (int i = 0; i < 2; i++) {
-            CHECK_OK(esp_sessions_feed(sessions[i], SEQUENCES, golden->ids + step, logits[i],
-                                       error));
+            CHECK_OK(
+                esp_sessions_feed(sessions[i], SEQUENCES, golden->ids + step, logits[i], error));
         }
         check_near(run, logits[0], logits[1], SEQUENCES * vocabulary, models->bound);
     }
