@@ -4,6 +4,7 @@
 
 #include <espalier/checkpoint.h>
 #include <espalier/matmul.h>
+#include <espalier/prune.h>
 
 #ifdef __cplusplus
 extern "C" {
@@ -124,6 +125,23 @@ typedef struct esp_model_layer {
  * what esp_plan_explain and esp_tune take. */
 ESP_API bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
                                  esp_model_layer *layer);
+
+/* Weights of random numbers, for measuring a shape of which there are none. */
+typedef struct esp_draw_options {
+    esp_dtype dtype; /* F32, F16 or BF16, of all tensors */
+    uint64_t seed;
+    /* Of these: pattern, rules, skips, mask, which say how layers are pruned, as
+     * esp_prune_checkpoint does it. NULL: they stay dense. */
+    const esp_prune_options *prune;
+} esp_draw_options;
+
+/* A checkpoint of the tensors that folder's config.json asks for (no other file is needed), drawn
+ * and pruned when they are read: it takes no memory to speak of and can be given to esp_model_load.
+ * Layers of one shape have the same numbers. "config.*", "prune.*", "draw.bad_dtype". */
+ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_draw(esp_context *context, const char *folder,
+                                                      const esp_draw_options *options,
+                                                      esp_checkpoint **checkpoint,
+                                                      esp_error *error);
 
 /* A sequence in progress: the KV cache and scratch. One session is used by one thread at a time. */
 typedef struct esp_session esp_session;

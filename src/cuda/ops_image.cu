@@ -14,6 +14,7 @@ constexpr int THREADS = 256;
 // ---- patches ----
 
 constexpr int TILE_PATCHES = 128, TILE_ACROSS = 16; // patches, and pixels of each, that a block turns
+constexpr int EACH = TILE_PATCHES * TILE_ACROSS / THREADS;  // of a thread
 
 struct patches_task {
     gpu_patches of;
@@ -33,21 +34,41 @@ __global__ void __launch_bounds__(THREADS) patches_kernel(const __grid_constant_
     int64_t channel = line / p.patch, down = line % p.patch;
     int here = (int)min((int64_t)TILE_PATCHES, p.pitch - patch0);
     int across = (int)min((int64_t)TILE_ACROSS, p.patch - right0);
+    // This thread's pixels in the plane: EACH patches, one place in their line; < 0: zero.
+    int right = threadIdx.x % TILE_ACROSS, first = threadIdx.x / TILE_ACROSS;
+    int64_t offsets[EACH];
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int64_t patch = patch0 + first + i * (TILE_PATCHES / EACH);
+        int64_t y = patch / task.columns * p.patch + down;
+        int64_t x = patch % task.columns * p.patch + right0 + right;
+        offsets[i] = patch < patches && right < across ? y * p.width + x : -1;
+    }
     ops::begin();
     for (int64_t image = blockIdx.z; image < p.images; image += gridDim.z) {
         const FROM *plane =
             (const FROM *)p.pixels + (image * p.channels + channel) * p.height * p.width;
-        for (int i = threadIdx.x; i < here * across; i += THREADS) {
-            int64_t patch = patch0 + i / across;
-            int64_t y = patch / task.columns * p.patch + down;
-            int64_t x = patch % task.columns * p.patch + right0 + i % across;
-            bool there = patch < patches;
-            tile[i % across][i / across] = there ? ops::widen(plane[y * p.width + x]) : 0.0f;
+        FROM pixels[EACH];
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            if (offsets[i] >= 0) {
+                pixels[i] = plane[offsets[i]];
+            }
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            tile[right][first + i * (TILE_PATCHES / EACH)] =
+                offsets[i] >= 0 ? ops::widen(pixels[i]) : 0.0f;
         }
         __syncthreads();
         TO *to = (TO *)p.y + (line * p.patch + right0) * p.y_stride + image * p.pitch + patch0;
-        for (int i = threadIdx.x; i < here * across; i += THREADS) {
-            to[i / here * p.y_stride + i % here] = ops::narrow<TO>(tile[i / here][i % here]);
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int line_right = threadIdx.x / TILE_PATCHES + i * (THREADS / TILE_PATCHES);
+            int patch = threadIdx.x % TILE_PATCHES;
+            if (line_right < across && patch < here) {
+                to[line_right * p.y_stride + patch] = ops::narrow<TO>(tile[line_right][patch]);
+            }
         }
         __syncthreads();
     }
@@ -60,7 +81,7 @@ template <class FROM, class TO> int cut(const patches_task &task, void *stream)
     if (across > INT32_MAX || lines > ops::MOST_BLOCKS_Y) {
         return cudaErrorInvalidValue;
     }
-    dim3 grid((unsigned)across, (unsigned)lines, ops::at_most(task.of.images, ops::MOST_BLOCKS_Y));
+    dim3 grid((unsigned)across, (unsigned)lines, ops::at_most(task.of.images, 64));
     return ops::launch(patches_kernel<FROM, TO>, grid, THREADS, 1, stream, task);
 }
 

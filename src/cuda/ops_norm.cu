@@ -90,6 +90,7 @@ template <int ACROSS> struct norm_memory {
     float counts[WARPS];
     spread blocks[MOST_CLUSTER][TOKENS]; // written by the blocks of the cluster
     float2 whole[TOKENS];                // mean, 1 / deviation
+    uint64_t arrived;                    // a barrier: all of `blocks` is there
 };
 
 // Rows of block `rank`.
@@ -103,6 +104,32 @@ __device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole
 {
     return {whole.mean, 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps)};
 }
+
+#if __CUDA_ARCH__ >= 900
+// So that the others may send as soon as all blocks of the cluster have passed this.
+template <int ACROSS>
+__device__ __forceinline__ void expect_others(const norm_task &n, norm_memory<ACROSS> &memory)
+{
+    if (threadIdx.x == 0) {
+        uint32_t barrier = ptx::shared_address(&memory.arrived);
+        ptx::barrier_init(barrier, 1);
+        ptx::barrier_init_fence();
+        ptx::barrier_expect(barrier, n.cluster * 8 * ACROSS * (uint32_t)sizeof(spread));
+    }
+    __syncwarp();
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void send(const spread &what, const spread *to, const uint64_t *arrived,
+                                     int block)
+{
+    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v2.f32 "
+                 "[%0], {%1, %2}, [%3];" ::"r"(ptx::in_cluster(ptx::shared_address(to), block)),
+                 "f"(what.mean), "f"(what.squares),
+                 "r"(ptx::in_cluster(ptx::shared_address(arrived), block))
+                 : "memory");
+}
+#endif
 
 // From what each warp found to mean and deviation of each column, which every thread may read afterwards.
 template <bool MEAN, int ACROSS>
@@ -127,14 +154,10 @@ __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACRO
     if (n.cluster > 1) {
         ptx::cluster_wait(); // the others have started
         if (i < TOKENS * WARPS && warp < n.cluster) {
-            uint32_t to = ptx::in_cluster(ptx::shared_address(&memory.blocks[rank][token]), warp);
-            asm volatile("st.shared::cluster.v2.f32 [%0], {%1, %2};" ::"r"(to), "f"(mine.mean),
-                         "f"(mine.squares)
-                         : "memory");
+            send(mine, &memory.blocks[rank][token], &memory.arrived, warp);
         }
-        ptx::cluster_arrive();
-        ptx::cluster_wait();
         if (i < TOKENS * MOST_CLUSTER) {
+            ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
             int block = i % MOST_CLUSTER;
             token = i / MOST_CLUSTER;
             bool there = block < n.cluster;
@@ -159,7 +182,7 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     const norm_task &n;
     int64_t row, end, token; // first row, that behind the block's last, first column
     int left;                // columns that are there
-    bool whole;              // all eight, by 16-byte accesses
+    bool vector;             // all eight are, and 16-byte accesses are in order
     uint4 kept[KEPT];
 
     // Forgets what was made of what was kept: widened again it costs little, kept widened twice the registers.
@@ -178,17 +201,28 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     {
         return row + i * ROWS < end;
     }
+    __device__ __forceinline__ const T *place(int i) const
+    {
+        return (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
+    }
     __device__ __forceinline__ uint4 fetch(int i) const
     {
-        const T *x = (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
-        return has(i) ? ops::load_eight(x, left, whole) : make_uint4(0, 0, 0, 0);
+        return has(i) ? ops::load_eight(place(i), left, vector) : make_uint4(0, 0, 0, 0);
     }
+    // With no branch between the loads, so that all are under way before the first is waited for.
     __device__ __forceinline__ void load()
     {
         if constexpr (PASSES > 0) {
+            if (vector) {
 #pragma unroll
-            for (int i = 0; i < PASSES; i++) {
-                kept[i] = fetch(i);
+                for (int i = 0; i < PASSES; i++) {
+                    kept[i] = has(i) ? *(const uint4 *)place(i) : make_uint4(0, 0, 0, 0);
+                }
+            } else {
+#pragma unroll
+                for (int i = 0; i < PASSES; i++) {
+                    kept[i] = fetch(i);
+                }
             }
         }
     }
@@ -244,7 +278,7 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
             v[j] = fmaf((v[j] - whole[j].x) * whole[j].y, weight, bias);
         }
         T *y = (T *)n.of.y + (row + i * ROWS) * n.of.y_stride + token;
-        ops::store_eight(y, ops::narrow_eight<T>(v), left, whole);
+        ops::store_eight(y, ops::narrow_eight<T>(v), left, vector);
     }
     __device__ __forceinline__ float weight(int i) const
     {
@@ -254,18 +288,27 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
     {
         return MEAN && n.of.bias != nullptr && has(i) ? __ldg(n.of.bias + row + i * ROWS) : 0.0f;
     }
+    template <int COUNT>
+    __device__ __forceinline__ void load_terms(float (&weights)[COUNT], float (&biases)[COUNT]) const
+    {
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            weights[i] = weight(i), biases[i] = bias(i);
+        }
+    }
 };
 
 template <class T, bool MEAN, int ACROSS, int PASSES>
 __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
     norm_kernel(const __grid_constant__ norm_task n)
 {
-    constexpr bool EARLY = PASSES == 1 || PASSES == 2; // few columns: weights come while others still work
+    constexpr bool EARLY = PASSES == 1 || PASSES == 2; // weights come while the launch before still works
+    constexpr bool KNOWN = PASSES > 0;
     __shared__ norm_memory<ACROSS> memory;
     mma::let_next_launch_begin();
 #if __CUDA_ARCH__ >= 900
     if (n.cluster > 1) {
-        ptx::cluster_arrive();
+        expect_others(n, memory);
     }
 #endif
     int rank = (int)(blockIdx.x % n.cluster), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -274,13 +317,10 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
     piece<T, MEAN, ACROSS, PASSES> mine = {n, first + threadIdx.x / ACROSS,
                                            min(n.of.features, first + n.block_rows), token,
                                            (int)min((int64_t)8, n.of.tokens - token)};
-    mine.whole = n.vector && mine.left == 8;
-    float weights[EARLY ? PASSES : 1], biases[EARLY ? PASSES : 1];
+    mine.vector = n.vector && mine.left == 8;
+    float weights[KNOWN ? PASSES : 1], biases[KNOWN ? PASSES : 1];
     if constexpr (EARLY) {
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            weights[i] = mine.weight(i), biases[i] = mine.bias(i);
-        }
+        mine.load_terms(weights, biases);
     }
     mma::wait_for_launch_before();
     mine.load();
@@ -298,6 +338,9 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
         memory.warps[warp][lane % 4 * 8 + column] = columns[0];
         memory.counts[warp] = count;
     }
+    if constexpr (KNOWN && !EARLY) { // while warps wait for one another
+        mine.load_terms(weights, biases);
+    }
     merge_block<MEAN, ACROSS>(n, memory, rank);
     mine.forget();
     float2 whole[8];
@@ -308,8 +351,8 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
 #pragma unroll
     for (int i = 0; i < mine.passes(); i++) {
         if (mine.has(i)) {
-            mine.store(i, whole, EARLY ? weights[EARLY ? i : 0] : mine.weight(i),
-                       EARLY ? biases[EARLY ? i : 0] : mine.bias(i));
+            mine.store(i, whole, KNOWN ? weights[KNOWN ? i : 0] : mine.weight(i),
+                       KNOWN ? biases[KNOWN ? i : 0] : mine.bias(i));
         }
     }
 }

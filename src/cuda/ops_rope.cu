@@ -69,22 +69,24 @@ __device__ __forceinline__ T *row_of(const append_task &a, bool values, int64_t 
     return row >= 0 && row < capacity ? cache + (head * capacity + row) * o.head_dim : nullptr;
 }
 
-__device__ __forceinline__ void load_angles(const float *from, int left, bool vector, float (&v)[8])
+template <bool VECTOR>
+__device__ __forceinline__ void load_angles(const float *from, int left, float (&v)[8])
 {
-    if (vector && left == 8) {
+    if constexpr (VECTOR) {
         float4 a = ((const float4 *)from)[0], b = ((const float4 *)from)[1];
         v[0] = a.x, v[1] = a.y, v[2] = a.z, v[3] = a.w;
         v[4] = b.x, v[5] = b.y, v[6] = b.z, v[7] = b.w;
-        return;
-    }
+    } else {
 #pragma unroll
-    for (int i = 0; i < 8; i++) {
-        v[i] = i < left ? from[i] : 0.0f;
+        for (int i = 0; i < 8; i++) {
+            v[i] = i < left ? from[i] : 0.0f;
+        }
     }
 }
 
-// Features `pair` and `pair + half` of a head, eight tokens from `token` on.
-template <class T> struct turned_pair {
+// Features `pair` and `pair + half` of a head, eight tokens from `token` on. VECTOR: all are there and accesses of 16
+// bytes are in order, so that no branch keeps loads apart.
+template <class T, bool VECTOR> struct turned_pair {
     float low[8], high[8];
     int left;
 
@@ -93,15 +95,19 @@ template <class T> struct turned_pair {
     {
         const gpu_rope_append &o = a.of;
         const T *at = head + pair * o.stride + token;
-        left = (int)min((int64_t)8, o.tokens - token);
-        ops::widen_eight<T>(ops::load_eight(at, left, a.vector), low);
-        ops::widen_eight<T>(ops::load_eight(at + half * o.stride, left, a.vector), high);
+        left = VECTOR ? 8 : (int)min((int64_t)8, o.tokens - token);
+        uint4 lows = ops::load_eight(at, left, VECTOR);
+        uint4 highs = ops::load_eight(at + half * o.stride, left, VECTOR);
+        float cosine[8], sine[8];
+        if (turn) {
+            load_angles<VECTOR>(o.cosines + pair * o.angle_stride + token, left, cosine);
+            load_angles<VECTOR>(o.sines + pair * o.angle_stride + token, left, sine);
+        }
+        ops::widen_eight<T>(lows, low);
+        ops::widen_eight<T>(highs, high);
         if (!turn) {
             return;
         }
-        float cosine[8], sine[8];
-        load_angles(o.cosines + pair * o.angle_stride + token, left, a.vector, cosine);
-        load_angles(o.sines + pair * o.angle_stride + token, left, a.vector, sine);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
             float x = low[i], y = high[i];
@@ -111,34 +117,38 @@ template <class T> struct turned_pair {
     }
 };
 
-template <class T>
+template <class T, bool VECTOR>
 __device__ __forceinline__ void turn_head(const append_task &a, T *head, int64_t token0)
 {
     const gpu_rope_append &o = a.of;
-    int half = (int)(o.head_dim / 2), eights = (int)min((int64_t)TILE, o.tokens - token0 + 7) / 8;
+    int half = (int)(o.head_dim / 2);
+    int eights = VECTOR ? TILE / 8 : (int)min((int64_t)TILE, o.tokens - token0 + 7) / 8;
+#pragma unroll 2
     for (int i = threadIdx.x; i < half * eights; i += THREADS) {
         int pair = i / eights;
         int64_t token = token0 + i % eights * 8;
-        turned_pair<T> v;
+        turned_pair<T, VECTOR> v;
         v.load(a, head, half, pair, token, true);
         T *to = head + pair * o.stride + token;
-        ops::store_eight(to, ops::narrow_eight<T>(v.low), v.left, a.vector);
-        ops::store_eight(to + half * o.stride, ops::narrow_eight<T>(v.high), v.left, a.vector);
+        ops::store_eight(to, ops::narrow_eight<T>(v.low), v.left, VECTOR);
+        ops::store_eight(to + half * o.stride, ops::narrow_eight<T>(v.high), v.left, VECTOR);
     }
 }
 
 // Into rows of `memory`, `pitch` apart, and from there into the cache's.
-template <class T>
+template <class T, bool VECTOR>
 __device__ __forceinline__ void remember_head(const append_task &a, const T *head, int64_t number,
                                               bool values, int64_t token0, T *memory)
 {
     const gpu_rope_append &o = a.of;
     int dim = (int)o.head_dim, half = dim / 2, pitch = dim + 2;
-    int tokens = (int)min((int64_t)TILE, o.tokens - token0), eights = (tokens + 7) / 8;
+    int tokens = VECTOR ? TILE : (int)min((int64_t)TILE, o.tokens - token0);
+    int eights = (tokens + 7) / 8;
     bool turn = !values && o.cosines != nullptr;
+#pragma unroll 2
     for (int i = threadIdx.x; i < half * eights; i += THREADS) {
         int pair = i / eights, t = i % eights * 8;
-        turned_pair<T> v;
+        turned_pair<T, VECTOR> v;
         v.load(a, head, half, pair, token0 + t, turn);
 #pragma unroll
         for (int k = 0; k < 8; k++) {
@@ -166,15 +176,16 @@ template <class T> __global__ void __launch_bounds__(THREADS) append_kernel(cons
     int64_t token0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y;
     int64_t heads = o.q != nullptr && o.cosines != nullptr ? o.heads : 0, size = o.head_dim * o.stride;
     ops::begin();
+    bool whole = a.vector && token0 + TILE <= o.tokens, values = head >= heads + o.kv_heads;
     if (head < heads) {
-        turn_head<T>(a, (T *)o.q + head * size, token0);
+        T *q = (T *)o.q + head * size;
+        whole ? turn_head<T, true>(a, q, token0) : turn_head<T, false>(a, q, token0);
         return;
     }
-    head -= heads;
-    bool values = head >= o.kv_heads;
-    head -= values ? o.kv_heads : 0;
+    head -= heads + (values ? o.kv_heads : 0);
     const T *from = (const T *)(values ? o.v : o.k) + head * size;
-    remember_head<T>(a, from, head, values, token0, (T *)memory);
+    whole ? remember_head<T, true>(a, from, head, values, token0, (T *)memory)
+          : remember_head<T, false>(a, from, head, values, token0, (T *)memory);
 }
 
 template <class T> int append(const gpu_rope_append &o, void *stream)

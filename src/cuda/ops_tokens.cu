@@ -81,19 +81,39 @@ template <class T> int embed(const embed_task &e, void *stream)
 
 // ---- columns ----
 
-constexpr int ROWS_AT_ONCE = 4; // of a warp: that many loads are under way
+constexpr int ROWS_AT_ONCE = 8; // of a warp: that many loads are under way
 
 // Two neighbouring columns of y: where they come from, < 0: from nowhere.
 struct two_columns {
     int64_t first; // of y
     int left;      // 0, 1 or 2 are there
     int64_t from[2];
+    bool together; // they come from neighbours, which one access of 4 bytes may read
+
+    template <class T> __device__ __forceinline__ void load(const T *row, T (&v)[2]) const
+    {
+        if (together) {
+            uint32_t both = *(const uint32_t *)(row + from[0]);
+            uint16_t low = (uint16_t)both, high = (uint16_t)(both >> 16);
+            v[0] = *(const T *)&low, v[1] = *(const T *)&high;
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < 2; i++) {
+            v[i] = from[i] >= 0 ? row[from[i]] : ops::narrow<T>(0.0f);
+        }
+    }
+    // paired: rows of what is read begin at multiples of 4 bytes.
+    __device__ __forceinline__ void find_neighbours(bool paired)
+    {
+        together = paired && left == 2 && from[0] >= 0 && from[0] % 2 == 0 && from[1] == from[0] + 1;
+    }
 };
 
 __device__ __forceinline__ two_columns my_columns(int64_t count)
 {
     int64_t first = (int64_t)blockIdx.x * 64 + threadIdx.x % 32 * 2;
-    return {first, (int)max((int64_t)0, min((int64_t)2, count - first)), {-1, -1}};
+    return {first, (int)max((int64_t)0, min((int64_t)2, count - first)), {-1, -1}, false};
 }
 
 // Calls work(row) for the rows of this warp.
@@ -113,7 +133,7 @@ struct gather_task {
     const void *x;
     int64_t x_stride, features, count;
     const int32_t *index;
-    bool add, paired;
+    bool add, x_paired, y_paired; // 4-byte accesses are in order
     void *y;
     int64_t y_stride;
 };
@@ -127,11 +147,7 @@ template <class T> struct gather_rows {
         T v[ROWS][2];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            const T *x = (const T *)g.x + (row + r * step) * g.x_stride;
-#pragma unroll
-            for (int i = 0; i < 2; i++) {
-                v[r][i] = at.from[i] >= 0 ? x[at.from[i]] : ops::narrow<T>(0.0f);
-            }
+            at.load((const T *)g.x + (row + r * step) * g.x_stride, v[r]);
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
@@ -142,7 +158,7 @@ template <class T> struct gather_rows {
                     v[r][i] = ops::narrow<T>(ops::widen(y[i]) + ops::widen(v[r][i]));
                 }
             }
-            ops::store_pair(y, v[r][0], v[r][1], at.left, g.paired);
+            ops::store_pair(y, v[r][0], v[r][1], at.left, g.y_paired);
         }
     }
 };
@@ -154,6 +170,7 @@ template <class T> __global__ void __launch_bounds__(THREADS) gather_kernel(cons
     for (int i = 0; i < at.left; i++) {
         at.from[i] = g.index[at.first + i];
     }
+    at.find_neighbours(g.x_paired);
     for_rows(g.features, gather_rows<T>{g, at});
 }
 
@@ -170,21 +187,22 @@ template <class T> struct place_rows {
 
     template <int ROWS> __device__ __forceinline__ void operator()(int64_t row, int64_t step) const
     {
-        float v[ROWS][2];
+        T v[ROWS][2];
+        float more[ROWS][2];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
-            const T *from = (const T *)p.from + (row + r * step) * p.from_stride;
             const float *positions = p.positions + (row + r * step) * p.positions_stride;
+            at.load((const T *)p.from + (row + r * step) * p.from_stride, v[r]);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
-                v[r][i] = at.from[i] >= 0 ? ops::widen(from[at.from[i]]) : 0.0f;
-                v[r][i] += position[i] >= 0 ? positions[position[i]] : 0.0f;
+                more[r][i] = position[i] >= 0 ? positions[position[i]] : 0.0f;
             }
         }
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             T *x = (T *)p.x + (row + r * step) * p.x_stride + at.first;
-            ops::store_pair(x, ops::narrow<T>(v[r][0]), ops::narrow<T>(v[r][1]), at.left, paired);
+            ops::store_pair(x, ops::narrow<T>(ops::widen(v[r][0]) + more[r][0]),
+                            ops::narrow<T>(ops::widen(v[r][1]) + more[r][1]), at.left, paired);
         }
     }
 };
@@ -242,8 +260,10 @@ extern "C" int gpu_gather_columns(gpu_type type, const void *x, int64_t x_stride
                                   const int32_t *index, int64_t count, bool add, void *y,
                                   int64_t y_stride, void *stream)
 {
-    gather_task task = {x,   x_stride, features, count,
-                        index, add, ops::aligned_to(y, y_stride, 2, 4), y, y_stride};
+    gather_task task = {x,     x_stride, features,
+                        count, index,    add,
+                        ops::aligned_to(x, x_stride, 2, 4), ops::aligned_to(y, y_stride, 2, 4),
+                        y,     y_stride};
     dim3 grid;
     if (features <= 0 || count <= 0) {
         return cudaSuccess;

@@ -63,6 +63,22 @@ static int compare_weight_names(const void *user, uint32_t a, uint32_t b)
     return strcmp(folder->weights[a].info.name, folder->weights[b].info.name);
 }
 
+esp_status esp_folder_sort_names(esp_checkpoint *folder, esp_error *error)
+{
+    size_t count = folder->weight_count;
+    if (folder->by_name == NULL) {
+        folder->by_name = esp_alloc_array(folder->context, count, sizeof *folder->by_name);
+    }
+    if (folder->by_name == NULL) {
+        return esp_fail_memory(error, count * sizeof *folder->by_name, "a table of weights");
+    }
+    for (size_t i = 0; i < count; i++) {
+        folder->by_name[i] = (uint32_t)i;
+    }
+    return esp_io_sort(folder->context, folder->by_name, count, compare_weight_names, folder,
+                       error);
+}
+
 static esp_status sort_weights(esp_checkpoint *folder, esp_error *error)
 {
     size_t count = folder->weight_count;
@@ -84,16 +100,15 @@ static esp_status sort_weights(esp_checkpoint *folder, esp_error *error)
     }
     for (size_t i = 0; i < count; i++) {
         sorted[i] = folder->weights[order[i]];
-        order[i] = (uint32_t)i;
     }
     esp_release(context, folder->weights);
     folder->weights = sorted;
-    return esp_io_sort(context, order, count, compare_weight_names, folder, error);
+    return esp_folder_sort_names(folder, error);
 }
 
 /* ---- open and close ---- */
 
-static esp_status read_config(esp_checkpoint *folder, esp_error *error)
+esp_status esp_folder_read_config(esp_checkpoint *folder, esp_error *error)
 {
     char *path = esp_io_join(folder->context, folder->path, ESP_CONFIG_FILE);
     if (path == NULL) {
@@ -119,7 +134,7 @@ static esp_status load(esp_checkpoint *folder, esp_error *error)
     if (esp_path_is_folder(folder->path)) {
         /* Weights first: a folder with only pickles is better told so than asked for a config. */
         ESP_TRY(esp_folder_open_files(folder, error));
-        ESP_TRY(read_config(folder, error));
+        ESP_TRY(esp_folder_read_config(folder, error));
         ESP_TRY(esp_folder_read_quantization(folder, error));
     } else {
         ESP_TRY(esp_folder_open_lone(folder, error));
@@ -161,6 +176,9 @@ void esp_checkpoint_close(esp_checkpoint *checkpoint)
     }
     for (size_t i = 0; i < checkpoint->weight_count; i++) {
         esp_release(context, checkpoint->weights[i].owned_name);
+    }
+    if (checkpoint->maker != NULL) {
+        checkpoint->maker->release(checkpoint->maker_user);
     }
     json_decref(checkpoint->config);
     esp_release(context, checkpoint->files);

@@ -83,6 +83,9 @@ esp_status esp_checkpoint_read_sparse(const esp_checkpoint *checkpoint, int64_t 
             "%s: tensor \"%s\" is no matrix of F32, F16 or BF16; read it as a dense tensor",
             checkpoint->path, esp_io_show(info->name).text);
     }
+    if (checkpoint->maker != NULL) {
+        return checkpoint->maker->sparse(checkpoint->maker_user, info, sparse, error);
+    }
     if (weight->form != ESP_FORM_ESPALIER) {
         return esp_foreign_read_sparse(checkpoint, weight, sparse, error);
     }
@@ -127,6 +130,9 @@ esp_status esp_checkpoint_read_dense(const esp_checkpoint *checkpoint, int64_t i
     ESP_TRY(check_target(checkpoint, &weight->info, dense, error));
     if (weight->form != ESP_FORM_ESPALIER) {
         return esp_foreign_read_dense(checkpoint, weight, dense, error);
+    }
+    if (weight->info.pattern.kind == ESP_PATTERN_DENSE && checkpoint->maker != NULL) {
+        return checkpoint->maker->dense(checkpoint->maker_user, &weight->info, dense, error);
     }
     if (weight->info.pattern.kind == ESP_PATTERN_DENSE) {
         ESP_TRY(read_stored(checkpoint, weight->parts[0], dense->data, error));

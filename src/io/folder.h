@@ -43,7 +43,9 @@ struct esp_checkpoint {
     size_t stored_count;
     esp_weight *weights; /* sorted by file, then by offset of the first part */
     size_t weight_count;
-    uint32_t *by_name; /* indexes into weights, sorted by name */
+    uint32_t *by_name;             /* indexes into weights, sorted by name */
+    const esp_weight_maker *maker; /* made.c; NULL: weights are in the files */
+    void *maker_user;
 };
 
 /* shards.c: opens the file or files of the folder and fills files and stored. */
@@ -55,6 +57,10 @@ esp_stored *esp_folder_find_stored(const esp_checkpoint *folder, const char *nam
 /* checkpoint.c: a stored tensor that is a weight as it is. */
 ESP_MUST_CHECK esp_status esp_folder_fill_plain(const esp_checkpoint *folder, esp_weight *weight,
                                                 uint32_t index, esp_error *error);
+
+/* Fills config and config_text; sorts weights, which are in order otherwise, by name. */
+ESP_MUST_CHECK esp_status esp_folder_read_config(esp_checkpoint *folder, esp_error *error);
+ESP_MUST_CHECK esp_status esp_folder_sort_names(esp_checkpoint *folder, esp_error *error);
 
 /* quantization.c: the weights of a compressed folder, from its quantization_config. Fills weights
  * (unsorted) and compressed; a folder without that key is left alone. */

@@ -26,6 +26,29 @@ bool esp_checkpoint_is_plain(const esp_checkpoint *checkpoint, int64_t index);
 size_t esp_bitmask_bytes(esp_folder_form form, esp_dtype dtype, int64_t out_features,
                          int64_t in_features, int64_t live);
 
+/* ---- weights that no file has ---- */
+
+/* Makes them when they are read. to: memory as the info says. */
+typedef struct esp_weight_maker {
+    esp_status (*dense)(void *user, const esp_weight_info *weight, esp_tensor *to,
+                        esp_error *error);
+    esp_status (*sparse)(void *user, const esp_weight_info *weight, esp_sparse **sparse,
+                         esp_error *error);
+    void (*release)(void *user);
+} esp_weight_maker;
+
+/* A checkpoint of folder's config.json that has no weights yet; takes user over, on failure too. */
+ESP_MUST_CHECK esp_status esp_checkpoint_make(esp_context *context, const char *folder,
+                                              const esp_weight_maker *maker, void *user,
+                                              esp_checkpoint **checkpoint, esp_error *error);
+/* Once, before anything is read; names are copied. */
+ESP_MUST_CHECK esp_status esp_checkpoint_set_weights(esp_checkpoint *checkpoint,
+                                                     const esp_weight_info *infos, int64_t count,
+                                                     esp_error *error);
+/* From now on the weight is stored so. */
+ESP_MUST_CHECK esp_status esp_checkpoint_set_pattern(esp_checkpoint *checkpoint, int64_t index,
+                                                     const esp_pattern *pattern, esp_error *error);
+
 /* ---- writing one safetensors file: all sizes first, then the data in any order ---- */
 
 typedef struct esp_safetensors_writer esp_safetensors_writer;
