@@ -80,7 +80,11 @@ int gpu_attend_decode(const gpu_attention_decode *a, void *stream)
         return 0;
     }
     if (!shape_is_valid(a->type, a->heads, a->kv_heads, a->head_dim, a->scale) ||
+<<<<<<< HEAD
         a->head_dim % 8 != 0 || a->offset % 8 != 0 || !in_range(a->sequences, 1, 1 << 16) ||
+=======
+        a->head_dim % 8 != 0 || a->layer < 0 || !in_range(a->sequences, 1, 1 << 16) ||
+>>>>>>> attn
         !in_range(a->longest, 1, INT32_MAX) || a->stride < a->sequences ||
         a->y_stride < a->sequences || a->multiprocessors < 1) {
         return INVALID_VALUE;

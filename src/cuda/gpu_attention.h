@@ -23,13 +23,11 @@
 #define ESP_CUDA_GPU_ATTENTION_H
 
 #include "cuda/gpu.h"
-#include "cuda/gpu_ops.h" /* gpu_place */
+#include "cuda/gpu_ops.h" /* gpu_place, GPU_MOST_HEAD_DIM */
 
 #ifdef __cplusplus
 extern "C" {
 #endif
-
-#define GPU_MOST_HEAD_DIM 256
 
 /* Every token of a group sees all tokens of its group: images, texts, windows. Group g is the
  * columns begin(g) .. begin(g) + length(g) - 1 of q, k, v and y. Of y, the columns from there to
@@ -81,11 +79,10 @@ typedef struct gpu_attention_prefill {
 int gpu_attend_prefill(const gpu_attention_prefill *attention, void *stream);
 
 /* One token of each of `sequences` sequences, column n of q and y that of sequence n: it sees rows
- * 0 .. places[n].past of that sequence's caches, which begin `offset` elements behind
- * places[n].keys and values (whole heads of 16-byte rows, so head_dim is a multiple of 8 here).
- * Rows past the capacity are not read. Any stride and alignment of q and y of whole elements. Work
- * is shared out by `longest`, results do not depend on it otherwise than by rounding: any number of
- * rows is right. */
+ * 0 .. places[n].past of that sequence's caches of a layer, which lie behind places[n].keys and
+ * values as gpu_rope_append puts them. head_dim is a multiple of 8 here. Rows past the capacity are
+ * not read. Any stride and alignment of q and y of whole elements. Work is shared out by `longest`;
+ * any number of rows is right. */
 typedef struct gpu_attention_decode {
     gpu_type type;
     const void *q;
@@ -93,7 +90,7 @@ typedef struct gpu_attention_decode {
     void *y; /* may be q */
     int64_t y_stride;
     const gpu_place *places; /* [sequences] */
-    int64_t offset;
+    int64_t layer;
     int64_t sequences;
     int64_t longest; /* rows that a sequence may have: its capacity, say */
     int64_t heads, kv_heads, head_dim;
