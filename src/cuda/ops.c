@@ -23,6 +23,10 @@ static esp_status launch(esp_device *device, gpu_type type, ops_fn run, const vo
         failed = run(state, type, what, stream);
         gpu_leave(before);
     }
+    if (failed != 0) { /* a status has no room for it */
+        esp_log(device->context, ESP_LOG_WARNING, "device '%s': %s", device->name,
+                gpu_error_text(failed));
+    }
     return failed == 0 ? ESP_OK : gpu_error_is_memory(failed) ? ESP_OUT_OF_MEMORY : ESP_FAILED;
 }
 
@@ -248,6 +252,7 @@ static int run_place(const cuda_state *state, gpu_type type, const void *what, v
     const gpu_image_tokens tokens = {.type = type,
                                      .from = t->from,
                                      .from_stride = t->from_columns,
+                                     .from_pitch = t->patches,
                                      .features = t->features,
                                      .images = t->images,
                                      .patches = t->patches,
