@@ -91,29 +91,17 @@ static operands operands_make(const shape *s)
     o.cache = (size_t)(s->kv_heads * s->tokens * s->head_dim);
     size_t sequences = s->kind == DECODE ? (size_t)s->groups : 1;
     size_t kv = s->kind == GROUPS   ? q
-<<<<<<< HEAD
-                : s->kind == DECODE ? o.cache * sequences * (size_t)s->calls
-                                    : o.cache;
-    o.q = numbers(q);
-    o.k = numbers(kv);
-    o.v = numbers(kv);
-=======
                 : s->kind == DECODE ? 2 * o.cache * sequences * (size_t)s->calls
                                     : o.cache;
     o.q = numbers(q);
     o.k = numbers(kv);
     o.v = s->kind == DECODE ? (char *)o.k + o.cache * 2 : numbers(kv); /* layer by layer */
->>>>>>> attn
     o.y = numbers(q);
     NEED(cudaMalloc((void **)&o.tables, 2 * 128 * 128 * sizeof(float)));
     NEED(cudaMemset(o.tables, 0, 2 * 128 * 128 * sizeof(float)));
     gpu_place *places = calloc(sequences, sizeof *places);
     for (size_t n = 0; n < sequences; n++) {
-<<<<<<< HEAD
-        size_t at = n * o.cache * 2 * (s->kind == DECODE ? (size_t)s->calls : 1);
-=======
         size_t at = n * o.cache * 4 * (s->kind == DECODE ? (size_t)s->calls : 1);
->>>>>>> attn
         places[n] = (gpu_place){(char *)o.k + at, (char *)o.v + at, (int32_t)s->tokens - 1,
                                 (int32_t)s->tokens};
     }
@@ -123,15 +111,9 @@ static operands operands_make(const shape *s)
     return o;
 }
 
-<<<<<<< HEAD
-static void operands_free(operands *o)
-{
-    void *all[] = {o->q, o->k, o->v, o->y, o->tables, o->places};
-=======
 static void operands_free(const shape *s, operands *o)
 {
     void *all[] = {o->q, o->k, s->kind == DECODE ? NULL : o->v, o->y, o->tables, o->places};
->>>>>>> attn
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         NEED(cudaFree(all[i]));
     }
@@ -181,11 +163,7 @@ static void call(const shape *s, const operands *o, int which, int multiprocesso
                                   .y = o->y,
                                   .y_stride = o->stride,
                                   .places = o->places,
-<<<<<<< HEAD
-                                  .offset = (int64_t)o->cache * which,
-=======
                                   .layer = which,
->>>>>>> attn
                                   .sequences = s->groups,
                                   .longest = s->tokens,
                                   .heads = s->heads,
@@ -263,11 +241,7 @@ int main(int argc, char **argv)
         }
         operands o = operands_make(s);
         report(s, time_us(s, &o, properties.multiProcessorCount));
-<<<<<<< HEAD
-        operands_free(&o);
-=======
         operands_free(s, &o);
->>>>>>> attn
     }
     return 0;
 }

@@ -54,6 +54,10 @@ int gpu_attend_groups(const gpu_attention_groups *a, void *stream)
         !aligned(a->q) || !aligned(a->k) || !aligned(a->v) || !aligned(a->y) || !grid_is_valid(a)) {
         return INVALID_VALUE;
     }
+    if (a->head_dim <= GPU_SM90_MOST_HEAD_DIM && gpu_sm90_can_attend(a->device)) {
+        return a->type == GPU_BF16 ? gpu_sm90_attend_groups_bf16(a, stream)
+                                   : gpu_sm90_attend_groups_f16(a, stream);
+    }
     return a->type == GPU_BF16 ? gpu_any_attend_groups_bf16(a, stream)
                                : gpu_any_attend_groups_f16(a, stream);
 }
@@ -70,6 +74,10 @@ int gpu_attend_prefill(const gpu_attention_prefill *a, void *stream)
         !aligned(a->q) || !aligned(a->keys) || !aligned(a->values) || !aligned(a->y)) {
         return INVALID_VALUE;
     }
+    if (a->head_dim <= GPU_SM90_MOST_HEAD_DIM && gpu_sm90_can_attend(a->device)) {
+        return a->type == GPU_BF16 ? gpu_sm90_attend_prefill_bf16(a, stream)
+                                   : gpu_sm90_attend_prefill_f16(a, stream);
+    }
     return a->type == GPU_BF16 ? gpu_any_attend_prefill_bf16(a, stream)
                                : gpu_any_attend_prefill_f16(a, stream);
 }
@@ -80,11 +88,7 @@ int gpu_attend_decode(const gpu_attention_decode *a, void *stream)
         return 0;
     }
     if (!shape_is_valid(a->type, a->heads, a->kv_heads, a->head_dim, a->scale) ||
-<<<<<<< HEAD
-        a->head_dim % 8 != 0 || a->offset % 8 != 0 || !in_range(a->sequences, 1, 1 << 16) ||
-=======
         a->head_dim % 8 != 0 || a->layer < 0 || !in_range(a->sequences, 1, 1 << 16) ||
->>>>>>> attn
         !in_range(a->longest, 1, INT32_MAX) || a->stride < a->sequences ||
         a->y_stride < a->sequences || a->multiprocessors < 1) {
         return INVALID_VALUE;

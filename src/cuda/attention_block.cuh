@@ -11,12 +11,15 @@
 
 namespace attention {
 
+struct piece;
+
 // One compiled kernel. M: times 16 queries of a warp; CAUSAL: query i sees keys 0 .. past + i only.
 template <bool IS_BF16, layout KEYS_AS, int FEATURES, int M_, bool IS_CAUSAL, bool HAS_GRID>
 struct block_of {
     static constexpr bool BF16 = IS_BF16, CAUSAL = IS_CAUSAL, GRID = HAS_GRID;
     static constexpr layout L = KEYS_AS;
     static constexpr int D = FEATURES, M = M_;
+    static constexpr int TOGETHER = 1; // warps that multiply in step
     static constexpr int WARPS = 4, THREADS = WARPS * 32, QUERIES = WARPS * 16 * M;
     static constexpr int KEYS = D > 128 || D * M > 160 ? 32 : 64;
     static constexpr int STAGES = D > 128 ? 1 : 2;
@@ -30,6 +33,25 @@ struct block_of {
     static constexpr uint32_t BIAS_AT = QUERIES_AT + LAST;
     static constexpr int REGISTERS = D * M / 2 + KEYS * M / 2 + D * M / 4; // of sums, scores and queries
     static constexpr int BLOCKS = REGISTERS > 170 ? 1 : REGISTERS > 110 ? 2 : REGISTERS > 85 ? 3 : 4;
+    static constexpr uint32_t ALIGNMENT = 16; // of shared memory
+
+    // How a tile is loaded and multiplied. arrived: what a thread's own copies still need before the barrier.
+    static __device__ void load(const piece &p, uint32_t stage, int key);
+    static __device__ __forceinline__ void arrived() {}
+    static __device__ __forceinline__ void add_scores(const uint32_t (&q)[M][D / 16][4], uint32_t stage,
+                                                      float (&s)[M][KEYS / 8][4])
+    {
+        int lane = threadIdx.x % 32;
+        attention::add_scores<BF16, L, M, D, KEYS>(
+            q, stage + right_lane<L == COLUMNS>(lane, tile::ROW), s);
+    }
+    static __device__ __forceinline__ void add_values(const float (&s)[M][KEYS / 8][4], uint32_t stage,
+                                                      running<M, D> *r)
+    {
+        int lane = threadIdx.x % 32;
+        attention::add_values<BF16, L, M, D, KEYS>(
+            s, stage + tile::BYTES + right_lane<L == ROWS>(lane, tile::ROW), r);
+    }
 };
 
 // What one block works on.
@@ -48,23 +70,22 @@ struct piece {
 
 // ---- loading ----
 
-template <class C>
-__device__ __forceinline__ void load_stage(const piece &p, uint32_t stage, int key)
+template <bool BF16, layout L, int D, int M, bool CAUSAL, bool GRID>
+__device__ __forceinline__ void block_of<BF16, L, D, M, CAUSAL, GRID>::load(const piece &p, uint32_t stage,
+                                                                          int key)
 {
-    using tile = typename C::tile;
     int valid = p.keys_count - key;
-    if constexpr (C::L == COLUMNS) {
-        load_columns<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage, p.keys + key, p.key_stride,
-                                                           p.features, valid);
-        load_columns<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + key,
-                                                           p.key_stride, p.features, valid);
+    if constexpr (L == COLUMNS) {
+        load_columns<THREADS, D, KEYS, tile::ROW>(threadIdx.x, stage, p.keys + key, p.key_stride,
+                                                  p.features, valid);
+        load_columns<THREADS, D, KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + key,
+                                                  p.key_stride, p.features, valid);
     } else {
         int64_t offset = (int64_t)key * p.features;
-        load_rows<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage, p.keys + offset, p.features, valid);
-        load_rows<C::THREADS, C::D, C::KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + offset,
-                                                        p.features, valid);
+        load_rows<THREADS, D, KEYS, tile::ROW>(threadIdx.x, stage, p.keys + offset, p.features, valid);
+        load_rows<THREADS, D, KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + offset,
+                                               p.features, valid);
     }
-    ptx::copy_commit();
 }
 
 // ---- relative positions ----
@@ -210,11 +231,9 @@ __device__ __forceinline__ void take_tile(const piece &p, const grid_bias &bias,
                                           const uint32_t (&q)[C::M][C::D / 16][4], uint32_t stage,
                                           int key0, running<C::M, C::D> *r)
 {
-    using tile = typename C::tile;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int first = p.first + warp * C::M * 16;
+    int first = p.first + (int)threadIdx.x / 32 / C::TOGETHER * C::TOGETHER * C::M * 16;
     int fully = C::CAUSAL ? min(p.keys_count, p.past + first + 1) : p.keys_count; // seen by all
-    int partly = C::CAUSAL ? p.past + first + C::M * 16 : p.keys_count;           // seen by any
+    int partly = C::CAUSAL ? p.past + first + C::TOGETHER * C::M * 16 : p.keys_count; // by any
     if (key0 >= partly || first >= p.queries) {
         return;
     }
@@ -222,14 +241,12 @@ __device__ __forceinline__ void take_tile(const piece &p, const grid_bias &bias,
     if constexpr (C::GRID) {
         begin_with_bias<C>(bias, key0, p.keys_count - 1, s);
     }
-    add_scores<C::BF16, C::L, C::M, C::D, C::KEYS>(
-        q, stage + right_lane<C::L == COLUMNS>(lane, tile::ROW), s);
+    C::add_scores(q, stage, s);
     if (key0 + C::KEYS > fully) {
         hide_keys<C>(p, key0, s);
     }
     take_powers<C::M, C::D, C::KEYS>(s, p.scale * LOG2_E, r);
-    add_values<C::BF16, C::L, C::M, C::D, C::KEYS>(
-        s, stage + tile::BYTES + right_lane<C::L == ROWS>(lane, tile::ROW), r);
+    C::add_values(s, stage, r);
 }
 
 // ---- leaving ----
@@ -276,7 +293,8 @@ template <class C> __device__ __forceinline__ void attend(const piece &p, uint32
     load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(threadIdx.x, room, p.q, p.stride, p.features,
                                                              p.queries - p.first);
     ptx::copy_commit();
-    load_stage<C>(p, shared, 0);
+    C::load(p, shared, 0);
+    ptx::copy_commit();
     ptx::copy_wait<1>();
     __syncthreads();
     uint32_t q[C::M][C::D / 16][4];
@@ -297,14 +315,17 @@ template <class C> __device__ __forceinline__ void attend(const piece &p, uint32
     int tiles = (end + C::KEYS - 1) / C::KEYS;
     for (int j = 0; j < tiles; j++) {
         ptx::copy_wait<0>();
+        C::arrived();
         __syncthreads(); // the tile is there for all, and nobody reads the one before
         if (C::STAGES == 2 && j + 1 < tiles) {
-            load_stage<C>(p, shared + (uint32_t)((j + 1) % 2) * C::STAGE_BYTES, (j + 1) * C::KEYS);
+            C::load(p, shared + (uint32_t)((j + 1) % 2) * C::STAGE_BYTES, (j + 1) * C::KEYS);
+            ptx::copy_commit();
         }
         take_tile<C>(p, bias, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES, j * C::KEYS, &r);
         if (C::STAGES == 1 && j + 1 < tiles) {
             __syncthreads();
-            load_stage<C>(p, shared, (j + 1) * C::KEYS);
+            C::load(p, shared, (j + 1) * C::KEYS);
+            ptx::copy_commit();
         }
     }
     __syncthreads();

@@ -46,11 +46,7 @@ __device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigne
     uint32_t sequence = index / batches / (uint32_t)a.kv_heads;
     const gpu_place place = a.places[sequence];
     int64_t head = (int64_t)kv * group + batch * MOST_HEADS;
-<<<<<<< HEAD
-    int64_t from = a.offset + (int64_t)kv * place.capacity * a.head_dim;
-=======
     int64_t from = (2 * a.layer * a.kv_heads + kv) * place.capacity * a.head_dim;
->>>>>>> attn
     share s;
     s.keys = (const uint16_t *)place.keys + from;
     s.values = (const uint16_t *)place.values + from;
