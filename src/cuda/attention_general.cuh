@@ -75,21 +75,21 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS) block_kernel(const A a)
     mma::wait_for_launch_before();
     piece p;
     if (piece_of<C>(a, blockIdx.x, &p)) {
-        attend<C>(p, ptx::shared_address(memory));
+        attend<C>(p, (ptx::shared_address(memory) + C::ALIGNMENT - 1) / C::ALIGNMENT * C::ALIGNMENT);
     }
 }
 
 template <class C> uint32_t shared_bytes(const gpu_attention_groups &a)
 {
     if (!C::GRID) {
-        return C::BIAS_AT;
+        return C::BIAS_AT + C::ALIGNMENT;
     }
     int pitches = bias_pitch((int)(a.tokens / a.grid_width)) + bias_pitch((int)a.grid_width);
-    return C::BIAS_AT + (uint32_t)(C::QUERIES * pitches) * 4;
+    return C::BIAS_AT + C::ALIGNMENT + (uint32_t)(C::QUERIES * pitches) * 4;
 }
 template <class C> uint32_t shared_bytes(const gpu_attention_prefill &)
 {
-    return C::BIAS_AT;
+    return C::BIAS_AT + C::ALIGNMENT;
 }
 
 inline int64_t heads_of(const gpu_attention_groups &a)
@@ -109,7 +109,7 @@ template <class C, class A> int launch(const A &a, void *stream)
     if (blocks > INT32_MAX) {
         return cudaErrorInvalidValue;
     }
-    const uint32_t most = C::BIAS_AT + (C::GRID ? (uint32_t)C::QUERIES * 4 * 2 * bias_pitch(64) : 0);
+    const uint32_t most = C::BIAS_AT + C::ALIGNMENT + (C::GRID ? (uint32_t)C::QUERIES * 4 * 2 * bias_pitch(64) : 0);
     int failed = gpu_prepare((const void *)kernel, most, a.device, &prepared);
     return failed != 0 ? failed
                        : gpu_launch_overlapping(kernel, (unsigned)blocks, C::THREADS,

@@ -14,6 +14,15 @@ int gpu_any_attend_groups_f16(const gpu_attention_groups *attention, void *strea
 int gpu_any_attend_groups_bf16(const gpu_attention_groups *attention, void *stream);
 int gpu_any_attend_prefill_f16(const gpu_attention_prefill *attention, void *stream);
 int gpu_any_attend_prefill_bf16(const gpu_attention_prefill *attention, void *stream);
+
+/* On compute capability 9.0, by its own instructions; head_dim up to 128. */
+#define GPU_SM90_MOST_HEAD_DIM 128
+bool gpu_sm90_can_attend(int device);
+int gpu_sm90_attend_groups_f16(const gpu_attention_groups *attention, void *stream);
+int gpu_sm90_attend_groups_bf16(const gpu_attention_groups *attention, void *stream);
+int gpu_sm90_attend_prefill_f16(const gpu_attention_prefill *attention, void *stream);
+int gpu_sm90_attend_prefill_bf16(const gpu_attention_prefill *attention, void *stream);
+
 int gpu_any_attend_decode(const gpu_attention_decode *attention, void *stream);
 
 #ifdef __cplusplus
