@@ -15,6 +15,9 @@ typedef struct bench_args {
     const char *patterns, *text, *images, *work;
     int64_t max_tokens, max_images, context;
     int64_t seed;
+    const char *random_weights, *pattern, *baseline; /* whole models: bench_whole.c */
+    int64_t batch, tokens;
+    int type; /* of drawn weights */
     plan_args plan;
 } bench_args;
 

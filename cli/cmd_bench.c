@@ -3,7 +3,7 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "bench.h"
+#include "bench_whole.h"
 
 #define MAX_OPERANDS 1024
 
@@ -47,12 +47,34 @@ static bool is_problem(const char *text)
     return strncmp(text, "matmul/", 7) == 0;
 }
 
+static const char *const bench_types[] = {"f16", "bf16", "f32", NULL};
+
+static esp_status run_whole(cli_state *cli, esp_error *error)
+{
+    const bench_args *args = cli->args;
+    bool drawn = args->random_weights != NULL, one = cli->operand_count == 1;
+    if (drawn == (args->baseline != NULL) || (drawn ? cli->operand_count > 0 : !one) ||
+        (one && is_problem(cli->operands[0]))) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
+                        "--random-weights takes no MODEL, and --baseline takes one; see 'espalier "
+                        "bench --help'");
+    }
+    if (args->pattern != NULL && !drawn) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
+                        "--pattern is for --random-weights; for a model there is --patterns");
+    }
+    return bench_whole(cli, error);
+}
+
 static esp_status run(cli_state *cli, esp_error *error)
 {
     const bench_args *args = cli->args;
     const char *const *operands = cli->operands;
     int count = cli->operand_count;
     cli->plan = &args->plan;
+    if (args->random_weights != NULL || args->baseline != NULL || args->pattern != NULL) {
+        return run_whole(cli, error);
+    }
     if (args->patterns != NULL) {
         return count == 1 && !is_problem(operands[0])
                    ? bench_patterns(cli, operands[0], error)
@@ -128,6 +150,46 @@ static const cli_option options[] = {
      .fallback = "0",
      .least = 0,
      .most = INT32_MAX},
+    {.name = "random-weights",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(random_weights),
+     .argument = "FOLDER",
+     .help = "a whole model of the shape of FOLDER/config.json, its weights drawn"},
+    {.name = "pattern",
+     .letter = 'p',
+     .kind = OPTION_TEXT,
+     .offset = FIELD(pattern),
+     .argument = "LIST",
+     .help = "with --random-weights: prune into each of these, beside the dense one"},
+    {.name = "baseline",
+     .letter = 'b',
+     .kind = OPTION_TEXT,
+     .offset = FIELD(baseline),
+     .argument = "DENSE",
+     .help = "measure MODEL beside this dense one"},
+    {.name = "batch",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(batch),
+     .argument = "N",
+     .help = "whole models: images, texts or sequences that run together; 0: a few",
+     .fallback = "0",
+     .least = 0,
+     .most = 1 << 16},
+    {.name = "tokens",
+     .kind = OPTION_INTEGER,
+     .offset = FIELD(tokens),
+     .argument = "N",
+     .help = "whole models: of a text, of the prompt; 0: 128 or 256, or what the model takes",
+     .fallback = "0",
+     .least = 0,
+     .most = INT32_MAX},
+    {.name = "type",
+     .kind = OPTION_CHOICE,
+     .offset = FIELD(type),
+     .argument = "TYPE",
+     .help = "of drawn weights",
+     .fallback = "f16",
+     .choices = bench_types},
     {.name = "patterns",
      .kind = OPTION_TEXT,
      .offset = FIELD(patterns),
@@ -202,4 +264,6 @@ const cli_command bench_command = {
         "memory, not from a cache, and a probe measures how fast memory can be read. A MODEL is "
         "measured at prefill and decode "
         "on random tokens. With "
-        "--patterns, one table compares the dense model with its pruned forms."};
+        "--patterns, one table compares the dense model with its pruned forms. --random-weights "
+        "and --baseline measure whole models side by side; a JSON line each has the problem "
+        "model/NAME/PATTERN/TYPE/b256 (images), 32x512 (texts), prefill2048 or decode1."};

@@ -35,6 +35,11 @@ esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer, loa
         TRY(check_text(path, error));
         TRY(esp_tokenizer_open(cli->context, path, &loaded->tokenizer, error));
     }
+    return load_opened(cli, loaded, error);
+}
+
+esp_status load_opened(cli_state *cli, loaded_model *loaded, esp_error *error)
+{
     esp_model_options options = {.compute = (esp_compute)cli->common.compute,
                                  .kernel_glob = cli->common.kernel,
                                  .progress = progress_step,

@@ -16,6 +16,8 @@ typedef struct loaded_model {
 /* loaded: zero; it is to be freed after a failure too. */
 ESP_MUST_CHECK esp_status load_model(cli_state *cli, const char *path, bool with_tokenizer,
                                      loaded_model *loaded, esp_error *error);
+/* The same of a checkpoint that is open already: loaded->checkpoint, else zero. */
+ESP_MUST_CHECK esp_status load_opened(cli_state *cli, loaded_model *loaded, esp_error *error);
 void loaded_model_free(loaded_model *loaded);
 
 /* Whole file, or stdin for "-"; *text is to be freed. At most 1 GiB. */

@@ -137,8 +137,9 @@ typedef struct esp_draw_options {
 
 /* A checkpoint of the tensors that folder's config.json asks for (no other file is needed), drawn
  * and pruned when they are read: it takes no memory to speak of and can be given to esp_model_load.
- * Layers of one shape have the same numbers. "config.*", "prune.*", "draw.bad_dtype". */
-ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_draw(esp_context *context, const char *folder,
+ * device: that the model is for. Layers of one shape have the same numbers. "config.*", "prune.*",
+ * "draw.bad_dtype". */
+ESP_MUST_CHECK ESP_API esp_status esp_checkpoint_draw(esp_device *device, const char *folder,
                                                       const esp_draw_options *options,
                                                       esp_checkpoint **checkpoint,
                                                       esp_error *error);

@@ -291,15 +291,17 @@ static esp_status prune_all(esp_checkpoint *checkpoint, esp_context *context,
     return status;
 }
 
-static esp_status fill(esp_context *context, esp_checkpoint *checkpoint,
+static esp_status fill(esp_device *device, esp_checkpoint *checkpoint,
                        const esp_draw_options *options, esp_error *error)
 {
+    esp_context *context = device->context;
     info_list list = {.context = context};
     esp_model *model = esp_alloc_zero(context, sizeof *model);
     if (model == NULL) {
         return esp_fail_memory(error, sizeof *model, "a model");
     }
     model->context = context;
+    model->device = device;
     esp_status status = list_family(model, checkpoint, options->dtype, &list, error);
     if (status == ESP_OK) {
         status = esp_checkpoint_set_weights(checkpoint, list.infos, list.count, error);
@@ -315,10 +317,11 @@ static esp_status fill(esp_context *context, esp_checkpoint *checkpoint,
     return status;
 }
 
-esp_status esp_checkpoint_draw(esp_context *context, const char *folder,
+esp_status esp_checkpoint_draw(esp_device *device, const char *folder,
                                const esp_draw_options *options, esp_checkpoint **checkpoint,
                                esp_error *error)
 {
+    esp_context *context = device->context;
     esp_checkpoint *made = NULL;
     if (!esp_dtype_is_weight(options->dtype)) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "draw.bad_dtype",
@@ -335,7 +338,7 @@ esp_status esp_checkpoint_draw(esp_context *context, const char *folder,
         mine->mask = options->prune->mask;
     }
     ESP_TRY(esp_checkpoint_make(context, folder, &maker, mine, &made, error));
-    esp_status status = fill(context, made, options, error);
+    esp_status status = fill(device, made, options, error);
     if (status != ESP_OK) {
         esp_checkpoint_close(made);
         return status;

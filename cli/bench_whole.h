@@ -1,0 +1,69 @@
+/* `espalier bench` of whole models, dense and sparse side by side. */
+#ifndef CLI_BENCH_WHOLE_H
+#define CLI_BENCH_WHOLE_H
+
+#include "bench.h"
+
+#define WHOLE_MAX_MODELS 16
+#define WHOLE_MAX_PHASES 2
+#define WHOLE_NAME_MAX 192
+#define WHOLE_SPARSE_SHARE 0.8 /* below it a row is not called sparse */
+
+/* What of a model's products ran how, by the plans of its layers at the phase's token counts. */
+typedef struct whole_products {
+    double flops, sparse_flops; /* of the dense products, zeros counted */
+    double bytes, sparse_bytes; /* of weights, as held */
+    double sparse_ms, dense_ms; /* of the chosen kernels: measured, or predicted */
+    bool measured;              /* all of them */
+} whole_products;
+
+/* One thing that is timed: a batch of images or texts, a prefill, a step of a decode. */
+typedef struct whole_phase {
+    char name[48]; /* "b256", "32x512", "prefill2048", "decode16" */
+    const char *unit;
+    int64_t batch,
+        tokens; /* tokens: of each text, of the prompt; of a decode, what lies before it */
+    int64_t product_tokens; /* of most products */
+    double work;            /* units of a run */
+    double *ms;             /* [rounds] */
+    whole_products products;
+} whole_phase;
+
+typedef struct whole_model {
+    const char *path; /* of a model, or of a config.json whose weights are drawn */
+    bool drawn;
+    esp_pattern pattern; /* of drawn weights */
+    char label[ESP_PATTERN_TEXT_MAX];
+    char name[64]; /* the folder's */
+    char type[8];  /* of its linear layers, "f16" */
+    loaded_model loaded;
+    esp_vision *vision;
+    esp_embedder *embedder;
+    esp_session **sessions; /* the first takes the prefill, too */
+    int64_t session_count, chunk;
+    int32_t *ids;
+    int64_t *lengths;
+    float *pixels, *outputs;
+    whole_phase phases[WHOLE_MAX_PHASES];
+    int phase_count;
+    cli_record kernels; /* of each phase */
+} whole_model;
+
+/* Every model of the command line: see cmd_bench.c. */
+ESP_MUST_CHECK esp_status bench_whole(cli_state *cli, esp_error *error);
+
+/* bench_whole_run.c: loads and takes memory; runs a phase once; gives everything back but results.
+ */
+ESP_MUST_CHECK esp_status whole_open(cli_state *cli, whole_model *model, esp_error *error);
+ESP_MUST_CHECK esp_status whole_prepare(whole_model *model, int phase, esp_error *error);
+ESP_MUST_CHECK esp_status whole_run(whole_model *model, int phase, esp_error *error);
+void whole_release(whole_model *model);
+
+/* bench_whole_report.c */
+void whole_look(const cli_state *cli, whole_model *model); /* while it is loaded */
+ESP_MUST_CHECK esp_status whole_print_json(const cli_state *cli, whole_model *models, int count,
+                                           esp_error *error);
+ESP_MUST_CHECK esp_status whole_print_table(const cli_state *cli, const whole_model *models,
+                                            int count, esp_error *error);
+
+#endif
