@@ -375,7 +375,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_dense_" short_name "_" short_name "__cuda_cublaslt", .device = "cuda",     \
         .format = "dense", .level = "cublaslt", .idea = "cuBLASLt's first choice, f32 sums",       \
         .why_not = why_not, .workspace_bytes = workspace_bytes, .score_us = score_us,              \
-        .launch = launch, .variant = &(const esp_dtype)                                            \
+        .launch = launch, .bare = true, .variant = &(const esp_dtype)                              \
         {                                                                                          \
             type                                                                                   \
         }                                                                                          \

@@ -193,6 +193,10 @@ int gpu_add(gpu_type type, void *x, int64_t x_stride, const void *y, int64_t y_s
 int gpu_swiglu(gpu_type type, const void *gate, int64_t gate_stride, const void *up,
                int64_t up_stride, int64_t features, int64_t tokens, void *y, int64_t y_stride,
                void *stream);
+/* y = activation(y + bias[feature]), in place; bits: of esp_epilogue, an activation's or none; bias
+ * NULL: none. */
+int gpu_finish_in_place(gpu_type type, unsigned bits, const float *bias, void *y, int64_t stride,
+                        int64_t features, int64_t tokens, void *stream);
 /* to[r][c], or to[c][r] with `turn`, = from[r][c], r < rows, c < columns; any two of the types. */
 int gpu_convert(gpu_type from_type, const void *from, int64_t from_stride, gpu_type to_type,
                 void *to, int64_t to_stride, int64_t rows, int64_t columns, bool turn,

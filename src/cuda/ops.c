@@ -23,6 +23,10 @@ static esp_status launch(esp_device *device, gpu_type type, ops_fn run, const vo
         failed = run(state, type, what, stream);
         gpu_leave(before);
     }
+    if (failed != 0) { /* a status has no room for it */
+        esp_log(device->context, ESP_LOG_WARNING, "device '%s': %s", device->name,
+                gpu_error_text(failed));
+    }
     return failed == 0 ? ESP_OK : gpu_error_is_memory(failed) ? ESP_OUT_OF_MEMORY : ESP_FAILED;
 }
 
@@ -71,6 +75,21 @@ static int run_swiglu(const cuda_state *state, gpu_type type, const void *what, 
     const swiglu_call *s = what;
     return gpu_swiglu(type, s->gate, s->count, s->up, s->count, 1, s->count, s->y, s->count,
                       stream);
+}
+
+typedef struct finish_call {
+    const float *bias;
+    unsigned activation;
+    int64_t features, columns;
+    void *y;
+} finish_call;
+
+static int run_finish(const cuda_state *state, gpu_type type, const void *what, void *stream)
+{
+    (void)state;
+    const finish_call *f = what;
+    return gpu_finish_in_place(type, f->activation, f->bias, f->y, f->columns, f->features,
+                               f->columns, stream);
 }
 
 typedef struct widen_call {
@@ -233,6 +252,7 @@ static int run_place(const cuda_state *state, gpu_type type, const void *what, v
     const gpu_image_tokens tokens = {.type = type,
                                      .from = t->from,
                                      .from_stride = t->from_columns,
+                                     .from_pitch = t->patches,
                                      .features = t->features,
                                      .images = t->images,
                                      .patches = t->patches,
@@ -351,6 +371,13 @@ static int run_pool(const cuda_state *state, gpu_type type, const void *what, vo
         const swiglu_call call = {gate, up, count, y};                                             \
         return launch(device, TYPE, run_swiglu, &call, stream);                                    \
     }                                                                                              \
+    static esp_status finish_##name(esp_device *device, void *stream, const float *bias,           \
+                                    unsigned activation, int64_t features, int64_t columns,        \
+                                    void *y)                                                       \
+    {                                                                                              \
+        const finish_call call = {bias, activation, features, columns, y};                         \
+        return launch(device, TYPE, run_finish, &call, stream);                                    \
+    }                                                                                              \
     static esp_status gather_##name(esp_device *device, void *stream, const void *x,               \
                                     int64_t features, int64_t tokens, const int32_t *index,        \
                                     int64_t count, bool adds, void *y)                             \
@@ -400,9 +427,9 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
         .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \
         .attend_past = attend_past_##name, .attend_step = attend_step_##name,                      \
         .group_workspace_bytes = no_group_workspace, .attend_groups = attend_groups_##name,        \
-        .swiglu = swiglu_##name, .gather_tokens = gather_##name, .unfold = unfold_##name,          \
-        .place_tokens = place_##name, .patches = patches_##name, .pool = pool_##name,              \
-        .widen = widen_##name,                                                                     \
+        .swiglu = swiglu_##name, .finish = finish_##name, .gather_tokens = gather_##name,          \
+        .unfold = unfold_##name, .place_tokens = place_##name, .patches = patches_##name,          \
+        .pool = pool_##name, .widen = widen_##name,                                                \
     }
 
 static const esp_ops tables[] = {TABLE(f16, ESP_F16), TABLE(bf16, ESP_BF16)};

@@ -43,6 +43,13 @@ int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total);
  * for it. */
 ESP_MUST_CHECK esp_status esp_sparse_retype(esp_sparse *sparse, esp_dtype dtype, esp_error *error);
 
+/* Weights of one input, type and pattern as one: their rows one behind the other, or with `pairs`
+ * those of two in turn. Where esp_pattern_stacks says so of the pattern and the parts' rows. */
+#define ESP_MOST_STACKED 3
+bool esp_pattern_stacks(const esp_pattern *pattern, const int64_t *rows, int count, bool pairs);
+ESP_MUST_CHECK esp_status esp_sparse_stack(const esp_sparse *const *parts, int count, bool pairs,
+                                           esp_sparse **sparse, esp_error *error);
+
 /* The part by name, or NULL. */
 const esp_tensor *esp_sparse_find_part(const esp_sparse *sparse, const char *name);
 

@@ -4,8 +4,6 @@
 #include "model/bert.h"
 #include "model/fold.h"
 
-#define LINEARS 6 /* of one layer */
-
 static esp_bert *bert_of(const esp_model *model)
 {
     return model->parts;
@@ -63,15 +61,44 @@ static void want_norm(esp_want_list *list, const char *name, int64_t size, esp_b
              list->prefix, name);
 }
 
+static void prefix_of(const esp_bert *bert, int64_t index, char *prefix, size_t size)
+{
+    snprintf(prefix, size, "%sencoder.layer.%lld.", bert->prefix, (long long)index);
+}
+
+static esp_stack qkv_stack(const esp_bert_config *config)
+{
+    return (esp_stack){
+        .names = {"attention.self.query", "attention.self.key", "attention.self.value"},
+        .rows = {config->hidden, config->hidden, config->hidden},
+        .count = 3};
+}
+
+/* One product instead of three. */
+static void stack(esp_model *model, const esp_checkpoint *checkpoint)
+{
+    esp_bert *bert = bert_of(model);
+    const esp_stack qkv = qkv_stack(&bert->config);
+    for (int64_t i = 0; i < bert->config.layers; i++) {
+        char prefix[64];
+        prefix_of(bert, i, prefix, sizeof prefix);
+        bert->layers[i].attention.projections =
+            esp_model_stacks(model, checkpoint, prefix, &qkv) ? 1 : 3;
+    }
+}
+
 static void list_layer(esp_bert *bert, int64_t index, esp_want_list *list)
 {
     esp_bert_layer *layer = &bert->layers[index];
     int64_t hidden = bert->config.hidden, inner = bert->config.intermediate;
-    snprintf(list->prefix, sizeof list->prefix, "%sencoder.layer.%lld.", bert->prefix,
-             (long long)index);
-    esp_want_linear(list, "attention.self.query", hidden, hidden, true, &layer->attention.qkv[0]);
-    esp_want_linear(list, "attention.self.key", hidden, hidden, true, &layer->attention.qkv[1]);
-    esp_want_linear(list, "attention.self.value", hidden, hidden, true, &layer->attention.qkv[2]);
+    const esp_stack qkv = qkv_stack(&bert->config);
+    prefix_of(bert, index, list->prefix, sizeof list->prefix);
+    for (int i = 0; i < 3 && layer->attention.projections == 3; i++) {
+        esp_want_linear(list, qkv.names[i], hidden, hidden, true, &layer->attention.qkv[i]);
+    }
+    if (layer->attention.projections == 1) {
+        esp_want_stack(list, &qkv, hidden, true, &layer->attention.qkv[0]);
+    }
     esp_want_linear(list, "attention.output.dense", hidden, hidden, true, &layer->attention.o);
     want_norm(list, "attention.output.LayerNorm", hidden, &layer->attention_norm);
     esp_want_linear(list, "intermediate.dense", inner, hidden, true, &layer->up);
@@ -126,20 +153,32 @@ static void fold(const esp_model *model, esp_fold *fold)
 
 /* ---- the linear layers ---- */
 
+enum { MOST_LINEARS = 6 }; /* of one layer */
+
+static int layer_linears(esp_bert_layer *layer, esp_linear *linears[MOST_LINEARS])
+{
+    int count = 0;
+    for (int i = 0; i < layer->attention.projections; i++) {
+        linears[count++] = &layer->attention.qkv[i];
+    }
+    linears[count++] = &layer->attention.o;
+    linears[count++] = &layer->up;
+    linears[count++] = &layer->down;
+    return count;
+}
+
 static esp_linear *linear_at(esp_model *model, int64_t number)
 {
     esp_bert *bert = bert_of(model);
-    if (number / LINEARS >= bert->config.layers) {
-        return NULL;
+    for (int64_t i = 0; i < bert->config.layers; i++) {
+        esp_linear *linears[MOST_LINEARS];
+        int count = layer_linears(&bert->layers[i], linears);
+        if (number < count) {
+            return linears[number];
+        }
+        number -= count;
     }
-    esp_bert_layer *layer = &bert->layers[number / LINEARS];
-    esp_linear *const linears[LINEARS] = {&layer->attention.qkv[0],
-                                          &layer->attention.qkv[1],
-                                          &layer->attention.qkv[2],
-                                          &layer->attention.o,
-                                          &layer->up,
-                                          &layer->down};
-    return linears[number % LINEARS];
+    return NULL;
 }
 
 static void free_norm(const esp_model *model, const esp_bert_norm *norm)
@@ -152,8 +191,10 @@ static void release(esp_model *model)
 {
     esp_bert *bert = bert_of(model);
     for (int64_t i = 0; bert->layers != NULL && i < bert->config.layers; i++) {
-        for (int k = 0; k < LINEARS; k++) {
-            esp_linear_free(linear_at(model, i * LINEARS + k), model->device);
+        esp_linear *linears[MOST_LINEARS];
+        int count = layer_linears(&bert->layers[i], linears);
+        for (int k = 0; k < count; k++) {
+            esp_linear_free(linears[k], model->device);
         }
         free_norm(model, &bert->layers[i].attention_norm);
         free_norm(model, &bert->layers[i].output_norm);
@@ -178,6 +219,7 @@ const esp_family esp_bert_family = {
     .prepare = prepare,
     .part_count = part_count,
     .list_part = list_part,
+    .stack = stack,
     .is_spare = is_spare,
     .fold = fold,
     .linear_at = linear_at,

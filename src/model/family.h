@@ -3,6 +3,7 @@
 #ifndef ESP_MODEL_FAMILY_H
 #define ESP_MODEL_FAMILY_H
 
+#include "format/format.h"
 #include "model/config_value.h"
 #include "model/model.h"
 #include "nn/nn.h"
@@ -45,6 +46,12 @@ typedef struct esp_want {
     esp_tensor *table; /* a view of the packed weight's own memory: no second copy */
     float **vector;    /* memory of the device */
     bool inner;        /* counts among the model's linear layers: no head */
+    /* Tensors that become one: their rows one behind the other, or with `pairs` in turn. The first
+     * has `name`. 0 or 1: it is one. */
+    int stacked;
+    bool pairs;
+    char others[ESP_MOST_STACKED - 1][96];
+    int64_t rows[ESP_MOST_STACKED];
 } esp_want;
 
 #define ESP_MAX_WANTS 24
@@ -60,6 +67,19 @@ void esp_want_vector(esp_want_list *list, const char *name, int64_t size, float 
 /* name without ".weight"; with a bias, which is wanted then. */
 void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t in, bool bias,
                      esp_linear *target);
+/* Linear layers of one input as one; their names without ".weight". */
+typedef struct esp_stack {
+    const char *names[ESP_MOST_STACKED];
+    int64_t rows[ESP_MOST_STACKED];
+    int count;
+    bool pairs;
+} esp_stack;
+void esp_want_stack(esp_want_list *list, const esp_stack *stack, int64_t in, bool bias,
+                    esp_linear *target);
+/* Whether it is worth it on the model's device and can be: tensors are of one type and a pattern
+ * that can be stacked. prefix: of their names. */
+bool esp_model_stacks(const esp_model *model, const esp_checkpoint *checkpoint, const char *prefix,
+                      const esp_stack *stack);
 void esp_want_table(esp_want_list *list, const char *name, int64_t rows, int64_t columns,
                     esp_packed **target, esp_tensor *view);
 
@@ -89,6 +109,8 @@ struct esp_family {
     esp_status (*prepare)(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error);
     int64_t (*part_count)(const esp_model *model);
     void (*list_part)(esp_model *model, int64_t part, esp_want_list *list);
+    /* Before the weights are read: which layers become one (esp_model_stacks). NULL: none. */
+    void (*stack)(esp_model *model, const esp_checkpoint *checkpoint);
     /* A tensor that checkpoints carry and the model does not need. */
     bool (*is_spare)(const char *name);
     /* Which of its orders of channels are free. */

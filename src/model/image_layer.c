@@ -94,13 +94,35 @@ void esp_want_norm(esp_want_list *list, const char *name, int64_t size, float **
     esp_want_vector(list, full, size, bias);
 }
 
+static esp_stack qkv_stack(const esp_image_config *config, const esp_image_layer_names *names)
+{
+    return (esp_stack){.names = {names->qkv[0], names->qkv[1], names->qkv[2]},
+                       .rows = {config->hidden, config->hidden, config->hidden},
+                       .count = 3};
+}
+
+void esp_image_layer_stack(const esp_model *model, const esp_checkpoint *checkpoint,
+                           const esp_image_config *config, const esp_image_layer_names *names,
+                           const char *prefix, esp_image_layer *layer)
+{
+    if (names->projections == 3) {
+        const esp_stack qkv = qkv_stack(config, names);
+        bool one = esp_model_stacks(model, checkpoint, prefix, &qkv);
+        layer->attention.projections = one ? 1 : 3;
+    }
+}
+
 void esp_image_layer_list(const esp_image_config *config, const esp_image_layer_names *names,
                           esp_image_layer *layer, esp_want_list *list)
 {
     int64_t hidden = config->hidden, inner = config->intermediate;
     esp_group_layer *attention = &layer->attention;
     esp_want_norm(list, names->norm1, hidden, &layer->norm1_weight, &layer->norm1_bias);
-    for (int i = 0; i < names->projections; i++) {
+    if (attention->projections < names->projections) {
+        const esp_stack qkv = qkv_stack(config, names);
+        esp_want_stack(list, &qkv, hidden, config->qkv_bias, &attention->qkv[0]);
+    }
+    for (int i = 0; attention->projections == names->projections && i < names->projections; i++) {
         esp_want_linear(list, names->qkv[i], 3 / names->projections * hidden, hidden,
                         config->qkv_bias, &attention->qkv[i]);
     }

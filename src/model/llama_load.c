@@ -4,8 +4,6 @@
 #include "model/fold.h"
 #include "model/llama.h"
 
-#define LINEARS 7 /* of one layer */
-
 static esp_llama *llama_of(const esp_model *model)
 {
     return model->parts;
@@ -71,6 +69,53 @@ static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, es
 
 /* ---- tensors ---- */
 
+static void prefix_of(int64_t index, char *prefix, size_t size)
+{
+    snprintf(prefix, size, "model.layers.%lld.", (long long)index);
+}
+
+static esp_stack qkv_stack(const esp_llama_config *config)
+{
+    int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
+    return (esp_stack){.names = {"self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj"},
+                       .rows = {q, kv, kv},
+                       .count = 3};
+}
+
+static esp_stack mlp_stack(const esp_llama_config *config, bool pairs)
+{
+    return (esp_stack){.names = {"mlp.gate_proj", "mlp.up_proj"},
+                       .rows = {config->intermediate, config->intermediate},
+                       .count = 2,
+                       .pairs = pairs};
+}
+
+/* One product instead of three, and of two. Gate and up in turn let a kernel join them as it writes
+ * them; dense ones leave that to an operation, since the libraries do not. */
+static void stack(esp_model *model, const esp_checkpoint *checkpoint)
+{
+    esp_llama *llama = llama_of(model);
+    const esp_stack qkv = qkv_stack(&llama->config);
+    const esp_stack paired = mlp_stack(&llama->config, true);
+    const esp_stack apart = mlp_stack(&llama->config, false);
+    for (int64_t i = 0; i < llama->config.layers; i++) {
+        esp_llama_layer *layer = &llama->layers[i];
+        char prefix[64], name[96];
+        prefix_of(i, prefix, sizeof prefix);
+        snprintf(name, sizeof name, "%s%s.weight", prefix, paired.names[0]);
+        bool dense =
+            esp_checkpoint_get(checkpoint, esp_checkpoint_find(checkpoint, name)).pattern.kind ==
+            ESP_PATTERN_DENSE;
+        layer->attention.projections = esp_model_stacks(model, checkpoint, prefix, &qkv) ? 1 : 3;
+        if (!dense && esp_model_stacks(model, checkpoint, prefix, &paired)) {
+            layer->mlp.kind = ESP_MLP_PAIRED;
+            layer->mlp.gate.activation = ESP_EP_SWIGLU;
+        } else if (esp_model_stacks(model, checkpoint, prefix, &apart)) {
+            layer->mlp.kind = ESP_MLP_STACKED;
+        }
+    }
+}
+
 static void list_layer(esp_llama *llama, int64_t index, esp_want_list *list)
 {
     const esp_llama_config *config = &llama->config;
@@ -78,17 +123,26 @@ static void list_layer(esp_llama *llama, int64_t index, esp_want_list *list)
     esp_attention_layer *attention = &layer->attention;
     esp_mlp_layer *mlp = &layer->mlp;
     int64_t hidden = config->hidden, inner = config->intermediate;
-    int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
+    int64_t q = config->heads * config->head_dim;
     bool bias = config->qkv_bias;
-    snprintf(list->prefix, sizeof list->prefix, "model.layers.%lld.", (long long)index);
+    const esp_stack qkv = qkv_stack(config);
+    const esp_stack both = mlp_stack(config, mlp->kind == ESP_MLP_PAIRED);
+    prefix_of(index, list->prefix, sizeof list->prefix);
     esp_want_vector(list, "input_layernorm.weight", hidden, &layer->input_norm);
-    esp_want_linear(list, "self_attn.q_proj", q, hidden, bias, &attention->qkv[0]);
-    esp_want_linear(list, "self_attn.k_proj", kv, hidden, bias, &attention->qkv[1]);
-    esp_want_linear(list, "self_attn.v_proj", kv, hidden, bias, &attention->qkv[2]);
+    for (int i = 0; i < 3 && attention->projections == 3; i++) {
+        esp_want_linear(list, qkv.names[i], qkv.rows[i], hidden, bias, &attention->qkv[i]);
+    }
+    if (attention->projections == 1) {
+        esp_want_stack(list, &qkv, hidden, bias, &attention->qkv[0]);
+    }
     esp_want_linear(list, "self_attn.o_proj", hidden, q, config->o_bias, &attention->o);
     esp_want_vector(list, "post_attention_layernorm.weight", hidden, &layer->post_attention_norm);
-    esp_want_linear(list, "mlp.gate_proj", inner, hidden, config->mlp_bias, &mlp->gate);
-    esp_want_linear(list, "mlp.up_proj", inner, hidden, config->mlp_bias, &mlp->up);
+    if (mlp->kind == ESP_MLP_APART) {
+        esp_want_linear(list, both.names[0], inner, hidden, config->mlp_bias, &mlp->gate);
+        esp_want_linear(list, both.names[1], inner, hidden, config->mlp_bias, &mlp->up);
+    } else {
+        esp_want_stack(list, &both, hidden, config->mlp_bias, &mlp->gate);
+    }
     esp_want_linear(list, "mlp.down_proj", hidden, inner, config->mlp_bias, &mlp->down);
 }
 
@@ -148,27 +202,45 @@ static void finish(esp_model *model)
 
 /* ---- the linear layers ---- */
 
+enum { MOST_LINEARS = 7 }; /* of one layer */
+
+static int layer_linears(esp_llama_layer *layer, esp_linear *linears[MOST_LINEARS])
+{
+    int count = 0;
+    for (int i = 0; i < layer->attention.projections; i++) {
+        linears[count++] = &layer->attention.qkv[i];
+    }
+    linears[count++] = &layer->attention.o;
+    linears[count++] = &layer->mlp.gate;
+    if (layer->mlp.kind == ESP_MLP_APART) {
+        linears[count++] = &layer->mlp.up;
+    }
+    linears[count++] = &layer->mlp.down;
+    return count;
+}
+
 static esp_linear *linear_at(esp_model *model, int64_t number)
 {
     esp_llama *llama = llama_of(model);
-    int64_t index = number / LINEARS;
-    if (index >= llama->config.layers) {
-        return number == llama->config.layers * LINEARS ? &llama->head : NULL;
+    for (int64_t i = 0; i < llama->config.layers; i++) {
+        esp_linear *linears[MOST_LINEARS];
+        int count = layer_linears(&llama->layers[i], linears);
+        if (number < count) {
+            return linears[number];
+        }
+        number -= count;
     }
-    esp_llama_layer *layer = &llama->layers[index];
-    esp_linear *const linears[LINEARS] = {&layer->attention.qkv[0], &layer->attention.qkv[1],
-                                          &layer->attention.qkv[2], &layer->attention.o,
-                                          &layer->mlp.gate,         &layer->mlp.up,
-                                          &layer->mlp.down};
-    return linears[number % LINEARS];
+    return number == 0 ? &llama->head : NULL;
 }
 
 static void release(esp_model *model)
 {
     esp_llama *llama = llama_of(model);
     for (int64_t i = 0; llama->layers != NULL && i < llama->config.layers; i++) {
-        for (int k = 0; k < LINEARS; k++) {
-            esp_linear_free(linear_at(model, i * LINEARS + k), model->device);
+        esp_linear *linears[MOST_LINEARS];
+        int count = layer_linears(&llama->layers[i], linears);
+        for (int k = 0; k < count; k++) {
+            esp_linear_free(linears[k], model->device);
         }
         esp_vector_free(model, llama->layers[i].input_norm);
         esp_vector_free(model, llama->layers[i].post_attention_norm);
@@ -189,8 +261,8 @@ static const char *const qwen2_names[] = {"Qwen2ForCausalLM", NULL};
     {                                                                                              \
         .model_type = (type), .architectures = (names), .kind = ESP_MODEL_DECODER,                 \
         .parts_bytes = sizeof(esp_llama), .configure = configure, .prepare = prepare,              \
-        .part_count = part_count, .list_part = list_part, .is_spare = is_spare, .fold = fold,      \
-        .finish = finish, .linear_at = linear_at, .release = release,                              \
+        .part_count = part_count, .list_part = list_part, .stack = stack, .is_spare = is_spare,    \
+        .fold = fold, .finish = finish, .linear_at = linear_at, .release = release,                \
     }
 
 const esp_family esp_llama_family = DECODER("llama", llama_names);

@@ -89,10 +89,6 @@ static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
     ESP_TRY(read_config(model, checkpoint, error));
     ESP_TRY(keep_options(model, options, error));
     ESP_TRY(model->family->prepare(model, checkpoint, error));
-    esp_linear *linear;
-    for (int64_t i = 0; (linear = model->family->linear_at(model, i)) != NULL; i++) {
-        linear->number = i;
-    }
     ESP_TRY(esp_weights_load(model, checkpoint, options, error));
     if (model->family->finish != NULL) {
         model->family->finish(model);

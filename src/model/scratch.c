@@ -18,17 +18,18 @@ static bool runs_alike(const esp_model *model, const esp_linear *first, const es
 static esp_status widen_at(const esp_model *model, const esp_linear *linear, int64_t tokens,
                            size_t *bytes, esp_error *error)
 {
-    esp_matmul_problem problem =
-        esp_linear_problem(linear, model->compute, model->ops->type, tokens);
     esp_plan_options options = model->plan_options;
     options.require_sparse = false; /* that is for the counts that are fed */
-    esp_plan plan;
-    ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
-    *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
-    if (plan.reason.tuned_tokens > 0) {
-        options.ignore_tuning = true;
-        ESP_TRY(esp_linear_plan(model->device, linear, &problem, &options, &plan, error));
+    for (int predicted = 0; predicted < 2; predicted++) {
+        esp_plan plan;
+        unsigned later;
+        options.ignore_tuning = predicted == 1 || model->plan_options.ignore_tuning;
+        ESP_TRY(esp_linear_choose(model->device, linear, model->ops, model->compute, tokens,
+                                  &options, &plan, &later, error));
         *bytes = ESP_MAX(*bytes, plan.workspace_bytes);
+        if (plan.reason.tuned_tokens == 0) {
+            break;
+        }
     }
     return ESP_OK;
 }

@@ -38,6 +38,10 @@ typedef struct esp_image_layer_names {
     int projections;
 } esp_image_layer_names;
 
+/* Whether q, k and v, where they are three, become one product; before tensors are listed. */
+void esp_image_layer_stack(const esp_model *model, const esp_checkpoint *checkpoint,
+                           const esp_image_config *config, const esp_image_layer_names *names,
+                           const char *prefix, esp_image_layer *layer);
 void esp_image_layer_list(const esp_image_config *config, const esp_image_layer_names *names,
                           esp_image_layer *layer, esp_want_list *list);
 /* Linear layer 0, 1... of one layer; NULL behind the last. */

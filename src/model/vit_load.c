@@ -157,6 +157,23 @@ static void list_embedding(esp_model *model, esp_want_list *list)
                          hidden, ESP_IMAGE_CHANNELS, config->patch, true, &vit->patches);
 }
 
+static void prefix_of(const esp_model *model, int64_t index, char *prefix, size_t size)
+{
+    snprintf(prefix, size, vit_of(model)->timm ? "%sblocks.%lld." : "%sencoder.layer.%lld.",
+             stem(model), (long long)index);
+}
+
+static void stack(esp_model *model, const esp_checkpoint *checkpoint)
+{
+    esp_vit *vit = vit_of(model);
+    for (int64_t i = 0; i < vit->config.layers; i++) {
+        char prefix[64];
+        prefix_of(model, i, prefix, sizeof prefix);
+        esp_image_layer_stack(model, checkpoint, &vit->config, vit->timm ? &timm : &hugging_face,
+                              prefix, &vit->layers[i]);
+    }
+}
+
 static void list_heads(esp_model *model, esp_want_list *list)
 {
     esp_vit *vit = vit_of(model);
@@ -185,9 +202,7 @@ static void list_part(esp_model *model, int64_t part, esp_want_list *list)
     if (part == 0) {
         list_embedding(model, list);
     } else if (part <= vit->config.layers) {
-        snprintf(list->prefix, sizeof list->prefix,
-                 vit->timm ? "%sblocks.%lld." : "%sencoder.layer.%lld.", stem(model),
-                 (long long)part - 1);
+        prefix_of(model, part - 1, list->prefix, sizeof list->prefix);
         esp_image_layer_list(&vit->config, vit->timm ? &timm : &hugging_face,
                              &vit->layers[part - 1], list);
     } else {
@@ -221,14 +236,18 @@ static void fold(const esp_model *model, esp_fold *fold)
 static esp_linear *linear_at(esp_model *model, int64_t number)
 {
     esp_vit *vit = vit_of(model);
-    int64_t each = vit->timm ? 4 : 6, behind = number - 1 - vit->config.layers * each;
     if (number == 0) {
         return &vit->patches;
     }
-    if (behind >= 0) {
-        return behind < (vit->two_heads ? 2 : 1) ? &vit->heads[behind] : NULL;
+    number--;
+    for (int64_t i = 0; i < vit->config.layers; i++) {
+        int64_t each = vit->layers[i].attention.projections + 3;
+        if (number < each) {
+            return esp_image_layer_linear(&vit->layers[i], number);
+        }
+        number -= each;
     }
-    return esp_image_layer_linear(&vit->layers[(number - 1) / each], (number - 1) % each);
+    return number < (vit->two_heads ? 2 : 1) ? &vit->heads[number] : NULL;
 }
 
 static void release(esp_model *model)
@@ -258,8 +277,9 @@ static const char *const deit_architectures[] = {"DeiTForImageClassification",
 
 #define FAMILY                                                                                     \
     .kind = ESP_MODEL_CLASSIFIER, .parts_bytes = sizeof(esp_vit), .configure = configure,          \
-    .prepare = prepare, .part_count = part_count, .list_part = list_part, .is_spare = is_spare,    \
-    .fold = fold, .linear_at = linear_at, .release = release, .images = &esp_vit_net
+    .prepare = prepare, .part_count = part_count, .list_part = list_part, .stack = stack,          \
+    .is_spare = is_spare, .fold = fold, .linear_at = linear_at, .release = release,                \
+    .images = &esp_vit_net
 
 const esp_family esp_vit_family = {.model_type = "vit", .architectures = vit_architectures, FAMILY};
 const esp_family esp_deit_family = {

@@ -4,7 +4,6 @@
  * other. */
 #include <stdio.h>
 
-#include "format/format.h"
 #include "model/family.h"
 
 /* ---- what is wanted ---- */
@@ -57,6 +56,64 @@ void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t
         of_bias->rank = 1;
         of_bias->vector = &target->bias;
     }
+}
+
+/* "a.b.q_proj+k_proj+v_proj" */
+static void name_stack(const esp_want_list *list, const esp_stack *stack, esp_linear *target)
+{
+    size_t used =
+        (size_t)snprintf(target->name, sizeof target->name, "%s%s", list->prefix, stack->names[0]);
+    for (int i = 1; i < stack->count && used < sizeof target->name; i++) {
+        const char *dot = strrchr(stack->names[i], '.');
+        used += (size_t)snprintf(target->name + used, sizeof target->name - used, "+%s",
+                                 dot != NULL ? dot + 1 : stack->names[i]);
+    }
+}
+
+void esp_want_stack(esp_want_list *list, const esp_stack *stack, int64_t in, bool bias,
+                    esp_linear *target)
+{
+    int first = list->count;
+    int64_t out = 0;
+    for (int i = 0; i < stack->count; i++) {
+        out += stack->rows[i];
+    }
+    esp_want_linear(list, stack->names[0], out, in, bias, target);
+    name_stack(list, stack, target);
+    for (int i = first; i < list->count; i++) {
+        esp_want *want = &list->wants[i];
+        const char *end = want->role == ESP_ROLE_VECTOR ? ".bias" : ".weight";
+        want->stacked = stack->count;
+        want->pairs = stack->pairs;
+        memcpy(want->rows, stack->rows, sizeof want->rows);
+        for (int k = 1; k < stack->count; k++) {
+            snprintf(want->others[k - 1], sizeof want->others[k - 1], "%s%s%s", list->prefix,
+                     stack->names[k], end);
+        }
+    }
+}
+
+bool esp_model_stacks(const esp_model *model, const esp_checkpoint *checkpoint, const char *prefix,
+                      const esp_stack *stack)
+{
+    esp_weight_info first = {0};
+    if (!esp_device_is_far(model->device)) { /* a launch costs nothing there */
+        return false;
+    }
+    for (int i = 0; i < stack->count; i++) {
+        char name[160];
+        snprintf(name, sizeof name, "%s%s.weight", prefix, stack->names[i]);
+        int64_t index = esp_checkpoint_find(checkpoint, name);
+        if (index < 0) {
+            return false;
+        }
+        esp_weight_info info = esp_checkpoint_get(checkpoint, index);
+        first = i == 0 ? info : first;
+        if (info.dtype != first.dtype || !esp_pattern_equal(&info.pattern, &first.pattern)) {
+            return false;
+        }
+    }
+    return esp_pattern_stacks(&first.pattern, stack->rows, stack->count, stack->pairs);
 }
 
 void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, int64_t channels,
@@ -195,10 +252,11 @@ static void count_matrix(esp_model *model, const esp_want *want)
         info->linear_parameters += want->out * want->in;
         info->linear_resident_bytes += bytes;
     }
+    int layers = ESP_MAX(want->stacked, 1);
     if (weight->pattern.kind != ESP_PATTERN_DENSE) {
-        info->sparse_layers++;
-        info->dense_form_layers += forms == ESP_FORM_DENSE;
-        info->two_form_layers += forms == (ESP_FORM_SPARSE | ESP_FORM_DENSE);
+        info->sparse_layers += layers;
+        info->dense_form_layers += forms == ESP_FORM_DENSE ? layers : 0;
+        info->two_form_layers += forms == (ESP_FORM_SPARSE | ESP_FORM_DENSE) ? layers : 0;
     }
 }
 
@@ -242,6 +300,28 @@ static esp_status read_convolution(const esp_model *model, const esp_checkpoint 
     return status;
 }
 
+/* The parts in host memory, and what they make. */
+static esp_status read_stack(const esp_model *model, const esp_checkpoint *checkpoint,
+                             int64_t index, const esp_want *want, esp_sparse **sparse,
+                             esp_error *error)
+{
+    esp_sparse *parts[ESP_MOST_STACKED] = {NULL};
+    esp_status status = ESP_OK;
+    (void)model;
+    for (int i = 0; i < want->stacked && status == ESP_OK; i++) {
+        int64_t at = i == 0 ? index : esp_checkpoint_find(checkpoint, want->others[i - 1]);
+        status = esp_checkpoint_read_sparse(checkpoint, at, &parts[i], error);
+    }
+    if (status == ESP_OK) {
+        const esp_sparse *const read[ESP_MOST_STACKED] = {parts[0], parts[1], parts[2]};
+        status = esp_sparse_stack(read, want->stacked, want->pairs, sparse, error);
+    }
+    for (int i = 0; i < ESP_MOST_STACKED; i++) {
+        esp_sparse_free(parts[i]);
+    }
+    return status;
+}
+
 /* Where activations have 16 bits, weights have the same. */
 static esp_status fit_type(const esp_model *model, const esp_want *want, esp_sparse *sparse,
                            esp_error *error)
@@ -259,8 +339,9 @@ static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint
 {
     esp_sparse *sparse = NULL;
     esp_pack_options options = {0};
-    ESP_TRY(want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
-                            : read_convolution(model, checkpoint, index, want, &sparse, error));
+    ESP_TRY(want->stacked > 1 ? read_stack(model, checkpoint, index, want, &sparse, error)
+            : want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
+                              : read_convolution(model, checkpoint, index, want, &sparse, error));
     esp_status status = fit_type(model, want, sparse, error);
     if (status == ESP_OK && want->role == ESP_ROLE_LINEAR) {
         status = esp_model_forms(model, want->linear, sparse, &options.forms, error);
@@ -290,24 +371,65 @@ esp_status esp_vector_read(const esp_model *model, const float *vector, int64_t 
                                error);
 }
 
+/* One tensor's numbers, as many as it has. */
+static esp_status read_numbers(const esp_model *model, const esp_checkpoint *checkpoint,
+                               int64_t index, float *numbers, esp_error *error)
+{
+    esp_weight_info info = esp_checkpoint_get(checkpoint, index);
+    esp_tensor stored = {0};
+    int64_t count = 1;
+    for (int i = 0; i < info.rank; i++) {
+        count *= info.shape[i];
+    }
+    ESP_TRY(esp_tensor_create(model->context, info.dtype, info.rank, info.shape, &stored, error));
+    esp_status status = esp_checkpoint_read_dense(checkpoint, index, &stored, error);
+    if (status == ESP_OK) {
+        esp_widen(stored.dtype, stored.data, count, numbers);
+    }
+    esp_tensor_free(model->context, &stored);
+    return status;
+}
+
+/* The numbers of several in turn; of one they stay where they are. */
+static void take_turns(const esp_want *want, const float *from, float *to)
+{
+    for (int64_t i = 0; i < want->out; i++) {
+        to[i] = want->pairs ? from[i % 2 * want->rows[0] + i / 2] : from[i];
+    }
+}
+
+static esp_status read_all_numbers(const esp_model *model, const esp_checkpoint *checkpoint,
+                                   int64_t index, const esp_want *want, float *numbers,
+                                   esp_error *error)
+{
+    ESP_TRY(read_numbers(model, checkpoint, index, numbers, error));
+    int64_t at = want->rows[0];
+    for (int i = 1; i < want->stacked; i++) {
+        int64_t other = esp_checkpoint_find(checkpoint, want->others[i - 1]);
+        ESP_TRY(read_numbers(model, checkpoint, other, numbers + at, error));
+        at += want->rows[i];
+    }
+    return ESP_OK;
+}
+
 /* Norm weights and biases are kept in f32: they are small, and read as such by every operation. */
 static esp_status read_vector(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
                               const esp_want *want, esp_error *error)
 {
-    esp_weight_info info = esp_checkpoint_get(checkpoint, index);
-    esp_tensor stored = {0};
-    ESP_TRY(esp_tensor_create(model->context, info.dtype, info.rank, info.shape, &stored, error));
-    float *wide = esp_alloc_array(model->context, (size_t)want->out, sizeof *wide);
-    esp_status status = wide != NULL ? esp_checkpoint_read_dense(checkpoint, index, &stored, error)
-                                     : esp_fail_memory(error, (size_t)want->out, want->name);
-    if (status == ESP_OK) {
-        esp_widen(stored.dtype, stored.data, want->out, wide);
-        status = esp_vector_take(model, wide, want->out, want->name, want->vector, error);
+    size_t count = (size_t)want->out;
+    float *numbers = esp_alloc_array(model->context, 2 * count, sizeof *numbers);
+    if (numbers == NULL) {
+        return esp_fail_memory(error, 2 * count * sizeof *numbers, want->name);
     }
-    esp_release(model->context, wide);
-    esp_tensor_free(model->context, &stored);
+    float *ordered = numbers + count;
+    esp_status status = read_all_numbers(model, checkpoint, index, want, numbers, error);
+    if (status == ESP_OK) {
+        take_turns(want, numbers, ordered);
+        status = esp_vector_take(model, ordered, want->out, want->name, want->vector, error);
+    }
+    esp_release(model->context, numbers);
     model->info.parameters += want->out;
-    model->info.resident_bytes += (size_t)want->out * sizeof(float);
+    model->info.resident_bytes += count * sizeof(float);
     return status;
 }
 
@@ -390,6 +512,13 @@ esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
 {
     ESP_TRY(esp_weights_check(model, checkpoint, error));
     choose_types(model, checkpoint);
+    if (model->family->stack != NULL) {
+        model->family->stack(model, checkpoint);
+    }
+    esp_linear *linear;
+    for (int64_t i = 0; (linear = model->family->linear_at(model, i)) != NULL; i++) {
+        linear->number = i;
+    }
     return read_all(model, checkpoint, options, error);
 }
 

@@ -44,18 +44,47 @@ esp_status esp_linear_plan(esp_device *device, const esp_linear *linear,
     return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", linear->name);
 }
 
+esp_status esp_linear_choose(esp_device *device, const esp_linear *linear, const esp_ops *ops,
+                             esp_compute compute, int64_t tokens, const esp_plan_options *options,
+                             esp_plan *plan, unsigned *later, esp_error *error)
+{
+    esp_matmul_problem problem = esp_linear_problem(linear, compute, ops->type, tokens);
+    unsigned behind = problem.epilogue & ~(unsigned)ESP_EP_RESIDUAL;
+    esp_plan made;
+    *later = 0;
+    ESP_TRY(esp_linear_plan(device, linear, &problem, options, &made, error));
+    if (ops->finish != NULL && made.kernel->bare && behind != 0 && !linear->is_head &&
+        (behind & ESP_EP_SWIGLU) == 0) {
+        problem.epilogue &= (unsigned)ESP_EP_RESIDUAL;
+        ESP_TRY(esp_linear_plan(device, linear, &problem, options, &made, error));
+        *later = behind;
+    }
+    *plan = made;
+    return ESP_OK;
+}
+
 /* Times may have been measured since the workspace was sized; predictions always fit it. */
 static esp_status plan_within(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
-                              esp_plan *plan, esp_error *error)
+                              esp_plan_slot *slot, esp_error *error)
 {
-    esp_matmul_problem problem = esp_linear_problem(linear, nn->compute, nn->ops->type, tokens);
-    ESP_TRY(esp_linear_plan(nn->device, linear, &problem, nn->options, plan, error));
-    if (plan->workspace_bytes <= nn->workspace_bytes) {
+    ESP_TRY(esp_linear_choose(nn->device, linear, nn->ops, nn->compute, tokens, nn->options,
+                              &slot->plan, &slot->later, error));
+    if (slot->plan.workspace_bytes <= nn->workspace_bytes) {
         return ESP_OK;
     }
     esp_plan_options predicted = *nn->options;
     predicted.ignore_tuning = true;
-    return esp_linear_plan(nn->device, linear, &problem, &predicted, plan, error);
+    return esp_linear_choose(nn->device, linear, nn->ops, nn->compute, tokens, &predicted,
+                             &slot->plan, &slot->later, error);
+}
+
+static esp_status finish(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *call,
+                         unsigned later, esp_error *error)
+{
+    const float *bias = (later & ESP_EP_BIAS) != 0 ? linear->bias : NULL;
+    return esp_nn_done(nn->ops->finish(nn->device, nn->stream, bias, later & ~(unsigned)ESP_EP_BIAS,
+                                       linear->weight->out_features, call->tokens, call->y),
+                       "finish", error);
 }
 
 esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *call,
@@ -66,7 +95,7 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
         nn->plans != NULL ? &nn->plans[2 * linear->number + (call->tokens != 1)] : &once;
     if (slot->tokens != call->tokens) {
         slot->tokens = 0; /* should the choice fail */
-        ESP_TRY(plan_within(nn, linear, call->tokens, &slot->plan, error));
+        ESP_TRY(plan_within(nn, linear, call->tokens, slot, error));
         slot->tokens = call->tokens;
     }
     esp_matmul_args args = {.weight = linear->weight,
@@ -77,5 +106,6 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                             .residual = call->residual,
                             .workspace = nn->workspace,
                             .stream = nn->stream};
-    return esp_matmul_run(&slot->plan, &args, error);
+    ESP_TRY(esp_matmul_run(&slot->plan, &args, error));
+    return slot->later != 0 ? finish(nn, linear, call, slot->later, error) : ESP_OK;
 }

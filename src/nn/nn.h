@@ -73,6 +73,7 @@ typedef struct esp_nn {
 typedef struct esp_plan_slot {
     int64_t tokens; /* 0: empty */
     esp_plan plan;
+    unsigned later; /* esp_epilogue bits that follow as an operation */
 } esp_plan_slot;
 
 /* The columns that so many tokens take; `pitch` is the same for groups that lie side by side. */
@@ -126,6 +127,11 @@ ESP_MUST_CHECK esp_status esp_linear_plan(esp_device *device, const esp_linear *
                                           const esp_matmul_problem *problem,
                                           const esp_plan_options *options, esp_plan *plan,
                                           esp_error *error);
+/* The same as a layer runs: where the kernel has no epilogue, bias and activation are *later. */
+ESP_MUST_CHECK esp_status esp_linear_choose(esp_device *device, const esp_linear *linear,
+                                            const esp_ops *ops, esp_compute compute, int64_t tokens,
+                                            const esp_plan_options *options, esp_plan *plan,
+                                            unsigned *later, esp_error *error);
 ESP_MUST_CHECK esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear,
                                          const esp_linear_call *call, esp_error *error);
 

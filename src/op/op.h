@@ -80,6 +80,7 @@ struct esp_kernel {
                        const esp_matmul_problem *problem);
     esp_status (*launch)(const esp_matmul_call *call, esp_error *error);
     const void *variant; /* the kernel family's own parameters */
+    bool bare;           /* bias and activation cost it a pass over f32 sums */
     bool dense_work;     /* multiplies all of a sparse weight's entries, zeros too */
 };
 
@@ -260,6 +261,11 @@ typedef struct esp_ops {
     /* y = silu(gate) * up, elementwise; y may be gate. */
     esp_status (*swiglu)(esp_device *device, void *stream, const void *gate, const void *up,
                          int64_t count, void *y);
+    /* y[f][t] = activation(y[f][t] + bias[f]); bias NULL: none; activation: an esp_epilogue bit, or
+     * 0. For products of kernels that have no epilogue of their own (esp_kernel.bare). NULL: there
+     * are none such. */
+    esp_status (*finish)(esp_device *device, void *stream, const float *bias, unsigned activation,
+                         int64_t features, int64_t columns, void *y);
     /* y[f][i] = x[f][index[i]], 0 where index[i] < 0; with `adds` it is added to y. y is not x. */
     esp_status (*gather_tokens)(esp_device *device, void *stream, const void *x, int64_t features,
                                 int64_t tokens, const int32_t *index, int64_t count, bool adds,

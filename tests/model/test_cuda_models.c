@@ -1,0 +1,298 @@
+/* Every family on a GPU against the reference: outputs within what 16-bit activations explain, the
+ * same bits whether work is given or given again, and sequences in step as alone. */
+#include <math.h>
+
+#include "golden_vision.h"
+
+/* Largest |difference| / largest |expected|: activations are rounded to 11 or 8 bits a dozen times
+ * on the way through these two or three layers. */
+#define F16_BOUND 0.02
+#define BF16_BOUND 0.12
+
+static bool has_gpu(esp_context *context)
+{
+    esp_device_info infos[16];
+    int count = esp_device_list(context, infos, ESP_COUNT(infos));
+    for (int i = 0; i < count && i < ESP_COUNT(infos); i++) {
+        if (strncmp(infos[i].name, "cuda", 4) == 0 && infos[i].usable) {
+            return true;
+        }
+    }
+    return false;
+}
+
+typedef struct pair {
+    golden_model near, gpu;
+    double bound;
+} pair;
+
+static void pair_open(test_run *run, esp_context *context, const char *folder, esp_compute compute,
+                      pair *made)
+{
+    *made = (pair){.bound = F16_BOUND};
+    REQUIRE_OK(golden_load(context, folder, "ref", ESP_COMPUTE_F32, &made->near, error));
+    REQUIRE_OK(golden_load(context, folder, "cuda:0", compute, &made->gpu, error));
+    esp_weight_info info = esp_checkpoint_get(made->near.checkpoint, 0);
+    if (compute == ESP_COMPUTE_BF16 || info.dtype == ESP_BF16) {
+        made->bound = BF16_BOUND;
+    }
+}
+
+static void pair_close(pair *opened)
+{
+    golden_close(&opened->near);
+    golden_close(&opened->gpu);
+}
+
+static void check_near(test_run *run, const float *near, const float *gpu, int64_t count,
+                       double bound)
+{
+    double most = 0, worst = 0;
+    for (int64_t i = 0; i < count; i++) {
+        test_note_largest(&most, fabs((double)near[i]));
+        test_note_largest(&worst, fabs((double)near[i] - (double)gpu[i]));
+    }
+    if (!(worst <= bound * most)) {
+        test_fail(run, __FILE__, __LINE__, "largest difference %.3g of %.3g, more than %g", worst,
+                  most, bound);
+    }
+    if (getenv("TEST_SHOW") != NULL) {
+        printf("%.2e of %g\n", worst / most, bound);
+    }
+}
+
+/* The worst layer, seen one by one. */
+typedef struct seen {
+    float *data[64];
+    int64_t counts[64];
+    int count;
+} seen;
+
+static void see(void *user, const char *name, const float *data, int64_t features, int64_t tokens)
+{
+    seen *all = user;
+    (void)name;
+    if (all->count < ESP_COUNT(all->data)) {
+        size_t bytes = (size_t)(features * tokens) * sizeof *data;
+        all->data[all->count] = malloc(bytes);
+        memcpy(all->data[all->count], data, bytes);
+        all->counts[all->count++] = features * tokens;
+    }
+}
+
+static void compare_seen(test_run *run, seen sides[2], double bound)
+{
+    CHECK_INT(sides[0].count, sides[1].count);
+    for (int i = 0; i < ESP_MIN(sides[0].count, sides[1].count); i++) {
+        CHECK_INT(sides[0].counts[i], sides[1].counts[i]);
+        test_sub(run, "result %d", i);
+        check_near(run, sides[0].data[i], sides[1].data[i], sides[0].counts[i], bound);
+    }
+    for (int side = 0; side < 2; side++) {
+        for (int i = 0; i < sides[side].count; i++) {
+            free(sides[side].data[i]);
+        }
+    }
+}
+
+/* ---- decoders ---- */
+
+enum { SEQUENCES = 3, STEPS = 4, PROMPT = 13, BATCH = 11 };
+
+static void check_sessions(test_run *run, const pair *models, const golden_data *golden)
+{
+    const golden_model *sides[2] = {&models->near, &models->gpu};
+    int64_t vocabulary = golden->vocabulary;
+    esp_session *sessions[2][SEQUENCES] = {{NULL}};
+    float *logits[2], *again = calloc((size_t)vocabulary, sizeof *again);
+    seen shown[2] = {{.count = 0}, {.count = 0}};
+    for (int i = 0; i < 2; i++) {
+        logits[i] = calloc((size_t)(PROMPT * vocabulary), sizeof **logits);
+        for (int k = 0; k < SEQUENCES; k++) {
+            REQUIRE_OK(
+                esp_session_create(sides[i]->model, 40 + 5 * k, BATCH, &sessions[i][k], error));
+            esp_session_observe(sessions[i][k], k == 0 ? see : NULL, &shown[i]);
+            CHECK_OK(
+                esp_session_feed(sessions[i][k], golden->ids, PROMPT - k, logits[i], true, error));
+            esp_session_observe(sessions[i][k], NULL, NULL);
+        }
+    }
+    compare_seen(run, shown, models->bound);
+    test_sub(run, "%s, all logits", golden->name);
+    check_near(run, logits[0], logits[1], (PROMPT - SEQUENCES + 1) * vocabulary, models->bound);
+    for (int step = 0; step < STEPS; step++) {
+        test_sub(run, "%s, step %d", golden->name, step);
+        for (int i = 0; i < 2; i++) {
+            CHECK_OK(esp_session_feed(sessions[i][0], golden->ids + PROMPT + step, 1, logits[i],
+                                      false, error));
+        }
+        check_near(run, logits[0], logits[1], vocabulary, models->bound);
+        esp_session_truncate(sessions[1][0], PROMPT + step);
+        CHECK_OK(
+            esp_session_feed(sessions[1][0], golden->ids + PROMPT + step, 1, again, false, error));
+        CHECK(memcmp(again, logits[1], (size_t)vocabulary * sizeof *again) == 0);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        test_sub(run, "%s, step %d together", golden->name, step);
+        for (int i = 0; i < 2; i++) {
+            CHECK_OK(
+                esp_sessions_feed(sessions[i], SEQUENCES, golden->ids + step, logits[i], error));
+        }
+        check_near(run, logits[0], logits[1], SEQUENCES * vocabulary, models->bound);
+    }
+    for (int i = 0; i < 2; i++) {
+        free(logits[i]);
+        for (int k = 0; k < SEQUENCES; k++) {
+            esp_session_free(sessions[i][k]);
+        }
+    }
+    free(again);
+}
+
+static void decoders(test_run *run)
+{
+    for (int i = 0; i < 2 * ESP_COUNT(golden_names); i++) {
+        golden_data golden;
+        pair models;
+        esp_context *context = test_context(run, 4);
+        if (!has_gpu(context)) {
+            test_context_free(run, context);
+            test_skip(run, "no GPU");
+            return;
+        }
+        REQUIRE(golden_open(&golden, golden_names[i / 2]));
+        test_sub(run, "%s", golden.name);
+        if (golden.count > PROMPT + STEPS) {
+            pair_open(run, context, golden_folder(run, context, golden.json),
+                      i % 2 == 0 ? ESP_COMPUTE_AUTO : ESP_COMPUTE_BF16, &models);
+            check_sessions(run, &models, &golden);
+            pair_close(&models);
+        }
+        golden_free(&golden);
+        test_context_free(run, context);
+    }
+}
+
+/* ---- encoders ---- */
+
+static void check_texts(test_run *run, const pair *models, int64_t vocabulary, int64_t hidden)
+{
+    static const int64_t lengths[] = {3, 8, 1, 9, 5};
+    enum { TEXTS = ESP_COUNT(lengths), TOKENS = 26 };
+    int32_t ids[TOKENS];
+    const golden_model *sides[2] = {&models->near, &models->gpu};
+    float *vectors[2], *again = calloc((size_t)(TEXTS * hidden), sizeof *again);
+    seen shown[2] = {{.count = 0}, {.count = 0}};
+    for (int64_t t = 0; t < TOKENS; t++) {
+        ids[t] = (int32_t)(7 * t % vocabulary);
+    }
+    for (int i = 0; i < 2; i++) {
+        esp_embedder *embedder = NULL;
+        vectors[i] = calloc((size_t)(TEXTS * hidden), sizeof **vectors);
+        REQUIRE_OK(esp_embedder_create(sides[i]->model, 0, &embedder, error));
+        esp_embedder_observe(embedder, see, &shown[i]);
+        CHECK_OK(esp_embed_ids(embedder, ids, lengths, TEXTS, vectors[i], error));
+        esp_embedder_observe(embedder, NULL, NULL);
+        for (int k = 0; k < 3; k++) {
+            CHECK_OK(esp_embed_ids(embedder, ids, lengths, TEXTS, again, error));
+            CHECK(memcmp(again, vectors[i], (size_t)(TEXTS * hidden) * sizeof *again) == 0);
+        }
+        esp_embedder_free(embedder);
+    }
+    compare_seen(run, shown, models->bound);
+    test_sub(run, "vectors");
+    check_near(run, vectors[0], vectors[1], TEXTS * hidden, models->bound);
+    free(vectors[0]);
+    free(vectors[1]);
+    free(again);
+}
+
+static void encoders(test_run *run)
+{
+    static const char *const names[] = {"bert/a_heads_of_32", "bert/b_heads_of_80_relu",
+                                        "bert/d_hidden_1024", "bert/e_silu"};
+    for (int i = 0; i < 2 * ESP_COUNT(names); i++) {
+        pair models;
+        esp_model_info info;
+        esp_context *context = test_context(run, 4);
+        if (!has_gpu(context)) {
+            test_context_free(run, context);
+            test_skip(run, "no GPU");
+            return;
+        }
+        json_t *json = golden_json(names[i / 2]);
+        test_sub(run, "%s", names[i / 2]);
+        pair_open(run, context, golden_folder(run, context, json),
+                  i % 2 == 0 ? ESP_COMPUTE_AUTO : ESP_COMPUTE_BF16, &models);
+        esp_model_get_info(models.near.model, &info);
+        check_texts(run, &models, info.vocabulary - 4, info.embedding_size);
+        pair_close(&models);
+        json_decref(json);
+        test_context_free(run, context);
+    }
+}
+
+/* ---- images ---- */
+
+static void check_images(test_run *run, const pair *models, const golden_vision *golden)
+{
+    const golden_model *sides[2] = {&models->near, &models->gpu};
+    int64_t shape[3], size = golden->images;
+    int rank = esp_vision_output_shape(models->near.model, shape);
+    for (int i = 0; i < rank; i++) {
+        size *= shape[i];
+    }
+    float *outputs[2], *again = calloc((size_t)size, sizeof *again);
+    seen shown[2] = {{.count = 0}, {.count = 0}};
+    for (int i = 0; i < 2; i++) {
+        esp_vision *vision = NULL;
+        outputs[i] = calloc((size_t)size, sizeof **outputs);
+        REQUIRE_OK(esp_vision_create(sides[i]->model, golden->height, golden->width, golden->images,
+                                     &vision, error));
+        esp_vision_observe(vision, see, &shown[i]);
+        CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, outputs[i], error));
+        esp_vision_observe(vision, NULL, NULL);
+        for (int k = 0; k < 3; k++) {
+            CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, again, error));
+            CHECK(memcmp(again, outputs[i], (size_t)size * sizeof *again) == 0);
+        }
+        esp_vision_free(vision);
+    }
+    compare_seen(run, shown, models->bound);
+    test_sub(run, "output");
+    check_near(run, outputs[0], outputs[1], size, models->bound);
+    free(outputs[0]);
+    free(outputs[1]);
+    free(again);
+}
+
+static void images(test_run *run)
+{
+    static const char *const names[] = {"a_vit_batch",           "b_vit_head80_other_size",
+                                        "c_vit_hidden_1024",     "d_deit_two_heads",
+                                        "e_deit_tanh_no_bias",   "f_timm_vit",
+                                        "g_timm_deit_two_heads", "h_sam_padded_windows",
+                                        "i_sam_hidden_1024",     "j_sam_original_names"};
+    for (int i = 0; i < 2 * ESP_COUNT(names); i++) {
+        golden_vision golden;
+        pair models;
+        esp_context *context = test_context(run, 4);
+        if (!has_gpu(context)) {
+            test_context_free(run, context);
+            test_skip(run, "no GPU");
+            return;
+        }
+        REQUIRE(golden_vision_open(&golden, names[i / 2]));
+        test_sub(run, "%s", names[i / 2]);
+        pair_open(run, context, golden_folder(run, context, golden.json),
+                  i % 2 == 0 ? ESP_COMPUTE_AUTO : ESP_COMPUTE_BF16, &models);
+        check_images(run, &models, &golden);
+        pair_close(&models);
+        golden_vision_free(&golden);
+        test_context_free(run, context);
+    }
+}
+
+static const test_case cases[] = {
+    {"decoders", decoders}, {"encoders", encoders}, {"images", images}};
+TEST_MAIN(cases)
