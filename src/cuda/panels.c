@@ -20,17 +20,19 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-/* The copy engine knows no row order and 16-bit elements only; it takes rows of Y and of the
- * residual that begin aligned, and cuts them at multiples of 16 bytes only. Activations and
- * residuals are compiled for Y of the weight's type. */
+/* The copy engine knows no row order and 16-bit elements only; it takes rows of Y that begin
+ * aligned, and cuts them at multiples of 16 bytes only. Swiglu leaves 64 tokens at a time, of which
+ * a part of a tile that is split over `in` may have fewer. */
 static bool y_by_engine(const gpu_product *product)
 {
     const gpu_epilogue *epilogue = &product->epilogue;
+    const unsigned activations = ESP_EP_RELU | ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
+    unsigned bits = epilogue->bits;
+    bool adds = (bits & ESP_EP_RESIDUAL) != 0, pairs = (bits & ESP_EP_SWIGLU) != 0;
     return product->weight.straight && product->weight.out % 2 == 0 && epilogue->type != GPU_F32 &&
            epilogue->token_step == 1 && epilogue->aligned && epilogue->feature_step % 8 == 0 &&
-           epilogue->tokens % 8 == 0 &&
-           ((epilogue->bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0 ||
-            (epilogue->type == GPU_BF16) == product->bf16);
+           epilogue->tokens % 8 == 0 && !(adds && (pairs || (bits & activations) != 0)) &&
+           !(pairs && product->deal.split > 1);
 }
 
 static int run_product(const panel_variant *variant, gpu_product *product, void *stream)

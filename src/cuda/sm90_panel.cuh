@@ -7,7 +7,7 @@
 //
 // Who does what. One block a multiprocessor walks over tiles of rows x tokens. One warpgroup loads
 // (sm90_panel_load.cuh), two multiply (sm90_panel_multiply.cuh) and let sums leave
-// (sm90_panel_leave.cuh, _finish, _strips). The stages of a ring in shared memory hold 64 kept
+// (sm90_panel_leave.cuh, _strips). The stages of a ring in shared memory hold 64 kept
 // columns each:
 //   weights  by one tensor copy, packed in just the form that the product reads (pack.cu)
 //   X        GATHER: rows of X picked by the panel's list, 16-byte cp.async, any columns in any
@@ -67,15 +67,12 @@ __device__ __forceinline__ void leave_by_strips(const gpu_product &p,
     }
 }
 
-// `last`: no other tile of this warpgroup follows.
 template <class C, way WAY>
 __device__ __forceinline__ void leave_tile(const gpu_product &p, consumer<C, WAY> &self,
                                            const float (&sums)[C::BLOCKS][C::N / 2], const share &s,
-                                           int row, const row_terms &terms, bool last, float *strip)
+                                           int row, const row_terms &terms, float *strip)
 {
-    if constexpr (WAY == FINISHED) {
-        self.finish.leave(p.epilogue, sums[0], terms, last);
-    } else if constexpr (WAY == PLAINLY) {
+    if constexpr (WAY == BY_ENGINE) {
         leave_at_once<C>(p, self.leaving, sums, row, s.token, s.width, terms, self.thread);
     } else {
         leave_by_strips<C>(p, sums, s, strip, self.thread);
@@ -89,10 +86,8 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
 {
     constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
     departures<C> leaving = {&with, at.chunks(group), 1 + group};
-    finishing<C> finish = {leaving, at.book(memory, group), at.residuals(group), thread};
-    consumer<C, WAY> self = {at,     p.epilogue, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
-                             0,      thread,     leaving,
-                             finish, {}};
+    consumer<C, WAY> self = {
+        at, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0, 0, thread, leaving, {}};
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
     stretch steps = steps_of(p);
@@ -100,9 +95,6 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
     int count = steps.end - steps.first;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
-    }
-    if constexpr (WAY == FINISHED) {
-        finish.prepare(p.epilogue);
     }
     constexpr bool turns = C::SHARING == IN_TURNS;
     walk<C> tiles = {p.deal};
@@ -124,9 +116,6 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         }
         int row = first_row(p.weight, mine);
         row_terms terms;
-        if (WAY == FINISHED && mine.blocks > 0) {
-            finish.begin(p.epilogue, row, mine.token, mine.width);
-        }
         bool other_follows = turns && tiles.next(&coming);
         self.multiply_tile(sums, t.shift, count, group, other_follows, [&] {
             if (WAY != BY_STRIPS) {
@@ -140,19 +129,15 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         if (CAN_SPLIT && p.deal.split > 1) {
             all.share(sums[0], width);
             if (mine.blocks > 0) {
-                leave_tile<C, WAY>(p, self, sums, mine, row, terms, true, strip);
+                leave_tile<C, WAY>(p, self, sums, mine, row, terms, strip);
             }
             break; // no other follows, which spares the products sums that are not theirs
         }
         if (mine.blocks > 0) {
-            leave_tile<C, WAY>(p, self, sums, mine, row, terms, !there, strip);
+            leave_tile<C, WAY>(p, self, sums, mine, row, terms, strip);
         }
     }
-    if constexpr (WAY == FINISHED) {
-        finish.finish(p.epilogue);
-    } else {
-        leaving.send_all(thread);
-    }
+    leaving.send_all(thread);
     if (thread == 0) {
         ptx::bulk_wait_all();
     }
@@ -173,9 +158,6 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), 1 + copies);
             ptx::barrier_init(at.empty(i), C::READERS);
-        }
-        for (int i = 0; i < C::GROUPS * C::CHUNKS; i++) {
-            ptx::barrier_init(at.residuals(0) + i * 8, 1);
         }
         ptx::barrier_init_fence();
     }
@@ -202,10 +184,8 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         unsigned char *here = memory + (aligned - start);
         if (!p.y_by_engine) {
             consume<C, BY_STRIPS>(p, with, at, here, group, thread);
-        } else if (takes_longer(p.epilogue)) {
-            consume<C, FINISHED>(p, with, at, here, group, thread);
         } else {
-            consume<C, PLAINLY>(p, with, at, here, group, thread);
+            consume<C, BY_ENGINE>(p, with, at, here, group, thread);
         }
     }
     if (p.deal.split > 1) {
@@ -284,16 +264,16 @@ template <class C> int describe_x(const gpu_product &p, cuuint32_t width, CUtens
     return describe(d, map);
 }
 
-// Y, or the residual, which lies likewise, in chunks. Even rows and odd rows: the order in which a
+// Y in chunks. Even rows and odd rows: the order in which a
 // warp has them; swiglu leaves one of the two.
-inline int describe_y(const gpu_product &p, const void *y, CUtensorMap *map)
+inline int describe_y(const gpu_product &p, CUtensorMap *map)
 {
     const gpu_epilogue &e = p.epilogue;
     bool pairs = (e.bits & ESP_EP_SWIGLU) != 0;
     cuuint64_t stride = (cuuint64_t)e.feature_step * 2;
     description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16,
                      3,
-                     (void *)y,
+                     e.y,
                      {(cuuint64_t)e.tokens, (cuuint64_t)p.weight.out / 2, 2},
                      {stride * 2, stride},
                      {32, 32, 2},
@@ -316,10 +296,7 @@ template <class C> int describe_all(const gpu_product &p, maps *with)
         }
     }
     if (failed == 0 && p.y_by_engine) {
-        failed = describe_y(p, p.epilogue.y, &with->y);
-    }
-    if (failed == 0 && p.y_by_engine && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0) {
-        failed = describe_y(p, p.epilogue.residual, &with->residual);
+        failed = describe_y(p, &with->y);
     }
     return failed;
 }

@@ -3,7 +3,7 @@
 #ifndef ESP_CUDA_SM90_PANEL_MULTIPLY_CUH
 #define ESP_CUDA_SM90_PANEL_MULTIPLY_CUH
 
-#include "cuda/sm90_panel_finish.cuh"
+#include "cuda/sm90_panel_leave.cuh"
 
 namespace panel
 {
@@ -13,17 +13,14 @@ constexpr int TURN_BARRIER = 3; // and 4: "your turn", for either consumer
 // How sums leave.
 enum way {
     BY_STRIPS,
-    PLAINLY, // by the engine, with scale and bias at most
-    FINISHED // by the engine, with whatever the epilogue says
+    BY_ENGINE
 };
 
 template <class C, way WAY> struct consumer {
     const shared_map<C> &at;
-    const gpu_epilogue &e;
     int block, token; // of the tile or part: its first of each
     int thread;       // of the warpgroup
     departures<C> &leaving;
-    finishing<C> &finish;
     ring<C::STAGES> place;
 
     __device__ __forceinline__ uint32_t weights(int i) const
@@ -68,7 +65,7 @@ template <class C, way WAY> struct consumer {
     template <int N>
     __device__ __forceinline__ void
     multiply_step(float (&sums)[C::BLOCKS][C::N / 2], uint32_t (&positions)[C::BLOCKS],
-                  const uint32_t (&others)[C::BLOCKS], bool first, int steps)
+                  const uint32_t (&others)[C::BLOCKS], bool first)
     {
         ptx::barrier_wait(at.full(place.stage), place.parity);
         if constexpr (C::LOADING == GATHER) {
@@ -88,9 +85,7 @@ template <class C, way WAY> struct consumer {
             release(place.before());
         }
         place.next();
-        if constexpr (WAY == FINISHED) {
-            finish.after_step(e, steps);
-        } else if constexpr (WAY == PLAINLY) {
+        if constexpr (WAY == BY_ENGINE) {
             leaving.send_next(thread);
         }
     }
@@ -105,17 +100,10 @@ template <class C, way WAY> struct consumer {
             ptx::named_barrier(TURN_BARRIER + turn, 256);
         }
         uint32_t even[C::BLOCKS] = {}, odd[C::BLOCKS] = {};
-        int kept_at = min(4, (steps - 1) & ~1); // where what the last tile put off is finished:
-                                                // when earlier chunks have left
         for (int step = 0; step < steps; step += 2) {
-            multiply_step<N>(sums, even, odd, step == 0, steps);
-            if constexpr (WAY == FINISHED && finishing<C>::KEPT > 0) {
-                if (step == kept_at) {
-                    finish.finish_kept(e);
-                }
-            }
+            multiply_step<N>(sums, even, odd, step == 0);
             if (step + 1 < steps) {
-                multiply_step<N>(sums, odd, even, false, steps);
+                multiply_step<N>(sums, odd, even, false);
             }
         }
         if (other_follows) {

@@ -17,16 +17,6 @@ constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
 constexpr int MOST_SHIFT = 2;          // tiles may be halved so often
 constexpr uint32_t CHUNK_BYTES = 4096; // 64 rows x 32 tokens (swiglu: 32 x 64) on their way out
 
-// What the thread that speaks to the copy engine for a warpgroup must not forget about chunks
-// (sm90_panel_finish.cuh). In shared memory: the others' registers are full as well.
-struct ledger {
-    int row, token, width;                      // of the tile that leaves
-    int coming_row, coming_token, coming_width; // of the next one
-    int loaded, limit;                          // residuals: asked for, and how far they may be
-    int read;                                   // chunks below were read by the engine
-    unsigned recent; // chunks in the last groups that were sent, four bits each
-};
-
 // Two consumers of BLOCKS x 64 rows x N tokens. How they share the work:
 enum sharing {
     BY_ROWS,   // the blocks of a tile are dealt between them
@@ -58,15 +48,13 @@ struct config {
     static constexpr uint32_t LEAVING_BYTES =
         CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
     static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
-    static constexpr uint32_t LEDGERS_AT = BARRIERS_AT + STAGES * 16 + GROUPS * CHUNKS * 8;
-    static constexpr uint32_t SHARED =
-        LEDGERS_AT + GROUPS * sizeof(ledger) + 1024; // 1024: to align
+    static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
 // How the copy engine sees the operands. X by the width of a tile.
 struct maps {
-    CUtensorMap weights, x[MOST_SHIFT + 1], y, residual;
+    CUtensorMap weights, x[MOST_SHIFT + 1], y;
 };
 
 // A tile or a part of one: TILE_TOKENS >> shift tokens.
@@ -169,15 +157,6 @@ template <class C> struct shared_map {
     __device__ __forceinline__ uint32_t chunks(int group) const
     {
         return base + C::LEAVING_AT + group * C::CHUNKS * CHUNK_BYTES;
-    }
-    static __device__ __forceinline__ ledger &book(unsigned char *memory, int group)
-    {
-        return ((ledger *)(memory + C::LEDGERS_AT))[group];
-    }
-    // One of each chunk's place.
-    __device__ __forceinline__ uint32_t residuals(int group) const
-    {
-        return base + C::BARRIERS_AT + (2 * C::STAGES + group * C::CHUNKS) * 8;
     }
 };
 
