@@ -9,7 +9,7 @@ typedef struct prune_args {
     pattern_args which;
     const char *out, *shard_size;
     int score, search, scope; /* esp_score, esp_search, esp_scope */
-    bool permute, dry_run, force;
+    bool regroup, permute, dry_run, force;
 } prune_args;
 
 /* NULL where none was asked for. */
@@ -64,7 +64,8 @@ static esp_status run(cli_state *cli, esp_error *error)
     }
     esp_prune_options options = {.mask = {.score = (esp_score)args->score,
                                           .search = (esp_search)args->search,
-                                          .scope = (esp_scope)args->scope},
+                                          .scope = (esp_scope)args->scope,
+                                          .regroup = args->regroup},
                                  .dry_run = args->dry_run,
                                  .force = args->force};
     TRY(parse_shard_size(args->shard_size, &options.shard_bytes, error));
@@ -110,6 +111,10 @@ static const cli_option options[] = {
      .help = "among what the weights of unstructured@S compete",
      .fallback = "tensor",
      .choices = scopes},
+    {.name = "regroup",
+     .kind = OPTION_FLAG,
+     .offset = FIELD(regroup),
+     .help = "group rows in panels so that these keep more; each weight stores its row order"},
     {.name = "permute",
      .kind = OPTION_FLAG,
      .offset = FIELD(permute),

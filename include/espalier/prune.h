@@ -35,6 +35,9 @@ typedef struct esp_mask_options {
     esp_score score;
     esp_search search;
     esp_scope scope;
+    /* V:2:M and panel:V@S: group rows in panels so that these keep more; the mask carries the order
+     * of the rows, and the weight stores it. No other tensor is touched; a kernel scatters rows. */
+    bool regroup;
 } esp_mask_options;
 
 typedef struct esp_mask_report {

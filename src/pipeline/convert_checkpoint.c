@@ -97,6 +97,7 @@ static esp_status convert_open(esp_context *context, const esp_checkpoint *sourc
     esp_prune_options used = *options;
     used.dry_run = false;
     used.permutation = NULL;
+    used.mask = (esp_mask_options){0};
     esp_selection selection;
     if (to_dense) {
         ESP_TRY(select_none(context, source, &selection, error));

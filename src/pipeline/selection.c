@@ -5,6 +5,8 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "prune/prune.h"
+
 /* A glob names a tensor by its whole name, with or without ".weight". */
 static bool glob_names(const char *glob, const char *name)
 {
@@ -149,8 +151,9 @@ static esp_status choose(const esp_prune_options *options, const esp_weight_info
     }
     choice->pruned = true;
     choice->pattern = clamp_pattern(pattern, weight, choice);
+    bool has_rows = esp_prune_stores_rows(&options->mask, &choice->pattern, weight->shape[0]);
     if (esp_sparse_layout_bytes(&choice->pattern, weight->dtype, weight->shape[0], weight->shape[1],
-                                false, &choice->stored_bytes, error) != ESP_OK) {
+                                has_rows, &choice->stored_bytes, error) != ESP_OK) {
         return esp_fail_within(error, ESP_UNSUPPORTED, "%s", weight->name);
     }
     if (choice->stored_bytes >= weight->dense_bytes) {

@@ -80,9 +80,11 @@ static esp_status check_options(const esp_pattern *pattern, const esp_mask_optio
                         "use the search with swaps",
                         ESP_EXACT_WIDEST, (long long)pattern->m);
     }
-    if (pattern->v != 0 && pattern->m == 0) {
-        return esp_fail(error, ESP_UNSUPPORTED, "prune.host_only",
-                        "prune: the columns of panel:V are chosen on the host, by esp_prune_mask");
+    if ((pattern->v != 0 && pattern->m == 0) || options->regroup) {
+        return esp_fail(
+            error, ESP_UNSUPPORTED, "prune.host_only",
+            "prune: the columns of panel:V, and which rows share a panel, are chosen on "
+            "the host, by esp_prune_mask");
     }
     return ESP_OK;
 }

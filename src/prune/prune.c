@@ -119,7 +119,9 @@ esp_status esp_prune_mask(esp_context *context, const esp_tensor *dense, const e
                          .in = dense->shape[1]};
     ESP_TRY(esp_mask_create(context, job.out, job.in, &job.mask, error));
     esp_mask_report judged = {0};
-    esp_status status = select_mask(&job, error);
+    esp_status status = esp_prune_stores_rows(options, pattern, job.out)
+                            ? esp_select_regrouped(&job, error)
+                            : select_mask(&job, error);
     if (status == ESP_OK && report != NULL) {
         status = esp_mask_judge(&job, &judged, error);
     }

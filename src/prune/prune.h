@@ -9,6 +9,9 @@
 #include "format/format.h"
 #include "tensor/tensor.h"
 
+/* Whether masks by these options carry a row order for a weight of `out` rows. */
+bool esp_prune_stores_rows(const esp_mask_options *options, const esp_pattern *pattern,
+                           int64_t out);
 /* the search of prune's options, or what AUTO means */
 esp_search esp_prune_search_of(esp_search search, const esp_pattern *pattern);
 

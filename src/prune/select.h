@@ -78,6 +78,9 @@ esp_status esp_select_free_panels(const esp_prune_job *job, esp_error *error);
  * padding. job->mask is not looked at. */
 esp_status esp_vnm_columns(const esp_prune_job *job, uint32_t *columns, esp_error *error);
 esp_status esp_free_panel_columns(const esp_prune_job *job, uint32_t *columns, esp_error *error);
+/* regroup.c: V:2:M and free panels of rows in an order of their own, which the mask then carries.
+ */
+esp_status esp_select_regrouped(const esp_prune_job *job, esp_error *error);
 /* unit_mask.c */
 esp_status esp_select_unstructured(const esp_prune_job *job, esp_error *error);
 /* The `keep` blocks of rows x columns of largest mean score. */

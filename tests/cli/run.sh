@@ -224,6 +224,9 @@ t "prune, reordered" 0 prune plain -p 16:2:8 -o pm --permute; quiet_err; out_has
 t "info of it" 0 info pm; out_has 'permutation  .*orders, kept score 0\.'
 t "verify it" 0 verify pm --strict -q
 t "run it" 0 run pm --prompt a -n 3 -q
+t "regrouped rows" 0 prune plain -p 16:2:8 -o pr --regroup; t "verify them" 0 verify pr --strict -q
+t "run it" 0 run pr --prompt a -n 3 -q
+t "joint search" 0 prune plain -p panel:16@0.75 -o pj --search joint; t "verify it" 0 verify pj --strict -q
 t "reordered, JSON" 0 prune plain -p 16:2:8 -n --permute --json
 json '$j->{permutation}{moved_orders} > 0 && $j->{permutation}{kept_after} > $j->{permutation}{kept_before}'
 t "reorder what is compressed" 2 prune pm -p 2:4 -o x --permute; err_has 'permutation.compressed'

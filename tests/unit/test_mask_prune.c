@@ -715,10 +715,15 @@ static void refusals(test_run *run)
     } rows[] = {
         {"2:4", "prune.bad_tensor", ESP_BAD_ARGUMENT, {0}, ESP_I32, 2},
         {"2:4", "prune.bad_tensor", ESP_BAD_ARGUMENT, {0}, ESP_F32, 1},
-        {"64:2:11", "prune.exact_too_wide", ESP_BAD_ARGUMENT, {0, ESP_SEARCH_EXACT, 0}, ESP_F32, 2},
-        {"2:4", "prune.bad_score", ESP_BAD_ARGUMENT, {(esp_score)9, 0, 0}, ESP_F32, 2},
-        {"2:4", "prune.bad_search", ESP_BAD_ARGUMENT, {0, (esp_search)9, 0}, ESP_F32, 2},
-        {"2:4", "prune.bad_scope", ESP_BAD_ARGUMENT, {0, 0, (esp_scope)9}, ESP_F32, 2},
+        {"64:2:11",
+         "prune.exact_too_wide",
+         ESP_BAD_ARGUMENT,
+         {.search = ESP_SEARCH_EXACT},
+         ESP_F32,
+         2},
+        {"2:4", "prune.bad_score", ESP_BAD_ARGUMENT, {.score = (esp_score)9}, ESP_F32, 2},
+        {"2:4", "prune.bad_search", ESP_BAD_ARGUMENT, {.search = (esp_search)9}, ESP_F32, 2},
+        {"2:4", "prune.bad_scope", ESP_BAD_ARGUMENT, {.scope = (esp_scope)9}, ESP_F32, 2},
     };
     esp_context *context = test_context(run, 1);
     float data[64] = {0};

@@ -349,6 +349,101 @@ static void joint_search_finds_the_best(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- rows grouped by a row order ---- */
+
+/* The mask fits the pattern in its row order, and what is encoded by it decodes to what is masked.
+ */
+static double kept_by_regrouping(test_run *run, esp_context *context, const esp_tensor *dense,
+                                 const esp_pattern *pattern, bool regroup)
+{
+    const esp_mask_options options = {.regroup = regroup};
+    esp_mask *mask = NULL;
+    esp_sparse *sparse = NULL;
+    esp_tensor masked = {0}, decoded = {0};
+    size_t count = (size_t)(dense->shape[0] * dense->shape[1]), stored = 0;
+    double sum = 0;
+    CHECK_OK(esp_prune_mask(context, dense, pattern, &options, &mask, NULL, error));
+    CHECK_OK(esp_sparse_encode(context, pattern, dense, mask, &sparse, error));
+    CHECK_OK(esp_tensor_create(context, ESP_F32, 2, dense->shape, &masked, error));
+    CHECK_OK(esp_tensor_create(context, ESP_F32, 2, dense->shape, &decoded, error));
+    memcpy(masked.data, dense->data, count * sizeof(float));
+    CHECK_OK(esp_mask_apply(mask, &masked, error));
+    CHECK_OK(esp_sparse_decode(sparse, &decoded, error));
+    CHECK(memcmp(masked.data, decoded.data, count * sizeof(float)) == 0);
+    bool has_rows = esp_prune_stores_rows(&options, pattern, dense->shape[0]);
+    CHECK(has_rows == (esp_mask_rows(mask) != NULL));
+    CHECK_OK(esp_sparse_layout_bytes(pattern, ESP_F32, dense->shape[0], dense->shape[1], has_rows,
+                                     &stored, error));
+    CHECK_INT(esp_sparse_bytes(sparse), stored);
+    for (size_t i = 0; i < count; i++) {
+        sum += fabs((double)((const float *)masked.data)[i]);
+    }
+    esp_tensor_free(context, &masked);
+    esp_tensor_free(context, &decoded);
+    esp_sparse_free(sparse);
+    esp_mask_free(mask);
+    return sum;
+}
+
+static void regrouping_never_loses(test_run *run)
+{
+    static const char *const grouped[] = {"8:2:8",        "16:2:5", "panel:8@0.75", "4:2:12",
+                                          "panel:16@0.6", "64:2:8", "2:4",          "4:8"};
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    double all = 0, all_regrouped = 0;
+    for (int i = 0; i < 48 && !test_failed(run); i++) {
+        esp_context *context = test_context(run, 1 + i % 3);
+        esp_pattern pattern = {0};
+        int64_t out = 1 + (int64_t)esp_random_below(&random, 90);
+        int64_t in = 1 + (int64_t)esp_random_below(&random, 120);
+        float *weights = calloc((size_t)(out * in), sizeof *weights);
+        for (int64_t k = 0; k < out * in; k++) {
+            double a = esp_random_uniform(&random), b = esp_random_uniform(&random);
+            weights[k] = (float)(a * b - 0.25);
+        }
+        esp_tensor dense = {.dtype = ESP_F32, .rank = 2, .shape = {out, in}, .data = weights};
+        CHECK_OK(esp_pattern_parse(grouped[i % ESP_COUNT(grouped)], &pattern, error));
+        pattern.v = ESP_MIN(pattern.v, out);
+        double plain = kept_by_regrouping(run, context, &dense, &pattern, false);
+        double regrouped = kept_by_regrouping(run, context, &dense, &pattern, true);
+        CHECK(regrouped >= plain * (1 - 1e-12));
+        all += plain;
+        all_regrouped += regrouped;
+        free(weights);
+        test_context_free(run, context);
+    }
+    CHECK(all_regrouped > 1.005 * all);
+}
+
+/* A folder with row orders has the size that was announced and reads back. */
+static void regrouped_folder(test_run *run)
+{
+    esp_context *context = test_context(run, 2);
+    esp_prune_options options = with_pattern(run, "16:2:8");
+    esp_prune_summary summary = {0};
+    char out[1024];
+    snprintf(out, sizeof out, "%s/regrouped", test_folder(run));
+    options.mask.regroup = true;
+    REQUIRE_OK(esp_prune_checkpoint(context, tiny_dense(run), out, &options, &summary, error));
+    esp_checkpoint *checkpoint = NULL;
+    REQUIRE_OK(esp_checkpoint_open(context, out, &checkpoint, error));
+    size_t stored = 0;
+    for (int64_t i = 0; i < esp_checkpoint_count(checkpoint); i++) {
+        esp_sparse *sparse = NULL;
+        esp_weight_info info = esp_checkpoint_get(checkpoint, i);
+        stored += info.stored_bytes;
+        if (info.pattern.kind != ESP_PATTERN_DENSE) {
+            CHECK_OK(esp_checkpoint_read_sparse(checkpoint, i, &sparse, error));
+            CHECK(sparse != NULL && esp_sparse_find_part(sparse, "rows") != NULL);
+            esp_sparse_free(sparse);
+        }
+    }
+    CHECK_INT(stored, summary.stored_bytes);
+    esp_checkpoint_close(checkpoint);
+    test_context_free(run, context);
+}
+
 /* ---- refusals ---- */
 
 static void not_a_bijection(test_run *run)
@@ -395,6 +490,39 @@ static void no_memory(test_run *run)
             done = status == ESP_OK;
             CHECK(done || (status == ESP_OUT_OF_MEMORY && permutation == NULL));
             esp_permutation_free(permutation);
+            esp_context_free(context);
+        }
+        CHECK_INT(state.live, 0);
+    }
+    CHECK(done);
+}
+
+static void no_memory_for_masks(test_run *run)
+{
+    const esp_mask_options how = {.search = ESP_SEARCH_JOINT, .regroup = true};
+    float weights[24 * 40];
+    esp_tensor dense = {.dtype = ESP_F32, .rank = 2, .shape = {24, 40}, .data = weights};
+    esp_pattern pattern = {0};
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    for (int i = 0; i < ESP_COUNT(weights); i++) {
+        weights[i] = (float)esp_random_uniform(&random);
+    }
+    CHECK_OK(esp_pattern_parse("panel:8@0.75", &pattern, error));
+    bool done = false;
+    for (long n = 0; !done && !test_failed(run); n++) {
+        failing state = {.left = n};
+        esp_context_options options = {.threads = 1,
+                                       .allocator = {failing_allocate, failing_release, &state}};
+        esp_context *context = NULL;
+        esp_mask *mask = NULL;
+        esp_error error = {0};
+        if (esp_context_create(&options, &context, &error) == ESP_OK) {
+            esp_status status =
+                esp_prune_mask(context, &dense, &pattern, &how, &mask, NULL, &error);
+            done = status == ESP_OK;
+            CHECK(done || (status == ESP_OUT_OF_MEMORY && mask == NULL));
+            esp_mask_free(mask);
             esp_context_free(context);
         }
         CHECK_INT(state.live, 0);
@@ -472,8 +600,11 @@ static const test_case cases[] = {
     {"hidden structure is found", hidden_structure_is_found},
     {"joint search never loses", joint_search_never_loses},
     {"joint search finds the best", joint_search_finds_the_best},
+    {"regrouping never loses", regrouping_never_loses},
+    {"regrouped folder", regrouped_folder},
     {"not a bijection", not_a_bijection},
     {"no memory", no_memory},
+    {"no memory for masks", no_memory_for_masks},
     {"records are checked", records_are_checked},
 };
 TEST_MAIN(cases)
