@@ -23,6 +23,7 @@ struct ledger {
     int coming_row, coming_token; // of the next one
     int loaded, limit;            // residuals: asked for, and how far they may be
     int read;                     // chunks below were read by the engine
+    int idle;                     // steps since one was sent
     unsigned recent;              // chunks in the last groups that were sent, four bits each
 };
 
