@@ -207,6 +207,30 @@ int gpu_copy_to_host(void *to, const void *from, size_t bytes, void *stream); /*
 
 /* ---- products of panels ---- */
 
+/* Tiles, whole or in parts of equal width, that are dealt to multiprocessors in turn. Item k of
+ * `count` is part i / tiles of tile first + i % tiles, where i = from + k; it begins `offset`
+ * tokens after what that says, has the tile's width >> shift, and goes to multiprocessor
+ * (at + k % span) % multiprocessors. */
+typedef struct gpu_run {
+    int first, tiles, from, count;
+    int shift, offset;
+    int at, span;
+} gpu_run;
+
+/* Every row and token of a product once. Tiles are counted row by row within a group, column of
+ * tokens by column, and group by group; those of the last, narrower column come after all. */
+typedef struct gpu_deal {
+    int of_panel;     /* row tiles of a panel */
+    int rows, tokens; /* tiles; tokens: whole ones */
+    int group; /* row tiles that go through all tokens before the next do, so that their weights
+                  stay in the L2 */
+    int multiprocessors; /* that get any; clusters of `split` of them, each with one part at most */
+    int split;           /* multiprocessors that share out the steps of a part */
+    bool overlaps;       /* the launch may begin while the one before it ends */
+    int runs;
+    gpu_run run[5];
+} gpu_deal;
+
 typedef struct gpu_product {
     gpu_panels weight;
     bool bf16;
@@ -217,6 +241,7 @@ typedef struct gpu_product {
     bool x_aligned; /* base and stride are multiples of 16 bytes */
     gpu_epilogue epilogue;
     int device, multiprocessors;
+    gpu_deal deal;    /* of the sm90 kernels of tiles */
     bool y_by_engine; /* the copy engine can store Y: see sm90_panel_leave.cuh */
 } gpu_product;
 

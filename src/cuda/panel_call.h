@@ -2,6 +2,7 @@
 #ifndef ESP_CUDA_PANEL_CALL_H
 #define ESP_CUDA_PANEL_CALL_H
 
+#include "cuda/panel_deal.h"
 #include "cuda/room.h"
 
 typedef struct panel_variant panel_variant;
@@ -13,6 +14,8 @@ struct panel_variant {
         listed; /* up to GPU_FEW_TOKENS; gathers by a list (otherwise 2:4, and `few` either) */
     gpu_tile tile;
     int rows, tokens;     /* of a tile */
+    int halvings;         /* its tokens may be cut in 2 to the power of this */
+    int most_split;       /* multiprocessors that can share out its steps; 0 as 1 */
     double clocks;        /* a multiprocessor needs for a step of a tile, measured */
     double finish_clocks; /* and for leaving it */
     int (*run)(const panel_variant *variant, gpu_product *product, void *stream);
@@ -24,6 +27,8 @@ int64_t panel_block_rows(const esp_matmul_problem *problem);
 const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem *problem);
 /* X may have to be laid out anew before the product. */
 bool panel_moves_x(const panel_variant *variant, const esp_matmul_problem *problem);
+/* Fills product->deal. */
+void panel_deal_product(const panel_variant *variant, gpu_product *product);
 /* Predicted microseconds of a kernel of tiles: clocks of all rounds, plus laying out X where that
  * is needed. */
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,

@@ -38,6 +38,7 @@ static int run_product(const panel_variant *variant, gpu_product *product, void 
     if (variant->few) {
         return gpu_sm90_few(product, stream);
     }
+    panel_deal_product(variant, product);
     product->y_by_engine = y_by_engine(product);
     return product->bf16 ? gpu_sm90_panel_bf16(product, variant->tile, stream)
                          : gpu_sm90_panel_f16(product, variant->tile, stream);
@@ -79,16 +80,20 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 #define RECORDS(type, short_name)                                                                  \
     RECORD(short_name, "few", FEW, type, .few = true),                                             \
         RECORD(short_name, "128x256", GATHERED, type, .listed = true, .tile = GPU_TILE_128X256,    \
-               .rows = 128, .tokens = 256, .clocks = 790, .finish_clocks = 4100),                  \
+               .rows = 128, .tokens = 256, .most_split = 8, .halvings = 2, .clocks = 790,          \
+               .finish_clocks = 4100),                                                             \
         RECORD(short_name, "128x128", GATHERED, type, .listed = true, .tile = GPU_TILE_128X128,    \
-               .rows = 128, .tokens = 128, .clocks = 695, .finish_clocks = 1300),                  \
+               .rows = 128, .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 695,          \
+               .finish_clocks = 1300),                                                             \
         RECORD(short_name, "64x512", GATHERED, type, .listed = true, .tile = GPU_TILE_64X512,      \
-               .rows = 64, .tokens = 512, .clocks = 1030, .finish_clocks = 5500),                  \
+               .rows = 64, .tokens = 512, .halvings = 2, .clocks = 1030, .finish_clocks = 5500),   \
         RECORD(short_name, "64x256", GATHERED, type, .listed = true, .tile = GPU_TILE_64X256,      \
-               .rows = 64, .tokens = 256, .clocks = 660, .finish_clocks = 2200),                   \
+               .rows = 64, .tokens = 256, .halvings = 2, .clocks = 660, .finish_clocks = 2200),    \
         RECORD(short_name, "whole_128x256", WHOLE, type, .tile = GPU_TILE_128X256, .rows = 128,    \
-               .tokens = 256, .clocks = 690, .finish_clocks = 1800),                               \
+               .tokens = 256, .most_split = 8, .halvings = 2, .clocks = 690,                       \
+               .finish_clocks = 1800),                                                             \
         RECORD(short_name, "whole_128x128", WHOLE, type, .tile = GPU_TILE_128X128, .rows = 128,    \
-               .tokens = 128, .clocks = 420, .finish_clocks = 1500)
+               .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 420,                       \
+               .finish_clocks = 1500)
 
 const esp_kernel cuda_panel_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};

@@ -18,7 +18,8 @@
 // flight and free a stage (`empty`) when the next but one is issued.
 //
 // Shared memory, bytes: STAGES x TILE_TOKENS * 128 of X | STAGES x TILE_BLOCKS * 4608 of weights |
-// sums on their way out | barriers. Registers: 128 accumulators a thread (232 in all), 40 a loader.
+// sums on their way out | barriers. Registers: 128 accumulators a thread (232 in all), 40 a loader;
+// 64 accumulators leave more to the loaders.
 //
 // Tails. Weights are padded with zeros; columns past the list, features past `in` and tokens past
 // the end are written as zero into shared memory and never read from X, so that NaN there does no
@@ -32,6 +33,7 @@
 
 #include "cuda/sm90_panel_load.cuh"
 #include "cuda/sm90_panel_multiply.cuh"
+#include "cuda/sm90_panel_split.cuh"
 #include "cuda/sm90_panel_strips.cuh"
 
 namespace panel
@@ -40,7 +42,7 @@ namespace panel
 // A warpgroup's share of a tile.
 struct share {
     int panel, block, blocks; // `blocks` of the panel, from `block` on, are left; none: <= 0
-    int token;
+    int token, width;
 };
 
 // Its first row in Y; for weights whose rows are in their order.
@@ -60,66 +62,90 @@ __device__ __forceinline__ void leave_by_strips(const gpu_product &p,
     for (int i = 0; i < C::BLOCKS; i++) {
         if (i < s.blocks) {
             const int32_t *mine = rows + i * GPU_BLOCK_ROWS + thread / 32 * 16;
-            leave<C::N>(p.epilogue, sums[i], mine, s.token, strip, thread % 32);
+            leave<C::N>(p.epilogue, sums[i], mine, s.token, s.token + s.width, strip, thread % 32);
         }
     }
 }
 
+// `last`: no other tile of this warpgroup follows.
 template <class C, way WAY>
-__device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, const maps &with,
+__device__ __forceinline__ void leave_tile(const gpu_product &p, consumer<C, WAY> &self,
+                                           const float (&sums)[C::BLOCKS][C::N / 2], const share &s,
+                                           int row, const row_terms &terms, bool last, float *strip)
+{
+    if constexpr (WAY == FINISHED) {
+        self.finish.leave(p.epilogue, sums[0], terms, last);
+    } else if constexpr (WAY == PLAINLY) {
+        leave_at_once<C>(p, self.leaving, sums, row, s.token, s.width, terms, self.thread);
+    } else {
+        leave_by_strips<C>(p, sums, s, strip, self.thread);
+    }
+}
+
+template <class C, way WAY>
+__device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                                         const shared_map<C> &at, unsigned char *memory, int group,
                                         int thread)
 {
+    constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
     departures<C> leaving = {&with, at.chunks(group), 1 + group};
     finishing<C> finish = {leaving, at.book(memory, group), at.residuals(group), thread};
-    consumer<C, WAY> self = {at,
-                             p.epilogue,
-                             C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
-                             C::SHARING == BY_TOKENS ? group * C::N : 0,
-                             thread,
-                             leaving,
-                             finish,
-                             {}};
+    consumer<C, WAY> self = {at,     p.epilogue, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0,
+                             0,      thread,     leaving,
+                             finish, {}};
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
-    constexpr bool turns = C::SHARING == IN_TURNS;
-    int count = all.rows * all.tokens, turn = turns ? group : 0;
-    int stride = (turns ? 2 : 1) * gridDim.x, index = blockIdx.x + turn * gridDim.x;
-    if (turn == 1) {
+    stretch steps = steps_of(p);
+    split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
+    int count = steps.end - steps.first;
+    if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
-        self.place.skip(p.weight.steps);
     }
     if constexpr (WAY == FINISHED) {
         finish.prepare(p.epilogue);
     }
-    tile t = tile_at<C>(all, index), coming;
-    for (; index < count; index += stride, t = coming) {
+    constexpr bool turns = C::SHARING == IN_TURNS;
+    walk<C> tiles = {p.deal};
+    tile t, coming;
+    bool there = tiles.next(&t);
+    if (turns && group == 1) {
+        self.place.skip(count);
+        there = there && tiles.next(&t);
+    }
+    ptx::stream_order_wait();
+    for (; there; t = coming) {
+        int width = C::N >> t.shift; // of this consumer
+        self.token = C::SHARING == BY_TOKENS ? group * width : 0;
         share mine = {t.panel, t.block + self.block, p.weight.blocks - t.block - self.block,
-                      t.token + self.token};
+                      t.token + self.token, width};
+        if (CAN_SPLIT && p.deal.split > 1) {
+            all.mine(&mine.token, &mine.width);
+            mine.blocks = mine.width == 0 ? 0 : mine.blocks;
+        }
         int row = first_row(p.weight, mine);
         row_terms terms;
         if (WAY == FINISHED && mine.blocks > 0) {
-            finish.begin(p.epilogue, row, mine.token);
+            finish.begin(p.epilogue, row, mine.token, mine.width);
         }
-        bool other_follows = turns && index + gridDim.x < count;
-        self.multiply(sums, p.weight.steps, turn, other_follows, [&] {
+        bool other_follows = turns && tiles.next(&coming);
+        self.multiply_tile(sums, t.shift, count, group, other_follows, [&] {
             if (WAY != BY_STRIPS) {
                 terms.load(p, row, thread);
             }
-            coming = tile_at<C>(all, index + stride);
+            there = (!turns || other_follows) && tiles.next(&coming);
         });
         if (turns) {
-            self.place.skip(p.weight.steps);
+            self.place.skip(count);
         }
-        if (mine.blocks <= 0) {
-            continue;
+        if (CAN_SPLIT && p.deal.split > 1) {
+            all.share(sums[0], width);
+            if (mine.blocks > 0) {
+                leave_tile<C, WAY>(p, self, sums, mine, row, terms, true, strip);
+            }
+            break; // no other follows, which spares the products sums that are not theirs
         }
-        if constexpr (WAY == FINISHED) {
-            finish.leave(p.epilogue, sums[0], terms, index + stride >= count);
-        } else if constexpr (WAY == PLAINLY) {
-            leave_at_once<C>(p, leaving, sums, row, mine.blocks, mine.token, terms, thread);
-        } else {
-            leave_by_strips<C>(p, sums, mine, strip, thread);
+        if (mine.blocks > 0) {
+            leave_tile<C, WAY>(p, self, sums, mine, row, terms, !there, strip);
         }
     }
     if constexpr (WAY == FINISHED) {
@@ -134,13 +160,13 @@ __device__ __forceinline__ void consume(const gpu_product &p, const tiles &all, 
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
-    kernel(const __grid_constant__ gpu_product p, const tiles all,
-           const __grid_constant__ maps with)
+    kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps with)
 {
     extern __shared__ unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
     shared_map<C> at = {aligned};
-    int group = threadIdx.x / 128, thread = threadIdx.x % 128;
+    // The same in all lanes of a warp, and known to be.
+    int group = __shfl_sync(~0u, (int)threadIdx.x / 128, 0), thread = threadIdx.x % 128;
     if (threadIdx.x == 0) {
         // the announcement, and the copies: none but the engine's, one a thread, or one a warp
         int copies = p.x_aligned ? (C::LOADING == GATHER ? LOADERS : 0) : LOADER_WARPS;
@@ -154,29 +180,36 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::barrier_init_fence();
     }
     __syncthreads();
+    ptx::launch_next();
     if (group == C::GROUPS) {
-        ptx::give_registers<40>();
+        ptx::give_registers<C::LOADER_REGISTERS>();
         if (!p.x_aligned) {
-            load_elements<C>(p, all, with, at, thread);
+            load_elements<C>(p, with, at, thread);
         } else if constexpr (C::LOADING == GATHER) {
             if (p.weight.wide) {
-                load_gathered<C, true>(p, all, with, at, thread);
+                load_gathered<C, true>(p, with, at, thread);
             } else {
-                load_gathered<C, false>(p, all, with, at, thread);
+                load_gathered<C, false>(p, with, at, thread);
             }
         } else if (thread == 0) {
-            load_by_engine<C>(p, all, with, at);
+            load_by_engine<C>(p, with, at);
+        }
+        if (p.deal.split > 1) {
+            meet_cluster();
         }
     } else {
-        ptx::take_registers<232>();
+        ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
         if (!p.y_by_engine) {
-            consume<C, BY_STRIPS>(p, all, with, at, here, group, thread);
+            consume<C, BY_STRIPS>(p, with, at, here, group, thread);
         } else if (takes_longer(p.epilogue)) {
-            consume<C, FINISHED>(p, all, with, at, here, group, thread);
+            consume<C, FINISHED>(p, with, at, here, group, thread);
         } else {
-            consume<C, PLAINLY>(p, all, with, at, here, group, thread);
+            consume<C, PLAINLY>(p, with, at, here, group, thread);
         }
+    }
+    if (p.deal.split > 1) {
+        meet_cluster();
     }
 }
 
@@ -233,17 +266,18 @@ template <class C> int describe_weights(const gpu_panels &w, CUtensorMap *map)
                     map);
 }
 
-template <class C> int describe_x(const gpu_product &p, CUtensorMap *map)
+// For tiles of `width` tokens.
+template <class C> int describe_x(const gpu_product &p, cuuint32_t width, CUtensorMap *map)
 {
     cuuint64_t in = p.weight.in, tokens = p.tokens, stride = (cuuint64_t)p.x_stride * 2;
     description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)p.x, {}, {stride, 128}, {64},
                      CU_TENSOR_MAP_SWIZZLE_128B};
     if (C::LOADING == TOKENS) {
-        d.sizes[0] = in, d.sizes[1] = tokens, d.box[1] = C::TILE_TOKENS;
+        d.sizes[0] = in, d.sizes[1] = tokens, d.box[1] = width;
     } else if (p.tokens % 64 == 0) { // strips of 64 tokens, so that one copy brings them all
         d.rank = 3;
         d.sizes[0] = 64, d.sizes[1] = in, d.sizes[2] = tokens / 64;
-        d.box[1] = 64, d.box[2] = C::TILE_TOKENS / 64;
+        d.box[1] = 64, d.box[2] = width / 64;
     } else {
         d.sizes[0] = tokens, d.sizes[1] = in, d.box[1] = 64;
     }
@@ -275,8 +309,11 @@ inline int describe_y(const gpu_product &p, const void *y, CUtensorMap *map)
 template <class C> int describe_all(const gpu_product &p, maps *with)
 {
     int failed = describe_weights<C>(p.weight, &with->weights);
-    if (failed == 0 && C::LOADING != GATHER && p.x_aligned) {
-        failed = describe_x<C>(p, &with->x);
+    if (C::LOADING != GATHER && p.x_aligned) {
+        for (int i = 0; failed == 0 && i < p.deal.runs; i++) {
+            int shift = p.deal.run[i].shift;
+            failed = describe_x<C>(p, C::TILE_TOKENS >> shift, &with->x[shift]);
+        }
     }
     if (failed == 0 && p.y_by_engine) {
         failed = describe_y(p, p.epilogue.y, &with->y);
@@ -285,19 +322,6 @@ template <class C> int describe_all(const gpu_product &p, maps *with)
         failed = describe_y(p, p.epilogue.residual, &with->residual);
     }
     return failed;
-}
-
-// Row tiles in groups of at most 4096 rows (64 rows a tile: 6144), all of one size.
-template <class C> tiles tiles_of(const gpu_product &p)
-{
-    constexpr int MOST = C::TILE_BLOCKS == 1 ? 96 : 32;
-    tiles all;
-    all.of_panel = (p.weight.blocks + C::TILE_BLOCKS - 1) / C::TILE_BLOCKS;
-    all.rows = p.weight.panels * all.of_panel;
-    all.tokens = (p.tokens + C::TILE_TOKENS - 1) / C::TILE_TOKENS;
-    int groups = (all.rows + MOST - 1) / MOST;
-    all.group = (all.rows + groups - 1) / groups;
-    return all;
 }
 
 template <class C> int launch(const gpu_product &p, void *stream)
@@ -311,11 +335,19 @@ template <class C> int launch(const gpu_product &p, void *stream)
     if (failed != 0) {
         return failed;
     }
-    tiles all = tiles_of<C>(p);
-    int64_t count = (int64_t)all.rows * all.tokens;
-    dim3 grid((unsigned)(count < p.multiprocessors ? count : p.multiprocessors));
-    kernel<C><<<grid, C::THREADS, C::SHARED, (cudaStream_t)stream>>>(p, all, with);
-    return cudaGetLastError();
+    cudaLaunchAttribute attributes[2];
+    attributes[0].id = cudaLaunchAttributeClusterDimension;
+    attributes[0].val.clusterDim = {(unsigned)p.deal.split, 1, 1};
+    attributes[1].id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attributes[1].val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3((unsigned)(p.deal.multiprocessors * p.deal.split));
+    how.blockDim = dim3(C::THREADS);
+    how.dynamicSmemBytes = C::SHARED;
+    how.stream = (cudaStream_t)stream;
+    how.attrs = attributes;
+    how.numAttrs = p.deal.overlaps ? 2 : 1;
+    return cudaLaunchKernelEx(&how, kernel<C>, p, with);
 }
 
 template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, void *stream)

@@ -155,11 +155,19 @@ template <class C> struct finishing {
 
     // ---- by thread 0 ----
 
+    // Where a chunk of a tile is. A part of a tile has chunks past its width like any other tile,
+    // at a place where there is no memory: the engine reads zeros and writes nothing.
+    static __device__ __forceinline__ int inside(int token, int offset, int width)
+    {
+        return offset < width ? token + offset : 1 << 30;
+    }
+
     __device__ __forceinline__ void send(const gpu_epilogue &e, int from, int count)
     {
 #pragma unroll 1
         for (int n = from; n < from + count; n++) {
-            out.send(n, book.row, book.token + (n - first) * (64 / chunks_of_two(e)));
+            int offset = (n - first) * (64 / chunks_of_two(e));
+            out.send(n, book.row, inside(book.token, offset, book.width));
         }
         ptx::bulk_commit();
         book.recent = book.recent << 4 | (unsigned)count;
@@ -188,8 +196,9 @@ template <class C> struct finishing {
         for (; n < end; n++) {
             bool ahead = n >= coming;
             int row = ahead ? book.coming_row : book.row;
-            int token = (ahead ? book.coming_token : book.token) +
-                        (n - (ahead ? coming : first)) * (64 / chunks_of_two(e));
+            int token = inside(ahead ? book.coming_token : book.token,
+                               (n - (ahead ? coming : first)) * (64 / chunks_of_two(e)),
+                               ahead ? book.coming_width : book.width);
             ptx::barrier_expect(barrier_of(n), CHUNK_BYTES);
             ptx::tensor_copy(out.place(n), &out.with->residual, token, row / 2, 0, barrier_of(n));
         }
@@ -207,10 +216,10 @@ template <class C> struct finishing {
     }
 
     // Before the products of a tile that has rows for this warpgroup.
-    __device__ __forceinline__ void begin(const gpu_epilogue &e, int row, int token)
+    __device__ __forceinline__ void begin(const gpu_epilogue &e, int row, int token, int width)
     {
         if (thread == 0) {
-            book.coming_row = row, book.coming_token = token;
+            book.coming_row = row, book.coming_token = token, book.coming_width = width;
             book.limit += chunks_of_tile(e);
             if (adds(e)) {
                 if constexpr (C::SHARING == IN_TURNS) { // the other one's turn: there is time
@@ -347,6 +356,7 @@ template <class C> struct finishing {
         done = 0;
         if (thread == 0) {
             book.row = book.coming_row, book.token = book.coming_token;
+            book.width = book.coming_width;
         }
         bool hold = HOLDS && !last;
         int end = last ? ALL : AT_ONCE;

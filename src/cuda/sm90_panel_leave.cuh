@@ -132,6 +132,9 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
     }
 #pragma unroll
     for (int c = 0; c < to::ALL; c++) {
+        if (c >= leaving.end) {
+            break;
+        }
         if (!PLAIN && c > 0 && c % to::WIDTH == 0) {
             terms.load(p, leaving.row + c / to::WIDTH * GPU_BLOCK_ROWS, thread);
         }
@@ -152,16 +155,17 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
     }
 }
 
-// `blocks` of the tile, the first from output row `row` on, with scale and bias at most.
+// `width` tokens of the tile, from output row `row` on, with scale and bias at most.
 template <class C>
 __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C> &leaving,
                                               const float (&sums)[C::BLOCKS][C::N / 2], int row,
-                                              int blocks, int token, const row_terms &terms,
+                                              int token, int width, const row_terms &terms,
                                               int thread)
 {
     leaving.send_all(thread);
     leaving.row = row, leaving.token = token, leaving.next = 0;
-    leaving.end = min(blocks, C::BLOCKS) * departures<C>::WIDTH;
+    static_assert(C::BLOCKS == 1, "a part of a tile has the first of its chunks");
+    leaving.end = width / 32;
     if ((p.epilogue.bits & (ESP_EP_SCALE | ESP_EP_BIAS)) == 0) {
         write_chunks<C, true>(p, leaving, sums, terms, thread);
     } else {

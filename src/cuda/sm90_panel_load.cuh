@@ -7,18 +7,38 @@
 namespace panel
 {
 
-// Announces `bytes` for the stage and starts the copy of its weights; by one thread. Blocks past
-// the panel's end are computed, not stored. One copy for all blocks: what the copy engine takes
-// long for is to be asked.
-template <class C>
-__device__ __forceinline__ void load_weights(const gpu_panels &w, const maps &with, const tile &t,
-                                             int step, const shared_map<C> &at, int stage,
-                                             uint32_t bytes)
-{
-    ptx::barrier_expect(at.full(stage), bytes);
-    ptx::tensor_copy(at.weights(stage), &with.weights, 0, step * 4, t.panel * w.blocks + t.block,
-                     at.full(stage));
-}
+// By one thread. Weights of the first steps are asked for before the launches of the stream before
+// this one are done; X must wait for those.
+template <class C> struct weight_loader {
+    const gpu_panels &w;
+    const CUtensorMap *map;
+    const shared_map<C> &at;
+    int early = 0; // steps whose weights were asked for ahead
+
+    // Announces the weights and `x_bytes` more for the stage and starts the copy of the weights.
+    // Blocks past the panel's end are computed, not stored. One copy for all blocks: what the copy
+    // engine takes long for is to be asked.
+    __device__ __forceinline__ void ask(const tile &t, int step, int stage, uint32_t x_bytes)
+    {
+        ptx::barrier_expect(at.full(stage), C::W_BYTES + x_bytes);
+        ptx::tensor_copy(at.weights(stage), map, 0, step * 4, t.panel * w.blocks + t.block,
+                         at.full(stage));
+    }
+    __device__ __forceinline__ void begin(const tile &t, const stretch &mine, uint32_t x_bytes)
+    {
+        for (; early < min(C::STAGES, mine.end - mine.first); early++) {
+            ask(t, mine.first + early, early, x_bytes);
+        }
+    }
+    __device__ __forceinline__ void load(const tile &t, int step, int stage, uint32_t x_bytes)
+    {
+        if (early > 0) {
+            early--;
+        } else {
+            ask(t, step, stage, x_bytes);
+        }
+    }
+};
 
 // ---- X gathered by the panel's list ----
 
@@ -50,16 +70,15 @@ template <> struct four_columns<false> {
     }
 };
 
-// Four rows of X, eight lanes a row, 64 tokens at a time. Lane c's 16 bytes of row r stand at c ^
+// Four rows of X, eight lanes a row, STRIPS x 64 tokens. Lane c's 16 bytes of row r stand at c ^
 // (r & 7): the swizzle that the product's descriptor names.
-template <class C, bool WIDE>
+template <int STRIPS, bool WIDE>
 __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_columns<WIDE> &columns,
                                             uint32_t to, int first_row, int chunk, int token)
 {
-    constexpr int STRIPS = C::TILE_TOKENS / 64;
     const uint16_t *x = (const uint16_t *)p.x;
     int left = p.tokens - token;
-    bool whole = left >= C::TILE_TOKENS - 56; // of this lane's eight tokens in each strip
+    bool whole = left >= STRIPS * 64 - 56; // of this lane's eight tokens in each strip
     uint32_t column[4];
 #pragma unroll
     for (int i = 0; i < 4; i++) {
@@ -90,31 +109,54 @@ __device__ __forceinline__ void gather_rows(const gpu_product &p, const four_col
 
 // Each thread's copies arrive at the barrier by themselves, so the loader runs ahead as far as
 // there are stages.
-template <class C, bool WIDE>
-__device__ __forceinline__ void load_gathered(const gpu_product &p, const tiles &all,
-                                              const maps &with, const shared_map<C> &at, int thread)
+template <class C, int STRIPS, bool WIDE>
+__device__ __forceinline__ void gather_tile(const gpu_product &p, const tile &t,
+                                            const stretch &mine, weight_loader<C> &weights,
+                                            ring<C::STAGES> &place, int thread)
 {
     int warp = thread / 32, lane = thread % 32;
     int first_row = warp * 16 + lane / 8 * 4, chunk = lane % 8;
+    int64_t list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first_row;
+    four_columns<WIDE> columns, coming;
+    columns.load(p.weight, list + mine.first * GPU_STEP_COLUMNS);
+    for (int step = mine.first; step < mine.end; step++) {
+        int next = step + 1 < mine.end ? step + 1 : 0;
+        coming.load(p.weight, list + next * GPU_STEP_COLUMNS);
+        ptx::barrier_wait(weights.at.empty(place.stage), place.parity ^ 1);
+        if (thread == 0) {
+            weights.load(t, step, place.stage, 0);
+        }
+        __syncwarp();
+        gather_rows<STRIPS, WIDE>(p, columns, weights.at.x(place.stage), first_row, chunk,
+                                  t.token + chunk * 8);
+        ptx::copy_arrive(weights.at.full(place.stage));
+        columns = coming;
+        place.next();
+    }
+}
+
+template <class C, bool WIDE>
+__device__ __forceinline__ void load_gathered(const gpu_product &p, const maps &with,
+                                              const shared_map<C> &at, int thread)
+{
+    constexpr int STRIPS = C::TILE_TOKENS / 64;
+    weight_loader<C> weights = {p.weight, &with.weights, at};
     ring<C::STAGES> place;
-    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
-        tile t = tile_at<C>(all, index);
-        int64_t list = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first_row;
-        four_columns<WIDE> columns, coming;
-        columns.load(p.weight, list);
-        for (int step = 0; step < p.weight.steps; step++) {
-            int next = step + 1 < p.weight.steps ? step + 1 : 0;
-            coming.load(p.weight, list + next * GPU_STEP_COLUMNS);
-            ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
-            if (thread == 0) {
-                load_weights<C>(p.weight, with, t, step, at, place.stage, C::W_BYTES);
-            }
-            __syncwarp();
-            gather_rows<C, WIDE>(p, columns, at.x(place.stage), first_row, chunk,
-                                 t.token + chunk * 8);
-            ptx::copy_arrive(at.full(place.stage));
-            columns = coming;
-            place.next();
+    stretch mine = steps_of(p);
+    walk<C> tiles = {p.deal};
+    tile t;
+    bool there = tiles.next(&t);
+    if (there && thread == 0) {
+        weights.begin(t, mine, 0);
+    }
+    ptx::stream_order_wait();
+    for (; there; there = tiles.next(&t)) {
+        if (t.shift == 0) {
+            gather_tile<C, STRIPS, WIDE>(p, t, mine, weights, place, thread);
+        } else if (C::SHIFT == 1 || t.shift == 1) {
+            gather_tile<C, STRIPS / 2, WIDE>(p, t, mine, weights, place, thread);
+        } else {
+            gather_tile<C, STRIPS / 4, WIDE>(p, t, mine, weights, place, thread);
         }
     }
     ptx::copy_wait_all();
@@ -123,18 +165,17 @@ __device__ __forceinline__ void load_gathered(const gpu_product &p, const tiles 
 // ---- X by the copy engine ----
 
 template <class C>
-__device__ __forceinline__ void load_boxes(const gpu_product &p, const CUtensorMap *map,
-                                           const tile &t, int step, const shared_map<C> &at,
-                                           int stage)
+__device__ __forceinline__ void load_boxes(const gpu_product &p, const maps &with, const tile &t,
+                                           int step, const shared_map<C> &at, int stage)
 {
+    const CUtensorMap *map = &with.x[t.shift];
     if constexpr (C::LOADING == TOKENS) {
         ptx::tensor_copy(at.x(stage), map, step * GPU_STEP_COLUMNS, t.token, at.full(stage));
     } else if (p.tokens % 64 == 0) {
         ptx::tensor_copy(at.x(stage), map, 0, step * GPU_STEP_COLUMNS, t.token / 64,
                          at.full(stage));
     } else {
-#pragma unroll
-        for (int i = 0; i < C::TILE_TOKENS; i += 64) {
+        for (int i = 0; i < C::TILE_TOKENS >> t.shift; i += 64) {
             ptx::tensor_copy(at.x(stage) + i * 128, map, t.token + i, step * GPU_STEP_COLUMNS,
                              at.full(stage));
         }
@@ -142,16 +183,24 @@ __device__ __forceinline__ void load_boxes(const gpu_product &p, const CUtensorM
 }
 
 template <class C>
-__device__ __forceinline__ void load_by_engine(const gpu_product &p, const tiles &all,
-                                               const maps &with, const shared_map<C> &at)
+__device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps &with,
+                                               const shared_map<C> &at)
 {
+    weight_loader<C> weights = {p.weight, &with.weights, at};
     ring<C::STAGES> place;
-    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
-        tile t = tile_at<C>(all, index);
-        for (int step = 0; step < p.weight.steps; step++) {
+    stretch mine = steps_of(p);
+    walk<C> tiles = {p.deal};
+    tile t;
+    bool there = tiles.next(&t);
+    if (there) {
+        weights.begin(t, mine, C::X_BYTES >> t.shift);
+    }
+    ptx::stream_order_wait();
+    for (; there; there = tiles.next(&t)) {
+        for (int step = mine.first; step < mine.end; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
-            load_weights<C>(p.weight, with, t, step, at, place.stage, C::W_BYTES + C::X_BYTES);
-            load_boxes<C>(p, &with.x, t, step, at, place.stage);
+            weights.load(t, step, place.stage, C::X_BYTES >> t.shift);
+            load_boxes<C>(p, with, t, step, at, place.stage);
             place.next();
         }
     }
@@ -165,9 +214,10 @@ __device__ __forceinline__ void copy_elements(const gpu_product &p, const tile &
 {
     const uint16_t *x = (const uint16_t *)p.x;
     constexpr bool by_token = C::LOADING == TOKENS;
-    constexpr int ROWS = by_token ? C::TILE_TOKENS : 64, WIDTH = by_token ? 64 : C::TILE_TOKENS;
+    int tokens = C::TILE_TOKENS >> t.shift;
+    int rows = by_token ? tokens : 64, width = by_token ? 64 : tokens;
     int first = step * GPU_STEP_COLUMNS;
-    for (int row = warp; row < ROWS; row += LOADER_WARPS) {
+    for (int row = warp; row < rows; row += LOADER_WARPS) {
         int64_t column = first + row; // where X has features side by side: the token's row
         if constexpr (C::LOADING == GATHER) {
             int64_t at = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first + row;
@@ -177,8 +227,8 @@ __device__ __forceinline__ void copy_elements(const gpu_product &p, const tile &
         int64_t outer = by_token ? t.token + row : column;
         bool there = outer < (by_token ? p.tokens : p.weight.in);
         int64_t inner = by_token ? first : t.token, end = by_token ? p.weight.in : p.tokens;
-#pragma unroll 8
-        for (int i = lane; i < WIDTH; i += 32) {
+#pragma unroll 4
+        for (int i = lane; i < width; i += 32) {
             uint16_t v = there && inner + i < end ? x[outer * p.x_stride + inner + i] : 0;
             int strip = i / 64 * 8192; // of 64 tokens; none where features lie side by side
             uint32_t slot = strip + row * 128 + ((i / 8 % 8 ^ (row & 7)) << 4) + i % 8 * 2;
@@ -188,16 +238,19 @@ __device__ __forceinline__ void copy_elements(const gpu_product &p, const tile &
 }
 
 template <class C>
-__device__ __forceinline__ void load_elements(const gpu_product &p, const tiles &all,
-                                              const maps &with, const shared_map<C> &at, int thread)
+__device__ __forceinline__ void load_elements(const gpu_product &p, const maps &with,
+                                              const shared_map<C> &at, int thread)
 {
+    weight_loader<C> weights = {p.weight, &with.weights, at};
     ring<C::STAGES> place;
-    for (int index = blockIdx.x; index < all.rows * all.tokens; index += gridDim.x) {
-        tile t = tile_at<C>(all, index);
-        for (int step = 0; step < p.weight.steps; step++) {
+    stretch mine = steps_of(p);
+    walk<C> tiles = {p.deal};
+    ptx::stream_order_wait();
+    for (tile t; tiles.next(&t);) {
+        for (int step = mine.first; step < mine.end; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             if (thread == 0) {
-                load_weights<C>(p.weight, with, t, step, at, place.stage, C::W_BYTES);
+                weights.load(t, step, place.stage, 0);
             }
             __syncwarp();
             copy_elements<C>(p, t, step, at.x(place.stage), thread / 32, thread % 32);

@@ -20,7 +20,7 @@ enum way {
 template <class C, way WAY> struct consumer {
     const shared_map<C> &at;
     const gpu_epilogue &e;
-    int block, token; // of the tile: its first of each
+    int block, token; // of the tile or part: its first of each
     int thread;       // of the warpgroup
     departures<C> &leaving;
     finishing<C> &finish;
@@ -31,7 +31,7 @@ template <class C, way WAY> struct consumer {
         return at.weights(place.stage) + (block + i) * GPU_STEP_BYTES;
     }
 
-    template <int PART>
+    template <int N, int PART>
     __device__ __forceinline__ void multiply_part(float (&sums)[C::BLOCKS][C::N / 2],
                                                   const uint32_t (&positions)[C::BLOCKS],
                                                   bool accumulate)
@@ -42,8 +42,8 @@ template <class C, way WAY> struct consumer {
 #pragma unroll
         for (int i = 0; i < C::BLOCKS; i++) {
             uint64_t a = ptx::descriptor(weights(i) + PART * 2048, 128, 256, 0);
-            ptx::sparse_product<C::N, C::BF16>::template run<PART, by_token>(
-                sums[i], a, b, positions[i], accumulate);
+            ptx::sparse_product<N, C::BF16>::template run<PART, by_token>(sums[i], a, b,
+                                                                          positions[i], accumulate);
         }
     }
 
@@ -65,10 +65,10 @@ template <class C, way WAY> struct consumer {
 
     // One step. The product that is in flight still reads its positions from `others`, so they must
     // not be overwritten before the wait.
-    __device__ __forceinline__ void multiply_step(float (&sums)[C::BLOCKS][C::N / 2],
-                                                  uint32_t (&positions)[C::BLOCKS],
-                                                  const uint32_t (&others)[C::BLOCKS], bool first,
-                                                  int steps)
+    template <int N>
+    __device__ __forceinline__ void
+    multiply_step(float (&sums)[C::BLOCKS][C::N / 2], uint32_t (&positions)[C::BLOCKS],
+                  const uint32_t (&others)[C::BLOCKS], bool first, int steps)
     {
         ptx::barrier_wait(at.full(place.stage), place.parity);
         if constexpr (C::LOADING == GATHER) {
@@ -79,8 +79,8 @@ template <class C, way WAY> struct consumer {
             positions[i] = ptx::load_shared(weights(i) + 4096 + thread * 4);
         }
         ptx::product_fence();
-        multiply_part<0>(sums, positions, !first);
-        multiply_part<1>(sums, positions, true);
+        multiply_part<N, 0>(sums, positions, !first);
+        multiply_part<N, 1>(sums, positions, true);
         ptx::product_commit();
         ptx::product_wait<1>();
         keep(others);
@@ -97,7 +97,7 @@ template <class C, way WAY> struct consumer {
 
     // Stages are told apart by one bit, so in turns nobody may look at them before the other is
     // through. `meanwhile` is called when the last product has been given out.
-    template <class Call>
+    template <int N, class Call>
     __device__ __forceinline__ void multiply(float (&sums)[C::BLOCKS][C::N / 2], int steps,
                                              int turn, bool other_follows, const Call &meanwhile)
     {
@@ -108,14 +108,14 @@ template <class C, way WAY> struct consumer {
         int kept_at = min(4, (steps - 1) & ~1); // where what the last tile put off is finished:
                                                 // when earlier chunks have left
         for (int step = 0; step < steps; step += 2) {
-            multiply_step(sums, even, odd, step == 0, steps);
+            multiply_step<N>(sums, even, odd, step == 0, steps);
             if constexpr (WAY == FINISHED && finishing<C>::KEPT > 0) {
                 if (step == kept_at) {
                     finish.finish_kept(e);
                 }
             }
             if (step + 1 < steps) {
-                multiply_step(sums, odd, even, false, steps);
+                multiply_step<N>(sums, odd, even, false, steps);
             }
         }
         if (other_follows) {
@@ -126,6 +126,20 @@ template <class C, way WAY> struct consumer {
         keep(even);
         keep(odd);
         release(place.before());
+    }
+
+    template <class Call>
+    __device__ __forceinline__ void multiply_tile(float (&sums)[C::BLOCKS][C::N / 2], int shift,
+                                                  int steps, int turn, bool other_follows,
+                                                  const Call &meanwhile)
+    {
+        if (shift == 0) {
+            multiply<C::N>(sums, steps, turn, other_follows, meanwhile);
+        } else if (C::SHIFT == 1 || shift == 1) {
+            multiply<C::N / 2>(sums, steps, turn, other_follows, meanwhile);
+        } else if constexpr (C::SHIFT == 2) {
+            multiply<C::N / 4>(sums, steps, turn, other_follows, meanwhile);
+        }
     }
 };
 

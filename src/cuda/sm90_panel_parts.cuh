@@ -14,17 +14,18 @@ enum loading { GATHER, FEATURES, TOKENS };
 
 constexpr int LOADERS = 128, LOADER_WARPS = 4;
 constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
+constexpr int MOST_SHIFT = 2;          // tiles may be halved so often
 constexpr uint32_t CHUNK_BYTES = 4096; // 64 rows x 32 tokens (swiglu: 32 x 64) on their way out
 
 // What the thread that speaks to the copy engine for a warpgroup must not forget about chunks
 // (sm90_panel_finish.cuh). In shared memory: the others' registers are full as well.
 struct ledger {
-    int row, token;               // of the tile that leaves
-    int coming_row, coming_token; // of the next one
-    int loaded, limit;            // residuals: asked for, and how far they may be
-    int read;                     // chunks below were read by the engine
-    int idle;                     // steps since one was sent
-    unsigned recent;              // chunks in the last groups that were sent, four bits each
+    int row, token, width;                      // of the tile that leaves
+    int coming_row, coming_token, coming_width; // of the next one
+    int loaded, limit;                          // residuals: asked for, and how far they may be
+    int read;                                   // chunks below were read by the engine
+    int idle;                                   // steps since one was sent
+    unsigned recent; // chunks in the last groups that were sent, four bits each
 };
 
 // Two consumers of BLOCKS x 64 rows x N tokens. How they share the work:
@@ -46,6 +47,9 @@ struct config {
     static constexpr int READERS = SHARING == IN_TURNS ? 4 : WARPS; // warps that free a stage
     static constexpr int TILE_BLOCKS = SHARING == BY_ROWS ? 2 * BLOCKS : BLOCKS;
     static constexpr int TILE_TOKENS = SHARING == BY_TOKENS ? 2 * N : N;
+    static constexpr int SHIFT = N == 256 ? 2 : 1; // halvings down to 64 tokens of a consumer
+    static constexpr int CONSUMER_REGISTERS = N == 256 ? 232 : 208; // of a thread
+    static constexpr int LOADER_REGISTERS = N == 256 ? 40 : 88;     // together 64512 of a block
     static constexpr uint32_t X_BYTES = TILE_TOKENS * 128, W_BYTES = TILE_BLOCKS * GPU_STEP_BYTES;
     static constexpr uint32_t W_AT = STAGES * X_BYTES;
     static constexpr uint32_t LEAVING_AT = (W_AT + STAGES * W_BYTES + 1023) / 1024 * 1024;
@@ -61,30 +65,66 @@ struct config {
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
-// How the copy engine sees the operands.
+// How the copy engine sees the operands. X by the width of a tile.
 struct maps {
-    CUtensorMap weights, x, y, residual;
+    CUtensorMap weights, x[MOST_SHIFT + 1], y, residual;
 };
 
-struct tiles {
-    int of_panel; // row tiles of a panel
-    int rows, tokens;
-    int group; // row tiles that go through all tokens before the next do, so that their weights
-               // stay in the L2
-};
-
-// A tile, from its place in the order of all tiles. Neighbours share tokens, not rows.
+// A tile or a part of one: TILE_TOKENS >> shift tokens.
 struct tile {
-    int panel, block, token;
+    int panel, block, token, shift;
 };
 
-template <class C> __device__ __forceinline__ tile tile_at(const tiles &all, int index)
+// The steps of each of its tiles that are this block's.
+struct stretch {
+    int first, end;
+};
+
+__device__ __forceinline__ stretch steps_of(const gpu_product &p)
 {
-    int of_group = all.group * all.tokens, first = index / of_group * all.group;
-    int inside = index % of_group, width = min(all.group, all.rows - first);
-    int row = first + inside % width, token = inside / width;
-    return {row / all.of_panel, row % all.of_panel * C::TILE_BLOCKS, token * C::TILE_TOKENS};
+    int rank = (int)blockIdx.x % p.deal.split;
+    return {p.weight.steps * rank / p.deal.split, p.weight.steps * (rank + 1) / p.deal.split};
 }
+
+// The tiles of this multiprocessor or cluster. Neighbours share tokens, not rows.
+template <class C> struct walk {
+    const gpu_deal &deal;
+    int run = -1, item = 0;
+
+    __device__ __forceinline__ bool next(tile *t)
+    {
+        bool here = run >= 0;
+        if (here) {
+            item += deal.run[run].span;
+        }
+        while (!here || item >= deal.run[run].count) {
+            if (++run >= deal.runs) {
+                return false;
+            }
+            item = (int)blockIdx.x / deal.split - deal.run[run].at;
+            item += item < 0 ? deal.multiprocessors : 0;
+            here = item < deal.run[run].span;
+        }
+        place(t);
+        return true;
+    }
+    __device__ __forceinline__ void place(tile *t) const
+    {
+        const gpu_run &mine = deal.run[run];
+        int i = mine.from + item, index = mine.first + i % mine.tiles;
+        int row = index - deal.rows * deal.tokens, token = deal.tokens; // of the last column
+        if (row < 0) {
+            int of_group = deal.group * deal.tokens, first = index / of_group * deal.group;
+            int inside = index % of_group, width = min(deal.group, deal.rows - first);
+            row = first + inside % width, token = inside / width;
+        }
+        t->panel = row / deal.of_panel;
+        t->block = row % deal.of_panel * C::TILE_BLOCKS;
+        t->shift = mine.shift;
+        t->token =
+            token * C::TILE_TOKENS + mine.offset + i / mine.tiles * (C::TILE_TOKENS >> mine.shift);
+    }
+};
 
 // A place in the ring; `parity` flips with each round.
 template <int STAGES> struct ring {

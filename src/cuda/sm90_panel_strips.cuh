@@ -70,18 +70,21 @@ __device__ __forceinline__ void leave_plainly(const gpu_epilogue &e, const float
     }
 }
 
+// Tokens from `token` up to `end`.
 template <int N>
 __device__ __forceinline__ void leave(const gpu_epilogue &e, const float (&sums)[N / 2],
-                                      const int32_t *rows, int token, float *strip, int lane)
+                                      const int32_t *rows, int token, int end, float *strip,
+                                      int lane)
 {
-    if (e.token_step == 1 && e.aligned && token + N <= e.tokens &&
+    end = min(end, e.tokens);
+    if (e.token_step == 1 && e.aligned && token + N <= end &&
         (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS | ESP_EP_RESIDUAL)) == 0) {
         leave_plainly<N>(e, sums, rows, token, strip, lane);
         return;
     }
     epilogue::row_terms mine = epilogue::load_terms(e, rows, lane);
 #pragma unroll 1
-    for (int part = 0; part < N / 32 && token + part * 32 < e.tokens; part++) {
+    for (int part = 0; part < N / 32 && token + part * 32 < end; part++) {
         __syncwarp();
         stage_sums<N>(sums, part, ptx::shared_address(strip), lane);
         __syncwarp();

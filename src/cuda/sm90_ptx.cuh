@@ -82,6 +82,13 @@ __device__ __forceinline__ uint32_t in_cluster(uint32_t address, uint32_t rank)
     asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
     return there;
 }
+__device__ __forceinline__ void load_cluster_4(uint32_t address, float *v)
+{
+    asm volatile("ld.shared::cluster.v4.f32 {%0, %1, %2, %3}, [%4];"
+                 : "=f"(v[0]), "=f"(v[1]), "=f"(v[2]), "=f"(v[3])
+                 : "r"(address)
+                 : "memory");
+}
 // To shared memory of a block of the cluster; arrives at a barrier there as 16 bytes.
 __device__ __forceinline__ void send_16(uint32_t to, const float (&v)[4], uint32_t barrier)
 {
@@ -184,6 +191,13 @@ __device__ __forceinline__ void bulk_wait_all()
 
 // ---- ordinary accesses to shared memory ----
 
+__device__ __forceinline__ void store_shared_4(uint32_t address, const float *v)
+{
+    asm volatile("st.shared.v4.f32 [%0], {%1, %2, %3, %4};" ::"r"(address), "f"(v[0]), "f"(v[1]),
+                 "f"(v[2]), "f"(v[3])
+                 : "memory");
+}
+
 __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t (&r)[4])
 {
     asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
@@ -227,12 +241,15 @@ __device__ __forceinline__ uint64_t descriptor(uint32_t address, uint32_t leadin
 
 // d += A B for 64 rows, N tokens and 32 columns of which A holds two of each four; both operands in
 // shared memory, B with tokens side by side (BY_TOKEN 0) or columns (1). `positions` of two steps lie in one
-// register, SELECTOR takes the step. d is overwritten when `accumulate` is 0.
+// register, SELECTOR takes the step. d, of which the first N / 2 count, is overwritten when `accumulate` is 0.
 template <int N, bool BF16> struct sparse_product;
 
 #define ESP_D4(i) "+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), "+f"(d[i + 3])
 #define ESP_D16(i) ESP_D4(i), ESP_D4(i + 4), ESP_D4(i + 8), ESP_D4(i + 12)
 #define ESP_D64(i) ESP_D16(i), ESP_D16(i + 16), ESP_D16(i + 32), ESP_D16(i + 48)
+#define ESP_LIST_32                                                                                \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
+    "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
 #define ESP_LIST_64                                                                                \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, "                       \
     "%16, %17, %18, %19, %20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31, "             \
@@ -247,10 +264,11 @@ template <int N, bool BF16> struct sparse_product;
     "%127"
 #define ESP_SPARSE_PRODUCT(TOKENS, IS_BF16, TYPE, LIST, OPERANDS, A, B, P, ACC, SEL, TRANS)        \
     template <> struct sparse_product<TOKENS, IS_BF16> {                                           \
-        template <int SELECTOR, int BY_TOKEN>                                                      \
-        static __device__ __forceinline__ void run(float (&d)[TOKENS / 2], uint64_t a, uint64_t b, \
+        template <int SELECTOR, int BY_TOKEN, int SUMS>                                            \
+        static __device__ __forceinline__ void run(float (&d)[SUMS], uint64_t a, uint64_t b,       \
                                                    uint32_t positions, int accumulate)             \
         {                                                                                          \
+            static_assert(SUMS >= TOKENS / 2, "room for all sums");                                \
             asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %" ACC ", 0;\n"                         \
                          "wgmma.mma_async.sp.sync.aligned.m64n" #TOKENS "k32.f32." TYPE "." TYPE   \
                          " {" LIST "}, %" A ", %" B ", %" P ", %" SEL ", p, 1, 1, 0, %" TRANS      \
@@ -262,12 +280,15 @@ template <int N, bool BF16> struct sparse_product;
     };
 #define ESP_D128 ESP_D64(0), ESP_D64(64)
 #define ESP_D64_ ESP_D64(0)
+#define ESP_D32 ESP_D16(0), ESP_D16(16)
 ESP_SPARSE_PRODUCT(256, false, "f16", ESP_LIST_128, ESP_D128, "128", "129", "130", "131", "132",
                    "133")
 ESP_SPARSE_PRODUCT(256, true, "bf16", ESP_LIST_128, ESP_D128, "128", "129", "130", "131", "132",
                    "133")
 ESP_SPARSE_PRODUCT(128, false, "f16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
 ESP_SPARSE_PRODUCT(128, true, "bf16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
+ESP_SPARSE_PRODUCT(64, false, "f16", ESP_LIST_32, ESP_D32, "32", "33", "34", "35", "36", "37")
+ESP_SPARSE_PRODUCT(64, true, "bf16", ESP_LIST_32, ESP_D32, "32", "33", "34", "35", "36", "37")
 
 } // namespace ptx
 

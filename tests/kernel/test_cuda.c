@@ -147,12 +147,62 @@ static void layouts_types_epilogues(test_run *run)
     test_context_free(run, context);
 }
 
+/* Tiles of panels that are cut along their tokens, behind whole ones and in the last round: every
+ * width of a part, aligned for the copy engine and not. */
+static void parts_of_tiles(test_run *run)
+{
+    static const int tokens[] = {8,   40,  56,  72,  120, 130, 192, 200, 248, 264,  312, 321,
+                                 376, 440, 500, 520, 584, 640, 711, 769, 896, 1000, 1032};
+    static const char *const some[] = {"2:4", "64:2:8", "128:2:8", "5:2:7"};
+    static const char *const options[] = {"",           "/ep:bias+gelu", "/x:tok", "/ep:residual",
+                                          "/ep:swiglu", "/y:tok",        "/o:f32"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(tokens); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            char text[160];
+            snprintf(text, sizeof text, "matmul/%s/%s/%dx136x%d%s", some[j], types[(i + j) % 2],
+                     j == 3 ? 690 : 320, tokens[i], options[(i + j) % ESP_COUNT(options)]);
+            compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j), REALS,
+                        false, false);
+        }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* Few rows and many features: multiprocessors share out the steps of a tile. */
+static void shared_steps(test_run *run)
+{
+    static const int sizes[][3] = {{128, 520, 64},   {130, 1100, 200}, {64, 2100, 17},
+                                   {300, 1000, 128}, {256, 3072, 200}, {66, 9000, 33},
+                                   {640, 4096, 256}, {18, 6000, 1}};
+    static const char *const some[] = {"2:4", "64:2:8", "128:2:8", "128:2:16", "192:2:5"};
+    static const char *const options[] = {"",       "/ep:scale+bias", "/x:tok", "/ep:bias+residual",
+                                          "/y:tok", "/o:f32"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(sizes); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            char text[160];
+            snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d%s", some[j], types[(i + j) % 2],
+                     sizes[i][0], sizes[i][1], sizes[i][2],
+                     options[(i + 2 * j) % ESP_COUNT(options)]);
+            compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
+                        INTEGERS, (i + j) % 4 == 0, false);
+        }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 /* One shape of each class, few enough for the tools that watch every access to memory. */
 static void shapes_for_sanitizers(test_run *run)
 {
     static const char *const texts[] = {"matmul/2:4/f16/200x200x300/o:f32",
                                         "matmul/2:4/bf16/130x264x72/x:tok/y:tok",
                                         "matmul/64:2:8/f16/200x1400x296/ep:bias",
+                                        "matmul/2:4/f16/200x1100x72/ep:bias",
                                         "matmul/128:2:5/bf16/300x400x301/x:tok",
                                         "matmul/5:2:16/f16/22x4000x33/ep:swiglu",
                                         "matmul/256:2:8/f16/300x1200x8/ep:scale+gelu",
@@ -333,6 +383,7 @@ static void large_problems(test_run *run)
 {
     static const char *const texts[] = {
         "matmul/2:4/f16/2200x1000x2500/o:f32",      "matmul/2:4/bf16/2200x1000x2504/x:tok/o:f32",
+        "matmul/128:2:8/f16/3072x256x12608",        "matmul/2:4/f16/1280x256x4168",
         "matmul/128:2:8/f16/4096x1024x1800/o:f32",  "matmul/64:2:5/bf16/2050x1024x4096/o:f32",
         "matmul/256:2:16/f16/4096x2048x1000/o:f32", "matmul/dense/f16/1500x1000x1000/o:f32",
         "matmul/64:2:8/f16/11008x4096x8/o:f32",     "matmul/2:4/bf16/11008x4096x16/o:f32",
@@ -530,6 +581,8 @@ static void models_are_refused(test_run *run)
 }
 
 static const test_case cases[] = {{"token_tails", token_tails},
+                                  {"parts_of_tiles", parts_of_tiles},
+                                  {"shared_steps", shared_steps},
                                   {"shapes", shapes},
                                   {"layouts_types_epilogues", layouts_types_epilogues},
                                   {"shapes_for_sanitizers", shapes_for_sanitizers},
