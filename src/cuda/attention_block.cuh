@@ -96,7 +96,13 @@ struct grid_bias {
     uint32_t rows, columns; // shared memory
     int row_pitch, column_pitch;
     int high, wide;
-    uint32_t inverse; // of wide: __umulhi divides numbers up to 65535
+    uint32_t inverse; // of wide, for __umulhi
+
+    // Of tokens up to 65535.
+    __device__ __forceinline__ int row_of(int token) const
+    {
+        return wide == 1 ? token : (int)__umulhi((uint32_t)token, inverse);
+    }
 };
 
 __host__ __device__ inline int bias_pitch(int size)
@@ -118,70 +124,104 @@ __device__ __forceinline__ grid_bias bias_of(const piece &p, uint32_t shared)
     return b;
 }
 
-// Two neighbouring numbers of row n of a table, rounded; zero outside.
-template <bool BF16>
-__device__ __forceinline__ uint32_t table_pair(const float *table, int rows, int features, int n, int d)
+constexpr int TABLE_ROWS = 64; // at a time in shared memory
+
+// Rows first .. first + 63 of a table, rounded; zeros behind its end and its features.
+template <class C>
+__device__ __forceinline__ void load_table(uint32_t to, const float *table, int first, int rows, int features)
 {
-    float low = 0, high = 0;
-    if (n < rows) {
-        const float *at = table + n * features + d;
-        low = d < features ? at[0] : 0;
-        high = d + 1 < features ? at[1] : 0;
+    for (int i = threadIdx.x; i < TABLE_ROWS * C::D / 2; i += C::THREADS) {
+        int row = i / (C::D / 2), d = i % (C::D / 2) * 2;
+        const float *at = table + (first + row) * features + d;
+        bool there = first + row < rows;
+        float low = there && d < features ? at[0] : 0, high = there && d + 1 < features ? at[1] : 0;
+        ptx::store_shared_u32(to + (uint32_t)(row * (C::D + GAP) + d) * 2, ptx::pack<C::BF16>(low, high));
     }
-    return ptx::pack<BF16>(low, high);
 }
 
-// Every query times every row of the table; what belongs to key row (column) k of the query's own row (column)
-// `place` is entry place - k + size - 1.
+// Every query times every row of the table, by way of `room`; what belongs to key row (column) k of the query's own
+// row (column) `place` is entry place - k + size - 1.
 template <class C>
 __device__ __forceinline__ void relate(const piece &p, const uint32_t (&q)[C::M][C::D / 16][4],
-                                       const float *table, int size, bool by_row, uint32_t to,
-                                       int pitch)
+                                       const grid_bias &bias, const float *table, bool by_row,
+                                       uint32_t room)
 {
+    static_assert(TABLE_ROWS * (C::D + GAP) * 2 <= C::BIAS_AT - C::QUERIES_AT, "rows fit the queries' room");
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    int size = by_row ? bias.high : bias.wide, rows = 2 * size - 1;
+    int pitch = by_row ? bias.row_pitch : bias.column_pitch;
+    uint32_t to = by_row ? bias.rows : bias.columns;
     float factor = 1 / p.scale;
-    int rows = 2 * size - 1;
-    for (int n = 0; n < rows; n += 8) {
-        float sums[C::M][4] = {};
+    uint32_t mine = room + right_lane<false>(lane, C::D + GAP);
+    for (int first = 0; first < rows; first += TABLE_ROWS) {
+        __syncthreads();
+        load_table<C>(room, table, first, rows, p.features);
+        __syncthreads();
+        for (int n = first; n < min(rows, first + TABLE_ROWS); n += 16) {
+            float sums[C::M][2][4] = {};
 #pragma unroll
-        for (int k = 0; k < C::D / 16; k++) {
-            int d = k * 16 + lane % 4 * 2;
-            uint32_t b0 = table_pair<C::BF16>(table, rows, p.features, n + lane / 4, d);
-            uint32_t b1 = table_pair<C::BF16>(table, rows, p.features, n + lane / 4, d + 8);
+            for (int k = 0; k < C::D / 16; k++) {
+                uint32_t b[4];
+                load_right<false>(mine, C::D + GAP, k * 16, n - first, b);
 #pragma unroll
-            for (int m = 0; m < C::M; m++) {
-                const uint32_t(&a)[4] = q[m][k];
-                ptx::product_16x8<C::BF16>(sums[m], a[0], a[1], a[2], a[3], b0, b1);
+                for (int m = 0; m < C::M; m++) {
+                    const uint32_t(&a)[4] = q[m][k];
+                    ptx::product_16x8<C::BF16>(sums[m][0], a[0], a[1], a[2], a[3], b[0], b[1]);
+                    ptx::product_16x8<C::BF16>(sums[m][1], a[0], a[1], a[2], a[3], b[2], b[3]);
+                }
             }
-        }
 #pragma unroll
-        for (int m = 0; m < C::M; m++) {
-#pragma unroll
-            for (int i = 0; i < 4; i++) {
-                int query = (warp * C::M + m) * 16 + lane / 4 + i / 2 * 8, token = p.first + query;
-                int place = by_row ? token / p.width : token % p.width;
-                int k = place - (n + lane % 4 * 2 + i % 2) + size - 1;
+            for (int i = 0; i < C::M * 8; i++) {
+                int m = i / 8, query = (warp * C::M + m) * 16 + lane / 4 + i / 2 % 2 * 8;
+                int token = p.first + query, row = bias.row_of(token);
+                int place = by_row ? row : token - row * p.width;
+                int k = place - (n + i / 4 % 2 * 8 + lane % 4 * 2 + i % 2) + size - 1;
                 if (k >= 0 && k < size) {
-                    ptx::store_shared_f32(to + (uint32_t)(query * pitch + k) * 4, sums[m][i] * factor);
+                    ptx::store_shared_f32(to + (uint32_t)(query * pitch + k) * 4,
+                                          sums[m][i / 4 % 2][i % 4] * factor);
                 }
             }
         }
     }
 }
 
-// Scores begin as what the grid adds.
+// Scores begin as what the grid adds; here where a tile is a row of the grid.
+template <class C>
+__device__ __forceinline__ void begin_with_row(const grid_bias &b, int row,
+                                               float (&s)[C::M][C::KEYS / 8][4])
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int i = 0; i < C::M * 2; i++) {
+        int m = i / 2, half = i % 2, query = (warp * C::M + m) * 16 + lane / 4 + half * 8;
+        float of_row = ptx::load_shared_f32(b.rows + (uint32_t)(query * b.row_pitch + row) * 4);
+        uint32_t columns = b.columns + (uint32_t)(query * b.column_pitch + lane % 4 * 2) * 4;
+#pragma unroll
+        for (int n = 0; n < C::KEYS / 8; n++) {
+            float2 pair = ptx::load_shared_2(columns + (uint32_t)(n * 8) * 4);
+            s[m][n][2 * half] = of_row + pair.x;
+            s[m][n][2 * half + 1] = of_row + pair.y;
+        }
+    }
+}
+
+// In general.
 template <class C>
 __device__ __forceinline__ void begin_with_bias(const grid_bias &b, int key0, int last_key,
                                                 float (&s)[C::M][C::KEYS / 8][4])
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     bool even = b.wide % 2 == 0;
+    if (b.wide == C::KEYS) {
+        begin_with_row<C>(b, key0 / C::KEYS, s);
+        return;
+    }
 #pragma unroll
     for (int n = 0; n < C::KEYS / 8; n++) {
         int key = key0 + n * 8 + lane % 4 * 2;
         int first = min(key, even ? last_key - 1 : last_key), second = min(key + 1, last_key);
-        int row = (int)__umulhi((uint32_t)first, b.inverse), column = first - row * b.wide;
-        int row2 = (int)__umulhi((uint32_t)second, b.inverse), column2 = second - row2 * b.wide;
+        int row = b.row_of(first), column = first - row * b.wide;
+        int row2 = b.row_of(second), column2 = second - row2 * b.wide;
 #pragma unroll
         for (int m = 0; m < C::M; m++) {
 #pragma unroll
@@ -305,8 +345,8 @@ template <class C> __device__ __forceinline__ void attend(const piece &p, uint32
     grid_bias bias = {};
     if constexpr (C::GRID) {
         bias = bias_of<C>(p, shared);
-        relate<C>(p, q, p.row_table, bias.high, true, bias.rows, bias.row_pitch);
-        relate<C>(p, q, p.column_table, bias.wide, false, bias.columns, bias.column_pitch);
+        relate<C>(p, q, bias, p.row_table, true, room);
+        relate<C>(p, q, bias, p.column_table, false, room);
         __syncwarp();
     }
     running<C::M, C::D> r;

@@ -32,10 +32,11 @@ template <bool IS_BF16, int FEATURES> struct decode_of {
 
 struct share {
     const uint16_t *keys, *values; // of the head
-    int seen;
+    int seen, capacity;
     int features, heads; // of q: of the block
     int64_t q, y;        // element of the first head's feature 0
     int chunk, step;     // the warp's first, and how far to the next
+    uint32_t sequence;
 };
 
 template <class C>
@@ -50,11 +51,13 @@ __device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigne
     share s;
     s.keys = (const uint16_t *)place.keys + from;
     s.values = (const uint16_t *)place.values + from;
-    s.seen = place.past < place.capacity ? place.past + 1 : place.capacity;
+    s.seen = min(max(place.past, -1) + 1, place.capacity);
+    s.capacity = place.capacity;
     s.features = (int)a.head_dim;
     s.heads = (int)min(group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
     s.q = head * a.head_dim * a.stride + sequence;
     s.y = head * a.head_dim * a.y_stride + sequence;
+    s.sequence = sequence;
     s.chunk = (int)(ptx::block_of_cluster() * DECODE_WARPS + threadIdx.x / 32);
     s.step = (int)splits * DECODE_WARPS;
     return s;
@@ -74,16 +77,42 @@ __device__ __forceinline__ void load_chunk(const share &s, uint32_t stage, int c
     ptx::copy_commit();
 }
 
+// Asks for the warp's first chunks before the launch before this one is done: into the L2 only, where what is
+// written meanwhile arrives as well. `past` may be one of an earlier step, which costs a row of this at most.
+template <class C> __device__ __forceinline__ void ask_ahead(const share &s)
+{
+    int lane = threadIdx.x % 32, bytes = CHUNK * s.features * 2;
+#pragma unroll
+    for (int i = 0; i < C::STAGES; i++) {
+        int row = (s.chunk + i * s.step) * CHUNK;
+        if (row < s.seen && row + CHUNK <= s.capacity) {
+            for (int at = lane * 128; at < bytes; at += 32 * 128) {
+                ptx::prefetch_to_l2((const char *)(s.keys + (int64_t)row * s.features) + at);
+                ptx::prefetch_to_l2((const char *)(s.values + (int64_t)row * s.features) + at);
+            }
+        }
+    }
+}
+
 // [16][D] from feature-major memory, where the features of a token lie a stride apart; zeros around.
 template <class C>
 __device__ __forceinline__ void load_heads(const gpu_attention_decode &a, const share &s, uint32_t to)
 {
+    constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
     const uint16_t *q = (const uint16_t *)a.q + s.q;
-    for (int i = threadIdx.x; i < MOST_HEADS * C::D; i += DECODE_THREADS) {
-        int head = i / C::D, d = i % C::D;
+    uint16_t values[EACH]; // all on their way before the first is stored
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
+        int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
         bool there = head < s.heads && d < s.features;
-        uint16_t value = there ? q[((int64_t)head * s.features + d) * a.stride] : (uint16_t)0;
-        ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, value);
+        values[i] = there ? q[((int64_t)head * s.features + d) * a.stride] : (uint16_t)0;
+    }
+#pragma unroll
+    for (int i = 0; i < EACH; i++) {
+        int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
+        int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
+        ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, values[i]);
     }
 }
 
@@ -212,8 +241,10 @@ __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
     uint32_t ring = shared + (uint32_t)warp * C::RING_BYTES;
     float scale = a.scale * LOG2_E;
     mma::let_next_launch_begin();
-    mma::wait_for_launch_before();
     share s = share_of<C>(a, splits);
+    ask_ahead<C>(s);
+    mma::wait_for_launch_before();
+    s.seen = min(ptx::load_current(&a.places[s.sequence].past), s.capacity - 1) + 1;
 #pragma unroll
     for (int i = 0; i < C::STAGES; i++) {
         load_chunk<C>(s, ring + (uint32_t)i * C::STAGE_BYTES, s.chunk + i * s.step);

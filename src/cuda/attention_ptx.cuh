@@ -50,6 +50,18 @@ __device__ __forceinline__ float2 load_shared_2(uint32_t address)
     return v;
 }
 
+__device__ __forceinline__ void prefetch_to_l2(const void *from)
+{
+    asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
+}
+// From the L2, whatever the L1 has.
+__device__ __forceinline__ int32_t load_current(const int32_t *from)
+{
+    int32_t value;
+    asm volatile("ld.global.cg.s32 %0, [%1];" : "=r"(value) : "l"(from) : "memory");
+    return value;
+}
+
 // ---- clusters of blocks (compute capability 9.0) ----
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900

@@ -89,7 +89,7 @@ typedef struct gpu_attention_decode {
     int64_t stride;
     void *y; /* may be q */
     int64_t y_stride;
-    const gpu_place *places; /* [sequences] */
+    const gpu_place *places; /* [sequences]; keys, values and capacity are CONSTANT */
     int64_t layer;
     int64_t sequences;
     int64_t longest; /* rows that a sequence may have: its capacity, say */

@@ -68,6 +68,7 @@ struct warpgroups_of {
     static __device__ __forceinline__ void add_scores(const uint32_t (&q)[M][D / 16][4], uint32_t stage,
                                                       float (&s)[M][KEYS / 8][4])
     {
+        ptx::name_registers(s[0]);
         ptx::product_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
@@ -76,6 +77,8 @@ struct warpgroups_of {
         }
         ptx::product_commit();
         ptx::product_wait<0>();
+        ptx::name_registers(s[0]);
+        ptx::name_registers(q[0]);
     }
     static __device__ __forceinline__ void add_values(const float (&s)[M][KEYS / 8][4], uint32_t stage,
                                                       running<M, D> *r)
@@ -89,6 +92,8 @@ struct warpgroups_of {
                 a[k][i] = ptx::pack<BF16>(pair[0], pair[1]);
             }
         }
+        ptx::name_registers(a);
+        ptx::name_registers(r->o[0]);
         ptx::product_fence();
 #pragma unroll
         for (int k = 0; k < KEYS / 16; k++) {
@@ -97,6 +102,8 @@ struct warpgroups_of {
         }
         ptx::product_commit();
         ptx::product_wait<0>();
+        ptx::name_registers(r->o[0]);
+        ptx::name_registers(a);
     }
 
 private:

@@ -8,6 +8,24 @@
 
 namespace ptx {
 
+// Registers that a product writes or reads are named before it starts and after it is waited for: otherwise the
+// compiler, which sees no difference between starting and having finished, takes sums too early and gives operands'
+// registers away.
+template <int N> __device__ __forceinline__ void name_registers(float (&d)[N][4])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        asm volatile("" : "+f"(d[i][0]), "+f"(d[i][1]), "+f"(d[i][2]), "+f"(d[i][3])::"memory");
+    }
+}
+template <int N> __device__ __forceinline__ void name_registers(const uint32_t (&a)[N][4])
+{
+#pragma unroll
+    for (int i = 0; i < N; i++) {
+        asm volatile("" ::"r"(a[i][0]), "r"(a[i][1]), "r"(a[i][2]), "r"(a[i][3]) : "memory");
+    }
+}
+
 // d += A B, 64 x N, 16 deep. DEPTH_IS_ROW: N numbers side by side in shared memory, else 16 of the depth.
 template <int N, bool BF16, bool DEPTH_IS_ROW> struct attention_product;
 
