@@ -9,9 +9,10 @@
 #define MHZ 1600.0       /* of a busy chip: scores only order candidates */
 #define L2_BYTES 50.0    /* a clock and multiprocessor */
 #define FEW_START_US 3.0 /* of a launch, and of adding up */
+#define FEW_ANY_START_US 10.0
 #define START_US 4.0
 
-typedef enum block_way { TILES_SM90, TILES_ANY, FEW } block_way;
+typedef enum block_way { TILES_SM90, TILES_ANY, FEW_SM90, FEW_ANY } block_way;
 
 typedef struct block_variant {
     esp_dtype type;
@@ -20,12 +21,22 @@ typedef struct block_variant {
     double finish_clocks; /* for leaving a tile */
 } block_variant;
 
+static bool takes_few(const block_variant *variant)
+{
+    return variant->way == FEW_SM90 || variant->way == FEW_ANY;
+}
+
+static bool needs_sm90(const block_variant *variant)
+{
+    return variant->way == TILES_SM90 || variant->way == FEW_SM90;
+}
+
 static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                            const esp_matmul_problem *problem)
 {
     const block_variant *variant = kernel->variant;
     const cuda_state *state = device->state;
-    if (variant->way == TILES_SM90 && (state->facts.major != 9 || state->facts.minor != 0)) {
+    if (needs_sm90(variant) && (state->facts.major != 9 || state->facts.minor != 0)) {
         return "it needs a GPU of compute capability 9.0";
     }
     if (problem->pattern.kind != ESP_PATTERN_BLOCK) {
@@ -38,7 +49,7 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     if (why != NULL) {
         return why;
     }
-    if (variant->way == FEW) {
+    if (takes_few(variant)) {
         return problem->tokens > GPU_BLOCK_FEW_TOKENS ? "it takes at most 16 tokens" : NULL;
     }
     int64_t bands = esp_ceil_div(problem->out_features, GPU_BAND_ROWS);
@@ -60,7 +71,7 @@ static x_room room_for_x(const block_variant *variant, const esp_matmul_problem 
     x_room room = {.rows = by_token ? problem->tokens : problem->in_features,
                    .columns = by_token ? problem->in_features : problem->tokens};
     room.stride = esp_ceil_div(room.columns, 8) * 8;
-    if (variant->way != FEW && room.stride != room.columns) {
+    if (!takes_few(variant) && room.stride != room.columns) {
         room.bytes = (size_t)room.rows * (size_t)room.stride * 2;
     }
     return room;
@@ -102,8 +113,9 @@ static int place_x(const esp_matmul_call *call, gpu_block_product *product)
 
 static int run_product(const block_variant *variant, const gpu_block_product *product, void *stream)
 {
-    if (variant->way == FEW) {
-        return gpu_blocks_few(product, stream);
+    if (takes_few(variant)) {
+        return variant->way == FEW_SM90 ? gpu_sm90_blocks_few(product, stream)
+                                        : gpu_blocks_few(product, stream);
     }
     if (variant->way == TILES_ANY || !product->x_aligned) {
         return gpu_blocks_tiles(product, stream);
@@ -168,9 +180,10 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     const cuda_state *state = device->state;
     double out = (double)problem->out_features, in = (double)problem->in_features;
     double tokens = (double)problem->tokens;
-    if (variant->way == FEW) {
+    if (takes_few(variant)) {
         double bytes = 2 * out * in * (1 - problem->pattern.sparsity);
-        return FEW_START_US + cuda_memory_us(device, bytes);
+        return (variant->way == FEW_SM90 ? FEW_START_US : FEW_ANY_START_US) +
+               cuda_memory_us(device, bytes);
     }
     int64_t tiles = esp_ceil_div(problem->out_features, GPU_BAND_ROWS) *
                     esp_ceil_div(problem->tokens, variant->tokens);
@@ -185,6 +198,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 #define SM90 "X by the tensor copy engine, once for 128 rows that share columns, wgmma"
 #define ANY "X once for 128 rows that share columns, mma"
 #define FEW_IDEA "up to 16 tokens: weights streamed, mma"
+#define FEW_BULK "up to 16 tokens: weights streamed by bulk copies, mma"
 
 #define RECORD(short_name, architecture, suffix, about, ...)                                       \
     {                                                                                              \
@@ -194,7 +208,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .launch = launch, .variant = &(const block_variant){__VA_ARGS__},                          \
     }
 #define RECORDS(type, short_name)                                                                  \
-    RECORD(short_name, "sm80", "few", FEW_IDEA, type, FEW, GPU_BLOCK_FEW_TOKENS, 0),               \
+    RECORD(short_name, "sm90", "few", FEW_BULK, type, FEW_SM90, GPU_BLOCK_FEW_TOKENS, 0),          \
+        RECORD(short_name, "sm80", "few", FEW_IDEA, type, FEW_ANY, GPU_BLOCK_FEW_TOKENS, 0),       \
         RECORD(short_name, "sm90", "128x256", SM90, type, TILES_SM90, 256, 2000),                  \
         RECORD(short_name, "sm90", "128x128", SM90, type, TILES_SM90, 128, 1200),                  \
         RECORD(short_name, "sm80", "128x256", ANY, type, TILES_ANY, 256, 4000)

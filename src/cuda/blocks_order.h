@@ -29,4 +29,15 @@ ESP_MUST_CHECK esp_status cuda_order_blocks(esp_context *context, const block_li
                                             block_order *made, esp_error *error);
 void cuda_block_order_free(esp_context *context, block_order *order);
 
+typedef struct block_pieces {
+    gpu_block_run *runs; /* [bands * 2] */
+    uint32_t *words;     /* [count * 8], and eight more */
+    int64_t count;
+} block_pieces;
+
+/* ESP_OUT_OF_MEMORY is the error. */
+ESP_MUST_CHECK esp_status cuda_list_pieces(esp_context *context, const block_order *order,
+                                           block_pieces *made, esp_error *error);
+void cuda_pieces_free(esp_context *context, block_pieces *pieces);
+
 #endif

@@ -10,37 +10,45 @@ bool cuda_reads_blocks(const esp_pattern *pattern)
            pattern->block_cols % 16 == 0;
 }
 
-static int upload_order(const block_order *order, gpu_blocks *to, char *memory)
+/* The tables of a packed weight, behind its fragments. */
+typedef struct table {
+    const void *from;
+    size_t bytes;
+    const void **at; /* the pointer to it */
+} table;
+enum { TABLES = 5 };
+
+static void list_tables(const block_order *order, const block_pieces *pieces, gpu_blocks *to,
+                        table (*tables)[TABLES])
 {
-    const struct {
-        const void *from;
-        size_t bytes;
-        const void **at;
-    } pieces[] = {
+    size_t bands = (size_t)order->bands, words = (size_t)(pieces->count + 1) * GPU_PIECE_FRAGMENTS;
+    const table all[TABLES] = {
         {order->steps, (size_t)(order->step_count + 1) * sizeof *order->steps,
          (const void **)(void *)&to->steps},
-        {order->band_steps, (size_t)(order->bands + 1) * sizeof *order->band_steps,
+        {order->band_steps, (bands + 1) * sizeof *order->band_steps,
          (const void **)(void *)&to->band_steps},
-        {order->rows, (size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows,
+        {order->rows, bands * GPU_BAND_ROWS * sizeof *order->rows,
          (const void **)(void *)&to->rows},
+        {pieces->runs, bands * 2 * sizeof *pieces->runs, (const void **)(void *)&to->runs},
+        {pieces->words, words * sizeof *pieces->words, (const void **)(void *)&to->places},
     };
-    to->fragments = memory;
-    memory += cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES);
-    int failed = 0;
-    for (int i = 0; failed == 0 && i < ESP_COUNT(pieces); i++) {
-        *pieces[i].at = memory;
-        failed = gpu_upload(memory, pieces[i].from, pieces[i].bytes);
-        memory += cuda_round_up(pieces[i].bytes);
-    }
-    return failed;
+    memcpy(*tables, all, sizeof all);
 }
 
-static size_t packed_bytes(const block_order *order)
+static size_t fragment_bytes(const block_order *order)
 {
-    return cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES) +
-           cuda_round_up((size_t)(order->step_count + 1) * sizeof *order->steps) +
-           cuda_round_up((size_t)(order->bands + 1) * sizeof *order->band_steps) +
-           cuda_round_up((size_t)order->bands * GPU_BAND_ROWS * sizeof *order->rows);
+    return cuda_round_up((size_t)order->fragments * GPU_FRAGMENT_BYTES);
+}
+
+static int upload_tables(const table (*tables)[TABLES], char *memory)
+{
+    int failed = 0;
+    for (int i = 0; failed == 0 && i < TABLES; i++) {
+        *(*tables)[i].at = memory;
+        failed = gpu_upload(memory, (*tables)[i].from, (*tables)[i].bytes);
+        memory += cuda_round_up((*tables)[i].bytes);
+    }
+    return failed;
 }
 
 /* Fragments stand first in the weight's memory. Values and sources lie on the device only while
@@ -70,6 +78,30 @@ static int pack_values(const esp_tensor *values, const block_order *order, void 
     return failed;
 }
 
+static esp_status place_weight(esp_device *device, const block_lists *lists,
+                               const esp_tensor *values, const block_order *order,
+                               const block_pieces *pieces, esp_packed *packed, cuda_weight *weight,
+                               esp_error *error)
+{
+    table tables[TABLES];
+    weight->blocks = (gpu_blocks){.out = lists->out,
+                                  .in = lists->in,
+                                  .unit = order->unit_columns,
+                                  .narrow = order->unit_rows < GPU_HALF_ROWS,
+                                  .bands = order->bands,
+                                  .pieces = pieces->count};
+    list_tables(order, pieces, &weight->blocks, &tables);
+    packed->bytes = fragment_bytes(order);
+    for (int i = 0; i < TABLES; i++) {
+        packed->bytes += cuda_round_up(tables[i].bytes);
+    }
+    ESP_TRY(cuda_take(device, packed->bytes, "a weight", &weight->memory, error));
+    weight->blocks.fragments = weight->memory;
+    int failed = upload_tables(&tables, (char *)weight->memory + fragment_bytes(order));
+    failed = failed != 0 ? failed : pack_values(values, order, weight->memory);
+    return cuda_check(failed, device, "packing a weight", error);
+}
+
 esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse, esp_packed *packed,
                             cuda_weight *weight, esp_error *error)
 {
@@ -90,18 +122,12 @@ esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse, esp_pa
                          .columns_wide = columns->dtype == ESP_U32,
                          .offsets_wide = offsets->dtype == ESP_U64};
     block_order order;
+    block_pieces pieces;
     ESP_TRY(cuda_order_blocks(device->context, &lists, &order, error));
-    packed->bytes = packed_bytes(&order);
-    esp_status status = cuda_take(device, packed->bytes, "a weight", &weight->memory, error);
-    weight->blocks = (gpu_blocks){.out = lists.out,
-                                  .in = lists.in,
-                                  .unit = order.unit_columns,
-                                  .narrow = order.unit_rows < GPU_HALF_ROWS,
-                                  .bands = order.bands};
+    esp_status status = cuda_list_pieces(device->context, &order, &pieces, error);
     if (status == ESP_OK) {
-        int failed = upload_order(&order, &weight->blocks, weight->memory);
-        failed = failed != 0 ? failed : pack_values(values, &order, weight->memory);
-        status = cuda_check(failed, device, "packing a weight", error);
+        status = place_weight(device, &lists, values, &order, &pieces, packed, weight, error);
+        cuda_pieces_free(device->context, &pieces);
     }
     cuda_block_order_free(device->context, &order);
     return status;

@@ -13,8 +13,9 @@ enum reading { EIGHT, ONE, ANY };
 template <int EIGHTS, reading READING>
 constexpr int COLUMN_WORDS = READING == EIGHT ? 4 * EIGHTS : READING == ONE ? 1 : 8 * EIGHTS;
 
-template <int EIGHTS, reading READING>
-__device__ __forceinline__ void lay_column(const uint32_t *word, uint32_t to) // eights are 1024 bytes apart
+// Eights are EIGHT_BYTES apart.
+template <int EIGHTS, reading READING, int EIGHT_BYTES = 1024>
+__device__ __forceinline__ void lay_column(const uint32_t *word, uint32_t to)
 {
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
@@ -29,7 +30,7 @@ __device__ __forceinline__ void lay_column(const uint32_t *word, uint32_t to) //
             eight = make_uint4(w[0] | w[1] << 16, w[2] | w[3] << 16, w[4] | w[5] << 16,
                                w[6] | w[7] << 16);
         }
-        ptx::store_shared_16(to + e * 1024, eight);
+        ptx::store_shared_16(to + e * EIGHT_BYTES, eight);
     }
 }
 

@@ -30,6 +30,24 @@ typedef struct gpu_block_step {
     int32_t column[4]; /* of X, for each 16; `in` or more: none */
 } gpu_block_step;
 
+/* For few tokens, half a band is a run of fragments, cut into pieces of eight; the last may be
+ * short. Runs come in pairs: the longest with the shortest, and so on. A piece has eight words.
+ * Word i names the i-th place in X, of 16 columns, that the piece needs (GPU_NO_PLACE: there is
+ * none), and for the i-th fragment the number of its place and its strip. */
+#define GPU_PIECE_FRAGMENTS 8
+#define GPU_NO_PLACE 0x7ffffffu
+#define GPU_PLACE_WORD(place, slot, strip) ((uint32_t)(place) << 5 | (slot) << 2 | (strip))
+#define GPU_PLACE_COLUMN(word) ((word) >> 5 << 4) /* of X; `in` or more: none */
+#define GPU_PLACE_SLOT(word) ((word) >> 2 & 7)
+#define GPU_PLACE_STRIP(word) ((int)((word)&3))
+
+typedef struct gpu_block_run {
+    uint32_t first; /* fragment */
+    int32_t fragments;
+    uint32_t piece; /* the first; counted over the whole weight */
+    uint32_t half;  /* which: 2 band + half */
+} gpu_block_run;
+
 typedef struct gpu_blocks {
     int64_t out, in;
     int unit;    /* columns of X that lie side by side: 16, 32 or 64 */
@@ -39,6 +57,9 @@ typedef struct gpu_blocks {
     const int32_t *band_steps; /* [bands + 1]: the first step of each band */
     const int32_t *rows;       /* [bands * 128]: output row of a stored row, -1: none; strips of 16
                                 * rows side by side */
+    const gpu_block_run *runs; /* [bands * 2] */
+    const uint32_t *places;    /* [pieces * 8] */
+    int64_t pieces;
     const void *fragments;
 } gpu_blocks;
 
@@ -68,6 +89,7 @@ int gpu_sm90_blocks_bf16(const gpu_block_product *product, int tile_tokens, void
 int gpu_blocks_tiles(const gpu_block_product *product, void *stream);
 #define GPU_BLOCK_FEW_TOKENS 16
 int gpu_blocks_few(const gpu_block_product *product, void *stream);
+int gpu_sm90_blocks_few(const gpu_block_product *product, void *stream);
 
 #ifdef __cplusplus
 }

@@ -69,7 +69,7 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 /* Kernel records of the families; catalogue.c lists them. */
 #define CUDA_PANEL_KERNELS 14
 #define CUDA_SM80_PANEL_KERNELS 16
-#define CUDA_BLOCK_KERNELS 8
+#define CUDA_BLOCK_KERNELS 10
 #define CUDA_DENSE_KERNELS 3
 #define CUDA_DENSE_FEW_KERNELS 2
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
