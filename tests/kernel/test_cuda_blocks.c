@@ -181,14 +181,17 @@ static void layouts_types_epilogues(test_run *run)
 /* One shape of each class, few enough for the tools that watch every access to memory. */
 static void shapes_for_sanitizers(test_run *run)
 {
-    static const char *const texts[] = {"matmul/block:64x64@0.7/f16/200x200x300",
-                                        "matmul/block:32x32@0.8/bf16/300x264x264/x:tok/y:tok",
-                                        "matmul/block:16x16@0.8/f16/200x400x72/ep:bias+silu",
-                                        "matmul/block:128x128@0.5/bf16/300x400x301/x:tok/o:f32",
-                                        "matmul/block:16x64@0.7/f16/96x400x33/ep:swiglu",
-                                        "matmul/block:64x64@0.7/f16/300x600x8/ep:scale+gelu",
-                                        "matmul/block:32x32@0.7/bf16/100x600x13/x:tok/y:tok",
-                                        "matmul/block:64x32@0.7/f16/300x500x1"};
+    static const char *const texts[] = {
+        "matmul/block:64x64@0.7/f16/200x200x300",
+        "matmul/block:32x32@0.8/bf16/300x264x264/x:tok/y:tok",
+        "matmul/block:16x16@0.8/f16/200x400x72/ep:bias+silu",
+        "matmul/block:128x128@0.5/bf16/300x400x301/x:tok/o:f32",
+        "matmul/block:16x64@0.7/f16/96x400x33/ep:swiglu",
+        "matmul/block:64x64@0.7/f16/300x600x8/ep:scale+gelu",
+        "matmul/block:32x32@0.7/bf16/100x600x13/x:tok/y:tok",
+        "matmul/block:64x32@0.7/f16/300x500x1",
+        "matmul/block:64x64@0.8/f16/200x300x520/ep:bias+gelu+residual",
+        "matmul/block:32x64@0.8/bf16/160x200x512/ep:swiglu+residual"};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -198,13 +201,47 @@ static void shapes_for_sanitizers(test_run *run)
     test_context_free(run, context);
 }
 
-/* More tiles than multiprocessors, long sums. */
+/* What the copy engine stores: activations, residuals that it loads, features of pairs of rows. */
+static void epilogues_by_engine(test_run *run)
+{
+    static const char *const options[] = {"/ep:bias+gelu",
+                                          "/ep:scale+gelu_tanh+residual",
+                                          "/ep:bias+residual",
+                                          "/ep:bias+silu+residual",
+                                          "/ep:relu+residual",
+                                          "/ep:swiglu",
+                                          "/ep:scale+bias+swiglu+residual",
+                                          "/y:tok/ep:bias+gelu+residual",
+                                          "/x:tok/y:tok/ep:scale+silu"};
+    static const int tokens[] = {72, 264, 520, 1032};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(options); i++) {
+        for (int j = 0; j < 4; j++) {
+            for (int k = 0; k < ESP_COUNT(tokens); k++) {
+                char text[160];
+                snprintf(text, sizeof text, "matmul/%s/%s/%dx200x%d%s", patterns[j],
+                         types[(i + j + k) % 2], 144 + 64 * k, tokens[k], options[i]);
+                compare(run, device, context, text,
+                        test_seed(run) + (uint64_t)(100 * i + 10 * j + k), REALS, (i + k) % 2 == 1);
+            }
+        }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* More tiles than multiprocessors, long sums; X that is walked in several slabs, the last of them
+ * narrower, of single tiles and of pairs. */
 static void several_rounds(test_run *run)
 {
     static const char *const texts[] = {"matmul/block:64x64@0.92/f16/2048x512x2600/o:f32",
                                         "matmul/block:32x32@0.95/bf16/1500x700x3000/x:tok/o:f32",
                                         "matmul/block:16x16@0.95/f16/1000x1000x2304",
-                                        "matmul/block:128x64@0.95/bf16/3000x500x2304/y:tok"};
+                                        "matmul/block:128x64@0.95/bf16/3000x500x2304/y:tok",
+                                        "matmul/block:64x64@0.97/f16/512x20000x1792/o:f32",
+                                        "matmul/block:128x64@0.97/bf16/384x9000x2560/x:tok",
+                                        "matmul/block:32x32@0.98/f16/256x9000x1400"};
     esp_context *context = test_context(run, 4);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -277,7 +314,8 @@ static void infinite_columns(test_run *run)
                                         "matmul/block:32x32@0.8/bf16/300x700x264/x:tok",
                                         "matmul/block:16x16@0.9/bf16/200x400x272/y:tok",
                                         "matmul/block:16x64@0.8/f16/200x400x13/o:f32",
-                                        "matmul/block:128x32@0.8/f16/600x320x520/ep:bias+relu"};
+                                        "matmul/block:128x32@0.8/f16/600x320x520/ep:bias+relu",
+                                        "matmul/block:32x32@0.8/f16/300x320x520/ep:residual"};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -390,6 +428,7 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"shapes", shapes},
                                   {"layouts_types_epilogues", layouts_types_epilogues},
                                   {"shapes_for_sanitizers", shapes_for_sanitizers},
+                                  {"epilogues_by_engine", epilogues_by_engine},
                                   {"several_rounds", several_rounds},
                                   {"random_problems", random_problems},
                                   {"infinite_columns", infinite_columns},
