@@ -64,7 +64,7 @@ __device__ __forceinline__ void load_boxes(const gpu_block_product &p, const til
                                            int token, uint32_t full, int lane)
 {
     constexpr int STRIPS = C::TOKENS / 64;
-    int strips = all.whole_boxes ? 1 : STRIPS, unit = p.weight.unit;
+    int strips = C::BY_TOKEN || all.whole_boxes ? 1 : STRIPS, unit = p.weight.unit;
     int piece = lane / strips, strip = lane % strips;
     int column = (int)__shfl_sync(~0u, words, 8 * i + 4 + (piece * unit / 16) % 4);
     if (piece * unit >= 64) {

@@ -39,7 +39,7 @@ __device__ __forceinline__ uint32_t uniform(uint32_t same)
 // tokens.
 struct tiles {
     int bands, tokens, slab; // tokens, slab: counted in tiles
-    bool whole_boxes;        // X of all tokens of a tile comes in one box a piece
+    bool whole_boxes;        // X by feature: of all tokens of a tile in one box a piece
 };
 
 struct tile {
