@@ -24,34 +24,53 @@ static esp_status parse_rule(const char *text, char *copy, esp_pattern_rule *rul
     return esp_pattern_parse(equals + 1, &rule->pattern, error);
 }
 
-esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
-                          esp_pattern_rule **rules, esp_error *error)
+static esp_status take_recipe(const pattern_args *args, esp_prune_options *options,
+                              pattern_rules *rules, esp_error *error)
 {
-    size_t bytes = (size_t)args->rules.count * sizeof **rules, text_bytes = 1;
-    for (int i = 0; i < args->rules.count; i++) {
+    if (args->recipe == NULL) {
+        return ESP_OK;
+    }
+    TRY(recipe_load(args->recipe, &rules->recipe, error));
+    options->pattern = rules->recipe.pattern;
+    return ESP_OK;
+}
+
+esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
+                          pattern_rules *rules, esp_error *error)
+{
+    *rules = (pattern_rules){0};
+    TRY(take_recipe(args, options, rules, error));
+    int own = args->rules.count, count = own + rules->recipe.count;
+    size_t bytes = (size_t)count * sizeof *rules->rules, text_bytes = 1;
+    for (int i = 0; i < own; i++) {
         text_bytes += strlen(args->rules.items[i]) + 1;
     }
-    esp_pattern_rule *parsed = calloc(1, bytes + text_bytes);
-    if (parsed == NULL) {
+    rules->rules = calloc(1, bytes + text_bytes);
+    if (rules->rules == NULL) {
         return cli_fail_memory(error, "pattern rules");
     }
-    char *copy = (char *)parsed + bytes;
-    esp_status status =
-        args->pattern != NULL ? esp_pattern_parse(args->pattern, &options->pattern, error) : ESP_OK;
-    for (int i = 0; i < args->rules.count && status == ESP_OK; i++) {
-        status = parse_rule(args->rules.items[i], copy, &parsed[i], error);
+    if (args->pattern != NULL) {
+        TRY(esp_pattern_parse(args->pattern, &options->pattern, error));
+    }
+    char *copy = (char *)rules->rules + bytes;
+    for (int i = 0; i < own; i++) {
+        TRY(parse_rule(args->rules.items[i], copy, &rules->rules[i], error));
         copy += strlen(args->rules.items[i]) + 1;
     }
-    if (status != ESP_OK) {
-        free(parsed);
-        return status;
+    for (int i = own; i < count; i++) {
+        rules->rules[i] = rules->recipe.rules[i - own];
     }
-    options->rules = parsed;
-    options->rule_count = args->rules.count;
+    options->rules = rules->rules;
+    options->rule_count = count;
     options->skips = args->skips.items;
     options->skip_count = args->skips.count;
-    *rules = parsed;
     return ESP_OK;
+}
+
+void pattern_rules_free(pattern_rules *rules)
+{
+    free(rules->rules);
+    recipe_free(&rules->recipe);
 }
 
 esp_status parse_shard_size(const char *text, uint64_t *bytes, esp_error *error)
@@ -148,6 +167,28 @@ bool layer_report_progress(void *user, const char *what, double done, double tot
 
 /* ---- totals ---- */
 
+static void print_permutation(const esp_permutation *permutation)
+{
+    esp_permutation_summary summary;
+    esp_permutation_get_summary(permutation, &summary);
+    printf("permutation: %lld channels in %d of %d orders moved; kept score %.4f -> %.4f\n",
+           (long long)summary.moved_channels, summary.moved_orders, summary.orders,
+           summary.kept_before, summary.kept_after);
+}
+
+static cli_record permutation_json(const esp_permutation *permutation)
+{
+    esp_permutation_summary summary;
+    cli_record record = record_object();
+    esp_permutation_get_summary(permutation, &summary);
+    record_int(&record, "orders", summary.orders);
+    record_int(&record, "moved_orders", summary.moved_orders);
+    record_int(&record, "moved_channels", summary.moved_channels);
+    record_real(&record, "kept_before", summary.kept_before);
+    record_real(&record, "kept_after", summary.kept_after);
+    return record;
+}
+
 static double ratio(size_t part, size_t whole)
 {
     return whole > 0 ? (double)part / (double)whole : 1.0;
@@ -164,6 +205,9 @@ static void print_totals(const layer_report *report, const char *out,
            ratio(summary->pruned_stored_bytes, summary->pruned_source_bytes));
     printf("all tensors: %zu -> %zu bytes, ratio %.4f\n", summary->source_bytes,
            summary->stored_bytes, ratio(summary->stored_bytes, summary->source_bytes));
+    if (report->permutation != NULL) {
+        print_permutation(report->permutation);
+    }
     if (summary->mask_seconds > 0) {
         printf("masks: %.3f s, %s weights/s on %d threads; all: %.3f s\n", summary->mask_seconds,
                size_count((double)summary->pruned_weights / summary->mask_seconds, rate),
@@ -196,6 +240,9 @@ static esp_status print_json(layer_report *report, const char *out,
                 summary->mask_seconds > 0 ? (double)summary->pruned_weights / summary->mask_seconds
                                           : (double)NAN);
     record_int(&record, "threads", esp_context_threads(report->cli->context));
+    if (report->permutation != NULL) {
+        record_child(&record, "permutation", permutation_json(report->permutation));
+    }
     record_child(&record, "layers", report->layers);
     report->layers = (cli_record){0};
     return record_print(&record, error);

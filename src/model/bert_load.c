@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "model/bert.h"
+#include "model/fold.h"
 
 #define LINEARS 6 /* of one layer */
 
@@ -34,7 +35,8 @@ static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, es
     }
     for (int64_t i = 0; i < config->layers; i++) {
         esp_bert_layer *layer = &bert->layers[i];
-        layer->attention.heads = layer->attention.kv_heads = config->heads;
+        layer->attention.heads = config->heads;
+        layer->attention.projections = 3;
         layer->attention.head_dim = config->hidden / config->heads;
         layer->attention.o.adds = layer->down.adds = true;
         layer->up.activation = config->activation;
@@ -67,9 +69,9 @@ static void list_layer(esp_bert *bert, int64_t index, esp_want_list *list)
     int64_t hidden = bert->config.hidden, inner = bert->config.intermediate;
     snprintf(list->prefix, sizeof list->prefix, "%sencoder.layer.%lld.", bert->prefix,
              (long long)index);
-    esp_want_linear(list, "attention.self.query", hidden, hidden, true, &layer->attention.q);
-    esp_want_linear(list, "attention.self.key", hidden, hidden, true, &layer->attention.k);
-    esp_want_linear(list, "attention.self.value", hidden, hidden, true, &layer->attention.v);
+    esp_want_linear(list, "attention.self.query", hidden, hidden, true, &layer->attention.qkv[0]);
+    esp_want_linear(list, "attention.self.key", hidden, hidden, true, &layer->attention.qkv[1]);
+    esp_want_linear(list, "attention.self.value", hidden, hidden, true, &layer->attention.qkv[2]);
     esp_want_linear(list, "attention.output.dense", hidden, hidden, true, &layer->attention.o);
     want_norm(list, "attention.output.LayerNorm", hidden, &layer->attention_norm);
     esp_want_linear(list, "intermediate.dense", inner, hidden, true, &layer->up);
@@ -109,6 +111,19 @@ static bool is_spare(const char *name)
            strncmp(name, "cls.", 4) == 0;
 }
 
+static void fold(const esp_model *model, esp_fold *fold)
+{
+    const esp_bert *bert = bert_of(model);
+    *fold = (esp_fold){.rules = esp_bert_fold,
+                       .rule_count = esp_bert_fold_count,
+                       .prefix = "bert.",
+                       .layers = bert->config.layers,
+                       .heads = bert->config.heads,
+                       .kv_heads = bert->config.heads,
+                       .head_dim = bert->config.hidden / bert->config.heads,
+                       .residual_is_output = true};
+}
+
 /* ---- the linear layers ---- */
 
 static esp_linear *linear_at(esp_model *model, int64_t number)
@@ -118,9 +133,12 @@ static esp_linear *linear_at(esp_model *model, int64_t number)
         return NULL;
     }
     esp_bert_layer *layer = &bert->layers[number / LINEARS];
-    esp_linear *const linears[LINEARS] = {&layer->attention.q, &layer->attention.k,
-                                          &layer->attention.v, &layer->attention.o,
-                                          &layer->up,          &layer->down};
+    esp_linear *const linears[LINEARS] = {&layer->attention.qkv[0],
+                                          &layer->attention.qkv[1],
+                                          &layer->attention.qkv[2],
+                                          &layer->attention.o,
+                                          &layer->up,
+                                          &layer->down};
     return linears[number % LINEARS];
 }
 
@@ -161,6 +179,7 @@ const esp_family esp_bert_family = {
     .part_count = part_count,
     .list_part = list_part,
     .is_spare = is_spare,
+    .fold = fold,
     .linear_at = linear_at,
     .release = release,
 };

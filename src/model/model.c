@@ -7,7 +7,8 @@ static esp_status check_kernels(const esp_model *model, esp_error *error)
 {
     const esp_linear *linear;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->tokens);
+        esp_matmul_problem problem =
+            esp_linear_problem(linear, model->compute, model->ops->type, model->tokens);
         esp_plan plan;
         ESP_TRY(
             esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, error));
@@ -119,6 +120,30 @@ esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
     return ESP_OK;
 }
 
+esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
+                             esp_model **model, esp_error *error)
+{
+    esp_model *made = esp_alloc_zero(device->context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a model");
+    }
+    made->context = device->context;
+    made->device = device;
+    esp_status status = read_config(made, checkpoint, error);
+    if (status == ESP_OK) {
+        status = made->family->prepare(made, checkpoint, error);
+    }
+    if (status == ESP_OK) {
+        status = esp_weights_check(made, checkpoint, error);
+    }
+    if (status != ESP_OK) {
+        esp_model_free(made);
+        return status;
+    }
+    *model = made;
+    return ESP_OK;
+}
+
 esp_context *esp_model_context(const esp_model *model)
 {
     return model->context;
@@ -200,7 +225,8 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
     const esp_linear *linear;
     int used = 0;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
+        esp_matmul_problem problem =
+            esp_linear_problem(linear, model->compute, model->ops->type, tokens);
         esp_plan plan;
         if (esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, NULL) ==
             ESP_OK) {
@@ -222,9 +248,10 @@ bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
     if (linear == NULL) {
         return false;
     }
-    *layer = (esp_model_layer){.name = linear->name,
-                               .problem = esp_linear_problem(linear, model->compute, tokens),
-                               .forms = esp_packed_forms(linear->weight),
-                               .resident_bytes = esp_packed_bytes(linear->weight)};
+    *layer = (esp_model_layer){
+        .name = linear->name,
+        .problem = esp_linear_problem(linear, model->compute, model->ops->type, tokens),
+        .forms = esp_packed_forms(linear->weight),
+        .resident_bytes = esp_packed_bytes(linear->weight)};
     return true;
 }
