@@ -183,6 +183,26 @@ static esp_status generate(subject *on, uint64_t *sum, esp_error *error)
     return status;
 }
 
+static esp_status draw(subject *on, uint64_t *sum, esp_error *error)
+{
+    const esp_prune_options prune_options = small_options(on->run, true);
+    esp_draw_options options = {.dtype = ESP_F16, .seed = 1, .prune = &prune_options};
+    esp_checkpoint *checkpoint = NULL;
+    esp_sparse *sparse = NULL;
+    esp_status status =
+        esp_checkpoint_draw(on->device, on->at.source, &options, &checkpoint, error);
+    if (status != ESP_OK) {
+        *sum = checkpoint != NULL ? 99 : 0;
+        return status;
+    }
+    int64_t index = esp_checkpoint_find(checkpoint, "model.layers.0.mlp.down_proj.weight");
+    status = esp_checkpoint_read_sparse(checkpoint, index, &sparse, error);
+    *sum = status == ESP_OK ? esp_sparse_crc32c(sparse) : sparse != NULL ? 99 : 0;
+    esp_sparse_free(sparse);
+    esp_checkpoint_close(checkpoint);
+    return status;
+}
+
 static void reset_nothing(subject *on)
 {
     (void)on;
@@ -217,6 +237,7 @@ static const stage stages[] = {
     {"verify", verify, reset_nothing, false},
     {"a tokenizer", open_tokenizer, reset_nothing, false},
     {"load", load, reset_nothing, false},
+    {"draw", draw, reset_nothing, false},
     {"evaluate", eval, reset_nothing, false},
     {"generate", generate, reset_nothing, false},
 };

@@ -324,11 +324,18 @@ static void unfold_of(bed *b, int64_t features, int64_t grids, const int64_t siz
     test_sub(b->run, "unfold %lld of %lld grids %lldx%lld pitch %lld", (long long)side,
              (long long)grids, (long long)height, (long long)width, (long long)pitch);
     for (int64_t g = 0; g < grids; g++) {
-        esp_unfold one = {grid, unfolded, features, tokens, height, width, side};
+        esp_unfold one = {.x = grid,
+                          .y = unfolded,
+                          .features = features,
+                          .columns = tokens,
+                          .height = height,
+                          .width = width,
+                          .pitch = tokens,
+                          .side = side};
         for (int64_t i = 0; i < features * tokens; i++) {
             grid[i] = matrix_get(&x, i / tokens, g * pitch + i % tokens);
         }
-        esp_ref_ops.unfold(NULL, &one);
+        esp_ref_ops.unfold(NULL, NULL, &one);
         for (int64_t i = 0; i < y.rows * tokens; i++) {
             expected[i / tokens * columns + g * pitch + i % tokens] = unfolded[i];
         }
