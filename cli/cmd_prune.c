@@ -9,25 +9,44 @@ typedef struct prune_args {
     pattern_args which;
     const char *out, *shard_size;
     int score, search, scope; /* esp_score, esp_search, esp_scope */
-    bool dry_run, force;
+    bool permute, dry_run, force;
 } prune_args;
+
+/* NULL where none was asked for. */
+static esp_status find_permutation(cli_state *cli, const esp_prune_options *prune,
+                                   layer_report *report, esp_permutation **permutation,
+                                   esp_error *error)
+{
+    const prune_args *args = cli->args;
+    const esp_permute_options options = {.progress = layer_report_progress, .user = report};
+    *permutation = NULL;
+    return !args->permute ? ESP_OK
+                          : esp_permutation_search(cli->context, cli->operands[0], prune, &options,
+                                                   permutation, error);
+}
 
 static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *error)
 {
     const prune_args *args = cli->args;
     const char *out = args->dry_run ? NULL : args->out;
     layer_report report;
+    esp_permutation *permutation = NULL;
     layer_report_begin(&report, cli, args->dry_run);
     options->on_layer = layer_report_add;
     options->progress = layer_report_progress;
     options->user = &report;
     esp_prune_summary summary;
-    esp_status status =
-        esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
+    esp_status status = find_permutation(cli, options, &report, &permutation, error);
+    options->permutation = report.permutation = permutation;
+    if (status == ESP_OK) {
+        status =
+            esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
+    }
     if (status == ESP_OK) {
         status = layer_report_print(&report, out, &summary, error);
     }
     layer_report_free(&report);
+    esp_permutation_free(permutation);
     return status;
 }
 
@@ -57,7 +76,7 @@ static esp_status run(cli_state *cli, esp_error *error)
 }
 
 static const char *const scores[] = {"abs", "square", NULL};
-static const char *const searches[] = {"auto", "greedy", "exact", "swaps", NULL};
+static const char *const searches[] = {"auto", "greedy", "exact", "swaps", "joint", NULL};
 static const char *const scopes[] = {"tensor", "row", NULL};
 
 #define FIELD(member) offsetof(prune_args, member)
@@ -80,7 +99,8 @@ static const cli_option options[] = {
      .kind = OPTION_CHOICE,
      .offset = FIELD(search),
      .argument = "HOW",
-     .help = "how V:N:M picks four columns of M; auto: exact for M <= 10, swaps above",
+     .help = "how panels pick columns; auto: exact for M <= 10, swaps above; joint: free panels "
+             "exchange columns among their fours and with dropped ones",
      .fallback = "auto",
      .choices = searches},
     {.name = "scope",
@@ -90,6 +110,10 @@ static const cli_option options[] = {
      .help = "among what the weights of unstructured@S compete",
      .fallback = "tensor",
      .choices = scopes},
+    {.name = "permute",
+     .kind = OPTION_FLAG,
+     .offset = FIELD(permute),
+     .help = "reorder channels first, so that panels keep more; costs nothing when run"},
     {.name = "dry-run",
      .letter = 'n',
      .kind = OPTION_FLAG,
@@ -118,4 +142,7 @@ const cli_command prune_command = {
         "than a layer's rows is clamped to them. GLOB is matched against the whole tensor "
         "name, with or without .weight. The table shows what is stored: the share of zeros, "
         "the share of the sum of squares that is kept, and the natural logarithm of the number "
-        "of masks that V:N:M allows. FOLDER appears whole or not at all."};
+        "of masks that V:N:M allows. --permute reorders channels where nothing outside the model "
+        "sees their order, for the model's architecture must be known; what the unpruned model "
+        "computes stays the same, and config.json records the orders. FOLDER appears whole or not "
+        "at all."};

@@ -49,6 +49,11 @@ ESP_MUST_CHECK esp_status esp_checkpoint_set_weights(esp_checkpoint *checkpoint,
 ESP_MUST_CHECK esp_status esp_checkpoint_set_pattern(esp_checkpoint *checkpoint, int64_t index,
                                                      const esp_pattern *pattern, esp_error *error);
 
+/* A remark that the "quantization_config" of a written folder keeps under a key of its own, as JSON
+ * text: known keys are "permutation". Before begin; left out where nothing is compressed. */
+ESP_MUST_CHECK esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char *key,
+                                                     const char *json, esp_error *error);
+
 /* ---- writing one safetensors file: all sizes first, then the data in any order ---- */
 
 typedef struct esp_safetensors_writer esp_safetensors_writer;

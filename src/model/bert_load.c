@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "model/bert.h"
+#include "model/fold.h"
 
 static esp_bert *bert_of(const esp_model *model)
 {
@@ -137,6 +138,19 @@ static bool is_spare(const char *name)
            strncmp(name, "cls.", 4) == 0;
 }
 
+static void fold(const esp_model *model, esp_fold *fold)
+{
+    const esp_bert *bert = bert_of(model);
+    *fold = (esp_fold){.rules = esp_bert_fold,
+                       .rule_count = esp_bert_fold_count,
+                       .prefix = "bert.",
+                       .layers = bert->config.layers,
+                       .heads = bert->config.heads,
+                       .kv_heads = bert->config.heads,
+                       .head_dim = bert->config.hidden / bert->config.heads,
+                       .residual_is_output = true};
+}
+
 /* ---- the linear layers ---- */
 
 enum { MOST_LINEARS = 6 }; /* of one layer */
@@ -207,6 +221,7 @@ const esp_family esp_bert_family = {
     .list_part = list_part,
     .stack = stack,
     .is_spare = is_spare,
+    .fold = fold,
     .linear_at = linear_at,
     .release = release,
 };

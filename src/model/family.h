@@ -9,6 +9,7 @@
 #include "nn/nn.h"
 
 typedef struct esp_family esp_family;
+typedef struct esp_fold esp_fold; /* fold.h */
 
 struct esp_model {
     esp_context *context;
@@ -112,6 +113,8 @@ struct esp_family {
     void (*stack)(esp_model *model, const esp_checkpoint *checkpoint);
     /* A tensor that checkpoints carry and the model does not need. */
     bool (*is_spare)(const char *name);
+    /* Which of its orders of channels are free. */
+    void (*fold)(const esp_model *model, esp_fold *fold);
     /* After all weights are read; NULL: nothing is left to do. */
     void (*finish)(esp_model *model);
     /* Linear layer `number`, the head last; NULL behind it. */
@@ -140,6 +143,14 @@ void esp_vector_free(const esp_model *model, float *vector);
 /* And back. */
 ESP_MUST_CHECK esp_status esp_vector_read(const esp_model *model, const float *vector,
                                           int64_t count, float *numbers, esp_error *error);
+/* The first half of it: the checks alone. */
+ESP_MUST_CHECK esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
+                                            esp_error *error);
+
+/* A model without its weights: configured by config.json and prepared; tensors are checked, none is
+ * read. Freed by esp_model_free (model.c). */
+ESP_MUST_CHECK esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
+                                            esp_model **model, esp_error *error);
 
 /* ---- for all who run a model ---- */
 

@@ -12,8 +12,8 @@
  * (static text, fit for a table: "embedding", "output head", "not rank 2"...). */
 const char *esp_linear_layer_why_not(const esp_weight_info *weight);
 
-/* What esp_prune_checkpoint would make of each tensor of an open checkpoint by these options:
- * patterns[i] as it is stored, V clamped; DENSE where it stays dense. */
+/* The pattern that prune would give each tensor of source, kind DENSE for those that stay as they
+ * are. patterns: [esp_checkpoint_count]. Errors as esp_prune_checkpoint. */
 ESP_MUST_CHECK esp_status esp_prune_patterns(esp_context *context, const esp_checkpoint *source,
                                              const esp_prune_options *options,
                                              esp_pattern *patterns, esp_error *error);

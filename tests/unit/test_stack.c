@@ -13,16 +13,16 @@ static esp_sparse *make_weight(test_run *run, esp_context *context, const char *
     esp_tensor dense = {0};
     esp_sparse *sparse = NULL;
     const int64_t shape[] = {rows, IN};
-    REQUIRE_OK(esp_pattern_parse(pattern_text, &pattern, error));
+    CHECK_OK(esp_pattern_parse(pattern_text, &pattern, error));
     for (int64_t i = 0; i < rows * IN; i++) {
         bool live = i % IN % 8 < 4 && i % 4 < 2; /* of each eight columns the first four */
         values[i] = live || pattern.kind == ESP_PATTERN_DENSE
                         ? (float)(1 + esp_random_below(random, 9))
                         : 0.0f;
     }
-    REQUIRE_OK(esp_tensor_create(context, ESP_F32, 2, shape, &dense, error));
+    CHECK_OK(esp_tensor_create(context, ESP_F32, 2, shape, &dense, error));
     memcpy(dense.data, values, (size_t)(rows * IN) * sizeof *values);
-    REQUIRE_OK(esp_sparse_encode(context, &pattern, &dense, NULL, &sparse, error));
+    CHECK_OK(esp_sparse_encode(context, &pattern, &dense, NULL, &sparse, error));
     esp_tensor_free(context, &dense);
     return sparse;
 }
@@ -39,8 +39,8 @@ static void check_whole(test_run *run, esp_context *context, const esp_sparse *w
     for (int part = 0; part < count; part++) {
         for (int64_t row = 0; row < rows[part]; row++, at++) {
             int64_t place = pairs ? 2 * row + part : at;
-            CHECK(memcmp((float *)dense.data + place * IN, values + at * IN, IN * sizeof *values) ==
-                  0);
+            CHECK(memcmp((const float *)dense.data + place * IN, values + at * IN,
+                         IN * sizeof *values) == 0);
         }
     }
     esp_tensor_free(context, &dense);
