@@ -117,7 +117,7 @@ __device__ __forceinline__ void expect_others(const norm_task &n, norm_memory<AC
         ptx::barrier_expect(barrier, n.cluster * 8 * ACROSS * (uint32_t)sizeof(spread));
     }
     __syncwarp();
-    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+    ptx::cluster_arrive();
 }
 
 __device__ __forceinline__ void send(const spread &what, const spread *to, const uint64_t *arrived,
