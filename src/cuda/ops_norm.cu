@@ -6,22 +6,19 @@
 // few columns that most of the GPU would be idle, the blocks of a cluster share the rows and exchange what they
 // found through each other's shared memory.
 //
-//   block    256 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
-//   thread   8 columns of rows r, r + 256 / ACROSS, ... (PASSES of them, kept as they came)
+//   block    512 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
+//   thread   8 columns of rows r, r + 512 / ACROSS, ... (PASSES of them, kept as they came)
 //
 // Mean and squares of parts are merged pair by pair (Chan, Golub and LeVeque 1979), which is as exact for a large
 // mean as two passes over the column are; the order is fixed, so results are too.
 //
 // Limit: memory bandwidth; for few columns the way to the L2 and back, a barrier of the block and one of the cluster.
 #include "cuda/ops.cuh"
-#ifdef NORM_TRIAL
-#include <cstdlib>
-#endif
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
 
-constexpr int THREADS = 256, WARPS = THREADS / 32, MOST_CLUSTER = 8;
+constexpr int THREADS = 512, WARPS = THREADS / 32, MOST_CLUSTER = 8;
 
 // Of `count` rows of one column. Without a mean to take off, mean stays 0 and squares are those of x itself.
 struct spread {
@@ -42,7 +39,7 @@ __device__ __forceinline__ spread merge(const spread &a, float a_count, const sp
 __device__ __forceinline__ float share_of(float a_count, float b_count)
 {
     float both = a_count + b_count;
-    return both > 0 ? __fdividef(b_count, both) : 0.0f;
+    return both > 0 ? b_count / both : 0.0f;
 }
 
 template <bool MEAN> __device__ __forceinline__ spread shuffle(const spread &mine, int mask)
@@ -89,10 +86,10 @@ struct norm_task {
 
 template <int ACROSS> struct norm_memory {
     static constexpr int TOKENS = 8 * ACROSS;
-    spread warps[WARPS][TOKENS + 1]; // + 1: fewer bank conflicts
+    spread warps[WARPS][TOKENS + 1]; // + 1: no bank conflict
     float counts[WARPS];
     spread blocks[MOST_CLUSTER][TOKENS]; // written by the blocks of the cluster
-    float2 whole[TOKENS];                // see finish
+    float2 whole[TOKENS];                // mean, 1 / deviation
     uint64_t arrived;                    // a barrier: all of `blocks` is there
 };
 
@@ -103,11 +100,9 @@ __device__ __forceinline__ float rows_of(const norm_task &n, int rank)
     return (float)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
 }
 
-// x times the second plus the first is x without mean, over the deviation.
 __device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole)
 {
-    float factor = 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps);
-    return {-whole.mean * factor, factor};
+    return {whole.mean, 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps)};
 }
 
 #if __CUDA_ARCH__ >= 900
@@ -141,17 +136,12 @@ template <bool MEAN, int ACROSS>
 __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACROSS> &memory, int rank)
 {
     constexpr int TOKENS = 8 * ACROSS;
+    int i = threadIdx.x, token = i / WARPS, warp = i % WARPS;
     __syncthreads();
-#if __CUDA_ARCH__ >= 900
-    if (n.cluster > 1) {
-        ptx::cluster_wait(); // the others have started
-    }
-#endif
-#pragma unroll
-    for (int i = threadIdx.x; i < TOKENS * WARPS; i += THREADS) { // whole warps
-        int token = i / WARPS, warp = i % WARPS;
+    spread mine = {0, 0};
+    if (i < TOKENS * WARPS) { // whole warps
         float count = memory.counts[warp];
-        spread mine = memory.warps[warp][token];
+        mine = memory.warps[warp][token];
 #pragma unroll
         for (int mask = WARPS / 2; mask > 0; mask /= 2) {
             merge_across<MEAN>(&mine, &count, mask);
@@ -159,25 +149,27 @@ __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACRO
         if (n.cluster == 1 && warp == 0) {
             memory.whole[token] = finish(n, mine);
         }
-#if __CUDA_ARCH__ >= 900
-        if (n.cluster > 1 && warp < n.cluster) {
-            send(mine, &memory.blocks[rank][token], &memory.arrived, warp);
-        }
-#endif
     }
 #if __CUDA_ARCH__ >= 900
-    if (n.cluster > 1 && threadIdx.x < TOKENS * MOST_CLUSTER) {
-        int block = threadIdx.x % MOST_CLUSTER, token = threadIdx.x / MOST_CLUSTER;
-        bool there = block < n.cluster;
-        ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
-        spread mine = there ? memory.blocks[block][token] : spread{0, 0};
-        float count = there ? rows_of(n, block) : 0;
-#pragma unroll
-        for (int mask = MOST_CLUSTER / 2; mask > 0; mask /= 2) {
-            merge_across<MEAN>(&mine, &count, mask);
+    if (n.cluster > 1) {
+        ptx::cluster_wait(); // the others have started
+        if (i < TOKENS * WARPS && warp < n.cluster) {
+            send(mine, &memory.blocks[rank][token], &memory.arrived, warp);
         }
-        if (block == 0) {
-            memory.whole[token] = finish(n, mine);
+        if (i < TOKENS * MOST_CLUSTER) {
+            ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
+            int block = i % MOST_CLUSTER;
+            token = i / MOST_CLUSTER;
+            bool there = block < n.cluster;
+            mine = there ? memory.blocks[block][token] : spread{0, 0};
+            float count = there ? rows_of(n, block) : 0;
+#pragma unroll
+            for (int mask = MOST_CLUSTER / 2; mask > 0; mask /= 2) {
+                merge_across<MEAN>(&mine, &count, mask);
+            }
+            if (block == 0) {
+                memory.whole[token] = finish(n, mine);
+            }
         }
     }
 #endif
@@ -242,38 +234,36 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
             ops::widen_eight<T>(fetch(i), v);
         }
     }
-    // Of this thread's rows; how many they are. Sums are taken of what lies between a number and the first of its
-    // column, which is one of those that the spread is of: so a mean far from 0 costs no places.
+    // Of this thread's rows; how many they are.
     __device__ __forceinline__ float describe(spread (&columns)[8])
     {
-        float count = 0, first[8], v[8];
-        if constexpr (MEAN) {
-            widen(0, first);
-        }
+        float count = 0, v[8];
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             columns[j] = {0, 0};
         }
 #pragma unroll
         for (int i = 0; i < passes(); i++) {
-            if (has(i)) {
-                widen(i, v);
-                count += 1.0f;
+            widen(i, v); // rows that are not there are 0
+            count += has(i) ? 1.0f : 0.0f;
 #pragma unroll
-                for (int j = 0; j < 8; j++) {
-                    float apart = MEAN ? v[j] - first[j] : v[j];
-                    columns[j].mean += MEAN ? apart : 0.0f;
-                    columns[j].squares = fmaf(apart, apart, columns[j].squares);
-                }
+            for (int j = 0; MEAN && j < 8; j++) {
+                columns[j].mean += v[j];
             }
         }
-        if constexpr (MEAN) {
-            float each = count > 0 ? __fdividef(1.0f, count) : 0.0f;
+#pragma unroll
+        for (int j = 0; MEAN && j < 8; j++) {
+            columns[j].mean *= count > 0 ? 1.0f / count : 0.0f;
+        }
+        forget();
+#pragma unroll
+        for (int i = 0; i < passes(); i++) {
+            widen(i, v);
+            float weight = has(i) ? 1.0f : 0.0f;
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                float shift = columns[j].mean * each;
-                float squares = fmaf(-columns[j].mean, shift, columns[j].squares);
-                columns[j] = {first[j] + shift, squares < 0.0f ? 0.0f : squares}; // NaN stays
+                float apart = (v[j] - columns[j].mean) * weight;
+                columns[j].squares = fmaf(apart, apart, columns[j].squares);
             }
         }
         return count;
@@ -285,8 +275,7 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
         widen(i, v);
 #pragma unroll
         for (int j = 0; j < 8; j++) {
-            v[j] = MEAN ? fmaf(fmaf(v[j], whole[j].y, whole[j].x), weight, bias)
-                        : v[j] * whole[j].y * weight;
+            v[j] = fmaf((v[j] - whole[j].x) * whole[j].y, weight, bias);
         }
         T *y = (T *)n.of.y + (row + i * ROWS) * n.of.y_stride + token;
         ops::store_eight(y, ops::narrow_eight<T>(v), left, vector);
@@ -310,11 +299,11 @@ template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
 };
 
 template <class T, bool MEAN, int ACROSS, int PASSES>
-__global__ void __launch_bounds__(THREADS, PASSES <= 4 ? 4 : PASSES <= 8 ? 3 : 2)
+__global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
     norm_kernel(const __grid_constant__ norm_task n)
 {
     constexpr bool EARLY = PASSES == 1 || PASSES == 2; // weights come while the launch before still works
-    constexpr bool KNOWN = PASSES > 0 && PASSES <= 12; // so do they later, where registers are left
+    constexpr bool KNOWN = PASSES > 0;
     __shared__ norm_memory<ACROSS> memory;
     mma::let_next_launch_begin();
 #if __CUDA_ARCH__ >= 900
@@ -339,21 +328,14 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 4 ? 4 : PASSES <= 8 ? 3 : 2
     float count = mine.describe(columns);
     halve<MEAN, 8>(columns, &count, 16, (lane & 16) != 0);
     halve<MEAN, 4>(columns, &count, 8, (lane & 8) != 0);
-    int column = lane % ACROSS * 8 + (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2;
-    if constexpr (ACROSS == 8) {
-        memory.warps[warp][column] = columns[0];
-        memory.warps[warp][column + 1] = columns[1];
-    } else {
-        halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
+    halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
 #pragma unroll
-        for (int mask = 2; mask >= ACROSS; mask /= 2) {
-            merge_across<MEAN>(&columns[0], &count, mask);
-        }
-        if (lane % 4 < ACROSS) {
-            memory.warps[warp][column + (lane >> 2 & 1)] = columns[0];
-        }
+    for (int mask = 2; mask >= ACROSS; mask /= 2) {
+        merge_across<MEAN>(&columns[0], &count, mask);
     }
-    if (lane == 0) {
+    if (lane % 4 < ACROSS) {
+        int column = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
+        memory.warps[warp][lane % 4 * 8 + column] = columns[0];
         memory.counts[warp] = count;
     }
     if constexpr (KNOWN && !EARLY) { // while warps wait for one another
@@ -383,7 +365,7 @@ struct cut {
     int64_t blocks;
 };
 
-constexpr int MOST_PASSES = 16, ENOUGH_BLOCKS = 100;
+constexpr int MOST_PASSES = 8, ENOUGH_BLOCKS = 100;
 
 cut cut_by(int64_t features, int64_t tokens, int across, int cluster)
 {
@@ -398,16 +380,7 @@ cut choose(const gpu_norm *norm)
 {
     int most = ops::on_hopper() ? MOST_CLUSTER : 1;
     cut best = {};
-    int widest = norm->tokens > 32 ? 8 : norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
-#ifdef NORM_TRIAL
-    if (getenv("ACROSS") != nullptr && norm->tokens > 32) {
-        best = cut_by(norm->features, norm->tokens, atoi(getenv("ACROSS")), atoi(getenv("CLUSTER")));
-        if (best.passes <= MOST_PASSES) {
-            return best;
-        }
-    }
-#endif
-    for (int across = widest; across >= 1; across /= 2) {
+    for (int across = norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1; across >= 1; across /= 2) {
         for (int cluster = 1; cluster <= most; cluster *= 2) {
             best = cut_by(norm->features, norm->tokens, across, cluster);
             bool spread_out = best.blocks >= ENOUGH_BLOCKS || best.passes <= 2;
@@ -430,12 +403,10 @@ template <class T, bool MEAN, int ACROSS> int launch_across(const norm_task &tas
         kernel = norm_kernel<T, MEAN, ACROSS, 2>;
     } else if (how.passes <= 4) {
         kernel = norm_kernel<T, MEAN, ACROSS, 4>;
-    } else if (how.passes <= 8) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 8>;
-    } else if (how.passes <= 12) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 12>;
+    } else if (how.passes <= 6) {
+        kernel = norm_kernel<T, MEAN, ACROSS, 6>;
     } else {
-        kernel = norm_kernel<T, MEAN, ACROSS, 16>;
+        kernel = norm_kernel<T, MEAN, ACROSS, 8>;
     }
     return ops::launch(kernel, dim3((unsigned)how.blocks), THREADS, how.cluster, stream, task);
 }
@@ -451,8 +422,6 @@ template <class T, bool MEAN> int launch_as(const gpu_norm *norm, void *stream)
                           ops::aligned_to(norm->y, norm->y_stride, 2, 16),
                       how.cluster, (int)ops::divide_up(norm->features, how.cluster), how.passes};
     switch (how.across) {
-    case 8:
-        return launch_across<T, MEAN, 8>(task, how, stream);
     case 4:
         return launch_across<T, MEAN, 4>(task, how, stream);
     case 2:

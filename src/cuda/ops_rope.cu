@@ -122,7 +122,7 @@ __device__ __forceinline__ void turn_head(const append_task &a, T *head, int64_t
 {
     const gpu_rope_append &o = a.of;
     int half = (int)(o.head_dim / 2);
-    int eights = (int)min((int64_t)TILE, o.tokens - token0 + 7) / 8;
+    int eights = VECTOR ? TILE / 8 : (int)min((int64_t)TILE, o.tokens - token0 + 7) / 8;
 #pragma unroll 2
     for (int i = threadIdx.x; i < half * eights; i += THREADS) {
         int pair = i / eights;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void remember_head(const append_task &a, const T *hea
 {
     const gpu_rope_append &o = a.of;
     int dim = (int)o.head_dim, half = dim / 2, pitch = dim + 2;
-    int tokens = (int)min((int64_t)TILE, o.tokens - token0);
+    int tokens = VECTOR ? TILE : (int)min((int64_t)TILE, o.tokens - token0);
     int eights = (tokens + 7) / 8;
     bool turn = !values && o.cosines != nullptr;
 #pragma unroll 2
@@ -176,7 +176,7 @@ template <class T> __global__ void __launch_bounds__(THREADS) append_kernel(cons
     int64_t token0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y;
     int64_t heads = o.q != nullptr && o.cosines != nullptr ? o.heads : 0, size = o.head_dim * o.stride;
     ops::begin();
-    bool whole = a.vector && o.tokens % 8 == 0, values = head >= heads + o.kv_heads;
+    bool whole = a.vector && token0 + TILE <= o.tokens, values = head >= heads + o.kv_heads;
     if (head < heads) {
         T *q = (T *)o.q + head * size;
         whole ? turn_head<T, true>(a, q, token0) : turn_head<T, false>(a, q, token0);

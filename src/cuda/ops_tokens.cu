@@ -167,9 +167,8 @@ template <class T> __global__ void __launch_bounds__(THREADS) gather_kernel(cons
 {
     ops::begin();
     two_columns at = my_columns(g.count);
-#pragma unroll
-    for (int i = 0; i < 2; i++) { // unrolled, or the places would live in memory
-        at.from[i] = i < at.left ? g.index[at.first + i] : -1;
+    for (int i = 0; i < at.left; i++) {
+        at.from[i] = g.index[at.first + i];
     }
     at.find_neighbours(g.x_paired);
     for_rows(g.features, gather_rows<T>{g, at});
@@ -213,10 +212,9 @@ template <class T> __global__ void __launch_bounds__(THREADS) place_kernel(const
     ops::begin();
     const gpu_image_tokens &p = task.of;
     place_rows<T> work = {p, task.paired, my_columns(p.images * p.pitch), {-1, -1}};
-#pragma unroll
-    for (int i = 0; i < 2; i++) {
+    for (int i = 0; i < work.at.left; i++) {
         int64_t image = (work.at.first + i) / p.pitch, token = (work.at.first + i) % p.pitch;
-        bool there = i < work.at.left && token < p.specials + p.patches;
+        bool there = token < p.specials + p.patches;
         work.position[i] = there ? token : -1;
         work.at.from[i] =
             there && token >= p.specials ? image * p.from_pitch + token - p.specials : -1;
