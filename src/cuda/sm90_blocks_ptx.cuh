@@ -35,6 +35,14 @@ __device__ __forceinline__ void store_shared_u32(uint32_t address, uint32_t valu
 {
     asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
 }
+// Four matrices of 8 x 8 numbers; lane 8 m + i names row i of matrix m.
+__device__ __forceinline__ void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c,
+                                               uint32_t d)
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
+                 "r"(a), "r"(b), "r"(c), "r"(d)
+                 : "memory");
+}
 __device__ __forceinline__ void tensor_store(const CUtensorMap *map, int x, int y, uint32_t from)
 {
     asm volatile(

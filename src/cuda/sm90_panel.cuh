@@ -116,6 +116,9 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         }
         int row = first_row(p.weight, mine);
         row_terms terms;
+        if (WAY == BY_ENGINE && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0 && mine.blocks > 0) {
+            prefetch_residual(p, row, mine.token, mine.width, thread);
+        }
         bool other_follows = turns && tiles.next(&coming);
         self.multiply_tile(sums, t.shift, count, group, other_follows, [&] {
             if (WAY != BY_STRIPS) {

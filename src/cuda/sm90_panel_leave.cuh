@@ -148,6 +148,21 @@ struct residual_words {
     }
 };
 
+// The residual of a tile of 64 rows x `width` tokens into the L2, while its products run: memory is
+// too far to be waited for chunk by chunk.
+__device__ __forceinline__ void prefetch_residual(const gpu_product &p, int row, int token,
+                                                  int width, int thread)
+{
+    const gpu_epilogue &e = p.epilogue;
+    row += thread / 2;
+    const uint16_t *from = (const uint16_t *)e.residual + row * e.feature_step;
+    for (int t = token + thread % 2 * 64; t < min(token + width, e.tokens); t += 128) {
+        if (row < p.weight.out) {
+            ptx::prefetch_l2(from + t);
+        }
+    }
+}
+
 // 32 tokens of a warp into a chunk.
 template <int N, passing WHAT>
 __device__ __forceinline__ void write_chunk(const gpu_epilogue &e, const float (&sums)[N / 2],
