@@ -7,6 +7,7 @@
 
 #include "base/base.h"
 #include "format/format.h"
+#include "prune/calibrated.h"
 #include "tensor/tensor.h"
 
 #endif
