@@ -93,16 +93,21 @@ static esp_status run_layer(const esp_nn *nn, const esp_embedder *embedder, int6
     return ESP_OK;
 }
 
-esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch, esp_error *error)
+static esp_nn nn_of(const esp_embedder *embedder)
 {
     const esp_model *model = embedder->model;
-    esp_nn nn = {.device = model->device,
-                 .ops = model->device->backend->ops,
-                 .compute = model->compute,
-                 .options = &model->plan_options,
-                 .workspace = embedder->workspace,
-                 .workspace_bytes = embedder->workspace_bytes,
-                 .plans = embedder->plans};
+    return (esp_nn){.device = model->device,
+                    .ops = model->device->backend->ops,
+                    .compute = model->compute,
+                    .options = &model->plan_options,
+                    .workspace = embedder->workspace,
+                    .workspace_bytes = embedder->workspace_bytes,
+                    .plans = embedder->plans};
+}
+
+esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch, esp_error *error)
+{
+    esp_nn nn = nn_of(embedder);
     place(embedder, batch);
     ESP_TRY(embed(&nn, embedder, batch, error));
     for (int64_t index = 0; index < embedder->bert->config.layers; index++) {
@@ -110,3 +115,65 @@ esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch,
     }
     return ESP_OK;
 }
+
+/* ---- layer by layer: a batch is one text ---- */
+
+static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
+                                esp_error *error)
+{
+    esp_embedder *embedder = NULL;
+    ESP_TRY(esp_embedder_create(model, size->tokens, &embedder, error));
+    *runner = embedder;
+    return ESP_OK;
+}
+
+static void release_runner(void *runner)
+{
+    esp_embedder_free(runner);
+}
+
+static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+{
+    (void)runner;
+    return batch->tokens;
+}
+
+static float *stream(void *runner)
+{
+    return ((esp_embedder *)runner)->x;
+}
+
+static esp_bert_batch text_of(const esp_walk_batch *batch)
+{
+    return (esp_bert_batch){
+        .ids = batch->ids, .lengths = &batch->tokens, .texts = 1, .tokens = batch->tokens};
+}
+
+static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
+{
+    esp_embedder *embedder = runner;
+    const esp_bert_batch text = text_of(batch);
+    esp_nn nn = nn_of(embedder);
+    place(embedder, &text);
+    return embed(&nn, embedder, &text, error);
+}
+
+static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
+                                 const esp_tap *tap, esp_error *error)
+{
+    esp_embedder *embedder = runner;
+    const esp_bert_batch text = text_of(batch);
+    esp_nn nn = nn_of(embedder);
+    nn.tap = tap;
+    place(embedder, &text);
+    return run_layer(&nn, embedder, index, &text, error);
+}
+
+const esp_layer_net esp_bert_layers = {.first_part = 1,
+                                       .embedding_part = 0,
+                                       .create = create_runner,
+                                       .release = release_runner,
+                                       .tokens = tokens_of,
+                                       .stream = stream,
+                                       .embed = embed_batch,
+                                       .layer = layer_of_batch};

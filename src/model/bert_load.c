@@ -163,4 +163,5 @@ const esp_family esp_bert_family = {
     .is_spare = is_spare,
     .linear_at = linear_at,
     .release = release,
+    .layers = &esp_bert_layers,
 };

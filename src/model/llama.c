@@ -58,7 +58,7 @@ static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_
 {
     int64_t tokens = batch->tokens;
     const esp_llama_layer *layer = &session->llama->layers[index];
-    float *keys = session->cache + 2 * index * session->cache_step;
+    float *keys = session->cache + 2 * (index % session->cached) * session->cache_step;
     esp_attention_call attention = {.x = session->x,
                                     .normed = session->normed,
                                     .cosines = session->cosines,
@@ -104,24 +104,89 @@ static esp_status run_head(const esp_nn *nn, const esp_session *session,
     return esp_linear_run(nn, &session->llama->head, &call, error);
 }
 
-esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch, esp_error *error)
+static esp_nn nn_of(const esp_session *session)
 {
     const esp_model *model = session->model;
-    int64_t tokens = batch->tokens;
-    esp_nn nn = {.device = model->device,
-                 .ops = model->device->backend->ops,
-                 .compute = model->compute,
-                 .options = &model->plan_options,
-                 .workspace = session->workspace,
-                 .workspace_bytes = session->workspace_bytes,
-                 .plans = session->plans};
-    ESP_TRY(esp_nn_done(
-        nn.ops->embed(nn.device, &session->llama->table, batch->ids, tokens, session->x), "embed",
-        error));
-    show(session, "embed", session->x, tokens);
+    return (esp_nn){.device = model->device,
+                    .ops = model->device->backend->ops,
+                    .compute = model->compute,
+                    .options = &model->plan_options,
+                    .workspace = session->workspace,
+                    .workspace_bytes = session->workspace_bytes,
+                    .plans = session->plans};
+}
+
+static esp_status embed(const esp_nn *nn, const esp_session *session, const esp_llama_batch *batch,
+                        esp_error *error)
+{
+    return esp_nn_done(
+        nn->ops->embed(nn->device, &session->llama->table, batch->ids, batch->tokens, session->x),
+        "embed", error);
+}
+
+esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch, esp_error *error)
+{
+    esp_nn nn = nn_of(session);
+    ESP_TRY(embed(&nn, session, batch, error));
+    show(session, "embed", session->x, batch->tokens);
     find_angles(session, batch);
     for (int64_t index = 0; index < session->llama->config.layers; index++) {
         ESP_TRY(run_layer(&nn, session, index, batch, error));
     }
     return run_head(&nn, session, batch, error);
 }
+
+/* ---- layer by layer ---- */
+
+static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
+                                esp_error *error)
+{
+    esp_session *session = NULL;
+    ESP_TRY(esp_session_create(model, size->tokens, size->tokens, &session, error));
+    *runner = session;
+    return ESP_OK;
+}
+
+static void release_runner(void *runner)
+{
+    esp_session_free(runner);
+}
+
+static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+{
+    (void)runner;
+    return batch->tokens;
+}
+
+static float *stream(void *runner)
+{
+    return ((esp_session *)runner)->x;
+}
+
+static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
+{
+    const esp_session *session = runner;
+    const esp_llama_batch text = {.ids = batch->ids, .tokens = batch->tokens};
+    esp_nn nn = nn_of(session);
+    return embed(&nn, session, &text, error);
+}
+
+static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
+                                 const esp_tap *tap, esp_error *error)
+{
+    const esp_session *session = runner;
+    const esp_llama_batch text = {.ids = batch->ids, .tokens = batch->tokens};
+    esp_nn nn = nn_of(session);
+    nn.tap = tap;
+    find_angles(session, &text);
+    return run_layer(&nn, session, index, &text, error);
+}
+
+const esp_layer_net esp_llama_layers = {.first_part = 2,
+                                        .embedding_part = 0,
+                                        .create = create_runner,
+                                        .release = release_runner,
+                                        .tokens = tokens_of,
+                                        .stream = stream,
+                                        .embed = embed_batch,
+                                        .layer = layer_of_batch};

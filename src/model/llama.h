@@ -28,6 +28,7 @@ struct esp_session {
     int64_t capacity, max_batch, length;
     float *cache;       /* [layers][keys, values][kv_heads][capacity][head_dim] */
     int64_t cache_step; /* floats of one layer's keys */
+    int64_t cached;     /* layers that the cache is of: all, or 1 where they run alone */
     float *scratch;     /* all the following, [features][max_batch] each */
     float *x, *normed, *q, *k, *v, *mixed, *gate, *up, *cosines, *sines;
     void *workspace, *attention_workspace;
@@ -56,5 +57,7 @@ typedef struct esp_llama_batch {
  * of `session`. */
 ESP_MUST_CHECK esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
                                             esp_error *error);
+
+extern const esp_layer_net esp_llama_layers; /* llama.c */
 
 #endif

@@ -168,6 +168,7 @@ static esp_status run_layer(esp_vision *vision, const esp_nn *nn, int64_t index,
     const esp_sam *sam = sam_of(vision);
     const esp_image_layer *layer = &sam->layers[index];
     int64_t hidden = sam->config.hidden, tokens = images * vision->tokens;
+    lay_out(vision, images); /* for a layer that runs alone */
     ESP_TRY(esp_vision_norm(nn, vision->x, layer->norm1_weight, layer->norm1_bias, sam->config.eps,
                             hidden, tokens, vision->normed, error));
     ESP_TRY(sam->global[index] ? attend_globally(vision, nn, layer, images, error)
@@ -229,5 +230,9 @@ static void output_shape(const esp_model *model, int *rank, int64_t *shape)
     shape[1] = shape[2] = sam->config.side / sam->config.patch;
 }
 
-const esp_image_net esp_sam_net = {
-    .measure = measure, .create = create, .run = run, .output_shape = output_shape};
+const esp_image_net esp_sam_net = {.measure = measure,
+                                   .create = create,
+                                   .run = run,
+                                   .output_shape = output_shape,
+                                   .embed = embed,
+                                   .layer = run_layer};

@@ -127,6 +127,18 @@ void esp_vision_free(esp_vision *vision)
 
 /* ---- running ---- */
 
+static esp_nn nn_of(const esp_vision *vision)
+{
+    const esp_model *model = vision->model;
+    return (esp_nn){.device = model->device,
+                    .ops = model->device->backend->ops,
+                    .compute = model->compute,
+                    .options = &model->plan_options,
+                    .workspace = vision->workspace,
+                    .workspace_bytes = vision->workspace_bytes,
+                    .plans = vision->plans};
+}
+
 esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t images, float *output,
                           esp_error *error)
 {
@@ -136,13 +148,7 @@ esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t image
                         "%lld images at once, but memory was taken for %lld", (long long)images,
                         (long long)vision->max_images);
     }
-    esp_nn nn = {.device = model->device,
-                 .ops = model->device->backend->ops,
-                 .compute = model->compute,
-                 .options = &model->plan_options,
-                 .workspace = vision->workspace,
-                 .workspace_bytes = vision->workspace_bytes,
-                 .plans = vision->plans};
+    esp_nn nn = nn_of(vision);
     return model->family->images->run(vision, &nn, pixels, images, output, error);
 }
 
@@ -166,6 +172,57 @@ const char *esp_model_label(const esp_model *model, int64_t index)
     const esp_image_net *net = model->family->images;
     return net != NULL && net->label != NULL ? net->label(model, index) : NULL;
 }
+
+/* ---- layer by layer ---- */
+
+static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
+                                esp_error *error)
+{
+    esp_vision *vision = NULL;
+    ESP_TRY(esp_vision_create(model, size->height, size->width, size->images, &vision, error));
+    *runner = vision;
+    return ESP_OK;
+}
+
+static void release_runner(void *runner)
+{
+    esp_vision_free(runner);
+}
+
+static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+{
+    return batch->images * ((const esp_vision *)runner)->tokens;
+}
+
+static float *stream(void *runner)
+{
+    return ((esp_vision *)runner)->x;
+}
+
+static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
+{
+    esp_vision *vision = runner;
+    esp_nn nn = nn_of(vision);
+    return vision->model->family->images->embed(vision, &nn, batch->pixels, batch->images, error);
+}
+
+static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
+                                 const esp_tap *tap, esp_error *error)
+{
+    esp_vision *vision = runner;
+    esp_nn nn = nn_of(vision);
+    nn.tap = tap;
+    return vision->model->family->images->layer(vision, &nn, index, batch->images, error);
+}
+
+const esp_layer_net esp_vision_layers = {.first_part = 1,
+                                         .embedding_part = 0,
+                                         .create = create_runner,
+                                         .release = release_runner,
+                                         .tokens = tokens_of,
+                                         .stream = stream,
+                                         .embed = embed_batch,
+                                         .layer = layer_of_batch};
 
 /* ---- steps ---- */
 

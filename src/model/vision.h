@@ -82,9 +82,16 @@ struct esp_image_net {
                       float *output, esp_error *error);
     void (*output_shape)(const esp_model *model, int *rank, int64_t *shape);
     const char *(*label)(const esp_model *model, int64_t index);
+    /* The two steps of run that end with x: its beginning, and one layer. */
+    esp_status (*embed)(esp_vision *vision, const esp_nn *nn, const float *pixels, int64_t images,
+                        esp_error *error);
+    esp_status (*layer)(esp_vision *vision, const esp_nn *nn, int64_t index, int64_t images,
+                        esp_error *error);
 };
 
 extern const esp_family esp_vit_family, esp_deit_family, esp_sam_family, esp_sam_vision_family;
+
+extern const esp_layer_net esp_vision_layers; /* vision.c */
 
 /* ---- steps that networks share ---- */
 

@@ -123,12 +123,12 @@ static esp_status embed(esp_vision *vision, const esp_nn *nn, const float *pixel
     return ESP_OK;
 }
 
-static esp_status run_layer(esp_vision *vision, const esp_nn *nn, int64_t index, int64_t tokens,
+static esp_status run_layer(esp_vision *vision, const esp_nn *nn, int64_t index, int64_t images,
                             esp_error *error)
 {
     const esp_vit *vit = vit_of(vision);
     const esp_image_layer *layer = &vit->layers[index];
-    int64_t hidden = vit->config.hidden;
+    int64_t hidden = vit->config.hidden, tokens = images * vision->tokens;
     const esp_group_attention_call attention = {.x = vision->normed,
                                                 .y = vision->x,
                                                 .residual = vision->x,
@@ -163,7 +163,7 @@ static esp_status run(esp_vision *vision, const esp_nn *nn, const float *pixels,
     int64_t hidden = vit->config.hidden, tokens = images * vision->tokens;
     ESP_TRY(embed(vision, nn, pixels, images, error));
     for (int64_t index = 0; index < vit->config.layers; index++) {
-        ESP_TRY(run_layer(vision, nn, index, tokens, error));
+        ESP_TRY(run_layer(vision, nn, index, images, error));
     }
     ESP_TRY(esp_vision_norm(nn, vision->x, vit->norm_weight, vit->norm_bias, vit->config.eps,
                             hidden, tokens, vision->normed, error));
@@ -195,4 +195,6 @@ const esp_image_net esp_vit_net = {.any_size = true,
                                    .create = create,
                                    .run = run,
                                    .output_shape = output_shape,
-                                   .label = label};
+                                   .label = label,
+                                   .embed = embed,
+                                   .layer = run_layer};

@@ -1,7 +1,7 @@
 /* prune: mask and compress each chosen layer. */
 #include "pipeline/rewrite.h"
 
-static esp_status mask_and_encode(esp_rewrite *rewrite, const esp_choice *choice,
+static esp_status mask_and_encode(esp_rewrite *rewrite, esp_choice *choice,
                                   const esp_weight_info *weight, const esp_tensor *dense,
                                   esp_sparse **sparse, esp_mask_report *report, esp_error *error)
 {

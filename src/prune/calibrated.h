@@ -28,8 +28,7 @@ ESP_MUST_CHECK esp_status esp_layer_error(const esp_algebra *algebra,
 /* |T X|^2, what the former is a share of: the error of no weights at all. */
 ESP_MUST_CHECK esp_status esp_layer_energy(const esp_algebra *algebra,
                                            const esp_layer_inputs *inputs, int64_t out,
-                                           const double *target, double *squared,
-                                           esp_error *error);
+                                           const double *target, double *squared, esp_error *error);
 
 /* ---- scores: [out][in] f32, not negative; esp_prune_mask takes them as weights with |w| ---- */
 
@@ -43,9 +42,9 @@ typedef enum esp_layer_score {
     ESP_LAYER_OBS      /* w^2 / [H^-1]_jj: Hassibi and Stork, "Optimal Brain Surgeon" (1993) */
 } esp_layer_score;
 
-/* weights: [out][in]. inputs may be NULL for ABS and SQUARE, inverse_diagonal ([in], of H^-1) for all
- * but OBS. Scores are scaled so that the largest is 1, which changes no choice and keeps them in
- * f32's range; a weight that is not finite scores as such. */
+/* weights: [out][in]. inputs may be NULL for ABS and SQUARE, inverse_diagonal ([in], of H^-1) for
+ * all but OBS. Scores are scaled so that the largest is 1, which changes no choice and keeps them
+ * in f32's range; a weight that is not finite scores as such. */
 ESP_MUST_CHECK esp_status esp_score_layer(esp_context *context, esp_layer_score score,
                                           const esp_layer_inputs *inputs,
                                           const double *inverse_diagonal, int64_t out, int64_t in,
@@ -64,9 +63,9 @@ typedef struct esp_refit_report {
 } esp_refit_report;
 
 /* The live weights of each row that minimise |W X - T X|^2: w_S H_SS = (T H)_S, S the row's live
- * entries. goal: T H, [out][in]. weights: [out][in], start and result; dropped ones become 0. H must be
- * positive definite (damped). Rows are solved by conjugate gradients, all rows of a panel at once,
- * over the columns that any of them keeps. options, report: NULL is fine. */
+ * entries. goal: T H, [out][in]. weights: [out][in], start and result; dropped ones become 0. H
+ * must be positive definite (damped). Rows are solved by conjugate gradients, all rows of a panel
+ * at once, over the columns that any of them keeps. options, report: NULL is fine. */
 ESP_MUST_CHECK esp_status esp_refit(const esp_algebra *algebra, const esp_layer_inputs *inputs,
                                     const esp_mask *mask, const double *goal, double *weights,
                                     const esp_refit_options *options, esp_refit_report *report,

@@ -1,5 +1,5 @@
-/* What an output error is, from second moments of the inputs alone. Products run over slabs of rows,
- * so that a layer takes no second copy of itself. */
+/* What an output error is, from second moments of the inputs alone. Products run over slabs of
+ * rows, so that a layer takes no second copy of itself. */
 #include <math.h>
 
 #include "prune/prune.h"

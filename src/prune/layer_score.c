@@ -10,9 +10,9 @@ typedef struct score_job {
     esp_layer_score score;
     int64_t out, in;
     const double *weights;
-    double *factors;  /* [in]: what a weight's part is multiplied by, by column */
-    double *columns;  /* [in]: sums of |w|, for RIA */
-    double *largest;  /* [threads]; [0] in the end */
+    double *factors; /* [in]: what a weight's part is multiplied by, by column */
+    double *columns; /* [in]: sums of |w|, for RIA */
+    double *largest; /* [threads]; [0] in the end */
     float *scores;
     bool measuring;
 } score_job;
@@ -26,7 +26,8 @@ static double value_of(const score_job *job, double weight, int64_t column, doub
     case ESP_LAYER_OBS:
         return weight * weight * factor;
     case ESP_LAYER_RIA:
-        return magnitude == 0 ? 0 : (magnitude / row_sum + magnitude / job->columns[column]) * factor;
+        return magnitude == 0 ? 0
+                              : (magnitude / row_sum + magnitude / job->columns[column]) * factor;
     default:
         return magnitude * factor;
     }
@@ -54,7 +55,8 @@ static void score_rows(void *user, int64_t begin, int64_t end, int thread)
             if (job->measuring) {
                 job->largest[thread] = ESP_MAX(job->largest[thread], value);
             } else {
-                job->scores[r * job->in + j] = finite ? (float)(value * scale) : (float)fabs(row[j]);
+                job->scores[r * job->in + j] =
+                    finite ? (float)(value * scale) : (float)fabs(row[j]);
             }
         }
     }
@@ -95,8 +97,12 @@ esp_status esp_score_layer(esp_context *context, esp_layer_score score,
                            esp_error *error)
 {
     size_t threads = (size_t)context->threads, columns = (size_t)in;
-    score_job job = {
-        .score = score, .out = out, .in = in, .weights = weights, .scores = scores, .measuring = true};
+    score_job job = {.score = score,
+                     .out = out,
+                     .in = in,
+                     .weights = weights,
+                     .scores = scores,
+                     .measuring = true};
     double *room = esp_alloc_array(context, 2 * columns + threads, sizeof *room);
     if (room == NULL) {
         return esp_fail_memory(error, 2 * columns * sizeof *room, "scores");

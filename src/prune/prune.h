@@ -10,4 +10,9 @@
 #include "prune/calibrated.h"
 #include "tensor/tensor.h"
 
+/* What a mask that was chosen elsewhere keeps of dense. */
+ESP_MUST_CHECK esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,
+                                             const esp_pattern *pattern, esp_mask *mask,
+                                             esp_mask_report *report, esp_error *error);
+
 #endif

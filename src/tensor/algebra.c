@@ -140,11 +140,10 @@ static void multiply_rows(void *user, int64_t begin, int64_t end, int thread)
     const esp_algebra_product *p = job->product;
     if (library_takes(job->algebra, p->columns, p->depth,
                       ESP_MAX(p->a_stride, ESP_MAX(p->b_stride, p->c_stride)))) {
-        job->algebra->blas.dgemm(ROW_MAJOR, NO_TRANS, p->b_transposed ? TRANS : NO_TRANS,
-                                 (int)(end - begin), (int)p->columns, (int)p->depth, p->alpha,
-                                 p->a + begin * p->a_stride, (int)p->a_stride, p->b,
-                                 (int)p->b_stride, p->beta, p->c + begin * p->c_stride,
-                                 (int)p->c_stride);
+        job->algebra->blas.dgemm(
+            ROW_MAJOR, NO_TRANS, p->b_transposed ? TRANS : NO_TRANS, (int)(end - begin),
+            (int)p->columns, (int)p->depth, p->alpha, p->a + begin * p->a_stride, (int)p->a_stride,
+            p->b, (int)p->b_stride, p->beta, p->c + begin * p->c_stride, (int)p->c_stride);
         return;
     }
     for (int64_t row = begin; row < end; row++) {
@@ -205,8 +204,7 @@ static void add_outer_rows(void *user, int64_t begin, int64_t end, int thread)
         int64_t run = ESP_MIN(RUN_TOKENS, job->tokens - t);
         if (library_takes(algebra, columns, stride, run)) {
             algebra->blas.sgemm(ROW_MAJOR, NO_TRANS, TRANS, (int)rows, (int)columns, (int)run, 1,
-                                x + t, (int)stride, job->y + t, (int)stride, 0, sums,
-                                (int)columns);
+                                x + t, (int)stride, job->y + t, (int)stride, 0, sums, (int)columns);
         } else {
             add_run_plainly(x + t, job->y + t, rows, columns, stride, run, sums);
         }
