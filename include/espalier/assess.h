@@ -153,7 +153,7 @@ typedef struct esp_calibration_options {
     bool respect;        /* zeros of the weights stay zeros; else many of them are refused */
     esp_targets targets; /* of SparseGPT and refit */
     double damping;      /* added to H's diagonal, as a share of its mean; 0: 0.01 */
-    int64_t tokens;      /* at most; 0: 131072 */
+    int64_t tokens;      /* at most; 0: 65536 */
     int64_t context;     /* tokens of a piece of text; 0: min(model context, 2048) */
     uint64_t seed;       /* of the choice where there is more than `tokens` */
     esp_calibrated_layer_fn on_layer;

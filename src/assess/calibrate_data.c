@@ -3,7 +3,7 @@
 #include "assess/calibrate.h"
 
 #define MAX_TEMPLATE 16
-#define DEFAULT_TOKENS 131072
+#define DEFAULT_TOKENS 65536
 #define DEFAULT_CONTEXT 2048
 #define LEAST_TOKENS 128       /* of all samples */
 #define TOKENS_OF_A_BATCH 1024 /* of images */

@@ -221,6 +221,7 @@ static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, e
 /* The damping that keeps H invertible; it counts as a wish to stay near the dense weights. */
 static void damp(const esp_calibration_options *options, esp_group_inputs *inputs)
 {
+    esp_algebra_mirror(inputs->gram, inputs->in);
     double trace = 0, share = options->damping > 0 ? options->damping : 0.01;
     for (int64_t j = 0; j < inputs->in; j++) {
         double square = inputs->gram[j * inputs->in + j];

@@ -8,7 +8,8 @@
 enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 }; /* the CBLAS numbers */
 
 #define PIECE_ROWS 64
-#define RUN_TOKENS 256 /* that are summed in f32 */
+#define GRAM_ROWS 128  /* more: Y is rearranged for each piece */
+#define RUN_TOKENS 512 /* that are summed in f32 */
 
 typedef struct blas_library {
     void *handle; /* NULL: not there */
@@ -175,7 +176,7 @@ typedef struct gram_job {
     const esp_algebra *algebra;
     const float *x, *y;
     int64_t y_features, tokens;
-    float *scratch; /* [threads][PIECE_ROWS][y_features] */
+    float *scratch; /* [threads][GRAM_ROWS][y_features] */
     double *h;
 } gram_job;
 
@@ -193,12 +194,14 @@ static void add_run_plainly(const float *x, const float *y, int64_t rows, int64_
     }
 }
 
+/* Of X X^T a piece of rows ends where its last row meets the diagonal. */
 static void add_outer_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const gram_job *job = user;
     const esp_algebra *algebra = job->algebra;
-    int64_t columns = job->y_features, stride = job->tokens, rows = end - begin;
-    float *sums = job->scratch + (int64_t)thread * PIECE_ROWS * columns;
+    int64_t stride = job->tokens, rows = end - begin;
+    int64_t columns = job->x == job->y ? end : job->y_features;
+    float *sums = job->scratch + (int64_t)thread * GRAM_ROWS * job->y_features;
     const float *x = job->x + begin * stride;
     for (int64_t t = 0; t < job->tokens; t += RUN_TOKENS) {
         int64_t run = ESP_MIN(RUN_TOKENS, job->tokens - t);
@@ -208,16 +211,18 @@ static void add_outer_rows(void *user, int64_t begin, int64_t end, int thread)
         } else {
             add_run_plainly(x + t, job->y + t, rows, columns, stride, run, sums);
         }
-        double *h = job->h + begin * columns;
-        for (int64_t i = 0; i < rows * columns; i++) {
-            h[i] += (double)sums[i];
+        for (int64_t i = 0; i < rows; i++) {
+            double *h = job->h + (begin + i) * job->y_features;
+            for (int64_t j = 0; j < columns; j++) {
+                h[j] += (double)sums[i * columns + j];
+            }
         }
     }
 }
 
 size_t esp_algebra_gram_floats(const esp_algebra *algebra, int64_t y_features)
 {
-    return (size_t)algebra->context->threads * PIECE_ROWS * (size_t)y_features;
+    return (size_t)algebra->context->threads * GRAM_ROWS * (size_t)y_features;
 }
 
 void esp_algebra_add_gram(const esp_algebra *algebra, const float *x, int64_t x_features,
@@ -232,7 +237,16 @@ void esp_algebra_add_gram(const esp_algebra *algebra, const float *x, int64_t x_
                     .scratch = scratch,
                     .h = h};
     keep_to_one_thread(algebra);
-    esp_parallel_for(algebra->context, x_features, PIECE_ROWS, add_outer_rows, &job);
+    esp_parallel_for(algebra->context, x_features, GRAM_ROWS, add_outer_rows, &job);
+}
+
+void esp_algebra_mirror(double *a, int64_t n)
+{
+    for (int64_t i = 0; i < n; i++) {
+        for (int64_t j = i + 1; j < n; j++) {
+            a[i * n + j] = a[j * n + i];
+        }
+    }
 }
 
 /* ---- Cholesky ---- */
@@ -303,9 +317,5 @@ void esp_algebra_invert(const esp_algebra *algebra, double *l, int64_t n)
     } else {
         invert_plainly(l, n);
     }
-    for (int64_t i = 0; i < n; i++) {
-        for (int64_t j = i + 1; j < n; j++) {
-            l[i * n + j] = l[j * n + i];
-        }
-    }
+    esp_algebra_mirror(l, n);
 }

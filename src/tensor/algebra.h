@@ -33,12 +33,16 @@ typedef struct esp_algebra_product {
 
 /* All threads of the context, or the calling one within a body of esp_parallel_for. */
 void esp_algebra_multiply(const esp_algebra *algebra, const esp_algebra_product *product);
-/* H[x_features][y_features] += X Y^T over f32 rows of `tokens` numbers. A run of 256 tokens is
- * summed in f32, runs are added in f64. scratch: esp_algebra_gram_floats(algebra, y_features). */
+/* H[x_features][y_features] += X Y^T over f32 rows of `tokens` numbers; where y is x, what lies
+ * above the diagonal is left for esp_algebra_mirror. A run of 512 tokens is summed in f32, runs are
+ * added in f64. scratch: esp_algebra_gram_floats(algebra, y_features). */
 void esp_algebra_add_gram(const esp_algebra *algebra, const float *x, int64_t x_features,
                           const float *y, int64_t y_features, int64_t tokens, float *scratch,
                           double *h);
 size_t esp_algebra_gram_floats(const esp_algebra *algebra, int64_t y_features);
+
+/* The lower triangle to the upper one. */
+void esp_algebra_mirror(double *a, int64_t n);
 
 /* A = L L^T in place: L in the lower triangle, what is above it is not touched. False: A is not
  * positive definite to within rounding. */
