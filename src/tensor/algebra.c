@@ -56,13 +56,21 @@ static void open_library(blas_library *blas)
     }
 }
 
-esp_status esp_algebra_open(esp_context *context, esp_algebra **algebra, esp_error *error)
+esp_status esp_algebra_open_plain(esp_context *context, esp_algebra **algebra, esp_error *error)
 {
     esp_algebra *made = esp_alloc_zero(context, sizeof *made);
     if (made == NULL) {
         return esp_fail_memory(error, sizeof *made, "linear algebra");
     }
     made->context = context;
+    *algebra = made;
+    return ESP_OK;
+}
+
+esp_status esp_algebra_open(esp_context *context, esp_algebra **algebra, esp_error *error)
+{
+    esp_algebra *made = NULL;
+    ESP_TRY(esp_algebra_open_plain(context, &made, error));
     open_library(&made->blas);
     *algebra = made;
     return ESP_OK;

@@ -14,6 +14,9 @@ typedef struct esp_algebra esp_algebra;
 /* One per context at work; loads the library. */
 ESP_MUST_CHECK esp_status esp_algebra_open(esp_context *context, esp_algebra **algebra,
                                            esp_error *error);
+/* The same without the library. */
+ESP_MUST_CHECK esp_status esp_algebra_open_plain(esp_context *context, esp_algebra **algebra,
+                                                 esp_error *error);
 void esp_algebra_close(esp_algebra *algebra);
 /* "OpenBLAS" or "plain loops". */
 const char *esp_algebra_name(const esp_algebra *algebra);
