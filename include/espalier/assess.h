@@ -176,10 +176,12 @@ ESP_API const char *esp_method_name(esp_method method);
 ESP_API const char *esp_targets_name(esp_targets targets);
 
 /* esp_prune_checkpoint with masks and values found layer by layer: inputs are those of the model as
- * pruned so far. Two copies of one layer are held, and the activations of all samples at its
- * beginning, dense and pruned. What no sample reaches (a pooler, a classifier's head) stays dense.
- * prune->mask: search and scope, the score is the method's. The options, and what came of them, are
- * recorded in the folder's marker. Refusals: "calibrate.*", "model.*" and prune's. */
+ * pruned so far. The result is the same each time on one machine with one number of threads, by
+ * which the kernels that run the layers are chosen. Two copies of one layer are held, and the
+ * activations of all samples at its beginning, dense and pruned. What no sample reaches (a pooler,
+ * a classifier's head) stays dense. prune->mask: search and scope, the score is the method's. The
+ * options, and what came of them, are recorded in the folder's marker. Refusals: "calibrate.*",
+ * "model.*" and prune's. */
 ESP_MUST_CHECK ESP_API esp_status esp_prune_calibrated(
     esp_device *device, const char *model_dir, const char *out_dir, const esp_prune_options *prune,
     const esp_calibration_options *options, esp_prune_summary *summary,
