@@ -66,7 +66,7 @@ extern const char *const calibration_methods[], *const calibration_targets[];
          .kind = OPTION_INTEGER,                                                                   \
          .offset = CALIBRATION_FIELD(type, tokens),                                                \
          .argument = "N",                                                                          \
-         .help = "with --calibrate: tokens to look at; 0: at most 65536",                         \
+         .help = "with --calibrate: tokens to look at; 0: at most 65536",                          \
          .fallback = "0",                                                                          \
          .least = 0,                                                                               \
          .most = INT32_MAX},                                                                       \

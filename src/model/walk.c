@@ -154,7 +154,7 @@ esp_status esp_walk_replace(esp_walk *walk, const char *name, const esp_tensor *
     esp_sparse *sparse = NULL;
     esp_packed *packed = NULL;
     if (linear == NULL) {
-        return esp_fail(error, ESP_BAD_ARGUMENT, "model.no_such_layer",
+        return esp_fail(error, ESP_BAD_ARGUMENT, "walk.no_such_layer",
                         "%s is no linear layer of layer %lld", name, (long long)walk->layer);
     }
     ESP_TRY(esp_sparse_encode(walk->model->context, &pattern, dense, NULL, &sparse, error));
