@@ -5,7 +5,7 @@ use strict;
 use warnings;
 
 my (%loss, @patterns, $dense);
-my @methods = qw(magnitude wanda ria sparsegpt);
+my @methods = qw(magnitude wanda ria sparsegpt obs);
 while (<STDIN>) {
     my ($pattern, $method, $refit, $nats) = split;
     if ($pattern eq 'dense') {

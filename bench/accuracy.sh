@@ -4,6 +4,7 @@
 # Usage: accuracy.sh ESPALIER MODEL CALIBRATION_TEXT HELDOUT_TEXT [PATTERNS [OPTIONS OF PRUNE...]]
 #   bench/accuracy.sh build/espalier models/prose models/prose/calibration.txt models/prose/heldout.txt \
 #       "64:2:8 2:4" >lines && perl bench/accuracy.pl <lines
+# METHODS, REFITS (no yes): environment, for a part of the table.
 set -eu
 espalier=$1 model=$2 calibration=$3 heldout=$4
 patterns=${5:-2:4 64:2:5 128:2:5 64:2:8 128:2:8 panel:64@0.75}
@@ -32,8 +33,12 @@ line() {
 
 echo "dense - - $(loss "$model") 0 0"
 for pattern in $patterns; do
-    for method in magnitude sparsegpt wanda ria; do
-        line "$pattern" $method no "$@"
-        line "$pattern" $method yes --refit "$@"
+    for method in ${METHODS:-magnitude wanda ria sparsegpt obs}; do
+        for refit in ${REFITS:-no yes}; do
+            case $refit in
+            no) line "$pattern" "$method" no "$@" ;;
+            *) line "$pattern" "$method" yes --refit "$@" ;;
+            esac
+        done
     done
 done

@@ -10,7 +10,7 @@
 #include "load.h"
 
 const char *const calibration_methods[] = {"magnitude", "square",    "obd", "wanda",
-                                           "ria",       "sparsegpt", NULL};
+                                           "ria",       "sparsegpt", "obs", NULL};
 const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
 
 typedef struct calibration_job {

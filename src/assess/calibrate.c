@@ -7,8 +7,8 @@
 
 #define ALREADY_PRUNED 0.25 /* share of zeros that is no accident */
 
-static const char *const method_names[] = {"magnitude", "square", "obd",
-                                           "wanda",     "ria",    "sparsegpt"};
+static const char *const method_names[] = {"magnitude", "square",    "obd", "wanda",
+                                           "ria",       "sparsegpt", "obs"};
 static const char *const targets_names[] = {"stream", "dense", "layer"};
 
 const char *esp_method_name(esp_method method)
@@ -68,7 +68,7 @@ static esp_status check_samples(esp_calibration *calibration, esp_error *error)
     esp_calibration_summary *summary = &calibration->summary;
     const esp_calibration_options *options = calibration->options;
     summary->tokens_per_input = (double)summary->tokens / (double)ESP_MAX(1, summary->widest_in);
-    bool solves = options->refit || options->method == ESP_METHOD_SPARSE_GPT;
+    bool solves = options->refit || options->method >= ESP_METHOD_SPARSE_GPT;
     if (solves && summary->tokens < summary->widest_in) {
         return esp_fail(
             error, ESP_BAD_ARGUMENT, "calibrate.too_short",
@@ -212,7 +212,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 static esp_status check_options(const esp_calibration_options *options, esp_error *error)
 {
-    if ((unsigned)options->method > ESP_METHOD_SPARSE_GPT ||
+    if ((unsigned)options->method > ESP_METHOD_OBS ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_method",
                         "method %d or targets %d are none of the known ones", (int)options->method,

@@ -131,7 +131,7 @@ static double *take(esp_context *context, int64_t rows, int64_t columns)
 static bool uses_dense(const esp_calibration_options *options)
 {
     return options->targets != ESP_TARGETS_LAYER &&
-           (options->refit || options->method == ESP_METHOD_SPARSE_GPT);
+           (options->refit || options->method >= ESP_METHOD_SPARSE_GPT);
 }
 
 /* Sizes are known after a run over the first sample that copies nothing. */

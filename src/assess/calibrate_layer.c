@@ -28,7 +28,7 @@ bool esp_calibration_looks(const esp_calibration_options *options)
 
 static bool needs_target(const esp_calibration_options *options)
 {
-    return options->refit || options->method == ESP_METHOD_SPARSE_GPT;
+    return options->refit || options->method >= ESP_METHOD_SPARSE_GPT;
 }
 
 static void multiply(const layer_job *job, const double *a, const double *b, double beta, double *c)
@@ -156,12 +156,24 @@ static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error
     return status;
 }
 
+static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    ESP_TRY(need_inverse(job, error));
+    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    return esp_panel_obs(calibration->algebra, job->pattern, job->out, job->in,
+                         calibration->inputs.inverse, job->result, mask, error);
+}
+
 static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error)
 {
     static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
                                              ESP_LAYER_WANDA, ESP_LAYER_RIA};
     esp_method method = job->calibration->options->method;
-    if (method == ESP_METHOD_SPARSE_GPT) {
+    if (method == ESP_METHOD_OBS && esp_panel_obs_takes(job->pattern)) {
+        return by_panel_obs(job, mask, error);
+    }
+    if (method >= ESP_METHOD_SPARSE_GPT) {
         return by_sparse_gpt(job, mask, error);
     }
     ESP_TRY(mask_by_score(job, scores[method], job->weights, mask, error));

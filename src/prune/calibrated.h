@@ -87,4 +87,12 @@ ESP_MUST_CHECK esp_status esp_sparse_gpt(const esp_algebra *algebra, const esp_p
 /* Whether it chooses the mask. */
 bool esp_sparse_gpt_chooses(const esp_pattern *pattern);
 
+/* Panels by second order: columns of a panel go one by one by what that costs all its rows, with
+ * updates, then two of each four by SparseGPT's sweep (panel_obs.c). For V:2:M and free panels.
+ * inverse: H^-1, [in][in]; weights: T at first, the kept ones at the end. */
+bool esp_panel_obs_takes(const esp_pattern *pattern);
+ESP_MUST_CHECK esp_status esp_panel_obs(const esp_algebra *algebra, const esp_pattern *pattern,
+                                        int64_t out, int64_t in, const double *inverse,
+                                        double *weights, esp_mask **mask, esp_error *error);
+
 #endif

@@ -252,6 +252,8 @@ static void patterns(test_run *run)
     } wanted[] = {{"2:4", "\"2:4\"", ESP_METHOD_SPARSE_GPT},
                   {"16:2:8", "\"16:2:8\"", ESP_METHOD_SPARSE_GPT},
                   {"64:2:5", ":2:5\"", ESP_METHOD_OBD},
+                  {"16:2:8", "\"16:2:8\"", ESP_METHOD_OBS},
+                  {"panel:16@0.75", "\"panel:16@0.75\"", ESP_METHOD_OBS},
                   {"4:8", "\"4:8\"", ESP_METHOD_WANDA},
                   {"panel:16@0.75", "\"panel:16@0.75\"", ESP_METHOD_SPARSE_GPT},
                   {"block:16x16@0.5", "\"block:16x16@0.5\"", ESP_METHOD_RIA},

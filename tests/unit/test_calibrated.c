@@ -118,7 +118,8 @@ static bool read_golden(FILE *file, golden *read)
     if (fscanf(file, "%31s %31s %1088s", read->name, read->pattern, read->bits) != 3) {
         return false;
     }
-    read->has_values = strcmp(read->name, "sparsegpt") == 0 || strcmp(read->name, "refit") == 0;
+    read->has_values = strcmp(read->name, "sparsegpt") == 0 || strcmp(read->name, "refit") == 0 ||
+                       strcmp(read->name, "panels") == 0;
     for (int i = 0; read->has_values && i < OUT * IN; i++) {
         if (fscanf(file, "%lf", &read->values[i]) != 1) {
             return false;
@@ -179,6 +180,16 @@ static esp_status by_sparse_gpt(bench *b, const esp_pattern *pattern, esp_mask *
     return status;
 }
 
+static esp_status by_panels(bench *b, const esp_pattern *pattern, esp_mask **mask, esp_error *error)
+{
+    double *inverse = invert(b);
+    memcpy(b->result, b->weights, (size_t)(b->out * b->in) * sizeof *b->result);
+    esp_status status =
+        esp_panel_obs(b->algebra, pattern, b->out, b->in, inverse, b->result, mask, error);
+    free(inverse);
+    return status;
+}
+
 static esp_status make(bench *b, const golden *wanted, esp_mask **mask, esp_error *error)
 {
     static const char *const names[] = {"abs", "square", "obd", "wanda", "ria", "obs"};
@@ -186,6 +197,9 @@ static esp_status make(bench *b, const golden *wanted, esp_mask **mask, esp_erro
     ESP_TRY(esp_pattern_parse(wanted->pattern, &pattern, error));
     if (strcmp(wanted->name, "sparsegpt") == 0) {
         return by_sparse_gpt(b, &pattern, mask, error);
+    }
+    if (strcmp(wanted->name, "panels") == 0) {
+        return by_panels(b, &pattern, mask, error);
     }
     for (int i = 0; i < ESP_COUNT(names); i++) {
         if (strcmp(names[i], wanted->name) == 0) {
@@ -231,7 +245,7 @@ static void papers(test_run *run)
         }
         fclose(file);
         test_sub(run, "all of the file");
-        CHECK_INT(count, 15);
+        CHECK_INT(count, 18);
     }
 }
 
@@ -409,6 +423,51 @@ static void fixed_masks(test_run *run)
     }
 }
 
+/* Panels of any shape: what is written fits the pattern, and costs less than SparseGPT. */
+static void panels(test_run *run)
+{
+    static const struct {
+        const char *pattern;
+        int64_t out, in;
+    } layers[] = {{"16:2:8", 50, 96},        {"64:2:5", 70, 63},  {"8:2:16", 20, 50},
+                  {"panel:16@0.75", 40, 80}, {"1:2:8", 3, 40},    {"panel:64@0.9", 10, 30},
+                  {"16:2:8", 17, 5},         {"32:2:100", 33, 64}};
+    for (int i = 0; i < ESP_COUNT(layers); i++) {
+        test_sub(run, "%s of %dx%d", layers[i].pattern, (int)layers[i].out, (int)layers[i].in);
+        bench b;
+        esp_mask *mask = NULL, *other = NULL;
+        esp_pattern pattern;
+        esp_sparse *sparse = NULL;
+        double squared = 0, by_gpt = 0;
+        CHECK_OK(esp_pattern_parse(layers[i].pattern, &pattern, error));
+        REQUIRE(bench_open(run, &b, layers[i].out, layers[i].in, 250, i % 2 == 1, test_seed(run)));
+        CHECK_OK(by_panels(&b, &pattern, &mask, error));
+        float *values = malloc((size_t)(b.out * b.in) * sizeof *values);
+        int64_t astray = 0;
+        for (int64_t k = 0; mask != NULL && k < b.out * b.in; k++) {
+            values[k] = (float)b.result[k];
+            astray += b.result[k] != 0 && !esp_mask_get(mask, k / b.in, k % b.in);
+        }
+        CHECK_INT(astray, 0);
+        const esp_tensor dense = {
+            .dtype = ESP_F32, .rank = 2, .shape = {b.out, b.in}, .data = values};
+        CHECK_OK(esp_sparse_encode(b.context, &pattern, &dense, mask, &sparse, error));
+        CHECK_OK(
+            esp_layer_error(b.algebra, &b.inputs, b.out, b.result, b.weights, &squared, error));
+        if (esp_sparse_gpt_chooses(&pattern)) {
+            CHECK_OK(by_sparse_gpt(&b, &pattern, &other, error));
+            CHECK_OK(
+                esp_layer_error(b.algebra, &b.inputs, b.out, b.result, b.weights, &by_gpt, error));
+            CHECK(squared <= 1.1 * by_gpt); /* greedy both: less as a rule */
+        }
+        esp_sparse_free(sparse);
+        free(values);
+        esp_mask_free(mask);
+        esp_mask_free(other);
+        bench_close(run, &b);
+    }
+}
+
 /* Weights that are not finite are never hidden, and a matrix without an inverse is told. */
 static void odd_numbers(test_run *run)
 {
@@ -435,6 +494,7 @@ static const test_case cases[] = {
     {"refit and a dense solver", solver},
     {"errors and outputs", outputs},
     {"fixed masks", fixed_masks},
+    {"panels by second order", panels},
     {"odd numbers", odd_numbers},
 };
 

@@ -77,6 +77,42 @@ def sparse_gpt(weights, gram, choose, width, block):
     return mask, w
 
 
+def panel_obs(weights, gram, v, group, kept):
+    """Columns of each panel go one by one, every time by the whole problem solved anew; then two of
+    four by the sweep above within the kept ones. group: of which four stay; 0: `kept` of all."""
+    goal = weights @ gram
+    mask, made = torch.zeros_like(weights, dtype=torch.bool), torch.zeros_like(weights)
+    for r in range(0, OUT, v):
+        rows, left = slice(r, r + v), list(range(IN))
+        while True:
+            inverse = torch.linalg.inv(gram[left][:, left])
+            w = goal[rows][:, left] @ inverse
+            cost = (w ** 2).sum(0) / torch.diag(inverse)
+            count = {}
+            for c in left:
+                count[c // group if group else 0] = count.get(c // group if group else 0, 0) + 1
+            free = [count[c // group] > 4 if group else len(left) > kept for c in left]
+            if not any(free):
+                break
+            cost[~torch.tensor(free)] = float("inf")
+            del left[int(cost.argmin())]
+        upper = torch.linalg.cholesky(inverse, upper=True)
+        starts = [j for j, c in enumerate(left)
+                  if (j == 0 or c // group != left[j - 1] // group if group else j % 4 == 0)]
+        for first, last in zip(starts, starts[1:] + [len(left)]):
+            keep = best(w[:, first:last] ** 2 / torch.diag(upper)[first:last] ** 2,
+                        min(2, last - first))
+            for j in range(first, last):
+                error = torch.where(keep[:, j - first], torch.zeros(len(w)), w[:, j]) / upper[j, j]
+                w[:, j] = torch.where(keep[:, j - first], w[:, j], torch.zeros(len(w)))
+                w[:, j + 1:] -= error[:, None] * upper[j, j + 1:]
+            for i in range(len(w)):
+                for j in range(first, last):
+                    mask[r + i, left[j]] = keep[i, j - first]
+        made[rows, left] = w
+    return mask, made
+
+
 def refit(mask, weights, gram):
     goal, made = weights @ gram, torch.zeros_like(weights)
     for r in range(OUT):
@@ -109,6 +145,9 @@ def main():
     show("sparsegpt 3:7", *sparse_gpt(weights, gram, keep_of(3), 7, 126))
     show("sparsegpt 4:2:8", *sparse_gpt(weights, gram, lambda p: panel(p, 4), 8, 128))
     show("sparsegpt 4:2:5", *sparse_gpt(weights, gram, lambda p: panel(p, 4), 5, 125))
+    show("panels 4:2:8", *panel_obs(weights, gram, 4, 8, 0))
+    show("panels 4:2:5", *panel_obs(weights, gram, 4, 5, 0))
+    show("panels panel:4@0.75", *panel_obs(weights, gram, 4, 0, 68))
     for name, keep in (("2:4", by_groups(scores["wanda"], keep_of(2), 4)),
                        ("4:2:8", by_groups(scores["wanda"], lambda p: panel(p, 4), 8))):
         show(f"refit {name}", keep, refit(keep, weights, gram))
