@@ -127,10 +127,11 @@ typedef enum esp_method {
 
 /* What the outputs of a pruned layer are to come near to, in SparseGPT and in a refit. */
 typedef enum esp_targets {
-    ESP_TARGETS_STREAM = 0, /* the dense model's, and what layers that add to the residual stream
-                               add makes up for what it has lost by then */
-    ESP_TARGETS_DENSE,      /* the dense model's */
-    ESP_TARGETS_LAYER       /* those of the layer's own dense weights on the same inputs */
+    /* The dense model's; layers that add to the residual stream also make up for what the stream
+     * has lost by then */
+    ESP_TARGETS_STREAM = 0,
+    ESP_TARGETS_DENSE, /* the dense model's */
+    ESP_TARGETS_LAYER  /* those of the layer's own dense weights on the same inputs */
 } esp_targets;
 
 /* Seen once a pruned layer is done. Errors are |W X - Y|^2 / |Y|^2 over the calibration's tokens, Y

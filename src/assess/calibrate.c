@@ -276,6 +276,12 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.no_target",
                         "calibrated pruning writes a new folder: give its name, and no dry run");
     }
+    if (strcmp(device->backend->name, "ref") != 0 && strcmp(device->backend->name, "cpu") != 0) {
+        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                        "device '%s': calibration looks at activations in the host's memory; use "
+                        "--device cpu",
+                        device->name);
+    }
     ESP_TRY(esp_checkpoint_open(device->context, model_dir, &checkpoint, error));
     esp_calibration job = {.context = device->context,
                            .device = device,
