@@ -42,18 +42,19 @@ static esp_status check_args(const convert_args *args, esp_error *error)
             "either --compress or --dense, or --to FORM, must be given; see 'espalier convert "
             "--help'");
     }
-    if (args->to != NULL && (args->which.pattern != NULL || args->which.rules.count > 0)) {
+    if (args->to != NULL && (args->which.pattern != NULL || args->which.recipe != NULL ||
+                             args->which.rules.count > 0)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
                         "--to stores the zeros that are there and takes no patterns; see 'espalier "
                         "convert --help'");
     }
-    if (args->compress && args->which.pattern == NULL) {
+    if (args->compress && args->which.pattern == NULL && args->which.recipe == NULL) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
                         "--compress needs --pattern PATTERN, for example -p 2:4; see 'espalier "
                         "convert --help'");
     }
-    bool has_patterns =
-        args->which.pattern != NULL || args->which.rules.count > 0 || args->which.skips.count > 0;
+    bool has_patterns = args->which.pattern != NULL || args->which.recipe != NULL ||
+                        args->which.rules.count > 0 || args->which.skips.count > 0;
     if (args->dense && has_patterns) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
                         "--dense decodes every layer and takes no patterns or skips; see 'espalier "
@@ -89,10 +90,10 @@ static esp_status run(cli_state *cli, esp_error *error)
     const convert_args *args = cli->args;
     TRY(check_args(args, error));
     esp_prune_options options = {0};
-    esp_pattern_rule *rules;
-    TRY(parse_patterns(&args->which, &options, &rules, error));
-    esp_status status = convert(cli, &options, error);
-    free(rules);
+    pattern_rules rules;
+    esp_status status = parse_patterns(&args->which, &options, &rules, error);
+    status = status == ESP_OK ? convert(cli, &options, error) : status;
+    pattern_rules_free(&rules);
     return status;
 }
 

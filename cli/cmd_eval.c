@@ -13,7 +13,7 @@
 #define DEFAULT_CONTEXT 512 /* unless the model's is shorter */
 
 typedef struct eval_args {
-    const char *text, *retrieval, *images, *baseline;
+    const char *text, *retrieval, *choices, *images, *baseline;
     int64_t context, stride, max_tokens, max_images;
     plan_args plan;
 } eval_args;
@@ -139,15 +139,19 @@ static esp_status run(cli_state *cli, esp_error *error)
     eval_job job = {.cli = cli, .args = cli->args};
     cli->plan = &job.args->plan;
     const eval_args *args = job.args;
-    int given = (args->text != NULL) + (args->retrieval != NULL) + (args->images != NULL);
+    int given = (args->text != NULL) + (args->retrieval != NULL) + (args->choices != NULL) +
+                (args->images != NULL);
     if (given != 1) {
         return cli_fail(error, ESP_BAD_ARGUMENT,
                         given > 0 ? "usage.extra_option" : "usage.missing_option",
-                        "one of --text, --retrieval and --images must be given; see 'espalier eval "
-                        "--help'");
+                        "one of --text, --retrieval, --multiple-choice and --images must be given; "
+                        "see 'espalier eval --help'");
     }
     if (args->retrieval != NULL) {
         return eval_retrieval(cli, args->retrieval, args->baseline, error);
+    }
+    if (args->choices != NULL) {
+        return eval_choices(cli, args->choices, args->baseline, error);
     }
     if (args->images != NULL) {
         return eval_images(cli, args->images, args->baseline, args->max_images, error);
@@ -173,6 +177,12 @@ static const cli_option options[] = {
      .offset = FIELD(retrieval),
      .argument = "FILE",
      .help = "encoders: pairs, a query, a tab and its document a line"},
+    {.name = "multiple-choice",
+     .kind = OPTION_TEXT,
+     .offset = FIELD(choices),
+     .argument = "FILE",
+     .help = "questions, a JSON object a line: {\"context\": TEXT, \"choices\": [TEXT, ...], "
+             "\"answer\": NUMBER}"},
     {.name = "images",
      .kind = OPTION_TEXT,
      .offset = FIELD(images),
@@ -224,7 +234,7 @@ static const cli_option options[] = {
 const cli_command eval_command = {
     .name = "eval",
     .summary = "measure quality on texts or images, and the distance to a dense model",
-    .operands = "MODEL --text FILE | --retrieval FILE | --images PATH",
+    .operands = "MODEL --text FILE | --retrieval FILE | --multiple-choice FILE | --images PATH",
     .least_operands = 1,
     .most_operands = 1,
     .options = options,
@@ -239,4 +249,9 @@ const cli_command eval_command = {
         "token.\n"
         "With --retrieval an encoder makes a vector of every text, and each query looks for its "
         "document among all documents by cosine: the share of queries that find it first, among "
-        "the first ten, and the mean of 1 / rank."};
+        "the first ten, and the mean of 1 / rank.\n"
+        "With --multiple-choice a decoder says how likely each choice is to go on from the "
+        "context: "
+        "the share of questions whose answer has the largest sum of ln p, and the largest sum "
+        "divided by the choice's bytes. Answers count from 0; a space between context and choice "
+        "belongs to the choice."};

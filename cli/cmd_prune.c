@@ -66,10 +66,10 @@ static esp_status run(cli_state *cli, esp_error *error)
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
                         "--out FOLDER must be given, or --dry-run; see 'espalier prune --help'");
     }
-    if (args->which.pattern == NULL) {
+    if (args->which.pattern == NULL && args->which.recipe == NULL) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
-                        "--pattern PATTERN must be given, for example -p 64:2:8; see 'espalier "
-                        "prune --help'");
+                        "--pattern PATTERN must be given, for example -p 64:2:8, or --recipe FILE; "
+                        "see 'espalier prune --help'");
     }
     TRY(check_calibration(args, error));
     esp_prune_options options = {.mask = {.score = (esp_score)args->score,
@@ -78,10 +78,10 @@ static esp_status run(cli_state *cli, esp_error *error)
                                  .dry_run = args->dry_run,
                                  .force = args->force};
     TRY(parse_shard_size(args->shard_size, &options.shard_bytes, error));
-    esp_pattern_rule *rules;
-    TRY(parse_patterns(&args->which, &options, &rules, error));
-    esp_status status = prune(cli, &options, error);
-    free(rules);
+    pattern_rules rules;
+    esp_status status = parse_patterns(&args->which, &options, &rules, error);
+    status = status == ESP_OK ? prune(cli, &options, error) : status;
+    pattern_rules_free(&rules);
     return status;
 }
 

@@ -6,10 +6,10 @@
 #include <string.h>
 
 #include "load.h"
+#include "token_counts.h"
 #include "tuning_file.h"
 
 #define MAX_OPERANDS 1024
-#define MAX_TOKEN_COUNTS 32
 
 typedef struct tune_args {
     const char *tokens;
@@ -66,28 +66,6 @@ static esp_status add_problem(problem_list *list, const esp_matmul_problem *prob
     return ESP_OK;
 }
 
-static esp_status parse_tokens(const char *text, int64_t counts[MAX_TOKEN_COUNTS], int *count,
-                               esp_error *error)
-{
-    *count = 0;
-    for (const char *at = text;; at++) {
-        char *end = NULL;
-        long long value = *at >= '0' && *at <= '9' ? strtoll(at, &end, 10) : 0;
-        if (value < 1 || value > INT32_MAX || *count == MAX_TOKEN_COUNTS ||
-            (*end != ',' && *end != '\0')) {
-            return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
-                            "--tokens '%.64s': up to %d token counts such as 1,16,128,512 were "
-                            "expected",
-                            text, MAX_TOKEN_COUNTS);
-        }
-        counts[(*count)++] = value;
-        at = end;
-        if (*at == '\0') {
-            return ESP_OK;
-        }
-    }
-}
-
 /* Only the outline of the model is wanted, but shapes and epilogues are known once it is loaded. */
 static esp_status add_model(cli_state *cli, const char *path, problem_list *list, esp_error *error)
 {
@@ -96,7 +74,7 @@ static esp_status add_model(cli_state *cli, const char *path, problem_list *list
     int count;
     loaded_model loaded = {0};
     esp_model_layer layer;
-    TRY(parse_tokens(args->tokens, counts, &count, error));
+    TRY(parse_token_counts(args->tokens, MAX_TOKEN_COUNTS, counts, &count, error));
     esp_status status = load_model(cli, path, false, &loaded, error);
     for (int i = 0; i < count && status == ESP_OK; i++) {
         for (int64_t k = 0;

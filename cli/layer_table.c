@@ -24,34 +24,53 @@ static esp_status parse_rule(const char *text, char *copy, esp_pattern_rule *rul
     return esp_pattern_parse(equals + 1, &rule->pattern, error);
 }
 
-esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
-                          esp_pattern_rule **rules, esp_error *error)
+static esp_status take_recipe(const pattern_args *args, esp_prune_options *options,
+                              pattern_rules *rules, esp_error *error)
 {
-    size_t bytes = (size_t)args->rules.count * sizeof **rules, text_bytes = 1;
-    for (int i = 0; i < args->rules.count; i++) {
+    if (args->recipe == NULL) {
+        return ESP_OK;
+    }
+    TRY(recipe_load(args->recipe, &rules->recipe, error));
+    options->pattern = rules->recipe.pattern;
+    return ESP_OK;
+}
+
+esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
+                          pattern_rules *rules, esp_error *error)
+{
+    *rules = (pattern_rules){0};
+    TRY(take_recipe(args, options, rules, error));
+    int own = args->rules.count, count = own + rules->recipe.count;
+    size_t bytes = (size_t)count * sizeof *rules->rules, text_bytes = 1;
+    for (int i = 0; i < own; i++) {
         text_bytes += strlen(args->rules.items[i]) + 1;
     }
-    esp_pattern_rule *parsed = calloc(1, bytes + text_bytes);
-    if (parsed == NULL) {
+    rules->rules = calloc(1, bytes + text_bytes);
+    if (rules->rules == NULL) {
         return cli_fail_memory(error, "pattern rules");
     }
-    char *copy = (char *)parsed + bytes;
-    esp_status status =
-        args->pattern != NULL ? esp_pattern_parse(args->pattern, &options->pattern, error) : ESP_OK;
-    for (int i = 0; i < args->rules.count && status == ESP_OK; i++) {
-        status = parse_rule(args->rules.items[i], copy, &parsed[i], error);
+    if (args->pattern != NULL) {
+        TRY(esp_pattern_parse(args->pattern, &options->pattern, error));
+    }
+    char *copy = (char *)rules->rules + bytes;
+    for (int i = 0; i < own; i++) {
+        TRY(parse_rule(args->rules.items[i], copy, &rules->rules[i], error));
         copy += strlen(args->rules.items[i]) + 1;
     }
-    if (status != ESP_OK) {
-        free(parsed);
-        return status;
+    for (int i = own; i < count; i++) {
+        rules->rules[i] = rules->recipe.rules[i - own];
     }
-    options->rules = parsed;
-    options->rule_count = args->rules.count;
+    options->rules = rules->rules;
+    options->rule_count = count;
     options->skips = args->skips.items;
     options->skip_count = args->skips.count;
-    *rules = parsed;
     return ESP_OK;
+}
+
+void pattern_rules_free(pattern_rules *rules)
+{
+    free(rules->rules);
+    recipe_free(&rules->recipe);
 }
 
 esp_status parse_shard_size(const char *text, uint64_t *bytes, esp_error *error)

@@ -4,11 +4,12 @@
 
 #include "cli.h"
 #include "output.h"
+#include "recipe.h"
 
 /* ---- which layer gets which pattern ---- */
 
 typedef struct pattern_args {
-    const char *pattern;
+    const char *pattern, *recipe;
     text_list rules; /* GLOB=PATTERN */
     text_list skips;
 } pattern_args;
@@ -21,6 +22,11 @@ typedef struct pattern_args {
      .offset = offsetof(type, which.pattern),                                                      \
      .argument = "PATTERN",                                                                        \
      .help = "2:4, 64:2:8, panel:64@0.75, 4:8, dense..."},                                         \
+        {.name = "recipe",                                                                         \
+         .kind = OPTION_TEXT,                                                                      \
+         .offset = offsetof(type, which.recipe),                                                   \
+         .argument = "FILE",                                                                       \
+         .help = "patterns layer by layer, as 'espalier advise --recipe' writes them"},            \
         {.name = "pattern-for",                                                                    \
          .kind = OPTION_LIST,                                                                      \
          .offset = offsetof(type, which.rules),                                                    \
@@ -31,9 +37,17 @@ typedef struct pattern_args {
         .argument = "GLOB", .help = "leave layers of that name as they are; wins over patterns"    \
     }
 
-/* Fills the pattern, rules and skips of options; *rules and options->rules are to be freed. */
+/* What the options of a run point to. */
+typedef struct pattern_rules {
+    esp_pattern_rule *rules; /* of the command line, then of the recipe */
+    recipe recipe;
+} pattern_rules;
+
+/* Fills the pattern, rules and skips of options; a recipe's rules come behind those of the command
+ * line. rules: to be freed, after a failure too. */
 ESP_MUST_CHECK esp_status parse_patterns(const pattern_args *args, esp_prune_options *options,
-                                         esp_pattern_rule **rules, esp_error *error);
+                                         pattern_rules *rules, esp_error *error);
+void pattern_rules_free(pattern_rules *rules);
 
 /* An entry of an option table for the struct `type` with a member shard_size, a text. */
 #define SHARD_OPTION(type)                                                                         \

@@ -1,4 +1,4 @@
-/* Encoders: what `run` and `eval` do with models that make vectors of texts. */
+/* Texts line by line: what `run` and `eval` do with encoders, and questions for decoders. */
 #ifndef CLI_TEXTS_H
 #define CLI_TEXTS_H
 
@@ -35,7 +35,13 @@ ESP_MUST_CHECK esp_status run_texts(cli_state *cli, const run_texts_args *args, 
 ESP_MUST_CHECK esp_status eval_retrieval(cli_state *cli, const char *file, const char *baseline,
                                          esp_error *error);
 
-/* ---- both ---- */
+/* ---- eval: multiple choice (eval_choices.c) ---- */
+
+/* file: a JSON object a line, {"context": TEXT, "choices": [TEXT, ...], "answer": NUMBER}. */
+ESP_MUST_CHECK esp_status eval_choices(cli_state *cli, const char *file, const char *baseline,
+                                       esp_error *error);
+
+/* ---- all of them ---- */
 
 /* Texts of a file that lie in one block. */
 typedef struct text_lines {

@@ -1,6 +1,7 @@
 /* The tuning file. It is replaced whole: a temporary beside it, fsync, rename, so that a reader
- * sees the old or the new one. Writers take turns by a lock on a second file that is never
- * replaced, and merge with what the file holds by then, so that none loses what another measured.
+ * sees the old or the new one (whole_file.c). Writers take turns by a lock on a second file that is
+ * never replaced, and merge with what the file holds by then, so that none loses what another
+ * measured.
  */
 #include "tuning_file.h"
 
@@ -11,6 +12,8 @@
 #include <sys/file.h>
 #include <sys/stat.h>
 #include <unistd.h>
+
+#include "whole_file.h"
 
 bool tuning_path(char path[TUNING_PATH_MAX])
 {
@@ -136,60 +139,13 @@ static void make_folders(const char *path)
     }
 }
 
-typedef struct file_writer {
-    int descriptor;
-    bool failed;
-} file_writer;
-
-static void write_all(void *user, const char *text, size_t length)
-{
-    file_writer *writer = user;
-    while (length > 0 && !writer->failed) {
-        ssize_t done = write(writer->descriptor, text, length);
-        if (done < 0 && errno == EINTR) {
-            continue;
-        }
-        writer->failed = done <= 0;
-        text += done > 0 ? done : 0;
-        length -= done > 0 ? (size_t)done : 0;
-    }
-}
-
-static void sync_folder(const char *path)
-{
-    char folder[TUNING_PATH_MAX];
-    snprintf(folder, sizeof folder, "%s", path);
-    char *slash = strrchr(folder, '/');
-    if (slash != NULL) {
-        slash[slash == folder] = '\0';
-    }
-    int descriptor = open(slash != NULL ? folder : ".", O_RDONLY | O_DIRECTORY | O_CLOEXEC);
-    if (descriptor >= 0) {
-        (void)fsync(descriptor);
-        close(descriptor);
-    }
-}
-
 static esp_status replace(cli_state *cli, const char *path, esp_error *error)
 {
-    char temporary[TUNING_PATH_MAX + 16];
-    snprintf(temporary, sizeof temporary, "%s.XXXXXX", path);
-    file_writer writer = {.descriptor = mkostemp(temporary, O_CLOEXEC)};
-    if (writer.descriptor < 0) {
-        return system_failed(path, "no file can be made beside it", error);
-    }
-    esp_status status = esp_tuning_write(cli->context, write_all, &writer, error);
-    bool written = !writer.failed && fsync(writer.descriptor) == 0;
-    written = close(writer.descriptor) == 0 && written;
-    if (status == ESP_OK && (!written || rename(temporary, path) != 0)) {
-        status = system_failed(path, "it cannot be written", error);
-    }
-    if (status != ESP_OK) {
-        unlink(temporary);
-        return status;
-    }
-    sync_folder(path);
-    return ESP_OK;
+    whole_file file;
+    TRY(whole_file_begin(&file, path, error));
+    esp_status status = esp_tuning_write(cli->context, whole_file_write, &file, error);
+    esp_status ended = whole_file_end(&file, status != ESP_OK, status == ESP_OK ? error : NULL);
+    return status != ESP_OK ? status : ended;
 }
 
 static esp_status merge_and_replace(cli_state *cli, const char *path, esp_error *error)

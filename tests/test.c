@@ -231,6 +231,13 @@ void test_write_file(test_run *run, const char *path, const void *data, size_t b
     }
 }
 
+static void list_cases(const test_case *cases, int count)
+{
+    for (int i = 0; i < count; i++) {
+        puts(cases[i].name);
+    }
+}
+
 int test_main(int argc, char **argv, const test_case *cases, int count)
 {
     const char *slash = strrchr(argv[0], '/');
@@ -241,12 +248,20 @@ int test_main(int argc, char **argv, const test_case *cases, int count)
     for (int i = 1; i < argc; i++) {
         if (strcmp(argv[i], "-v") == 0) {
             run.verbose = true;
+        } else if (strcmp(argv[i], "-l") == 0) {
+            list_cases(cases, count);
+            return 0;
         } else {
             only = argv[i];
         }
     }
+    bool whole = false; /* a case of just that name is meant alone */
+    for (int i = 0; only != NULL && i < count; i++) {
+        whole = whole || strcmp(cases[i].name, only) == 0;
+    }
     for (int i = 0; i < count; i++) {
-        if (only != NULL && strstr(cases[i].name, only) == NULL) {
+        if (only != NULL &&
+            !(whole ? strcmp(cases[i].name, only) == 0 : strstr(cases[i].name, only) != NULL)) {
             continue;
         }
         run.case_name = cases[i].name;

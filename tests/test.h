@@ -1,7 +1,8 @@
 /* A test program is an explicit array of named cases. A case may open counted sub-cases, so that
  * "each refused file" or "each shape" is one line of the report. Output: one line per failure (and
- * per case with -v), then "N passed, N failed, N skipped". Arguments: -v, and a substring that
- * selects cases. Environment: TEST_SEED. */
+ * per case with -v), then "N passed, N failed, N skipped". Arguments: -v; -l, which only
+ * lists the cases; and a case's name, or a
+ * part of the names of several, which alone run. Environment: TEST_SEED. */
 #ifndef ESP_TESTS_TEST_H
 #define ESP_TESTS_TEST_H
 

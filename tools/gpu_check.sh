@@ -1,15 +1,15 @@
 #!/bin/sh
 # Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
 # table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
-# without one it is built here. Four to six minutes on a machine with 16 cores. Environment:
+# without one it is built here. Environment:
 #   STEPS   of: tests random sanitizers tune rivals bench (all of these), and table
-#   SEEDS (8) draw ROUNDS (2000) random problems each, side by side; an eighth at least is of each family
+#   SEEDS (8) draw ROUNDS (250) random problems each, of each family of kernels
 #   SHAPES, FEW   of the timing table, OUTxINxTOKENS
 #   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
 # The last line says how many steps passed and failed.
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check}
-rounds=${ROUNDS:-2000} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench}
+rounds=${ROUNDS:-250} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench}
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 [ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
@@ -22,11 +22,11 @@ nvidia-smi --query-gpu=name,driver_version --format=csv,noheader 2>/dev/null || 
 }
 passed=0 failed=0 skipped=0
 wanted() { case " $steps " in *" $1 "*) ;; *) return 1 ;; esac }
-# settle NAME STATUS STARTED: one line for a step, and the first errors of its log.
+# settle NAME STATUS SECONDS: one line for a step, and the first errors of its log.
 settle() {
     # A program without such cases is no step.
     tail -n 1 "$out/$1.log" | grep -q ': 0 passed, 0 failed, 0 skipped$' && [ "$2" = 0 ] && return
-    echo "$1: status $2 ($(($(date +%s) - $3)) s) $(tail -n 1 "$out/$1.log")"
+    echo "$1: status $2 ($3 s) $(tail -n 1 "$out/$1.log")"
     if [ "$2" = 0 ]; then
         passed=$((passed + 1))
     else
@@ -39,7 +39,27 @@ step() {
     shift
     started=$(date +%s)
     "$@" >"$out/$name.log" 2>&1
-    settle "$name" $? "$started"
+    settle "$name" $? $(($(date +%s) - started))
+}
+# later NAME COMMAND...: a step that may run beside others; all_at_once runs what has gathered. The reference on
+# the processor takes most of the time, so there are as many at a time as there are processors.
+later() {
+    name=$1
+    shift
+    echo "s=\$(date +%s); { $*; } >$out/$name.log 2>&1; echo \$? \$((\$(date +%s) - s)) >$out/$name.status" >>"$out/gathered"
+    names="$names $name"
+}
+names='' jobs=$(nproc)
+all_at_once() {
+    [ -n "$names" ] || return
+    tr '\n' '\0' <"$out/gathered" | xargs -0 -n 1 -P "$jobs" sh -c
+    for name in $names; do
+        # shellcheck disable=SC2046
+        settle "$name" $(cat "$out/$name.status")
+        rm -f "$out/$name.status"
+    done
+    rm -f "$out/gathered"
+    names=''
 }
 not_run() {
     echo "not run: $*"
@@ -47,40 +67,29 @@ not_run() {
 }
 
 # ---- right? ----
-if wanted tests; then
-    for test in "$build"/tests/test_cuda*; do
-        step "$(basename "$test")" "$test"
-    done
-fi
-# Random problems wait for the reference on the processor: seeds side by side.
-random() {
-    test=$1 name=$(basename "$1") seed=0
-    started=$(date +%s)
-    while [ $seed -lt "$seeds" ]; do
-        seed=$((seed + 1))
-        {
-            TEST_SEED=$seed TEST_ROUNDS=$rounds "$test" random >"$out/$name-$seed.log" 2>&1
-            echo $? >"$out/$name-$seed.status"
-        } &
-    done
-    wait
-    while [ $seed -gt 0 ]; do
-        settle "$name-$seed" "$(cat "$out/$name-$seed.status")" "$started"
-        rm -f "$out/$name-$seed.status"
-        seed=$((seed - 1))
-    done
-}
-if wanted random; then
-    for test in "$build"/tests/test_cuda*; do
-        random "$test"
-    done
-fi
+rm -f "$out/gathered"
+for test in "$build"/tests/test_cuda*; do
+    program=$(basename "$test")
+    "$test" -l >"$out/cases"
+    [ -s "$out/cases" ] || step "$program" false
+    while read -r case; do
+        of=$program-$(echo "$case" | tr ' ' '_') seed=0
+        wanted tests && later "$of" "$test '$case'"
+        case $case in random*) ;; *) continue ;; esac
+        while wanted random && [ $seed -lt "$seeds" ]; do
+            seed=$((seed + 1))
+            later "$of-$seed" "TEST_SEED=$seed TEST_ROUNDS=$rounds $test '$case'"
+        done
+    done <"$out/cases"
+done
+all_at_once
 if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in "$build"/tests/test_cuda*; do
-            step "$tool-$(basename "$test")" compute-sanitizer --tool $tool --error-exitcode 9 "$test" sanitizer
+            later "$tool-$(basename "$test")" "compute-sanitizer --tool $tool --error-exitcode 9 $test sanitizer"
         done
     done
+    all_at_once
 elif wanted sanitizers; then
     not_run "memcheck, racecheck, initcheck, synccheck: compute-sanitizer is not there"
 fi

@@ -69,6 +69,46 @@ ESP_MUST_CHECK ESP_API esp_status esp_eval_retrieval(
     const esp_model *model, const esp_model *baseline, const esp_tokenizer *tokenizer,
     const esp_text *queries, const esp_text *documents, int64_t pairs,
     const esp_retrieval_options *options, esp_retrieval_result *result, esp_error *error);
+
+/* ---- multiple choice ---- */
+
+/* Which ending goes on from the context is asked; `answer` is the right one, from 0. */
+typedef struct esp_question {
+    esp_text context;
+    const esp_text *endings; /* none is empty; a space that parts words belongs to the ending */
+    int count, answer;
+} esp_question;
+
+typedef struct esp_choice_options {
+    esp_progress_fn progress;
+    void *user;
+} esp_choice_options;
+
+typedef struct esp_choice_scores {
+    int64_t right;            /* questions whose answer has the largest ln p */
+    int64_t right_normalized; /* the largest ln p divided by bytes ("acc_norm") */
+    double accuracy, accuracy_normalized;
+} esp_choice_scores;
+
+typedef struct esp_choice_result {
+    int64_t questions, endings;
+    int64_t cut_questions; /* longer than the model's context: their beginnings are left out */
+    esp_choice_scores scores;
+    bool has_baseline;
+    esp_choice_scores baseline;
+    double agreement; /* share of questions where both choose the same ending, by bytes */
+    double seconds;   /* of the model */
+} esp_choice_result;
+
+/* Each question is asked of a decoder, from the template's prefix (BOS) on. baseline may be NULL;
+ * it must share the tokenizer. "eval.bad_question". */
+ESP_MUST_CHECK ESP_API esp_status esp_eval_choices(const esp_model *model,
+                                                   const esp_model *baseline,
+                                                   const esp_tokenizer *tokenizer,
+                                                   const esp_question *questions, int64_t count,
+                                                   const esp_choice_options *options,
+                                                   esp_choice_result *result, esp_error *error);
+
 /* ---- quality on images ---- */
 
 /* Image `index` of a set; its pixels must stay until the next call. */

@@ -2,6 +2,7 @@
 #ifndef ESPALIER_ESPALIER_H
 #define ESPALIER_ESPALIER_H
 
+#include <espalier/advise.h>
 #include <espalier/assess.h>
 #include <espalier/base.h>
 #include <espalier/checkpoint.h>

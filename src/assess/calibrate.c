@@ -276,7 +276,7 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.no_target",
                         "calibrated pruning writes a new folder: give its name, and no dry run");
     }
-    if (strcmp(device->backend->name, "ref") != 0 && strcmp(device->backend->name, "cpu") != 0) {
+    if (esp_device_is_far(device)) {
         return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
                         "device '%s': calibration looks at activations in the host's memory; use "
                         "--device cpu",

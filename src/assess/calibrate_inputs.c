@@ -11,7 +11,7 @@ typedef struct look {
     const esp_calibration *calibration;
     int wanted; /* group; -1: find out which there are */
     int group;  /* at which the run is; -1: before the first */
-    const float *memory;
+    const void *memory;
     bool found;
     int64_t in, out, tokens;
     float *x, *residual; /* copies; room for them is the caller's, residual NULL: not wanted */

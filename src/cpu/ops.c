@@ -15,6 +15,7 @@ typedef struct embed_job {
     const int32_t *ids;
     int64_t tokens;
     float *x;
+    bool adds;
 } embed_job;
 
 /* Blocks of features, so that the strided writes of neighbouring tokens share cache lines. */
@@ -30,19 +31,27 @@ static void embed_features(void *user, int64_t begin, int64_t end, int thread)
         for (int64_t t = 0; t < job->tokens; t++) {
             float row[TOKENS];
             esp_widen(job->table->dtype, data + (job->ids[t] * hidden + first) * width, count, row);
+            float *x = job->x + first * job->tokens + t;
             for (int64_t i = 0; i < count; i++) {
-                job->x[(first + i) * job->tokens + t] = row[i];
+                x[i * job->tokens] = job->adds ? x[i * job->tokens] + row[i] : row[i];
             }
         }
     }
 }
 
-static esp_status embed(esp_device *device, const esp_tensor *table, const int32_t *ids,
-                        int64_t tokens, float *x)
+static void run_embed(esp_device *device, embed_job job)
 {
-    embed_job job = {table, ids, tokens, x};
-    esp_parallel_for(device->context, esp_ceil_div(table->shape[1], TOKENS),
-                     1 + GRAIN / (TOKENS * tokens), embed_features, &job);
+    esp_parallel_for(device->context, esp_ceil_div(job.table->shape[1], TOKENS),
+                     1 + GRAIN / (TOKENS * job.tokens), embed_features, &job);
+}
+
+static esp_status embed(esp_device *device, void *stream, const esp_embedding *embedding)
+{
+    (void)stream;
+    for (int k = 0; k < embedding->count; k++) {
+        run_embed(device, (embed_job){embedding->tables[k], embedding->rows[k], embedding->columns,
+                                      embedding->x, k > 0});
+    }
     return ESP_OK;
 }
 
@@ -69,9 +78,10 @@ static void norm_tokens(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
-static esp_status rms_norm(esp_device *device, const float *x, const float *weight, float eps,
-                           int64_t features, int64_t tokens, float *y)
+static esp_status rms_norm(esp_device *device, void *stream, const void *x, const float *weight,
+                           float eps, int64_t features, int64_t tokens, void *y)
 {
+    (void)stream;
     norm_job job = {cpu_level_of(device), x, weight, eps, features, tokens, y};
     esp_parallel_for(device->context, esp_ceil_div(tokens, TOKENS), 1, norm_tokens, &job);
     return ESP_OK;
@@ -100,10 +110,11 @@ static void layer_norm_tokens(void *user, int64_t begin, int64_t end, int thread
     }
 }
 
-static esp_status layer_norm(esp_device *device, const float *x, const float *weight,
+static esp_status layer_norm(esp_device *device, void *stream, const void *x, const float *weight,
                              const float *bias, float eps, int64_t features, int64_t tokens,
-                             float *y)
+                             void *y)
 {
+    (void)stream;
     layer_norm_job job = {cpu_level_of(device), x, weight, bias, eps, features, tokens, y};
     esp_parallel_for(device->context, esp_ceil_div(tokens, TOKENS), 1, layer_norm_tokens, &job);
     return ESP_OK;
@@ -143,7 +154,7 @@ static esp_status rope(esp_device *device, float *x, const float *cosines, const
 
 typedef struct append_job {
     const float *x;
-    int64_t head_dim, tokens, past, capacity;
+    int64_t stride, head_dim, tokens, past, capacity;
     float *cache;
 } append_job;
 
@@ -158,7 +169,7 @@ static void append_heads(void *user, int64_t begin, int64_t end, int thread)
         for (int64_t first = 0; first < job->tokens; first += BLOCK) {
             int64_t last = ESP_MIN(first + BLOCK, job->tokens);
             for (int64_t d = 0; d < job->head_dim; d++) {
-                const float *from = job->x + (head * job->head_dim + d) * job->tokens;
+                const float *from = job->x + (head * job->head_dim + d) * job->stride;
                 for (int64_t t = first; t < last; t++) {
                     rows[t * job->head_dim + d] = from[t];
                 }
@@ -167,11 +178,11 @@ static void append_heads(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
-static esp_status cache_append(esp_device *device, const float *x, int64_t kv_heads,
+static esp_status cache_append(esp_device *device, const float *x, int64_t stride, int64_t kv_heads,
                                int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
                                float *cache)
 {
-    append_job job = {x, head_dim, tokens, past, capacity, cache};
+    append_job job = {x, stride, head_dim, tokens, past, capacity, cache};
     esp_parallel_for(device->context, kv_heads, 1 + GRAIN / (head_dim * tokens), append_heads,
                      &job);
     return ESP_OK;
@@ -181,7 +192,7 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
 
 typedef struct scatter_job {
     const float *x;
-    int64_t kv_heads, head_dim, tokens;
+    int64_t stride, kv_heads, head_dim;
     const esp_cache_place *places;
     bool values;
 } scatter_job;
@@ -194,20 +205,20 @@ static void scatter_tokens(void *user, int64_t begin, int64_t end, int thread)
         const esp_cache_place *place = &job->places[t];
         float *cache = job->values ? place->values : place->keys;
         for (int64_t head = 0; head < job->kv_heads; head++) {
-            const float *from = job->x + head * job->head_dim * job->tokens + t;
+            const float *from = job->x + head * job->head_dim * job->stride + t;
             float *row = cache + (head * place->capacity + place->past) * job->head_dim;
             for (int64_t d = 0; d < job->head_dim; d++) {
-                row[d] = from[d * job->tokens];
+                row[d] = from[d * job->stride];
             }
         }
     }
 }
 
-static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
-                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
-                                bool values)
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t stride,
+                                int64_t kv_heads, int64_t head_dim, int64_t tokens,
+                                const esp_cache_place *places, bool values)
 {
-    scatter_job job = {x, kv_heads, head_dim, tokens, places, values};
+    scatter_job job = {x, stride, kv_heads, head_dim, places, values};
     esp_parallel_for(device->context, tokens, 1 + GRAIN / (kv_heads * head_dim), scatter_tokens,
                      &job);
     return ESP_OK;
@@ -275,27 +286,12 @@ static void swiglu_range(void *user, int64_t begin, int64_t end, int thread)
     job->level->swiglu(job->a + begin, job->b + begin, end - begin, job->y + begin);
 }
 
-static esp_status swiglu(esp_device *device, const float *gate, const float *up, int64_t count,
-                         float *y)
+static esp_status swiglu(esp_device *device, void *stream, const void *gate, const void *up,
+                         int64_t count, void *y)
 {
+    (void)stream;
     pair_job job = {cpu_level_of(device), gate, up, y};
     esp_parallel_for(device->context, count, GRAIN, swiglu_range, &job);
-    return ESP_OK;
-}
-
-static void add_range(void *user, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    const pair_job *job = user;
-    for (int64_t i = begin; i < end; i++) {
-        job->y[i] += job->a[i];
-    }
-}
-
-static esp_status add(esp_device *device, float *x, const float *y, int64_t count)
-{
-    pair_job job = {NULL, y, NULL, x};
-    esp_parallel_for(device->context, count, 4 * GRAIN, add_range, &job);
     return ESP_OK;
 }
 
@@ -306,6 +302,7 @@ typedef struct gather_job {
     int64_t tokens;
     const int32_t *index;
     int64_t count;
+    bool adds;
     float *y;
 } gather_job;
 
@@ -317,15 +314,18 @@ static void gather_features(void *user, int64_t begin, int64_t end, int thread)
         const float *x = job->x + f * job->tokens;
         float *y = job->y + f * job->count;
         for (int64_t i = 0; i < job->count; i++) {
-            y[i] = job->index[i] < 0 ? 0.0f : x[job->index[i]];
+            float value = job->index[i] < 0 ? 0.0f : x[job->index[i]];
+            y[i] = job->adds ? y[i] + value : value;
         }
     }
 }
 
-static esp_status gather_tokens(esp_device *device, const float *x, int64_t features,
-                                int64_t tokens, const int32_t *index, int64_t count, float *y)
+static esp_status gather_tokens(esp_device *device, void *stream, const void *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, bool adds,
+                                void *y)
 {
-    gather_job job = {x, tokens, index, count, y};
+    (void)stream;
+    gather_job job = {x, tokens, index, count, adds, y};
     esp_parallel_for(device->context, features, 1 + GRAIN / count, gather_features, &job);
     return ESP_OK;
 }
@@ -345,11 +345,12 @@ static void relate_rows(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
+/* Grids lie side by side: this table's step is 1. */
 static esp_status relative_bias(esp_device *device, const esp_relative *relative)
 {
     relate_job job = {cpu_level_of(device), relative,
                       relative->by_row ? relative->height : relative->width};
-    int64_t grain = 1 + GRAIN / (relative->head_dim * relative->tokens);
+    int64_t grain = 1 + GRAIN / (relative->head_dim * relative->columns);
     esp_parallel_for(device->context, relative->heads * job.size, grain, relate_rows, &job);
     return ESP_OK;
 }
@@ -358,14 +359,14 @@ static void unfold_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     (void)thread;
     const esp_unfold *u = user;
-    int64_t half = u->side / 2, rows = u->tokens / u->width;
+    int64_t half = u->side / 2, rows = u->columns / u->width;
     for (int64_t i = begin; i < end; i++) {
-        const float *x = u->x + i / (u->side * u->side) * u->tokens;
+        const float *x = (const float *)u->x + i / (u->side * u->side) * u->columns;
         int64_t down = i / u->side % u->side - half, right = i % u->side - half;
         int64_t left = ESP_MIN(ESP_MAX(0, -right), u->width); /* columns [left, stop) are inside */
         int64_t stop = ESP_MAX(left, ESP_MIN(u->width, u->width - right));
         for (int64_t row = 0; row < rows; row++) {
-            float *y = u->y + i * u->tokens + row * u->width;
+            float *y = (float *)u->y + i * u->columns + row * u->width;
             int64_t from = row % u->height + down;
             bool inside = from >= 0 && from < u->height;
             memset(y, 0, (size_t)u->width * sizeof *y);
@@ -377,26 +378,39 @@ static void unfold_rows(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
-static esp_status unfold(esp_device *device, const esp_unfold *unfold)
+static esp_status unfold(esp_device *device, void *stream, const esp_unfold *unfold)
 {
+    (void)stream;
     esp_unfold job = *unfold;
-    esp_parallel_for(device->context, job.features * job.side * job.side, 1 + GRAIN / job.tokens,
+    esp_parallel_for(device->context, job.features * job.side * job.side, 1 + GRAIN / job.columns,
                      unfold_rows, &job);
     return ESP_OK;
 }
 
 const esp_ops esp_cpu_ops = {
+    .type = ESP_F32,
+    .step = 1,
     .embed = embed,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
+    .rope_angles = esp_host_rope_angles,
+    .rope_append = esp_host_rope_append,
+    .past_workspace_bytes = esp_host_past_workspace,
+    .attend_past = esp_host_attend_past,
+    .attend_step = esp_host_attend_step,
+    .group_workspace_bytes = esp_host_group_workspace,
+    .attend_groups = esp_host_attend_groups,
+    .swiglu = swiglu,
+    .gather_tokens = gather_tokens,
+    .unfold = unfold,
+    .place_tokens = esp_host_place_tokens,
+    .patches = esp_host_patches,
+    .pool = esp_host_pool,
+    .widen = esp_host_widen,
     .rope = rope,
     .cache_append = cache_append,
     .cache_scatter = cache_scatter,
+    .relative_bias = relative_bias,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
-    .swiglu = swiglu,
-    .gather_tokens = gather_tokens,
-    .relative_bias = relative_bias,
-    .unfold = unfold,
-    .add = add,
 };

@@ -17,6 +17,15 @@ esp_status cuda_check(int error, const esp_device *device, const char *what, esp
                     device->name, what, gpu_error_text(error));
 }
 
+esp_status cuda_take(esp_device *device, size_t bytes, const char *what, void **memory,
+                     esp_error *error)
+{
+    int failed = gpu_alloc(bytes, memory);
+    return failed != 0 && gpu_error_is_memory(failed)
+               ? esp_device_fail_memory(device, bytes, what, error)
+               : cuda_check(failed, device, "taking memory", error);
+}
+
 static void describe(int index, esp_device_info *info)
 {
     gpu_facts facts;
@@ -179,8 +188,14 @@ static void identify(const esp_device *device, char *text, size_t capacity)
              runtime / 10 % 100, driver / 1000, driver / 10 % 100, library);
 }
 
-/* No operation but the product: a model that asks for another is refused by its name. */
+/* Activations are never f32 here: see cuda_ops_of. */
 static const esp_ops no_operations = {0};
+
+static const void *dense_rows(const esp_packed *packed)
+{
+    const cuda_weight *weight = packed->state;
+    return weight->values;
+}
 
 const esp_backend esp_cuda_backend = {
     .name = "cuda",
@@ -189,6 +204,21 @@ const esp_backend esp_cuda_backend = {
     .close = close_device,
     .kernels = esp_cuda_kernels,
     .ops = &no_operations,
+    .activation_type = cuda_activation_type,
+    .ops_of = cuda_ops_of,
+    .dense_rows = dense_rows,
+    .stream_open = cuda_stream_open,
+    .stream_close = cuda_stream_close,
+    .staging_alloc = cuda_staging_alloc,
+    .staging_release = cuda_staging_release,
+    .send = cuda_send,
+    .receive = cuda_receive,
+    .settle = cuda_settle,
+    .keep_begin = cuda_keep_begin,
+    .keep_end = cuda_keep_end,
+    .keep_replay = cuda_keep_replay,
+    .keep_free = cuda_keep_free,
+    .memory_free = cuda_memory_free,
     .auto_compute = auto_compute,
     .pack = cuda_pack,
     .packed_free = cuda_packed_free,

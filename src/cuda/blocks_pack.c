@@ -92,8 +92,7 @@ esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse, esp_pa
     block_order order;
     ESP_TRY(cuda_order_blocks(device->context, &lists, &order, error));
     packed->bytes = packed_bytes(&order);
-    esp_status status =
-        cuda_check(gpu_alloc(packed->bytes, &weight->memory), device, "allocating a weight", error);
+    esp_status status = cuda_take(device, packed->bytes, "a weight", &weight->memory, error);
     weight->blocks = (gpu_blocks){.out = lists.out,
                                   .in = lists.in,
                                   .unit = order.unit_columns,

@@ -159,6 +159,9 @@ extern "C" int gpu_upload(void *to, const void *from, size_t bytes)
     if (error == cudaSuccess) {
         error = cudaMemcpy(to, from, bytes, cudaMemcpyHostToDevice);
     }
+    if (error == cudaSuccess) { // it may return when the bytes have left the host's memory
+        error = cudaDeviceSynchronize();
+    }
     return cleared(error);
 }
 

@@ -44,6 +44,24 @@ int gpu_fill(void *memory, int byte, size_t bytes);
 /* As cudaRuntimeGetVersion and cudaDriverGetVersion; 0: unknown. */
 void gpu_versions(int *runtime, int *driver);
 
+/* ---- streams ---- */
+
+/* One that waits for no other and for which no other waits. free waits for its work. */
+int gpu_stream_create(void **stream);
+void gpu_stream_free(void *stream);
+int gpu_stream_wait(void *stream);
+/* Host memory that the device reads and writes by itself. */
+int gpu_pinned_alloc(size_t bytes, void **memory);
+void gpu_pinned_free(void *memory);
+/* Returns at once where `from` is pinned. */
+int gpu_send(void *to, const void *from, size_t bytes, void *stream);
+size_t gpu_memory_free(void); /* bytes; 0: unknown */
+/* What is given to the stream between the two is kept, not run; kept NULL: dropped. */
+int gpu_keep_begin(void *stream);
+int gpu_keep_end(void *stream, void **kept);
+int gpu_keep_replay(void *kept, void *stream);
+void gpu_keep_free(void *kept);
+
 /* ---- recorded work ---- */
 
 typedef struct gpu_recording gpu_recording; /* a stream, what was captured in it, two events */

@@ -23,4 +23,27 @@ inline int gpu_prepare(const void *kernel, uint32_t bytes, int device, std::atom
     return failed;
 }
 
+// Launches a kernel of one argument that may start while the launch before it ends, where the device can.
+template <class A>
+int gpu_launch_overlapping(void (*kernel)(A), unsigned blocks, int threads, uint32_t shared,
+                           int device, void *stream, const A &argument)
+{
+    int major = 0;
+    cudaError_t failed = cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device);
+    if (failed != cudaSuccess) {
+        return failed;
+    }
+    cudaLaunchAttribute attribute;
+    attribute.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+    attribute.val.programmaticStreamSerializationAllowed = 1;
+    cudaLaunchConfig_t how = {};
+    how.gridDim = dim3(blocks);
+    how.blockDim = dim3((unsigned)threads);
+    how.dynamicSmemBytes = shared;
+    how.stream = (cudaStream_t)stream;
+    how.attrs = &attribute;
+    how.numAttrs = major >= 9 ? 1 : 0;
+    return cudaLaunchKernelEx(&how, kernel, argument);
+}
+
 #endif

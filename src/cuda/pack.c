@@ -46,8 +46,7 @@ static esp_status pack_dense(esp_device *device, const esp_sparse *sparse, esp_p
                         "pack: the dense weight has no values");
     }
     packed->bytes = part_bytes(&values);
-    ESP_TRY(cuda_check(gpu_alloc(packed->bytes, &weight->memory), device, "allocating a weight",
-                       error));
+    ESP_TRY(cuda_take(device, packed->bytes, "a weight", &weight->memory, error));
     weight->dense = true;
     weight->values = weight->memory;
     return cuda_check(gpu_upload(weight->memory, values.data, packed->bytes), device,
@@ -185,8 +184,7 @@ esp_status cuda_place_panels(esp_device *device, const gpu_panel_parts *shape, b
     columns = listed ? columns : 0;
     packed->bytes = cuda_round_up(data) + cuda_round_up(rows) + cuda_round_up(columns) +
                     cuda_round_up(sizeof *weight->misfits);
-    ESP_TRY(cuda_check(gpu_alloc(packed->bytes, &weight->memory), device, "allocating a weight",
-                       error));
+    ESP_TRY(cuda_take(device, packed->bytes, "a weight", &weight->memory, error));
     arena into = {weight->memory, 0};
     to->data = take(&into, data);
     to->rows = take(&into, rows);

@@ -42,6 +42,9 @@ bool cuda_reads_blocks(const esp_pattern *pattern);
 ESP_MUST_CHECK esp_status cuda_pack_blocks(esp_device *device, const esp_sparse *sparse,
                                            esp_packed *packed, cuda_weight *weight,
                                            esp_error *error);
+/* Device memory, the device being current; "device.out_of_memory" says what is free. */
+ESP_MUST_CHECK esp_status cuda_take(esp_device *device, size_t bytes, const char *what,
+                                    void **memory, esp_error *error);
 /* The object alone, with the pattern, type and shape of `facts`; NULL: no memory. */
 esp_packed *cuda_packed_make(esp_device *device, const esp_packed *facts);
 /* Allocates the memory of panels and points weight->panels into it; weight->reordered is set. */
@@ -115,6 +118,29 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
 /* Of those that ship. */
 bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
                         esp_shipped_times *times);
+
+/* ---- models; ops.c, stream.c ---- */
+
+const esp_ops *cuda_ops_of(const esp_device *device, esp_dtype type);
+esp_dtype cuda_activation_type(const esp_device *device, esp_compute compute,
+                               esp_dtype weight_type);
+
+ESP_MUST_CHECK esp_status cuda_stream_open(esp_device *device, void **stream, esp_error *error);
+void cuda_stream_close(esp_device *device, void *stream);
+void *cuda_staging_alloc(esp_device *device, size_t bytes);
+void cuda_staging_release(esp_device *device, void *memory);
+ESP_MUST_CHECK esp_status cuda_send(esp_device *device, void *stream, void *to, const void *from,
+                                    size_t bytes, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_receive(esp_device *device, void *stream, void *to, const void *from,
+                                       size_t bytes, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_settle(esp_device *device, void *stream, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_keep_begin(esp_device *device, void *stream, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_keep_end(esp_device *device, void *stream, void **graph,
+                                        esp_error *error);
+ESP_MUST_CHECK esp_status cuda_keep_replay(esp_device *device, void *stream, void *graph,
+                                           esp_error *error);
+void cuda_keep_free(esp_device *device, void *graph);
+size_t cuda_memory_free(const esp_device *device);
 
 /* ---- measurements; measure.c ---- */
 

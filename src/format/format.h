@@ -39,6 +39,10 @@ const esp_format *esp_format_for(const esp_pattern *pattern);
  * total - round_half_up(sparsity * total), at least 1 where there is any. */
 int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total);
 
+/* Rounds the values to another weight type; "sparse.type_overflow" where a finite one is too large
+ * for it. */
+ESP_MUST_CHECK esp_status esp_sparse_retype(esp_sparse *sparse, esp_dtype dtype, esp_error *error);
+
 /* The part by name, or NULL. */
 const esp_tensor *esp_sparse_find_part(const esp_sparse *sparse, const char *name);
 

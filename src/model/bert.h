@@ -15,7 +15,7 @@ typedef struct esp_bert_norm {
 } esp_bert_norm;
 
 typedef struct esp_bert_layer {
-    esp_attention_layer attention; /* kv_heads is heads */
+    esp_group_layer attention;
     esp_bert_norm attention_norm;
     esp_linear up, down; /* the activation is up's */
     esp_bert_norm output_norm;
@@ -31,17 +31,26 @@ typedef struct esp_bert {
     esp_bert_layer *layers;
 } esp_bert;
 
+/* What the host tells the device of a batch, in one piece of mail: the rows of the tables that each
+ * column takes, where texts begin and how long they are. */
+typedef struct esp_bert_mail {
+    esp_mail mail;
+    size_t step; /* bytes of each of the five lists */
+} esp_bert_mail;
+
 struct esp_embedder {
     const esp_model *model;
     const esp_bert *bert; /* its parts */
-    int64_t max_tokens;
-    float *scratch; /* all the following, [features][max_tokens] each */
-    float *x, *q, *k, *v, *mixed, *keys, *values, *inner;
+    int64_t max_tokens;   /* columns of a batch */
+    int64_t max_texts;
+    esp_lane lane;
+    void *scratch; /* all the following, [features][max_tokens] each */
+    void *x, *qkv, *mixed, *inner;
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
     esp_plan_slot *plans; /* [linear layers][2] */
-    int64_t *ends;        /* [max_tokens], host memory: of the texts of a batch */
-    int32_t *positions, *types;
+    esp_bert_mail mail;
+    float *vectors; /* [max_texts][hidden]: of the device, where it is a far one */
     esp_observe_fn observe;
     void *observe_user;
 };
@@ -57,10 +66,11 @@ ESP_MUST_CHECK esp_status esp_sentence_config_read(esp_context *context, const c
 typedef struct esp_bert_batch {
     const int32_t *ids;
     const int64_t *lengths;
-    int64_t texts, tokens; /* tokens: of all texts; 1..max_tokens */
+    int64_t texts, columns; /* columns: of all texts, each from a multiple of the step on */
+    float *vectors;         /* [texts][hidden] */
 } esp_bert_batch;
 
-/* One batch through the network: embedder->x becomes [hidden][tokens]. */
+/* One batch through the network, and its vectors. */
 ESP_MUST_CHECK esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch,
                                            esp_error *error);
 

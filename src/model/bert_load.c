@@ -34,7 +34,8 @@ static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, es
     }
     for (int64_t i = 0; i < config->layers; i++) {
         esp_bert_layer *layer = &bert->layers[i];
-        layer->attention.heads = layer->attention.kv_heads = config->heads;
+        layer->attention.heads = config->heads;
+        layer->attention.projections = 3;
         layer->attention.head_dim = config->hidden / config->heads;
         layer->attention.o.adds = layer->down.adds = true;
         layer->up.activation = config->activation;
@@ -67,9 +68,9 @@ static void list_layer(esp_bert *bert, int64_t index, esp_want_list *list)
     int64_t hidden = bert->config.hidden, inner = bert->config.intermediate;
     snprintf(list->prefix, sizeof list->prefix, "%sencoder.layer.%lld.", bert->prefix,
              (long long)index);
-    esp_want_linear(list, "attention.self.query", hidden, hidden, true, &layer->attention.q);
-    esp_want_linear(list, "attention.self.key", hidden, hidden, true, &layer->attention.k);
-    esp_want_linear(list, "attention.self.value", hidden, hidden, true, &layer->attention.v);
+    esp_want_linear(list, "attention.self.query", hidden, hidden, true, &layer->attention.qkv[0]);
+    esp_want_linear(list, "attention.self.key", hidden, hidden, true, &layer->attention.qkv[1]);
+    esp_want_linear(list, "attention.self.value", hidden, hidden, true, &layer->attention.qkv[2]);
     esp_want_linear(list, "attention.output.dense", hidden, hidden, true, &layer->attention.o);
     want_norm(list, "attention.output.LayerNorm", hidden, &layer->attention_norm);
     esp_want_linear(list, "intermediate.dense", inner, hidden, true, &layer->up);
@@ -118,9 +119,12 @@ static esp_linear *linear_at(esp_model *model, int64_t number)
         return NULL;
     }
     esp_bert_layer *layer = &bert->layers[number / LINEARS];
-    esp_linear *const linears[LINEARS] = {&layer->attention.q, &layer->attention.k,
-                                          &layer->attention.v, &layer->attention.o,
-                                          &layer->up,          &layer->down};
+    esp_linear *const linears[LINEARS] = {&layer->attention.qkv[0],
+                                          &layer->attention.qkv[1],
+                                          &layer->attention.qkv[2],
+                                          &layer->attention.o,
+                                          &layer->up,
+                                          &layer->down};
     return linears[number % LINEARS];
 }
 

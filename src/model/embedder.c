@@ -1,25 +1,21 @@
 /* Vectors of texts. Texts are put one behind the other until a batch is full, so that products see
  * many tokens and none is padding; then each text's tokens are pooled into one vector. All memory
  * is taken when the embedder is made. */
-#include <math.h>
-
 #include "model/bert.h"
 
 #define DEFAULT_BATCH 2048
 #define MOST_BATCH ((int64_t)1 << 20)
 #define MAX_TEMPLATE 16
-#define LEAST_LENGTH 1e-12 /* of a vector that is divided by its length */
 
 /* ---- memory ---- */
 
 static esp_status take_scratch(esp_embedder *embedder, esp_error *error)
 {
     const esp_bert_config *config = &embedder->bert->config;
-    const esp_area areas[] = {
-        {&embedder->x, config->hidden},      {&embedder->q, config->hidden},
-        {&embedder->k, config->hidden},      {&embedder->v, config->hidden},
-        {&embedder->mixed, config->hidden},  {&embedder->keys, config->hidden},
-        {&embedder->values, config->hidden}, {&embedder->inner, config->intermediate}};
+    const esp_area areas[] = {{&embedder->x, config->hidden},
+                              {&embedder->qkv, 3 * config->hidden},
+                              {&embedder->mixed, config->hidden},
+                              {&embedder->inner, config->intermediate}};
     return esp_scratch_take(embedder->model, areas, ESP_COUNT(areas), embedder->max_tokens,
                             &embedder->scratch, error);
 }
@@ -27,36 +23,50 @@ static esp_status take_scratch(esp_embedder *embedder, esp_error *error)
 static esp_status take_workspaces(esp_embedder *embedder, esp_error *error)
 {
     const esp_model *model = embedder->model;
-    const esp_device *device = model->device;
-    size_t product = 0, attention = 0;
+    const esp_ops *ops = model->ops;
+    size_t product = 0;
     ESP_TRY(esp_product_workspace(model, embedder->max_tokens, &product, error));
-    for (int64_t tokens = 1; tokens <= model->info.context; tokens++) {
-        esp_attention longest = esp_text_attention_of(&embedder->bert->layers[0].attention, tokens,
-                                                      embedder->max_tokens);
-        size_t bytes = device->backend->ops->attention_workspace_bytes(device, &longest);
-        attention = ESP_MAX(attention, bytes);
-    }
+    esp_group_call call = {.columns = embedder->max_tokens,
+                           .groups = embedder->max_texts,
+                           .tokens = model->info.context,
+                           .varied = true};
+    esp_group_attention longest =
+        esp_group_attention_of(ops, &embedder->bert->layers[0].attention, &call);
+    size_t attention = ops->group_workspace_bytes(model->device, &longest);
     embedder->workspace_bytes = ESP_MAX(product, 64);
-    embedder->workspace = device->backend->alloc(model->device, embedder->workspace_bytes);
-    embedder->attention_workspace = device->backend->alloc(model->device, ESP_MAX(attention, 64));
-    return embedder->workspace != NULL && embedder->attention_workspace != NULL
-               ? ESP_OK
-               : esp_fail_memory(error, product + attention, "workspaces");
+    ESP_TRY(esp_device_take(model, embedder->workspace_bytes, 1, "workspaces", &embedder->workspace,
+                            error));
+    return esp_device_take(model, attention, 1, "workspaces", &embedder->attention_workspace,
+                           error);
 }
 
 static esp_status take_lists(esp_embedder *embedder, esp_error *error)
 {
-    esp_context *context = embedder->model->context;
-    size_t tokens = (size_t)embedder->max_tokens;
-    size_t slots = 2 * (size_t)esp_model_linears(embedder->model);
-    embedder->plans = esp_alloc_array(context, slots, sizeof *embedder->plans);
-    embedder->ends = esp_alloc_array(context, tokens, sizeof *embedder->ends);
-    embedder->positions = esp_alloc_array(context, tokens, sizeof *embedder->positions);
-    embedder->types = esp_alloc_array(context, tokens, sizeof *embedder->types);
-    return embedder->plans != NULL && embedder->ends != NULL && embedder->positions != NULL &&
-                   embedder->types != NULL
-               ? ESP_OK
-               : esp_fail_memory(error, tokens * sizeof *embedder->ends, "a batch");
+    const esp_model *model = embedder->model;
+    size_t slots = 2 * (size_t)esp_model_linears(model);
+    embedder->plans = esp_alloc_array(model->context, slots, sizeof *embedder->plans);
+    if (embedder->plans == NULL) {
+        return esp_fail_memory(error, slots * sizeof *embedder->plans, "a batch");
+    }
+    embedder->mail.step = ((size_t)embedder->max_tokens * sizeof(int32_t) + 63) / 64 * 64;
+    ESP_TRY(esp_mail_take(model->device, 5 * embedder->mail.step, "a batch", &embedder->mail.mail,
+                          error));
+    if (!esp_device_is_far(model->device)) {
+        return ESP_OK;
+    }
+    void *vectors = NULL;
+    ESP_TRY(esp_device_take(model, (size_t)embedder->max_texts * (size_t)model->info.embedding_size,
+                            sizeof(float), "vectors", &vectors, error));
+    embedder->vectors = vectors;
+    return ESP_OK;
+}
+
+static esp_status take_all(esp_embedder *embedder, esp_error *error)
+{
+    ESP_TRY(esp_lane_open(embedder->model->device, &embedder->lane, error));
+    ESP_TRY(take_scratch(embedder, error));
+    ESP_TRY(take_workspaces(embedder, error));
+    return take_lists(embedder, error);
 }
 
 esp_status esp_embedder_create(const esp_model *model, int64_t max_tokens, esp_embedder **embedder,
@@ -78,10 +88,10 @@ esp_status esp_embedder_create(const esp_model *model, int64_t max_tokens, esp_e
     }
     made->model = model;
     made->bert = model->parts;
-    made->max_tokens = ESP_MAX(max_tokens > 0 ? max_tokens : DEFAULT_BATCH, model->info.context);
-    esp_status status = take_scratch(made, error);
-    status = status == ESP_OK ? take_workspaces(made, error) : status;
-    status = status == ESP_OK ? take_lists(made, error) : status;
+    made->max_tokens = esp_ops_pitch(
+        model->ops, ESP_MAX(max_tokens > 0 ? max_tokens : DEFAULT_BATCH, model->info.context));
+    made->max_texts = made->max_tokens / model->ops->step;
+    esp_status status = take_all(made, error);
     if (status != ESP_OK) {
         esp_embedder_free(made);
         return status;
@@ -97,16 +107,16 @@ void esp_embedder_free(esp_embedder *embedder)
     }
     esp_device *device = embedder->model->device;
     esp_context *context = embedder->model->context;
-    void *const areas[] = {embedder->scratch, embedder->workspace, embedder->attention_workspace};
+    void *const areas[] = {embedder->scratch, embedder->workspace, embedder->attention_workspace,
+                           embedder->vectors};
+    esp_lane_close(&embedder->lane);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         if (areas[i] != NULL) {
             device->backend->release(device, areas[i]);
         }
     }
+    esp_mail_free(device, &embedder->mail.mail);
     esp_release(context, embedder->plans);
-    esp_release(context, embedder->ends);
-    esp_release(context, embedder->positions);
-    esp_release(context, embedder->types);
     esp_release(context, embedder);
 }
 
@@ -114,51 +124,6 @@ void esp_embedder_observe(esp_embedder *embedder, esp_observe_fn observe, void *
 {
     embedder->observe = observe;
     embedder->observe_user = user;
-}
-
-/* ---- pooling ---- */
-
-/* Of tokens [first, end) of one feature's row. */
-static float pool_row(esp_pooling pooling, const float *row, int64_t first, int64_t end)
-{
-    double sum = 0;
-    float most = row[first];
-    for (int64_t t = first; t < end; t++) {
-        sum += (double)row[t];
-        most = row[t] > most ? row[t] : most;
-    }
-    return pooling == ESP_POOLING_CLS   ? row[first]
-           : pooling == ESP_POOLING_MAX ? most
-                                        : (float)(sum / (double)(end - first));
-}
-
-static void normalize(float *vector, int64_t size)
-{
-    double squares = 0;
-    for (int64_t i = 0; i < size; i++) {
-        squares += (double)vector[i] * (double)vector[i];
-    }
-    double length = fmax(sqrt(squares), LEAST_LENGTH);
-    for (int64_t i = 0; i < size; i++) {
-        vector[i] = (float)((double)vector[i] / length);
-    }
-}
-
-static void pool(const esp_embedder *embedder, const esp_bert_batch *batch, float *vectors)
-{
-    const esp_model_info *info = &embedder->model->info;
-    int64_t first = 0;
-    for (int64_t i = 0; i < batch->texts; i++) {
-        float *vector = vectors + i * info->embedding_size;
-        for (int64_t k = 0; k < info->embedding_size; k++) {
-            const float *row = embedder->x + k * batch->tokens;
-            vector[k] = pool_row(info->pooling, row, first, embedder->ends[i]);
-        }
-        if (info->normalizes) {
-            normalize(vector, info->embedding_size);
-        }
-        first = embedder->ends[i];
-    }
 }
 
 /* ---- ids ---- */
@@ -193,14 +158,20 @@ esp_status esp_embed_ids(esp_embedder *embedder, const int32_t *ids, const int64
         next += lengths[i];
     }
     for (int64_t done = 0; done < texts;) {
-        esp_bert_batch batch = {.ids = ids, .lengths = lengths + done};
-        while (done + batch.texts < texts &&
-               batch.tokens + batch.lengths[batch.texts] <= embedder->max_tokens) {
-            batch.tokens += batch.lengths[batch.texts++];
+        esp_bert_batch batch = {.ids = ids,
+                                .lengths = lengths + done,
+                                .vectors = vectors + done * info->embedding_size};
+        while (done + batch.texts < texts) {
+            int64_t length = lengths[done + batch.texts];
+            int64_t columns = batch.columns + esp_ops_pitch(embedder->model->ops, length);
+            if (columns > embedder->max_tokens) {
+                break;
+            }
+            batch.columns = columns;
+            batch.texts++;
+            ids += length;
         }
         ESP_TRY(esp_bert_forward(embedder, &batch, error));
-        pool(embedder, &batch, vectors + done * info->embedding_size);
-        ids += batch.tokens;
         done += batch.texts;
     }
     return ESP_OK;

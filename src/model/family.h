@@ -15,6 +15,7 @@ struct esp_model {
     const esp_family *family;
     void *parts;                   /* the family's own: numbers, layers, tables */
     esp_compute compute;           /* resolved */
+    const esp_ops *ops;            /* on activations of this model's type */
     char *kernel_glob;             /* NULL: any */
     esp_plan_options plan_options; /* but forms; kernel_glob as above */
     esp_memory memory;
@@ -129,7 +130,14 @@ ESP_MUST_CHECK esp_status esp_family_find(const esp_config_file *config, const e
  * them in info. "model.*" */
 ESP_MUST_CHECK esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
                                            const esp_model_options *options, esp_error *error);
+/* Numbers that belong to the weights: to f32 memory of the device. */
+ESP_MUST_CHECK esp_status esp_vector_take(const esp_model *model, const float *numbers,
+                                          int64_t count, const char *what, float **vector,
+                                          esp_error *error);
 void esp_vector_free(const esp_model *model, float *vector);
+/* And back. */
+ESP_MUST_CHECK esp_status esp_vector_read(const esp_model *model, const float *vector,
+                                          int64_t count, float *numbers, esp_error *error);
 /* The same in steps: checks and the type of computing; one part's tensors; and without them again.
  */
 ESP_MUST_CHECK esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
@@ -155,17 +163,35 @@ ESP_MUST_CHECK esp_status esp_model_forms(const esp_model *model, const esp_line
                                           const esp_sparse *sparse, unsigned *forms,
                                           esp_error *error);
 
-/* Scratch for activations: areas of [features][tokens] floats in one block of device memory, each
+/* Scratch for activations: areas of [features][columns] in one block of device memory, each
  * 64-byte aligned (scratch.c). */
 typedef struct esp_area {
-    float **memory;
+    void **memory;
     int64_t features;
 } esp_area;
 ESP_MUST_CHECK esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int count,
-                                           int64_t tokens, float **block, esp_error *error);
-/* floats of device memory, at least 64 bytes; `what` is for the message. */
-ESP_MUST_CHECK esp_status esp_device_take(const esp_model *model, size_t floats, const char *what,
-                                          float **memory, esp_error *error);
+                                           int64_t columns, void **block, esp_error *error);
+/* Device memory, at least 64 bytes; `what` is for the message. */
+ESP_MUST_CHECK esp_status esp_device_take(const esp_model *model, size_t elements, size_t width,
+                                          const char *what, void **memory, esp_error *error);
+size_t esp_model_width(const esp_model *model); /* bytes of an activation */
+
+/* What a layer runs with; the plans and workspace are the caller's to fill. */
+esp_nn esp_model_nn(const esp_model *model, const esp_lane *lane);
+
+/* Shows an intermediate result: the columns that are tokens, in f32 and the host's memory. Groups
+ * of tokens lie `pitch` columns apart or, with starts, as the lists say; starts and counts are host
+ * memory. */
+typedef struct esp_view {
+    const char *name;
+    const void *data; /* [features][columns], device memory */
+    int64_t features, columns;
+    int64_t groups, tokens, pitch;
+    const int32_t *starts, *counts; /* NULL: by pitch, `tokens` each */
+} esp_view;
+ESP_MUST_CHECK esp_status esp_model_show(const esp_model *model, esp_lane *lane,
+                                         const esp_view *view, esp_observe_fn observe, void *user,
+                                         esp_error *error);
 /* What the largest product needs at any token count up to max_tokens. */
 ESP_MUST_CHECK esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens,
                                                 size_t *bytes, esp_error *error);

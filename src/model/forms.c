@@ -10,7 +10,8 @@
 static esp_status winner(const esp_model *model, const esp_linear *linear, int64_t tokens,
                          unsigned *form, esp_error *error)
 {
-    esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
+    esp_matmul_problem problem =
+        esp_linear_problem(linear, model->compute, model->ops->type, tokens);
     esp_plan_options options = model->plan_options;
     esp_plan plan;
     options.forms = ESP_FORM_SPARSE | ESP_FORM_DENSE;

@@ -98,7 +98,7 @@ void esp_image_layer_list(const esp_image_config *config, const esp_image_layer_
                           esp_image_layer *layer, esp_want_list *list)
 {
     int64_t hidden = config->hidden, inner = config->intermediate;
-    esp_group_attention_layer *attention = &layer->attention;
+    esp_group_layer *attention = &layer->attention;
     esp_want_norm(list, names->norm1, hidden, &layer->norm1_weight, &layer->norm1_bias);
     for (int i = 0; i < names->projections; i++) {
         esp_want_linear(list, names->qkv[i], 3 / names->projections * hidden, hidden,

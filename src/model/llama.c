@@ -6,137 +6,282 @@
  *       x = x + down(silu(gate(n)) * up(n)),  n = rms_norm(x)
  *   logits = lm_head(rms_norm(x))
  *
- * The residual stream x is f32 whatever the weights are; layers add to it in place. */
+ * The residual stream x has the type of the activations; layers add to it in place. What differs
+ * from one step of a sequence to the next (ids, positions, where its cache ends) lies in device
+ * memory, so that a step can be given again as it is. */
 #include "model/llama.h"
 
 #include <stdio.h>
 
-static void show(const esp_session *session, const char *name, const float *data, int64_t tokens)
+/* One batch on its way. */
+typedef struct pass {
+    esp_session *session;
+    const esp_llama_batch *batch;
+    esp_nn nn;
+    int64_t columns;
+    bool by_places;  /* each token goes on a sequence of its own */
+    int64_t longest; /* of them, for which room is planned */
+    float *logits;   /* device memory for the head's result; NULL: the head comes later or never */
+} pass;
+
+static const void *mailed(const esp_session *session, size_t at)
 {
-    if (session->observe != NULL) {
-        session->observe(session->observe_user, name, data, session->llama->config.hidden, tokens);
+    return (const char *)session->mail.mail.device + at;
+}
+
+/* ---- what the host says ---- */
+
+static esp_cache_place place_of(const esp_session *session, int64_t layer)
+{
+    size_t step = (size_t)session->cache_step * esp_model_width(session->model);
+    char *keys = (char *)session->cache + 2 * (size_t)(layer % session->cached) * step;
+    return (esp_cache_place){keys, keys + step, (int32_t)session->length,
+                             (int32_t)session->capacity};
+}
+
+static esp_session *sequence_of(const pass *p, int64_t token)
+{
+    return p->batch->sessions != NULL ? p->batch->sessions[token] : p->session;
+}
+
+static void write_places(const pass *p, esp_cache_place *places)
+{
+    int64_t tokens = p->batch->tokens;
+    for (int64_t layer = 0; layer < p->session->llama->config.layers; layer++) {
+        for (int64_t t = 0; t < tokens; t++) {
+            places[layer * tokens + t] = place_of(sequence_of(p, t), layer);
+        }
+    }
+    for (int64_t t = 0; t < tokens; t++) {
+        p->session->workspaces[t] = sequence_of(p, t)->attention_workspace;
     }
 }
 
-static esp_status norm(const esp_nn *nn, const esp_session *session, const float *weight,
-                       int64_t tokens, esp_error *error)
+/* Columns that are no token get token 0 at position 0. */
+static esp_status send_mail(const pass *p, esp_error *error)
 {
+    esp_session *session = p->session;
+    const esp_llama_mail *mail = &session->mail;
+    const esp_llama_batch *batch = p->batch;
+    char *host = mail->mail.host;
+    int32_t *ids = (int32_t *)(void *)host;
+    int32_t *positions = (int32_t *)(void *)(host + mail->positions_at);
+    size_t bytes = mail->places_at;
+    ESP_TRY(esp_lane_ready(&session->lane, error));
+    for (int64_t t = 0; t < p->columns; t++) {
+        bool there = t < batch->tokens;
+        ids[t] = there ? batch->ids[t] : 0;
+        positions[t] = !there         ? 0
+                       : p->by_places ? (int32_t)sequence_of(p, t)->length
+                                      : (int32_t)(session->length + t);
+    }
+    *(int32_t *)(void *)(host + mail->last_at) = (int32_t)batch->tokens - 1;
+    if (p->by_places) {
+        write_places(p, (esp_cache_place *)(void *)(host + mail->places_at));
+        bytes += (size_t)(session->llama->config.layers * batch->tokens) * sizeof(esp_cache_place);
+    }
+    return esp_mail_send(&session->lane, &mail->mail, bytes, error);
+}
+
+/* ---- the network ---- */
+
+static esp_status show(const pass *p, const char *name, const void *data, esp_error *error)
+{
+    esp_session *session = p->session;
+    const esp_view view = {.name = name,
+                           .data = data,
+                           .features = session->llama->config.hidden,
+                           .columns = p->columns,
+                           .groups = 1,
+                           .tokens = p->batch->tokens};
+    return esp_model_show(session->model, &session->lane, &view, session->observe,
+                          session->observe_user, error);
+}
+
+static esp_status norm(const pass *p, const float *weight, esp_error *error)
+{
+    const esp_session *session = p->session;
     const esp_llama_config *config = &session->llama->config;
-    return esp_nn_done(nn->ops->rms_norm(nn->device, session->x, weight, config->rms_norm_eps,
-                                         config->hidden, tokens, session->normed),
+    return esp_nn_done(p->nn.ops->rms_norm(p->nn.device, p->nn.stream, session->x, weight,
+                                           config->rms_norm_eps, config->hidden, p->columns,
+                                           session->normed),
                        "rms_norm", error);
 }
 
-/* Where each token's keys and values of a layer go, and at which position it is. */
-static void place_tokens(const esp_session *session, const esp_llama_batch *batch, int64_t index)
+static esp_status embed(const pass *p, esp_error *error)
 {
-    for (int64_t t = 0; batch->sessions != NULL && t < batch->tokens; t++) {
-        const esp_session *own = batch->sessions[t];
-        float *keys = own->cache + 2 * index * own->cache_step;
-        session->places[t] =
-            (esp_cache_place){keys, keys + own->cache_step, own->length, own->capacity};
-        session->workspaces[t] = own->attention_workspace;
-        session->positions[t] = own->length;
-    }
-}
-
-static void find_angles(const esp_session *session, const esp_llama_batch *batch)
-{
+    const esp_session *session = p->session;
     const esp_llama *llama = session->llama;
-    place_tokens(session, batch, 0);
-    if (batch->sessions != NULL) {
-        esp_rope_angles_at(llama->frequencies, llama->config.head_dim, session->positions,
-                           batch->tokens, session->cosines, session->sines);
-    } else {
-        esp_rope_angles(llama->frequencies, llama->config.head_dim, session->length, batch->tokens,
-                        session->cosines, session->sines);
-    }
+    const esp_embedding embedding = {.tables = {&llama->table},
+                                     .rows = {mailed(session, 0)},
+                                     .count = 1,
+                                     .columns = p->columns,
+                                     .x = session->x};
+    ESP_TRY(esp_nn_done(p->nn.ops->embed(p->nn.device, p->nn.stream, &embedding), "embed", error));
+    return show(p, "embed", session->x, error);
 }
 
-static esp_status run_layer(const esp_nn *nn, const esp_session *session, int64_t index,
-                            const esp_llama_batch *batch, esp_error *error)
+static esp_status find_angles(const pass *p, esp_error *error)
 {
-    int64_t tokens = batch->tokens;
+    const esp_session *session = p->session;
+    const esp_llama *llama = session->llama;
+    esp_status status = p->nn.ops->rope_angles(
+        p->nn.device, p->nn.stream, llama->frequencies, mailed(session, session->mail.positions_at),
+        llama->config.head_dim, p->columns, session->cosines, session->sines);
+    return esp_nn_done(status, "rope_angles", error);
+}
+
+static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
+{
+    esp_session *session = p->session;
     const esp_llama_layer *layer = &session->llama->layers[index];
-    float *keys = session->cache + 2 * (index % session->cached) * session->cache_step;
-    esp_attention_call attention = {.x = session->x,
-                                    .normed = session->normed,
-                                    .cosines = session->cosines,
-                                    .sines = session->sines,
-                                    .q = session->q,
-                                    .k = session->k,
-                                    .v = session->v,
-                                    .mixed = session->mixed,
-                                    .key_cache = keys,
-                                    .value_cache = keys + session->cache_step,
-                                    .tokens = tokens,
-                                    .past = session->length,
-                                    .capacity = session->capacity,
-                                    .places = batch->sessions != NULL ? session->places : NULL,
-                                    .workspaces = batch->sessions != NULL
-                                                      ? session->workspaces
-                                                      : &session->attention_workspace};
-    place_tokens(session, batch, index);
-    ESP_TRY(norm(nn, session, layer->input_norm, tokens, error));
-    ESP_TRY(esp_attention_run(nn, &layer->attention, &attention, error));
-    ESP_TRY(norm(nn, session, layer->post_attention_norm, tokens, error));
-    ESP_TRY(esp_mlp_run(nn, &layer->mlp, session->normed, session->gate, session->up, session->x,
-                        tokens, error));
+    const esp_cache_place *places = mailed(session, session->mail.places_at);
+    esp_attention_call attention = {
+        .x = session->x,
+        .normed = session->normed,
+        .cosines = session->cosines,
+        .sines = session->sines,
+        .qkv = session->qkv,
+        .mixed = session->mixed,
+        .tokens = p->batch->tokens,
+        .columns = p->columns,
+        .one = place_of(session, index),
+        .places = p->by_places ? places + index * p->batch->tokens : NULL,
+        .longest = p->longest,
+        .workspaces = p->by_places ? session->workspaces : &session->attention_workspace};
+    ESP_TRY(norm(p, layer->input_norm, error));
+    ESP_TRY(esp_attention_run(&p->nn, &layer->attention, &attention, error));
+    ESP_TRY(norm(p, layer->post_attention_norm, error));
+    ESP_TRY(esp_mlp_run(&p->nn, &layer->mlp, session->normed, session->inner, session->x,
+                        p->columns, error));
     char name[32];
     snprintf(name, sizeof name, "layer.%lld", (long long)index);
-    show(session, name, session->x, tokens);
+    return show(p, name, session->x, error);
+}
+
+/* Columns first.. of normed, `columns` of them, to rows of logits. */
+static esp_status run_head(const pass *p, int64_t first, int64_t columns, float *logits,
+                           esp_error *error)
+{
+    const esp_session *session = p->session;
+    const char *normed = session->normed;
+    esp_linear_call call = {.x = normed + (size_t)first * esp_model_width(session->model),
+                            .x_stride = p->columns,
+                            .y = logits,
+                            .tokens = columns};
+    return esp_linear_run(&p->nn, &session->llama->head, &call, error);
+}
+
+static esp_status run_layers(void *user, esp_error *error)
+{
+    const pass *p = user;
+    ESP_TRY(embed(p, error));
+    ESP_TRY(find_angles(p, error));
+    for (int64_t index = 0; index < p->session->llama->config.layers; index++) {
+        ESP_TRY(run_layer(p, index, error));
+    }
+    ESP_TRY(norm(p, p->session->llama->norm, error));
+    ESP_TRY(show(p, "norm", p->session->normed, error));
+    return p->logits != NULL ? run_head(p, 0, p->columns, p->logits, error) : ESP_OK;
+}
+
+/* ---- logits of a far device ---- */
+
+static esp_status last_logits(const pass *p, esp_error *error)
+{
+    esp_session *session = p->session;
+    const esp_llama *llama = session->llama;
+    int64_t hidden = llama->config.hidden;
+    esp_status status =
+        p->nn.ops->gather_tokens(p->nn.device, p->nn.stream, session->normed, hidden, p->columns,
+                                 mailed(session, session->mail.last_at), 1, false, session->last);
+    ESP_TRY(esp_nn_done(status, "gather_tokens", error));
+    esp_linear_call call = {.x = session->last, .y = session->rows, .tokens = 1};
+    ESP_TRY(esp_linear_run(&p->nn, &llama->head, &call, error));
+    return esp_lane_receive(&session->lane, p->batch->logits, session->rows,
+                            (size_t)llama->config.vocabulary * sizeof(float), error);
+}
+
+/* Piece by piece, as many rows as there is room for. */
+static esp_status all_logits(const pass *p, esp_error *error)
+{
+    esp_session *session = p->session;
+    size_t row = (size_t)session->llama->config.vocabulary;
+    for (int64_t first = 0; first < p->batch->tokens; first += session->row_count) {
+        int64_t columns = ESP_MIN(session->row_count, p->columns - first);
+        int64_t rows = ESP_MIN(session->row_count, p->batch->tokens - first);
+        if (p->logits == NULL) {
+            ESP_TRY(run_head(p, first, columns, session->rows, error));
+        }
+        ESP_TRY(esp_lane_receive(&session->lane, p->batch->logits + (size_t)first * row,
+                                 session->rows, (size_t)rows * row * sizeof(float), error));
+    }
     return ESP_OK;
 }
 
-static esp_status run_head(const esp_nn *nn, const esp_session *session,
-                           const esp_llama_batch *batch, esp_error *error)
+/* ---- one batch ---- */
+
+/* A step of few kinds is kept: so many tokens, room for so long a sequence. */
+static esp_status run_step(pass *p, esp_error *error)
 {
-    ESP_TRY(norm(nn, session, session->llama->norm, batch->tokens, error));
-    show(session, "norm", session->normed, batch->tokens);
+    const int64_t key[4] = {p->batch->tokens, p->longest, p->logits != NULL, 0};
+    return p->session->observe != NULL ? run_layers(p, error)
+                                       : esp_lane_run(&p->session->lane, key, run_layers, p, error);
+}
+
+static int64_t room_for_longest(const pass *p)
+{
+    int64_t longest = 256;
+    for (int64_t t = 0; t < p->batch->tokens; t++) {
+        while (longest <= sequence_of(p, t)->length) {
+            longest *= 2;
+        }
+    }
+    return longest;
+}
+
+static esp_status run_far(pass *p, esp_error *error)
+{
+    const esp_llama_batch *batch = p->batch;
+    if (p->by_places && batch->logits != NULL && p->columns <= p->session->row_count) {
+        p->logits = p->session->rows;
+    }
+    ESP_TRY(p->by_places ? run_step(p, error) : run_layers(p, error));
+    if (batch->logits == NULL) {
+        return ESP_OK;
+    }
+    return batch->all_logits || p->by_places ? all_logits(p, error) : last_logits(p, error);
+}
+
+static esp_status run_near(pass *p, esp_error *error)
+{
+    const esp_llama_batch *batch = p->batch;
+    ESP_TRY(run_layers(p, error));
     if (batch->logits == NULL) {
         return ESP_OK;
     }
     bool all = batch->all_logits;
-    esp_linear_call call = {.x = session->normed + (all ? 0 : batch->tokens - 1),
-                            .x_stride = batch->tokens,
-                            .y = batch->logits,
-                            .tokens = all ? batch->tokens : 1};
-    return esp_linear_run(nn, &session->llama->head, &call, error);
-}
-
-static esp_nn nn_of(const esp_session *session)
-{
-    const esp_model *model = session->model;
-    return (esp_nn){.device = model->device,
-                    .ops = model->device->backend->ops,
-                    .compute = model->compute,
-                    .options = &model->plan_options,
-                    .workspace = session->workspace,
-                    .workspace_bytes = session->workspace_bytes,
-                    .plans = session->plans};
-}
-
-static esp_status embed(const esp_nn *nn, const esp_session *session, const esp_llama_batch *batch,
-                        esp_error *error)
-{
-    return esp_nn_done(
-        nn->ops->embed(nn->device, &session->llama->table, batch->ids, batch->tokens, session->x),
-        "embed", error);
+    return run_head(p, all ? 0 : batch->tokens - 1, all ? batch->tokens : 1, batch->logits, error);
 }
 
 esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch, esp_error *error)
 {
-    esp_nn nn = nn_of(session);
-    ESP_TRY(embed(&nn, session, batch, error));
-    show(session, "embed", session->x, batch->tokens);
-    find_angles(session, batch);
-    for (int64_t index = 0; index < session->llama->config.layers; index++) {
-        ESP_TRY(run_layer(&nn, session, index, batch, error));
-    }
-    return run_head(&nn, session, batch, error);
+    const esp_model *model = session->model;
+    bool far = esp_device_is_far(model->device);
+    pass p = {.session = session,
+              .batch = batch,
+              .nn = esp_model_nn(model, &session->lane),
+              .columns = esp_ops_columns(model->ops, batch->tokens),
+              .by_places = batch->sessions != NULL || (far && batch->tokens == 1)};
+    p.nn.workspace = session->workspace;
+    p.nn.workspace_bytes = session->workspace_bytes;
+    p.nn.plans = session->plans;
+    p.longest = p.by_places ? room_for_longest(&p) : 0;
+    ESP_TRY(send_mail(&p, error));
+    return far ? run_far(&p, error) : run_near(&p, error);
 }
 
-/* ---- layer by layer ---- */
+/* ---- layer by layer, on devices whose memory is the host's ---- */
 
 static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
                                 esp_error *error)
@@ -163,23 +308,35 @@ static float *stream(void *runner)
     return ((esp_session *)runner)->x;
 }
 
+static pass pass_of(esp_session *session, const esp_llama_batch *batch, const esp_tap *tap)
+{
+    pass p = {.session = session,
+              .batch = batch,
+              .nn = esp_model_nn(session->model, &session->lane),
+              .columns = batch->tokens};
+    p.nn.workspace = session->workspace;
+    p.nn.workspace_bytes = session->workspace_bytes;
+    p.nn.plans = session->plans;
+    p.nn.tap = tap;
+    return p;
+}
+
 static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
 {
-    const esp_session *session = runner;
     const esp_llama_batch text = {.ids = batch->ids, .tokens = batch->tokens};
-    esp_nn nn = nn_of(session);
-    return embed(&nn, session, &text, error);
+    pass p = pass_of(runner, &text, NULL);
+    ESP_TRY(send_mail(&p, error));
+    return embed(&p, error);
 }
 
 static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
                                  const esp_tap *tap, esp_error *error)
 {
-    const esp_session *session = runner;
     const esp_llama_batch text = {.ids = batch->ids, .tokens = batch->tokens};
-    esp_nn nn = nn_of(session);
-    nn.tap = tap;
-    find_angles(session, &text);
-    return run_layer(&nn, session, index, &text, error);
+    pass p = pass_of(runner, &text, tap);
+    ESP_TRY(send_mail(&p, error));
+    ESP_TRY(find_angles(&p, error));
+    return run_layer(&p, index, error);
 }
 
 const esp_layer_net esp_llama_layers = {.first_part = 2,

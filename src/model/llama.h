@@ -19,25 +19,35 @@ typedef struct esp_llama {
     esp_llama_layer *layers;
     float *norm;        /* [hidden] */
     esp_linear head;    /* when tied its weight is `embedding`, held once */
-    float *frequencies; /* [head_dim / 2], host memory */
+    float *frequencies; /* [head_dim / 2] */
 } esp_llama;
+
+/* What the host tells the device of a batch, in one piece of mail. */
+typedef struct esp_llama_mail {
+    esp_mail mail;
+    size_t positions_at, last_at, places_at; /* bytes; ids are first */
+} esp_llama_mail;
 
 struct esp_session {
     const esp_model *model;
     const esp_llama *llama; /* its parts */
     int64_t capacity, max_batch, length;
-    float *cache;       /* [layers][keys, values][kv_heads][capacity][head_dim] */
-    int64_t cache_step; /* floats of one layer's keys */
+    esp_lane lane;
+    void *cache;        /* [layers][keys, values][kv_heads][capacity][head_dim] */
+    int64_t cache_step; /* elements of one layer's keys */
     int64_t cached;     /* layers that the cache is of: all, or 1 where they run alone */
-    float *scratch;     /* all the following, [features][max_batch] each */
-    float *x, *normed, *q, *k, *v, *mixed, *gate, *up, *cosines, *sines;
+    void *scratch;      /* all the following, [features][max_batch] each */
+    void *x, *normed, *qkv, *mixed, *inner;
+    float *cosines, *sines;
+    void *last; /* [hidden]: the last column of normed */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
-    esp_plan_slot *plans;    /* [linear layers][2] */
-    esp_cache_place *places; /* [max_batch], host memory, and the two after it: of sequences that */
-    void **workspaces;       /* take a step together with this one */
-    int64_t *positions;
-    float *logits;  /* [vocabulary], host memory, for generation */
+    esp_plan_slot *plans; /* [linear layers][2] */
+    esp_llama_mail mail;  /* ids, positions, places of [layers][tokens] */
+    void **workspaces;    /* [max_batch], host memory: of sequences that take a step together */
+    float *logits;        /* [vocabulary], host memory, for generation */
+    float *rows;          /* [row_count][vocabulary]: of the device, where it is a far one */
+    int64_t row_count;
     int32_t *order; /* [vocabulary], host memory */
     esp_observe_fn observe;
     void *observe_user;

@@ -30,15 +30,29 @@ static esp_status configure(esp_model *model, const esp_config_file *file, const
     return ESP_OK;
 }
 
+static esp_status take_frequencies(esp_model *model, esp_error *error)
+{
+    esp_llama *llama = llama_of(model);
+    size_t half = (size_t)llama->config.head_dim / 2, bytes = half * sizeof(float);
+    float *frequencies = esp_alloc_array(model->context, half, sizeof *frequencies);
+    if (frequencies == NULL) {
+        return esp_fail_memory(error, bytes, "a model");
+    }
+    esp_rope_frequencies(&llama->config.rope, llama->config.head_dim, frequencies);
+    esp_status status = esp_vector_take(model, frequencies, (int64_t)half, "frequencies",
+                                        &llama->frequencies, error);
+    esp_release(model->context, frequencies);
+    return status;
+}
+
 static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
     (void)checkpoint;
     esp_llama *llama = llama_of(model);
     const esp_llama_config *config = &llama->config;
-    size_t layers = (size_t)config->layers, half = (size_t)config->head_dim / 2;
+    size_t layers = (size_t)config->layers;
     llama->layers = esp_alloc_array(model->context, layers, sizeof *llama->layers);
-    llama->frequencies = esp_alloc_array(model->context, half, sizeof *llama->frequencies);
-    if (llama->layers == NULL || llama->frequencies == NULL) {
+    if (llama->layers == NULL) {
         return esp_fail_memory(error, layers * sizeof *llama->layers, "a model");
     }
     for (int64_t i = 0; i < config->layers; i++) {
@@ -46,12 +60,12 @@ static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, es
         attention->heads = config->heads;
         attention->kv_heads = config->kv_heads;
         attention->head_dim = config->head_dim;
+        attention->projections = 3;
         llama->layers[i].mlp.intermediate = config->intermediate;
         attention->o.adds = llama->layers[i].mlp.down.adds = true;
     }
     llama->head.is_head = true;
-    esp_rope_frequencies(&config->rope, config->head_dim, llama->frequencies);
-    return ESP_OK;
+    return take_frequencies(model, error);
 }
 
 /* ---- tensors ---- */
@@ -67,9 +81,9 @@ static void list_layer(esp_llama *llama, int64_t index, esp_want_list *list)
     bool bias = config->qkv_bias;
     snprintf(list->prefix, sizeof list->prefix, "model.layers.%lld.", (long long)index);
     esp_want_vector(list, "input_layernorm.weight", hidden, &layer->input_norm);
-    esp_want_linear(list, "self_attn.q_proj", q, hidden, bias, &attention->q);
-    esp_want_linear(list, "self_attn.k_proj", kv, hidden, bias, &attention->k);
-    esp_want_linear(list, "self_attn.v_proj", kv, hidden, bias, &attention->v);
+    esp_want_linear(list, "self_attn.q_proj", q, hidden, bias, &attention->qkv[0]);
+    esp_want_linear(list, "self_attn.k_proj", kv, hidden, bias, &attention->qkv[1]);
+    esp_want_linear(list, "self_attn.v_proj", kv, hidden, bias, &attention->qkv[2]);
     esp_want_linear(list, "self_attn.o_proj", hidden, q, config->o_bias, &attention->o);
     esp_want_vector(list, "post_attention_layernorm.weight", hidden, &layer->post_attention_norm);
     esp_want_linear(list, "mlp.gate_proj", inner, hidden, config->mlp_bias, &mlp->gate);
@@ -128,9 +142,10 @@ static esp_linear *linear_at(esp_model *model, int64_t number)
         return number == llama->config.layers * LINEARS ? &llama->head : NULL;
     }
     esp_llama_layer *layer = &llama->layers[index];
-    esp_linear *const linears[LINEARS] = {
-        &layer->attention.q, &layer->attention.k, &layer->attention.v, &layer->attention.o,
-        &layer->mlp.gate,    &layer->mlp.up,      &layer->mlp.down};
+    esp_linear *const linears[LINEARS] = {&layer->attention.qkv[0], &layer->attention.qkv[1],
+                                          &layer->attention.qkv[2], &layer->attention.o,
+                                          &layer->mlp.gate,         &layer->mlp.up,
+                                          &layer->mlp.down};
     return linears[number % LINEARS];
 }
 
@@ -150,7 +165,7 @@ static void release(esp_model *model)
     esp_packed_free(llama->embedding);
     esp_vector_free(model, llama->norm);
     esp_release(model->context, llama->layers);
-    esp_release(model->context, llama->frequencies);
+    esp_vector_free(model, llama->frequencies);
 }
 
 static const char *const llama_names[] = {"LlamaForCausalLM", NULL};

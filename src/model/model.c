@@ -7,7 +7,8 @@ static esp_status check_kernels(const esp_model *model, esp_error *error)
 {
     const esp_linear *linear;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->tokens);
+        esp_matmul_problem problem =
+            esp_linear_problem(linear, model->compute, model->ops->type, model->tokens);
         esp_plan plan;
         ESP_TRY(
             esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, error));
@@ -222,7 +223,8 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
     const esp_linear *linear;
     int used = 0;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
+        esp_matmul_problem problem =
+            esp_linear_problem(linear, model->compute, model->ops->type, tokens);
         esp_plan plan;
         if (esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, NULL) ==
             ESP_OK) {
@@ -244,9 +246,10 @@ bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
     if (linear == NULL) {
         return false;
     }
-    *layer = (esp_model_layer){.name = linear->name,
-                               .problem = esp_linear_problem(linear, model->compute, tokens),
-                               .forms = esp_packed_forms(linear->weight),
-                               .resident_bytes = esp_packed_bytes(linear->weight)};
+    *layer = (esp_model_layer){
+        .name = linear->name,
+        .problem = esp_linear_problem(linear, model->compute, model->ops->type, tokens),
+        .forms = esp_packed_forms(linear->weight),
+        .resident_bytes = esp_packed_bytes(linear->weight)};
     return true;
 }

@@ -6,8 +6,8 @@
 
 static bool runs_alike(const esp_model *model, const esp_linear *first, const esp_linear *second)
 {
-    esp_matmul_problem a = esp_linear_problem(first, model->compute, 1);
-    esp_matmul_problem b = esp_linear_problem(second, model->compute, 1);
+    esp_matmul_problem a = esp_linear_problem(first, model->compute, model->ops->type, 1);
+    esp_matmul_problem b = esp_linear_problem(second, model->compute, model->ops->type, 1);
     return a.out_features == b.out_features && a.in_features == b.in_features &&
            a.weight_type == b.weight_type && a.epilogue == b.epilogue && a.y_layout == b.y_layout &&
            esp_pattern_equal(&a.pattern, &b.pattern) &&
@@ -18,7 +18,8 @@ static bool runs_alike(const esp_model *model, const esp_linear *first, const es
 static esp_status widen_at(const esp_model *model, const esp_linear *linear, int64_t tokens,
                            size_t *bytes, esp_error *error)
 {
-    esp_matmul_problem problem = esp_linear_problem(linear, model->compute, tokens);
+    esp_matmul_problem problem =
+        esp_linear_problem(linear, model->compute, model->ops->type, tokens);
     esp_plan_options options = model->plan_options;
     options.require_sparse = false; /* that is for the counts that are fed */
     esp_plan plan;
@@ -54,16 +55,17 @@ esp_status esp_product_workspace_at(const esp_model *model, const int64_t *token
     return ESP_OK;
 }
 
+/* Token counts are numbers of columns: one, and multiples of the step. */
 esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, size_t *bytes,
                                  esp_error *error)
 {
     enum { CHUNK = 64 };
+    int64_t tokens[CHUNK];
     size_t most = 0;
-    for (int64_t first = 1; first <= max_tokens; first += CHUNK) {
-        int64_t tokens[CHUNK];
-        int counts = (int)ESP_MIN(CHUNK, max_tokens - first + 1);
-        for (int i = 0; i < counts; i++) {
-            tokens[i] = first + i;
+    for (int64_t next = 1; next <= max_tokens;) {
+        int counts = 0;
+        for (; counts < CHUNK && next <= max_tokens; next = esp_ops_pitch(model->ops, next + 1)) {
+            tokens[counts++] = next;
         }
         ESP_TRY(esp_product_workspace_at(model, tokens, counts, bytes, error));
         most = ESP_MAX(most, *bytes);
@@ -72,31 +74,48 @@ esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, siz
     return ESP_OK;
 }
 
-esp_status esp_device_take(const esp_model *model, size_t floats, const char *what, float **memory,
-                           esp_error *error)
+size_t esp_model_width(const esp_model *model)
+{
+    return esp_dtype_bytes(model->ops->type);
+}
+
+esp_status esp_device_take(const esp_model *model, size_t elements, size_t width, const char *what,
+                           void **memory, esp_error *error)
 {
     size_t bytes;
-    if (esp_mul_size(floats, sizeof(float), &bytes)) {
-        *memory = model->device->backend->alloc(model->device, ESP_MAX(bytes, 64));
+    if (!esp_mul_size(elements, width, &bytes)) {
+        return esp_fail_memory(error, elements, what);
     }
-    return *memory != NULL ? ESP_OK : esp_fail_memory(error, floats, what);
+    bytes = ESP_MAX(bytes, 64);
+    *memory = model->device->backend->alloc(model->device, bytes);
+    return *memory != NULL ? ESP_OK : esp_device_fail_memory(model->device, bytes, what, error);
 }
 
 esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int count,
-                            int64_t tokens, float **block, esp_error *error)
+                            int64_t columns, void **block, esp_error *error)
 {
-    size_t total = 0, at = 0;
+    size_t width = esp_model_width(model), line = 64 / width, total = 0, at = 0;
     for (int i = 0; i < count; i++) {
-        size_t floats;
-        if (!esp_mul_size((size_t)areas[i].features, (size_t)tokens, &floats) ||
-            !esp_add_size(floats, 15, &floats) || !esp_add_size(total, floats / 16 * 16, &total)) {
+        size_t elements;
+        if (!esp_mul_size((size_t)areas[i].features, (size_t)columns, &elements) ||
+            !esp_add_size(elements, line - 1, &elements) ||
+            !esp_add_size(total, elements / line * line, &total)) {
             return esp_fail_memory(error, SIZE_MAX, "scratch memory");
         }
     }
-    ESP_TRY(esp_device_take(model, total, "scratch memory", block, error));
+    ESP_TRY(esp_device_take(model, total, width, "scratch memory", block, error));
     for (int i = 0; i < count; i++) {
-        *areas[i].memory = *block + at;
-        at += ((size_t)areas[i].features * (size_t)tokens + 15) / 16 * 16;
+        *areas[i].memory = (char *)*block + at * width;
+        at += ((size_t)areas[i].features * (size_t)columns + line - 1) / line * line;
     }
     return ESP_OK;
+}
+
+esp_nn esp_model_nn(const esp_model *model, const esp_lane *lane)
+{
+    return (esp_nn){.device = model->device,
+                    .ops = model->ops,
+                    .stream = lane->stream,
+                    .compute = model->compute,
+                    .options = &model->plan_options};
 }

@@ -4,6 +4,7 @@
 #include "model/llama.h"
 
 #define DEFAULT_BATCH 512
+#define MOST_ROWS 64 /* of logits that a far device computes before they are fetched */
 
 /* ---- sizes ---- */
 
@@ -13,13 +14,13 @@ static size_t attention_workspace(const esp_session *session)
     const esp_device *device = session->model->device;
     size_t most = 0;
     for (int64_t tokens = 1; tokens <= session->max_batch; tokens++) {
-        esp_attention attention = {.heads = config->heads,
-                                   .kv_heads = config->kv_heads,
-                                   .head_dim = config->head_dim,
-                                   .tokens = tokens,
-                                   .past = session->capacity - tokens,
-                                   .capacity = session->capacity};
-        size_t bytes = device->backend->ops->attention_workspace_bytes(device, &attention);
+        esp_past_attention attention = {.heads = config->heads,
+                                        .kv_heads = config->kv_heads,
+                                        .head_dim = config->head_dim,
+                                        .tokens = tokens,
+                                        .one = {.past = (int32_t)(session->capacity - tokens),
+                                                .capacity = (int32_t)session->capacity}};
+        size_t bytes = session->model->ops->past_workspace_bytes(device, &attention);
         most = ESP_MAX(most, bytes);
     }
     return most;
@@ -30,59 +31,108 @@ static size_t attention_workspace(const esp_session *session)
 static esp_status take_cache(esp_session *session, esp_error *error)
 {
     const esp_llama_config *config = &session->llama->config;
-    size_t step, floats;
+    size_t step, elements;
     session->cached = session->model->by_layer ? 1 : config->layers;
     if (!esp_mul_size((size_t)(config->kv_heads * config->head_dim), (size_t)session->capacity,
                       &step) ||
-        !esp_mul_size(step, 2 * (size_t)session->cached, &floats)) {
+        !esp_mul_size(step, 2 * (size_t)session->cached, &elements)) {
         return esp_fail_memory(error, SIZE_MAX, "a KV cache");
     }
     session->cache_step = (int64_t)step;
-    return esp_device_take(session->model, floats, "a KV cache", &session->cache, error);
+    return esp_device_take(session->model, elements, esp_model_width(session->model), "a KV cache",
+                           &session->cache, error);
 }
 
 static esp_status take_scratch(esp_session *session, esp_error *error)
 {
     const esp_llama_config *config = &session->llama->config;
+    const esp_model *model = session->model;
     int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
+    int64_t columns = esp_ops_columns(model->ops, session->max_batch);
     const esp_area areas[] = {{&session->x, config->hidden},
                               {&session->normed, config->hidden},
-                              {&session->q, q},
-                              {&session->k, kv},
-                              {&session->v, kv},
+                              {&session->qkv, q + 2 * kv},
                               {&session->mixed, q},
-                              {&session->gate, config->intermediate},
-                              {&session->up, config->intermediate},
-                              {&session->cosines, config->head_dim / 2},
-                              {&session->sines, config->head_dim / 2}};
-    return esp_scratch_take(session->model, areas, ESP_COUNT(areas), session->max_batch,
-                            &session->scratch, error);
+                              {&session->inner, 2 * config->intermediate}};
+    ESP_TRY(esp_scratch_take(model, areas, ESP_COUNT(areas), columns, &session->scratch, error));
+    ESP_TRY(esp_device_take(model, (size_t)config->hidden, esp_model_width(model), "scratch memory",
+                            &session->last, error));
+    size_t angles = ((size_t)(config->head_dim / 2 * columns) + 15) / 16 * 16;
+    void *memory = NULL;
+    ESP_TRY(esp_device_take(model, 2 * angles, sizeof(float), "angles", &memory, error));
+    session->cosines = memory;
+    session->sines = session->cosines + angles;
+    return ESP_OK;
+}
+
+static size_t line(size_t bytes)
+{
+    return (bytes + 63) / 64 * 64;
+}
+
+static esp_status take_mail(esp_session *session, esp_error *error)
+{
+    const esp_model *model = session->model;
+    esp_llama_mail *mail = &session->mail;
+    size_t columns = (size_t)esp_ops_columns(model->ops, session->max_batch);
+    size_t places, layers = (size_t)session->llama->config.layers;
+    mail->positions_at = line(columns * sizeof(int32_t));
+    mail->last_at = 2 * mail->positions_at;
+    mail->places_at = mail->last_at + line(sizeof(int32_t));
+    if (!esp_mul_size(layers * sizeof(esp_cache_place), (size_t)session->max_batch, &places)) {
+        return esp_fail_memory(error, SIZE_MAX, "a batch");
+    }
+    return esp_mail_take(model->device, mail->places_at + places, "a batch", &mail->mail, error);
+}
+
+/* Logits on their way from a far device; elsewhere they are written where they are wanted. */
+static esp_status take_rows(esp_session *session, esp_error *error)
+{
+    const esp_model *model = session->model;
+    if (!esp_device_is_far(model->device)) {
+        return ESP_OK;
+    }
+    void *rows = NULL;
+    session->row_count = esp_ops_pitch(model->ops, ESP_MIN(session->max_batch, MOST_ROWS));
+    ESP_TRY(esp_device_take(model, (size_t)session->row_count * (size_t)model->info.vocabulary,
+                            sizeof(float), "logits", &rows, error));
+    session->rows = rows;
+    return ESP_OK;
 }
 
 static esp_status take_workspaces(esp_session *session, esp_error *error)
 {
     const esp_model *model = session->model;
     size_t product = 0, attention = attention_workspace(session);
-    ESP_TRY(esp_product_workspace(model, session->max_batch, &product, error));
-    session->workspace = model->device->backend->alloc(model->device, ESP_MAX(product, 64));
-    session->attention_workspace =
-        model->device->backend->alloc(model->device, ESP_MAX(attention, 64));
+    ESP_TRY(esp_product_workspace(model, esp_ops_columns(model->ops, session->max_batch), &product,
+                                  error));
     session->workspace_bytes = ESP_MAX(product, 64);
+    ESP_TRY(esp_device_take(model, session->workspace_bytes, 1, "workspaces", &session->workspace,
+                            error));
+    ESP_TRY(
+        esp_device_take(model, attention, 1, "workspaces", &session->attention_workspace, error));
     size_t vocabulary = (size_t)model->info.vocabulary;
     size_t slots = 2 * (size_t)esp_model_linears(model);
     session->plans = esp_alloc_array(model->context, slots, sizeof *session->plans);
     size_t batch = (size_t)session->max_batch;
-    session->places = esp_alloc_array(model->context, batch, sizeof *session->places);
     session->workspaces = esp_alloc_array(model->context, batch, sizeof *session->workspaces);
-    session->positions = esp_alloc_array(model->context, batch, sizeof *session->positions);
     session->logits = esp_alloc_array(model->context, vocabulary, sizeof *session->logits);
     session->order = esp_alloc_array(model->context, vocabulary, sizeof *session->order);
-    if (session->workspace == NULL || session->attention_workspace == NULL ||
-        session->plans == NULL || session->logits == NULL || session->order == NULL ||
-        session->places == NULL || session->workspaces == NULL || session->positions == NULL) {
+    if (session->plans == NULL || session->logits == NULL || session->order == NULL ||
+        session->workspaces == NULL) {
         return esp_fail_memory(error, product + attention, "workspaces");
     }
     return ESP_OK;
+}
+
+static esp_status take_all(esp_session *session, esp_error *error)
+{
+    ESP_TRY(esp_lane_open(session->model->device, &session->lane, error));
+    ESP_TRY(take_cache(session, error));
+    ESP_TRY(take_scratch(session, error));
+    ESP_TRY(take_mail(session, error));
+    ESP_TRY(take_rows(session, error));
+    return take_workspaces(session, error);
 }
 
 /* ---- public ---- */
@@ -112,9 +162,7 @@ esp_status esp_session_create(const esp_model *model, int64_t capacity, int64_t 
     made->llama = model->parts;
     made->capacity = capacity;
     made->max_batch = ESP_MIN(max_batch > 0 ? max_batch : DEFAULT_BATCH, capacity);
-    esp_status status = take_cache(made, error);
-    status = status == ESP_OK ? take_scratch(made, error) : status;
-    status = status == ESP_OK ? take_workspaces(made, error) : status;
+    esp_status status = take_all(made, error);
     if (status != ESP_OK) {
         esp_session_free(made);
         return status;
@@ -130,17 +178,18 @@ void esp_session_free(esp_session *session)
     }
     esp_device *device = session->model->device;
     esp_context *context = session->model->context;
-    void *const areas[] = {session->cache, session->scratch, session->workspace,
-                           session->attention_workspace};
+    void *const areas[] = {session->cache,   session->scratch,   session->last,
+                           session->cosines, session->workspace, session->attention_workspace,
+                           session->rows};
+    esp_lane_close(&session->lane);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         if (areas[i] != NULL) {
             device->backend->release(device, areas[i]);
         }
     }
+    esp_mail_free(device, &session->mail.mail);
     esp_release(context, session->plans);
-    esp_release(context, session->places);
     esp_release(context, session->workspaces);
-    esp_release(context, session->positions);
     esp_release(context, session->logits);
     esp_release(context, session->order);
     esp_release(context, session);
@@ -208,7 +257,8 @@ esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t co
         session->length += tokens;
         done += tokens;
     }
-    return ESP_OK;
+    /* what is not fetched may be under way; another session may lead the next step */
+    return logits == NULL ? esp_lane_ready(&session->lane, error) : ESP_OK;
 }
 
 /* ---- several sequences, a token each ---- */
@@ -220,13 +270,6 @@ static esp_status check_step(esp_session *const *sessions, int64_t count, const 
         return esp_fail(error, ESP_BAD_ARGUMENT, "session.bad_batch",
                         "%lld sequences: expected 1 to %lld, which is the batch of the first",
                         (long long)count, count < 1 ? 1LL : (long long)sessions[0]->max_batch);
-    }
-    const esp_device *device = sessions[0]->model->device;
-    if (device->backend->ops->cache_scatter == NULL) {
-        return esp_fail(error, ESP_UNSUPPORTED, "model.missing_operation",
-                        "device '%s' has no operation \"cache_scatter\", which several sequences "
-                        "need; use --device cpu",
-                        device->name);
     }
     for (int64_t i = 0; i < count; i++) {
         for (int64_t k = 0; k < i; k++) {

@@ -36,45 +36,67 @@ static esp_status check_create(const esp_model *model, int64_t *height, int64_t 
     return ESP_OK;
 }
 
-/* Every token count that a product of `images` images can have. */
+/* Every number of columns that a product of `images` images can have. */
 static esp_status product_workspace(esp_vision *vision, esp_error *error)
 {
+    const esp_ops *ops = vision->model->ops;
     size_t most = 64;
     for (int64_t images = 1; images <= vision->max_images; images++) {
-        const int64_t counts[] = {images, images * vision->patches, images * vision->tokens,
-                                  images * vision->windowed};
+        const int64_t counts[] = {esp_ops_columns(ops, images),
+                                  esp_ops_columns(ops, images * vision->patches),
+                                  images * vision->pitch, images * vision->windowed};
         size_t bytes = 0;
         ESP_TRY(esp_product_workspace_at(vision->model, counts, ESP_COUNT(counts), &bytes, error));
         most = ESP_MAX(most, bytes);
     }
     vision->workspace_bytes = most;
-    vision->workspace = vision->model->device->backend->alloc(vision->model->device, most);
-    return vision->workspace != NULL ? ESP_OK : esp_fail_memory(error, most, "a workspace");
+    return esp_device_take(vision->model, most, 1, "a workspace", &vision->workspace, error);
 }
 
 static esp_status take_tables(esp_vision *vision, int64_t longest, esp_error *error)
 {
     esp_context *context = vision->model->context;
-    size_t count = (size_t)longest, linears = (size_t)esp_model_linears(vision->model);
-    vision->index = esp_alloc_array(context, count, sizeof *vision->index);
-    vision->back = esp_alloc_array(context, count, sizeof *vision->back);
+    esp_device *device = vision->model->device;
+    size_t linears = (size_t)esp_model_linears(vision->model);
+    size_t bytes = (size_t)(longest + vision->model->ops->step) * sizeof(int32_t);
     vision->plans = esp_alloc_array(context, 2 * linears, sizeof *vision->plans);
-    if (vision->index == NULL || vision->back == NULL || vision->plans == NULL) {
-        return esp_fail_memory(error, 2 * count * sizeof *vision->index, "tables of tokens");
+    if (vision->plans == NULL) {
+        return esp_fail_memory(error, 2 * linears * sizeof *vision->plans, "plans");
+    }
+    ESP_TRY(esp_mail_take(device, bytes, "tables of tokens", &vision->index, error));
+    return esp_mail_take(device, bytes, "tables of tokens", &vision->back, error);
+}
+
+/* Results, and pixels of a far device. */
+static esp_status take_border(esp_vision *vision, esp_error *error)
+{
+    const esp_model *model = vision->model;
+    const esp_image_net *net = model->family->images;
+    void *images = NULL, *output = NULL;
+    size_t floats = (size_t)net->output_floats(vision, vision->max_images);
+    ESP_TRY(esp_device_take(model, floats, sizeof(float), "results", &output, error));
+    vision->output = output;
+    if (esp_device_is_far(model->device)) {
+        size_t pixels = (size_t)(vision->max_images * ESP_IMAGE_CHANNELS * vision->height) *
+                        (size_t)vision->width;
+        ESP_TRY(esp_device_take(model, pixels, sizeof(float), "pixels", &images, error));
+        vision->images = images;
     }
     return ESP_OK;
 }
 
 static esp_status take_memory(esp_vision *vision, esp_error *error)
 {
-    int64_t most = ESP_MAX(vision->tokens, vision->windowed), batch;
+    int64_t most = ESP_MAX(vision->pitch, vision->windowed), batch;
     if (!esp_mul_i64(most, vision->max_images, &batch) || batch > INT32_MAX) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "vision.bad_batch",
                         "%lld images of %lld tokens at once are too many",
                         (long long)vision->max_images, (long long)most);
     }
+    ESP_TRY(esp_lane_open(vision->model->device, &vision->lane, error));
     ESP_TRY(take_tables(vision, batch, error));
     ESP_TRY(vision->model->family->images->create(vision, error));
+    ESP_TRY(take_border(vision, error));
     return product_workspace(vision, error);
 }
 
@@ -111,32 +133,72 @@ void esp_vision_free(esp_vision *vision)
     }
     esp_device *device = vision->model->device;
     esp_context *context = vision->model->context;
-    void *const areas[] = {vision->block, vision->positions, vision->workspace,
-                           vision->attention_workspace};
+    void *const areas[] = {vision->block,     vision->positions,           vision->images,
+                           vision->workspace, vision->attention_workspace, vision->output};
+    esp_lane_close(&vision->lane);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         if (areas[i] != NULL) {
             device->backend->release(device, areas[i]);
         }
     }
-    esp_release(context, vision->index);
-    esp_release(context, vision->back);
+    esp_mail_free(device, &vision->index);
+    esp_mail_free(device, &vision->back);
     esp_release(context, vision->plans);
-    esp_release(context, vision->scores);
     esp_release(context, vision);
 }
 
 /* ---- running ---- */
 
-static esp_nn nn_of(const esp_vision *vision)
+static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
 {
+    if (vision->laid_out == images) {
+        return ESP_OK;
+    }
+    vision->laid_out = 0; /* should it fail */
+    ESP_TRY(esp_lane_ready(&vision->lane, error));
+    ESP_TRY(vision->model->family->images->lay_out(vision, images, error));
+    vision->laid_out = images;
+    return ESP_OK;
+}
+
+static esp_status send_pixels(const esp_vision_pass *pass, const float *pixels, esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
+    if (vision->images == NULL) {
+        return ESP_OK;
+    }
+    size_t image = (size_t)ESP_IMAGE_CHANNELS * (size_t)(vision->height * vision->width);
+    const esp_mail mail = {(void *)(uintptr_t)pixels, vision->images};
+    return esp_mail_send(&pass->vision->lane, &mail, (size_t)pass->images * image * sizeof(float),
+                         error);
+}
+
+static esp_status run_pass(void *user, esp_error *error)
+{
+    const esp_vision_pass *pass = user;
+    return pass->vision->model->family->images->run(pass, error);
+}
+
+/* From device memory, or memory of another layout, to the caller's. */
+static esp_status deliver(const esp_vision_pass *pass, float *output, esp_error *error)
+{
+    esp_vision *vision = pass->vision;
     const esp_model *model = vision->model;
-    return (esp_nn){.device = model->device,
-                    .ops = model->device->backend->ops,
-                    .compute = model->compute,
-                    .options = &model->plan_options,
-                    .workspace = vision->workspace,
-                    .workspace_bytes = vision->workspace_bytes,
-                    .plans = vision->plans};
+    const esp_image_net *net = model->family->images;
+    size_t floats = (size_t)net->output_floats(vision, pass->images);
+    if (!esp_device_is_far(model->device)) {
+        net->deliver(vision, pass->images, pass->output, output);
+        return ESP_OK;
+    }
+    float *staged = esp_alloc_array(model->context, floats, sizeof *staged);
+    esp_status status = staged != NULL ? esp_lane_receive(&vision->lane, staged, pass->output,
+                                                          floats * sizeof(float), error)
+                                       : esp_fail_memory(error, floats * sizeof(float), "results");
+    if (status == ESP_OK) {
+        net->deliver(vision, pass->images, staged, output);
+    }
+    esp_release(model->context, staged);
+    return status;
 }
 
 esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t images, float *output,
@@ -148,8 +210,22 @@ esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t image
                         "%lld images at once, but memory was taken for %lld", (long long)images,
                         (long long)vision->max_images);
     }
-    esp_nn nn = nn_of(vision);
-    return model->family->images->run(vision, &nn, pixels, images, output, error);
+    bool far = esp_device_is_far(model->device);
+    esp_vision_pass pass = {.vision = vision,
+                            .nn = esp_model_nn(model, &vision->lane),
+                            .images = images,
+                            .columns = images * vision->pitch,
+                            .pixels = far ? vision->images : pixels,
+                            .output = vision->output};
+    pass.nn.workspace = vision->workspace;
+    pass.nn.workspace_bytes = vision->workspace_bytes;
+    pass.nn.plans = vision->plans;
+    ESP_TRY(lay_out(vision, images, error));
+    ESP_TRY(send_pixels(&pass, pixels, error));
+    const int64_t key[4] = {images};
+    ESP_TRY(vision->observe != NULL ? run_pass(&pass, error)
+                                    : esp_lane_run(&vision->lane, key, run_pass, &pass, error));
+    return deliver(&pass, output, error);
 }
 
 void esp_vision_observe(esp_vision *vision, esp_observe_fn observe, void *user)
@@ -173,7 +249,7 @@ const char *esp_model_label(const esp_model *model, int64_t index)
     return net != NULL && net->label != NULL ? net->label(model, index) : NULL;
 }
 
-/* ---- layer by layer ---- */
+/* ---- layer by layer, on devices whose memory is the host's ---- */
 
 static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
                                 esp_error *error)
@@ -191,7 +267,7 @@ static void release_runner(void *runner)
 
 static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
 {
-    return batch->images * ((const esp_vision *)runner)->tokens;
+    return batch->images * ((const esp_vision *)runner)->pitch;
 }
 
 static float *stream(void *runner)
@@ -199,20 +275,35 @@ static float *stream(void *runner)
     return ((esp_vision *)runner)->x;
 }
 
+static esp_vision_pass pass_of(esp_vision *vision, const esp_walk_batch *batch, const esp_tap *tap)
+{
+    esp_vision_pass pass = {.vision = vision,
+                            .nn = esp_model_nn(vision->model, &vision->lane),
+                            .images = batch->images,
+                            .columns = batch->images * vision->pitch,
+                            .pixels = batch->pixels};
+    pass.nn.workspace = vision->workspace;
+    pass.nn.workspace_bytes = vision->workspace_bytes;
+    pass.nn.plans = vision->plans;
+    pass.nn.tap = tap;
+    return pass;
+}
+
 static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
 {
     esp_vision *vision = runner;
-    esp_nn nn = nn_of(vision);
-    return vision->model->family->images->embed(vision, &nn, batch->pixels, batch->images, error);
+    const esp_vision_pass pass = pass_of(vision, batch, NULL);
+    ESP_TRY(lay_out(vision, batch->images, error));
+    return vision->model->family->images->embed(&pass, error);
 }
 
 static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
                                  const esp_tap *tap, esp_error *error)
 {
     esp_vision *vision = runner;
-    esp_nn nn = nn_of(vision);
-    nn.tap = tap;
-    return vision->model->family->images->layer(vision, &nn, index, batch->images, error);
+    const esp_vision_pass pass = pass_of(vision, batch, tap);
+    ESP_TRY(lay_out(vision, batch->images, error));
+    return vision->model->family->images->layer(&pass, index, error);
 }
 
 const esp_layer_net esp_vision_layers = {.first_part = 1,
@@ -226,92 +317,129 @@ const esp_layer_net esp_vision_layers = {.first_part = 1,
 
 /* ---- steps ---- */
 
-void esp_vision_show(const esp_vision *vision, const char *name, const float *data,
-                     int64_t features, int64_t tokens)
+esp_status esp_vision_show(const esp_vision_pass *pass, const char *name, const void *data,
+                           int64_t features, esp_error *error)
 {
-    if (vision->observe != NULL) {
-        vision->observe(vision->observe_user, name, data, features, tokens);
-    }
+    esp_vision *vision = pass->vision;
+    const esp_view view = {.name = name,
+                           .data = data,
+                           .features = features,
+                           .columns = pass->columns,
+                           .groups = pass->images,
+                           .tokens = vision->tokens,
+                           .pitch = vision->pitch};
+    return esp_model_show(vision->model, &vision->lane, &view, vision->observe,
+                          vision->observe_user, error);
 }
 
-void esp_vision_show_layer(const esp_vision *vision, int64_t index, int64_t features,
-                           int64_t tokens)
+esp_status esp_vision_show_layer(const esp_vision_pass *pass, int64_t index, int64_t features,
+                                 esp_error *error)
 {
     char name[32];
     snprintf(name, sizeof name, "layer.%lld", (long long)index);
-    esp_vision_show(vision, name, vision->x, features, tokens);
+    return esp_vision_show(pass, name, pass->vision->x, features, error);
 }
 
-esp_status esp_vision_embed(esp_vision *vision, const esp_nn *nn, const esp_linear *projection,
-                            const float *pixels, int64_t images, float *y, esp_error *error)
+esp_status esp_vision_embed(const esp_vision_pass *pass, const esp_linear *projection,
+                            int64_t specials, esp_error *error)
 {
-    esp_patches cut = {.pixels = pixels,
-                       .y = vision->pixels,
-                       .images = images,
-                       .channels = ESP_IMAGE_CHANNELS,
-                       .height = vision->height,
-                       .width = vision->width,
-                       .patch = vision->model->info.patch_size};
-    esp_patches_cut(vision->model->context, &cut);
-    esp_linear_call call = {.x = vision->pixels, .y = y, .tokens = images * vision->patches};
-    return esp_linear_run(nn, projection, &call, error);
+    const esp_vision *vision = pass->vision;
+    const esp_nn *nn = &pass->nn;
+    int64_t columns = esp_ops_columns(nn->ops, pass->images * vision->patches);
+    bool in_place = specials == 0 && columns == pass->columns && vision->pitch == vision->patches;
+    void *made = in_place ? vision->x : vision->qkv;
+    const esp_patches cut = {.pixels = pass->pixels,
+                             .y = vision->pixels,
+                             .images = pass->images,
+                             .channels = ESP_IMAGE_CHANNELS,
+                             .height = vision->height,
+                             .width = vision->width,
+                             .patch = vision->model->info.patch_size,
+                             .columns = columns};
+    const esp_image_tokens tokens = {.from = made,
+                                     .x = vision->x,
+                                     .positions = vision->positions,
+                                     .features = vision->model->info.hidden_size,
+                                     .images = pass->images,
+                                     .patches = vision->patches,
+                                     .specials = specials,
+                                     .pitch = vision->pitch,
+                                     .from_columns = columns,
+                                     .columns = pass->columns};
+    const esp_linear_call call = {.x = vision->pixels, .y = made, .tokens = columns};
+    ESP_TRY(esp_nn_done(nn->ops->patches(nn->device, nn->stream, &cut), "patches", error));
+    ESP_TRY(esp_linear_run(nn, projection, &call, error));
+    return esp_nn_done(nn->ops->place_tokens(nn->device, nn->stream, &tokens), "place_tokens",
+                       error);
 }
 
-esp_status esp_vision_norm(const esp_nn *nn, const float *x, const float *weight, const float *bias,
-                           float eps, int64_t features, int64_t tokens, float *y, esp_error *error)
+esp_status esp_vision_norm(const esp_vision_pass *pass, const void *x, const float *weight,
+                           const float *bias, float eps, int64_t features, void *y,
+                           esp_error *error)
 {
-    return esp_nn_done(nn->ops->layer_norm(nn->device, x, weight, bias, eps, features, tokens, y),
+    const esp_nn *nn = &pass->nn;
+    return esp_nn_done(nn->ops->layer_norm(nn->device, nn->stream, x, weight, bias, eps, features,
+                                           pass->columns, y),
                        "layer_norm", error);
 }
 
-esp_status esp_vision_gather(const esp_nn *nn, const float *x, int64_t features, int64_t tokens,
-                             const int32_t *index, int64_t count, float *y, esp_error *error)
+esp_status esp_vision_gather(const esp_vision_pass *pass, const void *x, int64_t features,
+                             int64_t columns, const int32_t *index, int64_t count, bool adds,
+                             void *y, esp_error *error)
 {
-    return esp_nn_done(nn->ops->gather_tokens(nn->device, x, features, tokens, index, count, y),
-                       "gather_tokens", error);
+    const esp_nn *nn = &pass->nn;
+    return esp_nn_done(
+        nn->ops->gather_tokens(nn->device, nn->stream, x, features, columns, index, count, adds, y),
+        "gather_tokens", error);
 }
 
-esp_status esp_vision_add(const esp_nn *nn, float *x, const float *y, int64_t count,
-                          esp_error *error)
+esp_status esp_vision_feed_forward(const esp_vision_pass *pass, const esp_image_layer *layer,
+                                   float eps, int64_t features, esp_error *error)
 {
-    return esp_nn_done(nn->ops->add(nn->device, x, y, count), "add", error);
-}
-
-esp_status esp_vision_feed_forward(const esp_vision *vision, const esp_nn *nn,
-                                   const esp_image_layer *layer, float eps, int64_t features,
-                                   int64_t tokens, esp_error *error)
-{
-    ESP_TRY(esp_vision_norm(nn, vision->x, layer->norm2_weight, layer->norm2_bias, eps, features,
-                            tokens, vision->normed, error));
-    esp_linear_call up = {.x = vision->normed, .y = vision->inner, .tokens = tokens};
+    const esp_vision *vision = pass->vision;
+    ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm2_weight, layer->norm2_bias, eps, features,
+                            vision->normed, error));
+    esp_linear_call up = {.x = vision->normed, .y = vision->inner, .tokens = pass->columns};
     esp_linear_call down = {
-        .x = vision->inner, .y = vision->x, .residual = vision->x, .tokens = tokens};
-    ESP_TRY(esp_linear_run(nn, &layer->up, &up, error));
-    return esp_linear_run(nn, &layer->down, &down, error);
+        .x = vision->inner, .y = vision->x, .residual = vision->x, .tokens = pass->columns};
+    ESP_TRY(esp_linear_run(&pass->nn, &layer->up, &up, error));
+    return esp_linear_run(&pass->nn, &layer->down, &down, error);
 }
 
-esp_status esp_vision_attend(const esp_vision *vision, const esp_nn *nn,
-                             const esp_image_layer *layer, const esp_group_attention_call *what,
-                             esp_error *error)
+esp_status esp_vision_attend(const esp_vision_pass *pass, const esp_image_layer *layer,
+                             const esp_group_call *what, esp_error *error)
 {
-    esp_group_attention_call call = *what;
+    const esp_vision *vision = pass->vision;
+    esp_group_call call = *what;
     call.qkv = vision->qkv;
-    call.keys = vision->keys;
-    call.values = vision->values;
     call.mixed = vision->mixed;
-    call.row_bias = vision->row_bias;
-    call.column_bias = vision->column_bias;
     call.workspace = vision->attention_workspace;
-    return esp_group_attention_run(nn, &layer->attention, &call, error);
+    return esp_group_run(&pass->nn, &layer->attention, &call, error);
 }
 
-void esp_vision_tile(esp_vision *vision, int64_t features, int64_t images)
+size_t esp_vision_attention_bytes(const esp_vision *vision, const esp_image_layer *layer,
+                                  int64_t columns, int64_t tokens, int64_t pitch,
+                                  int64_t grid_width)
 {
-    size_t bytes = (size_t)vision->tokens * sizeof(float);
-    for (int64_t f = 0; f < features; f++) {
-        for (int64_t image = 0; image < images; image++) {
-            memcpy(vision->base + (f * images + image) * vision->tokens,
-                   vision->positions + f * vision->tokens, bytes);
-        }
-    }
+    const esp_ops *ops = vision->model->ops;
+    const esp_group_call call = {.columns = columns,
+                                 .groups = columns / pitch,
+                                 .tokens = tokens,
+                                 .pitch = pitch,
+                                 .grid_width = grid_width};
+    esp_group_attention attention = esp_group_attention_of(ops, &layer->attention, &call);
+    return ops->group_workspace_bytes(vision->model->device, &attention);
+}
+
+esp_status esp_vision_take_attention(esp_vision *vision, size_t bytes, esp_error *error)
+{
+    return esp_device_take(vision->model, bytes, 1, "a workspace", &vision->attention_workspace,
+                           error);
+}
+
+esp_status esp_vision_take_positions(esp_vision *vision, const float *positions, int64_t hidden,
+                                     esp_error *error)
+{
+    return esp_vector_take(vision->model, positions, hidden * vision->pitch, "positions",
+                           &vision->positions, error);
 }

@@ -28,7 +28,7 @@ ESP_MUST_CHECK esp_status esp_image_config_read(const esp_config_file *file,
 /* x += attention(norm1(x)); x += down(activation(up(norm2(x)))) */
 typedef struct esp_image_layer {
     float *norm1_weight, *norm1_bias, *norm2_weight, *norm2_bias; /* [hidden] */
-    esp_group_attention_layer attention;
+    esp_group_layer attention;
     esp_linear up, down;
 } esp_image_layer;
 
@@ -52,23 +52,35 @@ void esp_want_norm(esp_want_list *list, const char *name, int64_t size, float **
 
 struct esp_vision {
     const esp_model *model;
+    esp_lane lane;
     int64_t height, width, max_images;
     int64_t rows, columns, patches; /* of an image; patches = rows * columns */
     int64_t tokens;                 /* of an image */
-    int64_t windowed;               /* tokens of an image cut into windows; tokens: none */
-    int64_t laid_out;               /* images that base and the index tables are made for */
-    float *block;                   /* all of the following, [features][tokens of a batch] */
-    float *x, *normed, *mixed, *qkv, *keys, *values, *inner, *pixels, *base, *picked;
-    float *row_bias, *column_bias;
-    int32_t *index, *back; /* tables of gather_tokens */
-    float *positions;      /* [hidden][tokens]: what an image's embedding is added to */
+    int64_t pitch;                  /* columns from one image to the next, >= tokens */
+    int64_t windowed;               /* columns of an image cut into windows; pitch: none */
+    int64_t laid_out;               /* images that the index tables are made for */
+    void *block;                    /* all of the following, [features][columns of a batch] */
+    void *x, *normed, *mixed, *qkv, *inner, *pixels, *picked;
+    esp_mail index, back; /* int32 tables of gather_tokens */
+    float *positions;     /* [hidden][pitch]: what an image's tokens are added to */
+    float *images;        /* pixels of a batch, on a far device; elsewhere they are the caller's */
+    float *output;        /* of a batch, as the family makes it */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
     esp_plan_slot *plans; /* [linear layers][2] */
-    float *scores;        /* [max_images][labels] of a second head */
     esp_observe_fn observe;
     void *observe_user;
 };
+
+/* A batch on its way. */
+typedef struct esp_vision_pass {
+    esp_vision *vision;
+    esp_nn nn;
+    int64_t images;
+    int64_t columns;     /* of all images: images * pitch */
+    const float *pixels; /* device memory, as output */
+    float *output;       /* [output_floats] */
+} esp_vision_pass;
 
 /* How a family runs images. */
 struct esp_image_net {
@@ -77,16 +89,19 @@ struct esp_image_net {
     void (*measure)(esp_vision *vision);
     /* Memory beyond what every model takes, and positions. */
     esp_status (*create)(esp_vision *vision, esp_error *error);
-    /* pixels [images][3][height][width] -> output [images][output_size]. */
-    esp_status (*run)(esp_vision *vision, const esp_nn *nn, const float *pixels, int64_t images,
-                      float *output, esp_error *error);
+    /* Before run: the tables that depend on the number of images. */
+    esp_status (*lay_out)(esp_vision *vision, int64_t images, esp_error *error);
+    /* Everything between pixels and output; must give the same work every time. */
+    esp_status (*run)(const esp_vision_pass *pass, esp_error *error);
+    /* Floats of pass->output for so many images. */
+    int64_t (*output_floats)(const esp_vision *vision, int64_t images);
+    /* pass->output, in host memory, to [images][output_size]. */
+    void (*deliver)(const esp_vision *vision, int64_t images, const float *from, float *output);
     void (*output_shape)(const esp_model *model, int *rank, int64_t *shape);
     const char *(*label)(const esp_model *model, int64_t index);
     /* The two steps of run that end with x: its beginning, and one layer. */
-    esp_status (*embed)(esp_vision *vision, const esp_nn *nn, const float *pixels, int64_t images,
-                        esp_error *error);
-    esp_status (*layer)(esp_vision *vision, const esp_nn *nn, int64_t index, int64_t images,
-                        esp_error *error);
+    esp_status (*embed)(const esp_vision_pass *pass, esp_error *error);
+    esp_status (*layer)(const esp_vision_pass *pass, int64_t index, esp_error *error);
 };
 
 extern const esp_family esp_vit_family, esp_deit_family, esp_sam_family, esp_sam_vision_family;
@@ -95,32 +110,39 @@ extern const esp_layer_net esp_vision_layers; /* vision.c */
 
 /* ---- steps that networks share ---- */
 
-void esp_vision_show(const esp_vision *vision, const char *name, const float *data,
-                     int64_t features, int64_t tokens);
-void esp_vision_show_layer(const esp_vision *vision, int64_t index, int64_t features,
-                           int64_t tokens);
-/* Patches of all images through the projection: y [hidden][images * patches]. */
-ESP_MUST_CHECK esp_status esp_vision_embed(esp_vision *vision, const esp_nn *nn,
-                                           const esp_linear *projection, const float *pixels,
-                                           int64_t images, float *y, esp_error *error);
-ESP_MUST_CHECK esp_status esp_vision_norm(const esp_nn *nn, const float *x, const float *weight,
-                                          const float *bias, float eps, int64_t features,
-                                          int64_t tokens, float *y, esp_error *error);
-ESP_MUST_CHECK esp_status esp_vision_gather(const esp_nn *nn, const float *x, int64_t features,
-                                            int64_t tokens, const int32_t *index, int64_t count,
-                                            float *y, esp_error *error);
-ESP_MUST_CHECK esp_status esp_vision_add(const esp_nn *nn, float *x, const float *y, int64_t count,
-                                         esp_error *error);
+/* Tokens of an image or places of windows: groups that lie `pitch` apart. */
+ESP_MUST_CHECK esp_status esp_vision_show(const esp_vision_pass *pass, const char *name,
+                                          const void *data, int64_t features, esp_error *error);
+ESP_MUST_CHECK esp_status esp_vision_show_layer(const esp_vision_pass *pass, int64_t index,
+                                                int64_t features, esp_error *error);
+/* Patches of all images through the projection, to tokens behind `specials` others, with their
+ * positions: x [hidden][columns]. */
+ESP_MUST_CHECK esp_status esp_vision_embed(const esp_vision_pass *pass,
+                                           const esp_linear *projection, int64_t specials,
+                                           esp_error *error);
+ESP_MUST_CHECK esp_status esp_vision_norm(const esp_vision_pass *pass, const void *x,
+                                          const float *weight, const float *bias, float eps,
+                                          int64_t features, void *y, esp_error *error);
+/* index: device memory. */
+ESP_MUST_CHECK esp_status esp_vision_gather(const esp_vision_pass *pass, const void *x,
+                                            int64_t features, int64_t columns, const int32_t *index,
+                                            int64_t count, bool adds, void *y, esp_error *error);
 /* x += down(activation(up(norm2(x)))) */
-ESP_MUST_CHECK esp_status esp_vision_feed_forward(const esp_vision *vision, const esp_nn *nn,
+ESP_MUST_CHECK esp_status esp_vision_feed_forward(const esp_vision_pass *pass,
                                                   const esp_image_layer *layer, float eps,
-                                                  int64_t features, int64_t tokens,
-                                                  esp_error *error);
+                                                  int64_t features, esp_error *error);
 /* Attention of one layer over vision's scratch; the caller says what is read and written. */
-ESP_MUST_CHECK esp_status esp_vision_attend(const esp_vision *vision, const esp_nn *nn,
+ESP_MUST_CHECK esp_status esp_vision_attend(const esp_vision_pass *pass,
                                             const esp_image_layer *layer,
-                                            const esp_group_attention_call *what, esp_error *error);
-/* base[f][image * tokens + t] = positions[f][t] for `images` images. */
-void esp_vision_tile(esp_vision *vision, int64_t features, int64_t images);
+                                            const esp_group_call *what, esp_error *error);
+/* Room for the attention of groups of so many tokens, if it is more than there was. */
+size_t esp_vision_attention_bytes(const esp_vision *vision, const esp_image_layer *layer,
+                                  int64_t columns, int64_t tokens, int64_t pitch,
+                                  int64_t grid_width);
+ESP_MUST_CHECK esp_status esp_vision_take_attention(esp_vision *vision, size_t bytes,
+                                                    esp_error *error);
+/* positions[hidden][pitch] of the host to the device. */
+ESP_MUST_CHECK esp_status esp_vision_take_positions(esp_vision *vision, const float *positions,
+                                                    int64_t hidden, esp_error *error);
 
 #endif

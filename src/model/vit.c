@@ -19,163 +19,198 @@ static esp_vit *vit_of(const esp_vision *vision)
 
 static void measure(esp_vision *vision)
 {
-    vision->tokens = vision->windowed = vit_of(vision)->specials + vision->patches;
+    vision->tokens = vit_of(vision)->specials + vision->patches;
+    vision->pitch = vision->windowed = esp_ops_pitch(vision->model->ops, vision->tokens);
 }
 
 /* ---- what is made once ---- */
 
-/* positions[f][t]: what is added to token t, for the special ones with the tokens themselves. */
-static void place(esp_vision *vision)
+/* The learned numbers, in the host's memory. */
+typedef struct learned {
+    float *tokens[2], *positions, *placed;
+} learned;
+
+static esp_status read_learned(const esp_vision *vision, learned *numbers, esp_error *error)
+{
+    const esp_vit *vit = vit_of(vision);
+    esp_context *context = vision->model->context;
+    int64_t hidden = vit->config.hidden, side = vit->config.side / vit->config.patch;
+    int64_t positions = (vit->specials + side * side) * hidden;
+    numbers->positions = esp_alloc_array(context, (size_t)positions, sizeof(float));
+    numbers->placed = esp_alloc_array(context, (size_t)(hidden * vision->pitch), sizeof(float));
+    if (numbers->positions == NULL || numbers->placed == NULL) {
+        return esp_fail_memory(error, (size_t)positions * sizeof(float), "positions");
+    }
+    for (int64_t i = 0; i < vit->specials; i++) {
+        numbers->tokens[i] = esp_alloc_array(context, (size_t)hidden, sizeof(float));
+        if (numbers->tokens[i] == NULL) {
+            return esp_fail_memory(error, (size_t)hidden * sizeof(float), "tokens");
+        }
+        ESP_TRY(esp_vector_read(vision->model, vit->tokens[i], hidden, numbers->tokens[i], error));
+    }
+    return esp_vector_read(vision->model, vit->positions, positions, numbers->positions, error);
+}
+
+/* placed[f][t]: what is added to token t, for the special ones with the tokens themselves. */
+static void place(const esp_vision *vision, const learned *numbers)
 {
     const esp_vit *vit = vit_of(vision);
     int64_t hidden = vit->config.hidden, side = vit->config.side / vit->config.patch;
     for (int64_t t = 0; t < vit->specials; t++) {
         for (int64_t f = 0; f < hidden; f++) {
-            vision->positions[f * vision->tokens + t] =
-                vit->tokens[t][f] + vit->positions[t * hidden + f];
+            numbers->placed[f * vision->pitch + t] =
+                numbers->tokens[t][f] + numbers->positions[t * hidden + f];
         }
     }
-    const float *trained = vit->positions + vit->specials * hidden;
-    float *to = vision->positions + vit->specials;
+    const float *trained = numbers->positions + vit->specials * hidden;
+    float *to = numbers->placed + vit->specials;
     if (vision->patches != side * side || vision->height != vision->width) {
         esp_positions_resize(trained, side, hidden, vision->rows, vision->columns, to,
-                             vision->tokens);
+                             vision->pitch);
         return;
     }
     for (int64_t f = 0; f < hidden; f++) {
         for (int64_t p = 0; p < vision->patches; p++) {
-            to[f * vision->tokens + p] = trained[p * hidden + f];
+            to[f * vision->pitch + p] = trained[p * hidden + f];
         }
     }
 }
 
-static esp_status take_attention(esp_vision *vision, esp_error *error)
+static esp_status take_positions(esp_vision *vision, esp_error *error)
 {
-    const esp_device *device = vision->model->device;
-    esp_group_attention_call call = {.tokens = vision->tokens, .group = vision->tokens};
-    esp_attention attention =
-        esp_group_attention_of(&vit_of(vision)->layers[0].attention, &call, 0);
-    size_t bytes = device->backend->ops->attention_workspace_bytes(device, &attention);
-    vision->attention_workspace = device->backend->alloc(vision->model->device, ESP_MAX(bytes, 64));
-    return vision->attention_workspace != NULL ? ESP_OK
-                                               : esp_fail_memory(error, bytes, "a workspace");
+    esp_context *context = vision->model->context;
+    learned numbers = {.positions = NULL};
+    esp_status status = read_learned(vision, &numbers, error);
+    if (status == ESP_OK) {
+        place(vision, &numbers);
+        status =
+            esp_vision_take_positions(vision, numbers.placed, vit_of(vision)->config.hidden, error);
+    }
+    esp_release(context, numbers.tokens[0]);
+    esp_release(context, numbers.tokens[1]);
+    esp_release(context, numbers.positions);
+    esp_release(context, numbers.placed);
+    return status;
 }
 
 static esp_status create(esp_vision *vision, esp_error *error)
 {
     const esp_vit *vit = vit_of(vision);
     const esp_image_config *config = &vit->config;
-    int64_t hidden = config->hidden;
+    int64_t hidden = config->hidden, columns = vision->max_images * vision->pitch;
     const esp_area areas[] = {
         {&vision->x, hidden},
         {&vision->normed, hidden},
         {&vision->mixed, hidden},
         {&vision->qkv, 3 * hidden},
-        {&vision->keys, hidden},
-        {&vision->values, hidden},
-        {&vision->base, hidden},
-        {&vision->picked, hidden},
+        {&vision->picked, 2 * hidden},
         {&vision->inner, config->intermediate},
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
-    ESP_TRY(esp_scratch_take(vision->model, areas, ESP_COUNT(areas),
-                             vision->max_images * vision->tokens, &vision->block, error));
-    ESP_TRY(esp_device_take(vision->model, (size_t)(hidden * vision->tokens), "positions",
-                            &vision->positions, error));
-    size_t scores = (size_t)(vision->max_images * vit->labels);
-    vision->scores = esp_alloc_array(vision->model->context, scores, sizeof(float));
-    if (vision->scores == NULL) {
-        return esp_fail_memory(error, scores * sizeof(float), "scores");
-    }
-    place(vision);
-    return take_attention(vision, error);
+    ESP_TRY(
+        esp_scratch_take(vision->model, areas, ESP_COUNT(areas), columns, &vision->block, error));
+    ESP_TRY(take_positions(vision, error));
+    return esp_vision_take_attention(vision,
+                                     esp_vision_attention_bytes(vision, &vit->layers[0], columns,
+                                                                vision->tokens, vision->pitch, 0),
+                                     error);
 }
 
 /* ---- one batch ---- */
 
-/* Patches go behind each image's special tokens, which are in `base`. */
-static void lay_out(esp_vision *vision, int64_t images)
+/* Scores of a head, one row for each column of `picked`. */
+static int64_t head_floats(const esp_vision *vision, int64_t images)
 {
-    int64_t specials = vit_of(vision)->specials;
-    if (vision->laid_out == images) {
-        return;
-    }
-    esp_vision_tile(vision, vit_of(vision)->config.hidden, images);
-    for (int64_t image = 0; image < images; image++) {
-        for (int64_t t = 0; t < vision->tokens; t++) {
-            vision->index[image * vision->tokens + t] =
-                t < specials ? -1 : (int32_t)(image * vision->patches + t - specials);
-        }
-    }
-    vision->laid_out = images;
+    return esp_ops_columns(vision->model->ops, images) * vit_of(vision)->labels;
 }
 
-static esp_status embed(esp_vision *vision, const esp_nn *nn, const float *pixels, int64_t images,
-                        esp_error *error)
+static int64_t output_floats(const esp_vision *vision, int64_t images)
 {
-    const esp_vit *vit = vit_of(vision);
-    int64_t hidden = vit->config.hidden, tokens = images * vision->tokens;
-    lay_out(vision, images);
-    ESP_TRY(esp_vision_embed(vision, nn, &vit->patches, pixels, images, vision->qkv, error));
-    ESP_TRY(esp_vision_gather(nn, vision->qkv, hidden, images * vision->patches, vision->index,
-                              tokens, vision->x, error));
-    ESP_TRY(esp_vision_add(nn, vision->x, vision->base, hidden * tokens, error));
-    esp_vision_show(vision, "embed", vision->x, hidden, tokens);
+    return (vit_of(vision)->two_heads ? 2 : 1) * head_floats(vision, images);
+}
+
+/* Where the special token of each image is that a head reads. */
+static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
+{
+    const esp_mail *const tables[2] = {&vision->index, &vision->back};
+    int64_t columns = esp_ops_columns(vision->model->ops, images);
+    for (int which = 0; which < 2; which++) {
+        int32_t *table = tables[which]->host;
+        for (int64_t image = 0; image < columns; image++) {
+            table[image] = image < images ? (int32_t)(image * vision->pitch + which) : -1;
+        }
+        ESP_TRY(
+            esp_mail_send(&vision->lane, tables[which], (size_t)columns * sizeof *table, error));
+    }
     return ESP_OK;
 }
 
-static esp_status run_layer(esp_vision *vision, const esp_nn *nn, int64_t index, int64_t images,
-                            esp_error *error)
+static esp_status embed(const esp_vision_pass *pass, esp_error *error)
 {
+    const esp_vision *vision = pass->vision;
+    const esp_vit *vit = vit_of(vision);
+    ESP_TRY(esp_vision_embed(pass, &vit->patches, vit->specials, error));
+    return esp_vision_show(pass, "embed", vision->x, vit->config.hidden, error);
+}
+
+static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
     const esp_image_layer *layer = &vit->layers[index];
-    int64_t hidden = vit->config.hidden, tokens = images * vision->tokens;
-    const esp_group_attention_call attention = {.x = vision->normed,
-                                                .y = vision->x,
-                                                .residual = vision->x,
-                                                .tokens = tokens,
-                                                .group = vision->tokens};
-    ESP_TRY(esp_vision_norm(nn, vision->x, layer->norm1_weight, layer->norm1_bias, vit->config.eps,
-                            hidden, tokens, vision->normed, error));
-    ESP_TRY(esp_vision_attend(vision, nn, layer, &attention, error));
-    ESP_TRY(esp_vision_feed_forward(vision, nn, layer, vit->config.eps, hidden, tokens, error));
-    esp_vision_show_layer(vision, index, hidden, tokens);
-    return ESP_OK;
+    int64_t hidden = vit->config.hidden;
+    const esp_group_call attention = {.x = vision->normed,
+                                      .y = vision->x,
+                                      .residual = vision->x,
+                                      .columns = pass->columns,
+                                      .groups = pass->images,
+                                      .tokens = vision->tokens,
+                                      .pitch = vision->pitch};
+    ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
+                            vit->config.eps, hidden, vision->normed, error));
+    ESP_TRY(esp_vision_attend(pass, layer, &attention, error));
+    ESP_TRY(esp_vision_feed_forward(pass, layer, vit->config.eps, hidden, error));
+    return esp_vision_show_layer(pass, index, hidden, error);
 }
 
-/* Head `which` reads the image's special token of that number: y [images][labels]. */
-static esp_status run_head(esp_vision *vision, const esp_nn *nn, int which, int64_t images,
-                           float *y, esp_error *error)
+/* Head `which` reads each image's special token of that number: y [columns][labels]. */
+static esp_status run_head(const esp_vision_pass *pass, int which, esp_error *error)
 {
+    const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
-    for (int64_t image = 0; image < images; image++) {
-        vision->back[image] = (int32_t)(image * vision->tokens + which);
-    }
-    ESP_TRY(esp_vision_gather(nn, vision->normed, vit->config.hidden, images * vision->tokens,
-                              vision->back, images, vision->picked, error));
-    esp_linear_call call = {.x = vision->picked, .y = y, .tokens = images};
-    return esp_linear_run(nn, &vit->heads[which], &call, error);
+    int64_t columns = esp_ops_columns(pass->nn.ops, pass->images);
+    const esp_mail *table = which == 0 ? &vision->index : &vision->back;
+    ESP_TRY(esp_vision_gather(pass, vision->normed, vit->config.hidden, pass->columns,
+                              table->device, columns, false, vision->picked, error));
+    esp_linear_call call = {.x = vision->picked,
+                            .y = pass->output + which * head_floats(vision, pass->images),
+                            .tokens = columns};
+    return esp_linear_run(&pass->nn, &vit->heads[which], &call, error);
 }
 
-static esp_status run(esp_vision *vision, const esp_nn *nn, const float *pixels, int64_t images,
-                      float *output, esp_error *error)
+static esp_status run(const esp_vision_pass *pass, esp_error *error)
 {
+    const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
-    int64_t hidden = vit->config.hidden, tokens = images * vision->tokens;
-    ESP_TRY(embed(vision, nn, pixels, images, error));
+    int64_t hidden = vit->config.hidden;
+    ESP_TRY(embed(pass, error));
     for (int64_t index = 0; index < vit->config.layers; index++) {
-        ESP_TRY(run_layer(vision, nn, index, images, error));
+        ESP_TRY(run_layer(pass, index, error));
     }
-    ESP_TRY(esp_vision_norm(nn, vision->x, vit->norm_weight, vit->norm_bias, vit->config.eps,
-                            hidden, tokens, vision->normed, error));
-    esp_vision_show(vision, "norm", vision->normed, hidden, tokens);
-    ESP_TRY(run_head(vision, nn, 0, images, output, error));
-    if (vit->two_heads) {
-        ESP_TRY(run_head(vision, nn, 1, images, vision->scores, error));
-        for (int64_t i = 0; i < images * vit->labels; i++) {
-            output[i] = (output[i] + vision->scores[i]) / 2;
-        }
+    ESP_TRY(esp_vision_norm(pass, vision->x, vit->norm_weight, vit->norm_bias, vit->config.eps,
+                            hidden, vision->normed, error));
+    ESP_TRY(esp_vision_show(pass, "norm", vision->normed, hidden, error));
+    ESP_TRY(run_head(pass, 0, error));
+    return vit->two_heads ? run_head(pass, 1, error) : ESP_OK;
+}
+
+/* The mean of two heads. */
+static void deliver(const esp_vision *vision, int64_t images, const float *from, float *output)
+{
+    const esp_vit *vit = vit_of(vision);
+    const float *second = from + head_floats(vision, images);
+    for (int64_t i = 0; i < images * vit->labels; i++) {
+        output[i] = vit->two_heads ? (from[i] + second[i]) / 2 : from[i];
     }
-    return ESP_OK;
 }
 
 static void output_shape(const esp_model *model, int *rank, int64_t *shape)
@@ -193,7 +228,10 @@ static const char *label(const esp_model *model, int64_t index)
 const esp_image_net esp_vit_net = {.any_size = true,
                                    .measure = measure,
                                    .create = create,
+                                   .lay_out = lay_out,
                                    .run = run,
+                                   .output_floats = output_floats,
+                                   .deliver = deliver,
                                    .output_shape = output_shape,
                                    .label = label,
                                    .embed = embed,

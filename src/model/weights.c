@@ -4,6 +4,7 @@
  * other. */
 #include <stdio.h>
 
+#include "format/format.h"
 #include "model/family.h"
 
 /* ---- what is wanted ---- */
@@ -204,6 +205,14 @@ static void count_matrix(esp_model *model, const esp_want *want)
 static esp_status view_table(const esp_model *model, const esp_want *want, esp_error *error)
 {
     const esp_packed *packed = *want->weight;
+    const esp_backend *backend = model->device->backend;
+    if (backend->dense_rows != NULL) {
+        *want->table = (esp_tensor){.dtype = packed->dtype,
+                                    .rank = 2,
+                                    .shape = {want->out, want->in},
+                                    .data = (void *)(uintptr_t)backend->dense_rows(packed)};
+        return ESP_OK;
+    }
     if (packed->sparse == NULL || esp_sparse_part_count(packed->sparse) != 1) {
         return esp_fail(error, ESP_UNSUPPORTED, "model.missing_operation",
                         "device '%s' keeps dense weights in a form that has no rows to look up",
@@ -233,6 +242,18 @@ static esp_status read_convolution(const esp_model *model, const esp_checkpoint 
     return status;
 }
 
+/* Where activations have 16 bits, weights have the same. */
+static esp_status fit_type(const esp_model *model, const esp_want *want, esp_sparse *sparse,
+                           esp_error *error)
+{
+    esp_dtype type = model->ops->type;
+    if (type == ESP_F32 || esp_sparse_dtype(sparse) == type) {
+        return ESP_OK;
+    }
+    esp_status status = esp_sparse_retype(sparse, type, error);
+    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "\"%s\"", want->name);
+}
+
 static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
                               const esp_want *want, esp_error *error)
 {
@@ -240,8 +261,8 @@ static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint
     esp_pack_options options = {0};
     ESP_TRY(want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
                             : read_convolution(model, checkpoint, index, want, &sparse, error));
-    esp_status status = ESP_OK;
-    if (want->role == ESP_ROLE_LINEAR) {
+    esp_status status = fit_type(model, want, sparse, error);
+    if (status == ESP_OK && want->role == ESP_ROLE_LINEAR) {
         status = esp_model_forms(model, want->linear, sparse, &options.forms, error);
     }
     if (status == ESP_OK) {
@@ -253,26 +274,40 @@ static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint
     return want->role == ESP_ROLE_TABLE ? view_table(model, want, error) : ESP_OK;
 }
 
+esp_status esp_vector_take(const esp_model *model, const float *numbers, int64_t count,
+                           const char *what, float **vector, esp_error *error)
+{
+    void *memory = NULL;
+    ESP_TRY(esp_device_take(model, (size_t)count, sizeof(float), what, &memory, error));
+    *vector = memory;
+    return esp_device_upload(model->device, memory, numbers, (size_t)count * sizeof(float), error);
+}
+
+esp_status esp_vector_read(const esp_model *model, const float *vector, int64_t count,
+                           float *numbers, esp_error *error)
+{
+    return esp_device_download(model->device, numbers, vector, (size_t)count * sizeof(float),
+                               error);
+}
+
 /* Norm weights and biases are kept in f32: they are small, and read as such by every operation. */
 static esp_status read_vector(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
                               const esp_want *want, esp_error *error)
 {
     esp_weight_info info = esp_checkpoint_get(checkpoint, index);
     esp_tensor stored = {0};
-    size_t bytes = (size_t)want->out * sizeof(float);
     ESP_TRY(esp_tensor_create(model->context, info.dtype, info.rank, info.shape, &stored, error));
-    esp_status status = esp_checkpoint_read_dense(checkpoint, index, &stored, error);
+    float *wide = esp_alloc_array(model->context, (size_t)want->out, sizeof *wide);
+    esp_status status = wide != NULL ? esp_checkpoint_read_dense(checkpoint, index, &stored, error)
+                                     : esp_fail_memory(error, (size_t)want->out, want->name);
     if (status == ESP_OK) {
-        *want->vector = model->device->backend->alloc(model->device, bytes);
-        if (*want->vector == NULL) {
-            status = esp_fail_memory(error, bytes, want->name);
-        } else {
-            esp_widen(stored.dtype, stored.data, want->out, *want->vector);
-        }
+        esp_widen(stored.dtype, stored.data, want->out, wide);
+        status = esp_vector_take(model, wide, want->out, want->name, want->vector, error);
     }
+    esp_release(model->context, wide);
     esp_tensor_free(model->context, &stored);
     model->info.parameters += want->out;
-    model->info.resident_bytes += bytes;
+    model->info.resident_bytes += (size_t)want->out * sizeof(float);
     return status;
 }
 
@@ -310,28 +345,51 @@ static esp_status read_all(esp_model *model, const esp_checkpoint *checkpoint,
     return ESP_OK;
 }
 
-/* By the first inner layer, before any weight is read, since the choice of forms depends on it. */
-static void choose_compute(esp_model *model, const esp_checkpoint *checkpoint)
+/* The type of the first inner layer. */
+static esp_dtype weight_type(esp_model *model, const esp_checkpoint *checkpoint)
 {
     int64_t parts = model->family->part_count(model);
-    for (int64_t part = 0; part < parts && model->compute == ESP_COMPUTE_AUTO; part++) {
+    for (int64_t part = 0; part < parts; part++) {
         esp_want_list list;
         esp_weights_list(model, part, &list);
         for (int i = 0; i < list.count; i++) {
             if (list.wants[i].inner) {
-                esp_dtype dtype =
-                    esp_checkpoint_get(checkpoint, esp_want_find(checkpoint, &list.wants[i])).dtype;
-                model->compute = model->device->backend->auto_compute(model->device, dtype);
-                break;
+                return esp_checkpoint_get(checkpoint, esp_want_find(checkpoint, &list.wants[i]))
+                    .dtype;
             }
         }
+    }
+    return ESP_F32;
+}
+
+/* Before any weight is read, since the choice of forms depends on it. */
+static void choose_types(esp_model *model, const esp_checkpoint *checkpoint)
+{
+    esp_device *device = model->device;
+    const esp_backend *backend = device->backend;
+    esp_dtype type = weight_type(model, checkpoint);
+    model->ops = esp_nn_ops(device, backend->activation_type != NULL
+                                        ? backend->activation_type(device, model->compute, type)
+                                        : ESP_F32);
+    if (model->ops->type != ESP_F32) { /* products of such are summed in f32 */
+        model->compute = ESP_COMPUTE_F32;
+        if (model->ops->type != type) {
+            esp_log(model->context, ESP_LOG_WARNING,
+                    "%s: weights of %s are rounded to %s, in which "
+                    "device '%s' runs models",
+                    esp_checkpoint_path(checkpoint), esp_dtype_name(type),
+                    esp_dtype_name(model->ops->type), device->name);
+        }
+    }
+    if (model->compute == ESP_COMPUTE_AUTO) {
+        model->compute = backend->auto_compute(device, type);
     }
 }
 
 esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
     ESP_TRY(check_all(model, checkpoint, error));
-    choose_compute(model, checkpoint);
+    choose_types(model, checkpoint);
     return ESP_OK;
 }
 

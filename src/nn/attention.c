@@ -5,96 +5,82 @@
 
 #include "nn/nn.h"
 
-static esp_status project(const esp_nn *nn, const esp_attention_layer *layer,
-                          const esp_attention_call *call, esp_error *error)
+/* Where rows begin that follow `rows` others. */
+static void *behind(const esp_nn *nn, void *x, int64_t rows, int64_t columns)
 {
-    const struct {
-        const esp_linear *linear;
-        float *y;
-    } projections[] = {{&layer->q, call->q}, {&layer->k, call->k}, {&layer->v, call->v}};
-    for (int i = 0; i < 3; i++) {
-        esp_linear_call product = {
-            .x = call->normed, .y = projections[i].y, .tokens = call->tokens};
-        ESP_TRY(esp_linear_run(nn, projections[i].linear, &product, error));
+    return (char *)x + (size_t)(rows * columns) * esp_dtype_bytes(nn->ops->type);
+}
+
+static esp_status project(const esp_nn *nn, const esp_attention_layer *layer,
+                          const esp_attention_call *call, void *const parts[3], esp_error *error)
+{
+    for (int i = 0; i < layer->projections; i++) {
+        esp_linear_call product = {.x = call->normed, .y = parts[i], .tokens = call->columns};
+        ESP_TRY(esp_linear_run(nn, &layer->qkv[i], &product, error));
     }
     return ESP_OK;
 }
 
-static esp_status rotate(const esp_nn *nn, const esp_attention_layer *layer,
-                         const esp_attention_call *call, esp_error *error)
-{
-    esp_status status = nn->ops->rope(nn->device, call->q, call->cosines, call->sines, layer->heads,
-                                      layer->head_dim, call->tokens);
-    if (status == ESP_OK) {
-        status = nn->ops->rope(nn->device, call->k, call->cosines, call->sines, layer->kv_heads,
-                               layer->head_dim, call->tokens);
-    }
-    return esp_nn_done(status, "rope", error);
-}
-
 static esp_status remember(const esp_nn *nn, const esp_attention_layer *layer,
-                           const esp_attention_call *call, esp_error *error)
+                           const esp_attention_call *call, void *const parts[3], esp_error *error)
 {
-    int64_t heads = layer->kv_heads, dim = layer->head_dim, tokens = call->tokens;
-    const esp_ops *ops = nn->ops;
-    if (call->places != NULL) {
-        esp_status status =
-            ops->cache_scatter(nn->device, call->k, heads, dim, tokens, call->places, false);
-        status = status == ESP_OK ? ops->cache_scatter(nn->device, call->v, heads, dim, tokens,
-                                                       call->places, true)
-                                  : status;
-        return esp_nn_done(status, "cache_scatter", error);
-    }
-    esp_status status = ops->cache_append(nn->device, call->k, heads, dim, tokens, call->past,
-                                          call->capacity, call->key_cache);
-    status = status == ESP_OK ? ops->cache_append(nn->device, call->v, heads, dim, tokens,
-                                                  call->past, call->capacity, call->value_cache)
-                              : status;
-    return esp_nn_done(status, "cache_append", error);
+    esp_rope_append append = {.q = parts[0],
+                              .k = parts[1],
+                              .v = parts[2],
+                              .cosines = call->cosines,
+                              .sines = call->sines,
+                              .heads = layer->heads,
+                              .kv_heads = layer->kv_heads,
+                              .head_dim = layer->head_dim,
+                              .tokens = call->tokens,
+                              .columns = call->columns,
+                              .one = call->one,
+                              .places = call->places};
+    return esp_nn_done(nn->ops->rope_append(nn->device, nn->stream, &append), "rope_append", error);
 }
 
 static esp_status attend(const esp_nn *nn, const esp_attention_layer *layer,
                          const esp_attention_call *call, esp_error *error)
 {
-    esp_attention attention = {.q = call->q,
-                               .keys = call->key_cache,
-                               .values = call->value_cache,
+    float scale = (float)(1 / sqrt((double)layer->head_dim));
+    if (call->places == NULL) {
+        esp_past_attention past = {.q = call->qkv,
+                                   .y = call->mixed,
+                                   .one = call->one,
+                                   .heads = layer->heads,
+                                   .kv_heads = layer->kv_heads,
+                                   .head_dim = layer->head_dim,
+                                   .tokens = call->tokens,
+                                   .columns = call->columns,
+                                   .scale = scale,
+                                   .workspace = call->workspaces[0]};
+        return esp_nn_done(nn->ops->attend_past(nn->device, nn->stream, &past), "attend_past",
+                           error);
+    }
+    esp_step_attention step = {.q = call->qkv,
                                .y = call->mixed,
+                               .places = call->places,
                                .heads = layer->heads,
                                .kv_heads = layer->kv_heads,
                                .head_dim = layer->head_dim,
-                               .tokens = call->tokens,
-                               .past = call->past,
-                               .capacity = call->capacity,
-                               .scale = (float)(1 / sqrt((double)layer->head_dim)),
-                               .workspace = call->workspaces[0]};
-    if (call->places == NULL) {
-        return esp_nn_done(nn->ops->attention(nn->device, &attention), "attention", error);
-    }
-    attention.stride = call->tokens;
-    attention.tokens = 1;
-    for (int64_t t = 0; t < call->tokens; t++) { /* a column each */
-        const esp_cache_place *place = &call->places[t];
-        attention.q = call->q + t;
-        attention.y = call->mixed + t;
-        attention.keys = place->keys;
-        attention.values = place->values;
-        attention.past = place->past;
-        attention.capacity = place->capacity;
-        attention.workspace = call->workspaces[t];
-        ESP_TRY(esp_nn_done(nn->ops->attention(nn->device, &attention), "attention", error));
-    }
-    return ESP_OK;
+                               .sequences = call->tokens,
+                               .columns = call->columns,
+                               .longest = call->longest,
+                               .scale = scale,
+                               .workspaces = call->workspaces};
+    return esp_nn_done(nn->ops->attend_step(nn->device, nn->stream, &step), "attend_step", error);
 }
 
 esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
                              const esp_attention_call *call, esp_error *error)
 {
-    ESP_TRY(project(nn, layer, call, error));
-    ESP_TRY(rotate(nn, layer, call, error));
-    ESP_TRY(remember(nn, layer, call, error));
+    int64_t q = layer->heads * layer->head_dim, kv = layer->kv_heads * layer->head_dim;
+    void *const parts[3] = {call->qkv, behind(nn, call->qkv, q, call->columns),
+                            behind(nn, call->qkv, q + kv, call->columns)};
+    ESP_TRY(project(nn, layer, call, parts, error));
+    ESP_TRY(remember(nn, layer, call, parts, error));
     ESP_TRY(attend(nn, layer, call, error));
     esp_linear_call back = {
-        .x = call->mixed, .y = call->x, .residual = call->x, .tokens = call->tokens};
+        .x = call->mixed, .y = call->x, .residual = call->x, .tokens = call->columns};
     return esp_linear_run(nn, &layer->o, &back, error);
 }

@@ -12,14 +12,15 @@ void esp_linear_free(esp_linear *linear, esp_device *device)
     *linear = (esp_linear){0};
 }
 
-esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute, int64_t tokens)
+esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute,
+                                      esp_dtype activations, int64_t tokens)
 {
     const esp_packed *weight = linear->weight;
     return (esp_matmul_problem){
         .pattern = weight->pattern,
         .weight_type = weight->dtype,
-        .act_type = ESP_F32,
-        .out_type = ESP_F32,
+        .act_type = activations,
+        .out_type = linear->is_head ? ESP_F32 : activations,
         .compute = compute,
         .out_features = weight->out_features,
         .in_features = weight->in_features,
@@ -47,7 +48,7 @@ esp_status esp_linear_plan(esp_device *device, const esp_linear *linear,
 static esp_status plan_within(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
                               esp_plan *plan, esp_error *error)
 {
-    esp_matmul_problem problem = esp_linear_problem(linear, nn->compute, tokens);
+    esp_matmul_problem problem = esp_linear_problem(linear, nn->compute, nn->ops->type, tokens);
     ESP_TRY(esp_linear_plan(nn->device, linear, &problem, nn->options, plan, error));
     if (plan->workspace_bytes <= nn->workspace_bytes) {
         return ESP_OK;
@@ -77,6 +78,7 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                             .y = call->y,
                             .bias = linear->bias,
                             .residual = call->residual,
-                            .workspace = nn->workspace};
+                            .workspace = nn->workspace,
+                            .stream = nn->stream};
     return esp_matmul_run(&slot->plan, &args, error);
 }

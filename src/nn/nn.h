@@ -1,12 +1,61 @@
 /* The door of src/nn: the layers of which models are made. They own weights or tables, never
  * activations; scratch comes from the caller, nothing is allocated per call.
  *
- * Activations are f32 and feature-major [features][tokens]. All pointers are memory of the device,
- * which for ref and cpu is the host's. */
+ * Activations are feature-major [features][columns] and have the type of the table of operations
+ * (op.h): f32 on ref and cpu. All pointers are memory of the device, which for ref and cpu is the
+ * host's, unless a comment says otherwise. */
 #ifndef ESP_SRC_NN_H
 #define ESP_SRC_NN_H
 
 #include "plan/plan.h"
+
+/* ---- talking to a device (lane.c) ---- */
+
+#define ESP_LANE_GRAPHS 8
+
+/* Work that was given once and can be given again. */
+typedef struct esp_lane_graph {
+    int64_t key[4];
+    int seen; /* calls */
+    void *graph;
+} esp_lane_graph;
+
+/* One user's way to a device: a stream, where the device has them, and graphs of repeated work. */
+typedef struct esp_lane {
+    esp_device *device;
+    void *stream;
+    bool sent; /* copies from the host may be under way */
+    esp_lane_graph graphs[ESP_LANE_GRAPHS];
+    int kept;
+} esp_lane;
+
+ESP_MUST_CHECK esp_status esp_lane_open(esp_device *device, esp_lane *lane, esp_error *error);
+void esp_lane_close(esp_lane *lane); /* waits for its work; an empty lane is fine */
+/* Device memory is not the host's. */
+bool esp_device_is_far(const esp_device *device);
+/* Before the host writes anew what was sent. */
+ESP_MUST_CHECK esp_status esp_lane_ready(esp_lane *lane, esp_error *error);
+/* Gives work to the lane's stream, as a graph from its second call under a key on: it must launch
+ * the same on the same memory, whatever the memory holds. */
+typedef esp_status (*esp_lane_fn)(void *user, esp_error *error);
+ESP_MUST_CHECK esp_status esp_lane_run(esp_lane *lane, const int64_t key[4], esp_lane_fn work,
+                                       void *user, esp_error *error);
+/* From device to any host memory; waits for the lane's work. */
+ESP_MUST_CHECK esp_status esp_lane_receive(esp_lane *lane, void *to, const void *from, size_t bytes,
+                                           esp_error *error);
+
+/* What the host writes and the device reads, or the other way: one memory where they share it. */
+typedef struct esp_mail {
+    void *host, *device;
+} esp_mail;
+
+ESP_MUST_CHECK esp_status esp_mail_take(esp_device *device, size_t bytes, const char *what,
+                                        esp_mail *mail, esp_error *error);
+void esp_mail_free(esp_device *device, esp_mail *mail);
+ESP_MUST_CHECK esp_status esp_mail_send(esp_lane *lane, const esp_mail *mail, size_t bytes,
+                                        esp_error *error);
+
+/* ---- what every layer needs to run ---- */
 
 struct esp_linear;
 struct esp_linear_call;
@@ -18,10 +67,11 @@ typedef struct esp_tap {
     void *user;
 } esp_tap;
 
-/* What every layer needs to run. `workspace` fits the largest product of the session. */
+/* `workspace` fits the largest product of the session. */
 typedef struct esp_nn {
     esp_device *device;
     const esp_ops *ops;
+    void *stream;
     esp_compute compute;             /* never AUTO */
     const esp_plan_options *options; /* but `forms`, which each weight has of its own */
     void *workspace;
@@ -35,6 +85,21 @@ typedef struct esp_plan_slot {
     int64_t tokens; /* 0: empty */
     esp_plan plan;
 } esp_plan_slot;
+
+/* The columns that so many tokens take; `pitch` is the same for groups that lie side by side. */
+static inline int64_t esp_ops_columns(const esp_ops *ops, int64_t tokens)
+{
+    return tokens == 1 ? 1 : esp_ceil_div(tokens, ops->step) * ops->step;
+}
+
+static inline int64_t esp_ops_pitch(const esp_ops *ops, int64_t tokens)
+{
+    return esp_ceil_div(tokens, ops->step) * ops->step;
+}
+
+/* The operations of a device on activations of a type; any of its tables, to see what it can. */
+const esp_ops *esp_nn_ops(const esp_device *device, esp_dtype type);
+const esp_ops *esp_nn_any_ops(const esp_device *device);
 
 /* "model.missing_operation", naming it, when the device cannot do what a decoder or, else, an
  * encoder needs. */
@@ -52,21 +117,21 @@ typedef struct esp_linear {
     int64_t number;      /* among the layers of its model */
     bool adds;           /* its output is added to the residual stream */
     unsigned activation; /* the esp_epilogue bit of one, or 0 */
-    bool is_head;        /* writes token-major */
+    bool is_head;        /* writes token-major, f32 */
 } esp_linear;
 
 typedef struct esp_linear_call {
-    const float *x;
-    int64_t x_stride; /* 0: tight */
-    float *y;
-    const float *residual; /* where the layer adds: laid out as y; may be y */
-    int64_t tokens;
+    const void *x;
+    int64_t x_stride;     /* 0: tight */
+    void *y;              /* a head's: f32 [tokens][out] */
+    const void *residual; /* where the layer adds: laid out as y; may be y */
+    int64_t tokens;       /* columns */
 } esp_linear_call;
 
 void esp_linear_free(esp_linear *linear, esp_device *device);
 /* The product that a layer is at a token count. */
 esp_matmul_problem esp_linear_problem(const esp_linear *linear, esp_compute compute,
-                                      int64_t tokens);
+                                      esp_dtype activations, int64_t tokens);
 /* The choice of its kernel; an error begins with the layer's name. */
 ESP_MUST_CHECK esp_status esp_linear_plan(esp_device *device, const esp_linear *linear,
                                           const esp_matmul_problem *problem,
@@ -89,114 +154,86 @@ typedef struct esp_rope_config {
 
 /* frequencies: [head_dim / 2], radians per position. */
 void esp_rope_frequencies(const esp_rope_config *config, int64_t head_dim, float *frequencies);
-/* The same for positions one by one. */
-void esp_rope_angles_at(const float *frequencies, int64_t head_dim, const int64_t *positions,
-                        int64_t tokens, float *cosines, float *sines);
-/* cosines, sines: [head_dim / 2][tokens] for positions past, past + 1, ... */
-void esp_rope_angles(const float *frequencies, int64_t head_dim, int64_t past, int64_t tokens,
-                     float *cosines, float *sines);
 
 /* ---- attention with grouped queries ---- */
 
 typedef struct esp_attention_layer {
-    esp_linear q, k, v, o;
+    esp_linear qkv[3]; /* q, k, v; or one whose rows are theirs, in this order */
+    int projections;   /* 3 or 1 */
+    esp_linear o;
     int64_t heads, kv_heads, head_dim;
 } esp_attention_layer;
 
 typedef struct esp_attention_call {
-    float *x;            /* [hidden][tokens]: the residual stream, added to */
-    const float *normed; /* [hidden][tokens] */
+    void *x;            /* [hidden][columns]: the residual stream, added to */
+    const void *normed; /* [hidden][columns] */
     const float *cosines, *sines;
-    float *q, *k, *v, *mixed; /* scratch: [heads | kv_heads * head_dim][tokens] */
+    void *qkv, *mixed; /* scratch: [(heads + 2 kv_heads) * head_dim][columns], [heads * head_dim] */
+    int64_t tokens, columns;
     /* One sequence, which `tokens` go on; or, where places is not NULL, one for each token. */
-    float *key_cache, *value_cache; /* [kv_heads][capacity][head_dim] */
-    int64_t tokens, past, capacity;
+    esp_cache_place one;
     const esp_cache_place *places; /* [tokens] */
-    void *const *workspaces;       /* [1], or of each place: of the attention operation */
+    int64_t longest;               /* of places: past + 1 is no more */
+    void *const *workspaces; /* host memory: [1], or of each place: of the attention operation */
 } esp_attention_call;
 
 ESP_MUST_CHECK esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
                                             const esp_attention_call *call, esp_error *error);
 
-/* ---- attention both ways, among the tokens of a text; texts lie side by side ---- */
-
-typedef struct esp_text_attention_call {
-    float *x;             /* [hidden][tokens]: read, and added to */
-    float *q, *k, *v;     /* scratch [heads * head_dim][tokens] */
-    float *mixed;         /* the same */
-    float *keys, *values; /* scratch [heads][tokens][head_dim] */
-    const int64_t *ends;  /* [texts]: the first token behind each text */
-    int64_t texts, tokens;
-    void *workspace; /* of the attention operation for the longest text */
-} esp_text_attention_call;
-
-/* x += o(attention(q x, k x, v x)); kv_heads is heads. */
-ESP_MUST_CHECK esp_status esp_text_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
-                                                 const esp_text_attention_call *call,
-                                                 esp_error *error);
-/* The operation for a text of `tokens` among `stride` ones, but its memory. */
-esp_attention esp_text_attention_of(const esp_attention_layer *layer, int64_t tokens,
-                                    int64_t stride);
-
 /* ---- gated feed-forward: down(silu(gate x) * up x) ---- */
 
+typedef enum esp_mlp_kind {
+    ESP_MLP_APART = 0, /* gate and up are products of their own */
+    ESP_MLP_STACKED,   /* one: rows of gate, then rows of up */
+    ESP_MLP_PAIRED     /* one: rows 2 i and 2 i + 1 are gate's and up's row i */
+} esp_mlp_kind;
+
 typedef struct esp_mlp_layer {
-    esp_linear gate, up, down;
+    esp_linear gate, up, down; /* gate: also of both; paired, its activation is swiglu */
+    esp_mlp_kind kind;
     int64_t intermediate;
 } esp_mlp_layer;
 
-/* x += ...; gate, up: scratch [intermediate][tokens]. */
+/* x += ...; inner: scratch [2 * intermediate][columns]. */
 ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
-                                      const float *normed, float *gate, float *up, float *x,
-                                      int64_t tokens, esp_error *error);
+                                      const void *normed, void *inner, void *x, int64_t columns,
+                                      esp_error *error);
 
-/* ---- attention both ways, among the tokens of a group: an image, a window of one ---- */
+/* ---- attention both ways, among the tokens of a group: a text, an image, a window of one ---- */
 
-typedef struct esp_group_attention_layer {
+typedef struct esp_group_layer {
     esp_linear qkv[3]; /* q, k, v; or one whose rows are theirs, in this order */
     int projections;   /* 3 or 1 */
     esp_linear o;
     float *row_table, *column_table; /* [2 * height | width - 1][head_dim]; NULL: none */
     int64_t heads, head_dim;
-} esp_group_attention_layer;
+} esp_group_layer;
 
-/* Scratch is f32; hidden is heads * head_dim. */
-typedef struct esp_group_attention_call {
-    const float *x;        /* [features][tokens] */
-    float *y;              /* [features][tokens] */
-    const float *residual; /* where o adds: may be y */
-    float *qkv;            /* scratch [3 * hidden][tokens] */
-    float *keys, *values;  /* scratch [heads][tokens][head_dim] */
-    float *mixed;          /* scratch [hidden][tokens]; may be x */
-    float *row_bias,
-        *column_bias;      /* scratch [heads][height | width][tokens] where there are tables */
-    int64_t tokens, group; /* tokens is a multiple of group */
-    int64_t height, width; /* of a group, as a grid, where there are tables */
-    void *workspace;       /* of the attention operation */
-} esp_group_attention_call;
+/* hidden is heads * head_dim. */
+typedef struct esp_group_call {
+    const void *x;        /* [features][columns] */
+    void *y;              /* [features][columns] */
+    const void *residual; /* where o adds: may be y */
+    void *qkv;            /* scratch [3 * hidden][columns] */
+    void *mixed;          /* scratch [hidden][columns]; may be x */
+    int64_t columns;
+    int64_t groups, tokens, pitch;  /* as esp_group_attention */
+    bool varied;                    /* groups lie by the two lists instead */
+    const int32_t *starts, *counts; /* [groups] */
+    int64_t grid_width;             /* of a group, as a grid, where there are tables */
+    void *workspace;                /* of the attention operation */
+} esp_group_call;
 
-ESP_MUST_CHECK esp_status esp_group_attention_run(const esp_nn *nn,
-                                                  const esp_group_attention_layer *layer,
-                                                  const esp_group_attention_call *call,
-                                                  esp_error *error);
-/* The attention operation of one group, for its workspace and its launch. */
-esp_attention esp_group_attention_of(const esp_group_attention_layer *layer,
-                                     const esp_group_attention_call *call, int64_t first);
+ESP_MUST_CHECK esp_status esp_group_run(const esp_nn *nn, const esp_group_layer *layer,
+                                        const esp_group_call *call, esp_error *error);
+/* The attention operation of a call, for its workspace and its launch. */
+esp_group_attention esp_group_attention_of(const esp_ops *ops, const esp_group_layer *layer,
+                                           const esp_group_call *call);
 
 /* ---- images ---- */
 
-/* pixels [images][channels][height][width], host memory, to y [channels * patch * patch][images *
- * patches]: what a convolution with stride `patch` multiplies. Pixels beyond the last whole patch
- * are left out. */
-typedef struct esp_patches {
-    const float *pixels;
-    float *y;
-    int64_t images, channels, height, width, patch;
-} esp_patches;
-
-void esp_patches_cut(esp_context *context, const esp_patches *cut);
 /* Position embeddings [side * side][features] for another grid, bicubic: to[f * stride + row *
- * columns + column]. */
+ * columns + column]; host memory. */
 void esp_positions_resize(const float *from, int64_t side, int64_t features, int64_t rows,
                           int64_t columns, float *to, int64_t stride);
 

@@ -7,10 +7,21 @@ static esp_status missing(const esp_device *device, const char *operation, esp_e
                     device->name, operation);
 }
 
+const esp_ops *esp_nn_ops(const esp_device *device, esp_dtype type)
+{
+    const esp_backend *backend = device->backend;
+    return backend->ops_of != NULL ? backend->ops_of(device, type) : backend->ops;
+}
+
+const esp_ops *esp_nn_any_ops(const esp_device *device)
+{
+    return esp_nn_ops(device, ESP_F16);
+}
+
 esp_status esp_nn_check_ops(const esp_device *device, bool decoder, esp_error *error)
 {
     enum { BOTH, DECODER, ENCODER };
-    const esp_ops *ops = device->backend->ops;
+    const esp_ops *ops = esp_nn_any_ops(device);
     const struct {
         const char *name;
         bool there;
@@ -18,11 +29,15 @@ esp_status esp_nn_check_ops(const esp_device *device, bool decoder, esp_error *e
     } needed[] = {
         {"embed", ops->embed != NULL, BOTH},
         {"rms_norm", ops->rms_norm != NULL, DECODER},
-        {"rope", ops->rope != NULL, DECODER},
+        {"rope_angles", ops->rope_angles != NULL, DECODER},
+        {"rope_append", ops->rope_append != NULL, DECODER},
+        {"attend_past", ops->attend_past != NULL && ops->past_workspace_bytes != NULL, DECODER},
+        {"attend_step", ops->attend_step != NULL, DECODER},
+        {"gather_tokens", ops->gather_tokens != NULL, DECODER},
         {"layer_norm", ops->layer_norm != NULL, ENCODER},
-        {"add", ops->add != NULL, ENCODER},
-        {"cache_append", ops->cache_append != NULL, BOTH},
-        {"attention", ops->attention != NULL && ops->attention_workspace_bytes != NULL, BOTH},
+        {"attend_groups", ops->attend_groups != NULL && ops->group_workspace_bytes != NULL,
+         ENCODER},
+        {"pool", ops->pool != NULL, ENCODER},
         {"swiglu", ops->swiglu != NULL, DECODER},
     };
     for (int i = 0; i < ESP_COUNT(needed); i++) {
@@ -38,18 +53,18 @@ esp_status esp_nn_check_ops(const esp_device *device, bool decoder, esp_error *e
 
 esp_status esp_nn_check_image_ops(const esp_device *device, esp_error *error)
 {
-    const esp_ops *ops = device->backend->ops;
+    const esp_ops *ops = esp_nn_any_ops(device);
     const struct {
         const char *name;
         bool there;
     } needed[] = {
         {"layer_norm", ops->layer_norm != NULL},
-        {"add", ops->add != NULL},
-        {"cache_append", ops->cache_append != NULL},
-        {"attention", ops->attention != NULL && ops->attention_workspace_bytes != NULL},
+        {"place_tokens", ops->place_tokens != NULL},
+        {"attend_groups", ops->attend_groups != NULL && ops->group_workspace_bytes != NULL},
+        {"patches", ops->patches != NULL},
         {"gather_tokens", ops->gather_tokens != NULL},
-        {"relative_bias", ops->relative_bias != NULL},
         {"unfold", ops->unfold != NULL},
+        {"widen", ops->widen != NULL},
     };
     for (int i = 0; i < ESP_COUNT(needed); i++) {
         if (!needed[i].there) {

@@ -35,27 +35,3 @@ void esp_rope_frequencies(const esp_rope_config *config, int64_t head_dim, float
         frequencies[i] = (float)frequency;
     }
 }
-
-void esp_rope_angles_at(const float *frequencies, int64_t head_dim, const int64_t *positions,
-                        int64_t tokens, float *cosines, float *sines)
-{
-    for (int64_t i = 0; i < head_dim / 2; i++) {
-        for (int64_t t = 0; t < tokens; t++) {
-            float angle = frequencies[i] * (float)positions[t];
-            cosines[i * tokens + t] = (float)cos((double)angle);
-            sines[i * tokens + t] = (float)sin((double)angle);
-        }
-    }
-}
-
-void esp_rope_angles(const float *frequencies, int64_t head_dim, int64_t past, int64_t tokens,
-                     float *cosines, float *sines)
-{
-    for (int64_t i = 0; i < head_dim / 2; i++) {
-        for (int64_t t = 0; t < tokens; t++) {
-            float angle = frequencies[i] * (float)(past + t);
-            cosines[i * tokens + t] = (float)cos((double)angle);
-            sines[i * tokens + t] = (float)sin((double)angle);
-        }
-    }
-}

@@ -3,10 +3,9 @@
  * Two kinds of operation exist. Products (matmul) have many kernels, described by constant records
  * in explicit arrays that planner, checker, bench and `espalier kernels` all read. Everything else
  * a model needs has one implementation per back end, in a table (esp_ops): the cpu table starts as
- * a copy of ref's and overrides; the cuda table starts empty.
+ * a copy of ref's and overrides; a GPU has a table for each type of activations.
  *
- * Activations are f32 and feature-major [features][tokens], tight, unless a comment says otherwise.
- * All pointers are memory of the device. */
+ * All pointers are memory of the device, unless a comment says otherwise. */
 #ifndef ESP_SRC_OP_H
 #define ESP_SRC_OP_H
 
@@ -32,6 +31,11 @@ struct esp_device {
     void *state;                            /* the back end's own, made by its open */
     char identity[ESP_DEVICE_IDENTITY_MAX]; /* empty until asked for; the tuning table's lock */
 };
+
+/* ESP_OUT_OF_MEMORY that names what was asked for and, where the back end knows it, what is free.
+ */
+esp_status esp_device_fail_memory(const esp_device *device, size_t bytes, const char *what,
+                                  esp_error *error);
 
 /* ---- products ---- */
 
@@ -81,6 +85,132 @@ struct esp_kernel {
 
 /* ---- everything else ---- */
 
+/* Activations of an operation have the type of its table and are feature-major
+ * [features][columns], tight. There is one column, or a multiple of the table's `step`; columns
+ * beyond the tokens that there are (and between groups of tokens) are computed like the others,
+ * from whatever they hold, and read by nothing that counts. Numbers that belong to weights (norms,
+ * positions, tables, angles) are f32. Where `stream` is not NULL the work is given to it and may
+ * not be done when the call returns. */
+
+/* Sum of rows of several tables, all [...][hidden]. */
+#define ESP_MOST_TABLES 3
+typedef struct esp_embedding {
+    const esp_tensor *tables[ESP_MOST_TABLES];
+    const int32_t *rows[ESP_MOST_TABLES]; /* [columns] each, device memory; in range */
+    int count;
+    int64_t columns;
+    void *x; /* [hidden][columns] */
+} esp_embedding;
+
+/* The cache of one layer and sequence, of which rows 0..past-1 are filled. */
+typedef struct esp_cache_place {
+    void *keys, *values; /* [kv_heads][capacity][head_dim] */
+    int32_t past, capacity;
+} esp_cache_place;
+
+/* Rotates q and k, halves (i, i + head_dim / 2) of each head, q in place; k, which may be changed,
+ * and v go into caches: of one sequence, rows past..past+tokens-1, or, where places is not NULL,
+ * token t into row `past` of places[t]. */
+typedef struct esp_rope_append {
+    void *q, *k, *v;              /* [heads or kv_heads * head_dim][columns] */
+    const float *cosines, *sines; /* [head_dim / 2][columns] */
+    int64_t heads, kv_heads, head_dim, tokens, columns;
+    esp_cache_place one;           /* of the one sequence */
+    const esp_cache_place *places; /* [tokens], device memory */
+} esp_rope_append;
+
+/* Causal attention of tokens that go on a sequence: token t sees rows 0..past+t of its cache, which
+ * are filled. Softmax in f32 or better. */
+typedef struct esp_past_attention {
+    const void *q; /* [heads * head_dim][columns], unscaled */
+    void *y;       /* laid out as q; not q */
+    esp_cache_place one;
+    int64_t heads, kv_heads, head_dim, tokens, columns;
+    float scale;     /* multiplies q . k */
+    void *workspace; /* 64-byte aligned */
+} esp_past_attention;
+
+/* The same for one token each of several sequences: token t sees rows 0..past of places[t]. */
+typedef struct esp_step_attention {
+    const void *q;
+    void *y;
+    const esp_cache_place *places; /* [sequences], device memory */
+    int64_t heads, kv_heads, head_dim, sequences, columns;
+    int64_t longest; /* no place's past + 1 is more */
+    float scale;
+    void *const *workspaces; /* [sequences], host memory: each sequence's own, of attend_past at its
+                                capacity */
+} esp_step_attention;
+
+/* Attention within groups of tokens, each token seeing its whole group; kv_heads is heads. */
+typedef struct esp_group_attention {
+    const void *q, *k, *v; /* [heads * head_dim][columns] */
+    void *y;               /* laid out as q; not q */
+    int64_t heads, head_dim, columns;
+    int64_t groups, tokens;         /* tokens of the longest group */
+    int64_t pitch;                  /* columns from one group to the next */
+    bool varied;                    /* not so: */
+    const int32_t *starts, *counts; /* [groups], device memory: first column and tokens of each */
+    float scale;
+    /* NULL, or relative positions: each group is a grid of tokens / grid_width rows, and key s of
+     * query t adds to the scaled score q[t] . row_table[row(t) - row(s) + rows - 1] and q[t] .
+     * column_table[column(t) - column(s) + grid_width - 1]. Not with `varied`. */
+    const float *row_table;    /* [2 * rows - 1][head_dim] */
+    const float *column_table; /* [2 * grid_width - 1][head_dim] */
+    int64_t grid_width;
+    void *workspace;
+} esp_group_attention;
+
+/* Neighbourhoods of the tokens of grids, for a convolution with zeros around. */
+typedef struct esp_unfold {
+    const void *x;                                         /* [features][columns] */
+    void *y;                                               /* [features * side * side][columns] */
+    int64_t features, columns, height, width, pitch, side; /* side is odd */
+} esp_unfold;
+
+/* Tokens of images from what a projection made of their patches. Column image * pitch + t of x gets
+ * positions[:, t], plus column image * patches + t - specials of `from` where t >= specials;
+ * columns of a pitch behind the tokens are left to chance. x may be from where nothing moves. */
+typedef struct esp_image_tokens {
+    const void *from;       /* [features][from_columns] */
+    void *x;                /* [features][columns] */
+    const float *positions; /* [features][pitch] */
+    int64_t features, images, patches, specials, pitch, from_columns, columns;
+} esp_image_tokens;
+
+/* Pixels [images][channels][height][width], f32, to y [channels * patch * patch][columns], what a
+ * convolution with stride `patch` multiplies: patch p of an image is column image * patches + p.
+ * Pixels beyond the last whole patch are left out. */
+typedef struct esp_patches {
+    const float *pixels;
+    void *y;
+    int64_t images, channels, height, width, patch, columns;
+} esp_patches;
+
+typedef enum esp_pool_kind { ESP_POOL_MEAN = 0, ESP_POOL_FIRST, ESP_POOL_MOST } esp_pool_kind;
+
+/* One vector of each group of tokens. */
+typedef struct esp_pool {
+    const void *x; /* [features][columns] */
+    int64_t features, columns, groups;
+    const int32_t *starts, *counts; /* [groups], device memory */
+    esp_pool_kind kind;
+    bool normalizes; /* to length 1 */
+    float *y;        /* [groups][features], device memory */
+} esp_pool;
+
+/* Positions relative to the key's, of grids of tokens that begin `pitch` columns apart. Memory of
+ * the host. */
+typedef struct esp_relative {
+    const float *q;     /* [heads * head_dim][columns] */
+    const float *table; /* [2 * size - 1][head_dim]; size: height with by_row, else width */
+    float *y;           /* [heads][size][columns] */
+    int64_t heads, head_dim, columns, height, width, pitch;
+    bool by_row;
+} esp_relative;
+
+/* One token or several of one sequence, or all of a text: what the host's back ends make the
+ * attention operations of. Memory of the host. */
 typedef struct esp_attention {
     const float *q; /* [heads * head_dim][stride], unscaled */
     const float *keys,
@@ -98,71 +228,90 @@ typedef struct esp_attention {
     void *workspace; /* attention_workspace_bytes, 64-byte aligned */
 } esp_attention;
 
-/* Where the next token of a sequence goes: row `past` of each head of its cache. */
-typedef struct esp_cache_place {
-    float *keys, *values; /* [kv_heads][capacity][head_dim] */
-    int64_t past, capacity;
-} esp_cache_place;
-
-/* Positions relative to the key's, of tokens that are whole grids one after the other. */
-typedef struct esp_relative {
-    const float *q;     /* [heads * head_dim][tokens] */
-    const float *table; /* [2 * size - 1][head_dim]; size: height with by_row, else width */
-    float *y;           /* [heads][size][tokens] */
-    int64_t heads, head_dim, tokens, height, width;
-    bool by_row;
-} esp_relative;
-
-/* Neighbourhoods of the tokens of grids, for a convolution with zeros around. */
-typedef struct esp_unfold {
-    const float *x;                                /* [features][tokens] */
-    float *y;                                      /* [features * side * side][tokens] */
-    int64_t features, tokens, height, width, side; /* side is odd */
-} esp_unfold;
-
 typedef struct esp_ops {
-    /* x[:, t] = table[ids[t], :] widened; table: F32/F16/BF16 [vocabulary][hidden] row-major. */
-    esp_status (*embed)(esp_device *device, const esp_tensor *table, const int32_t *ids,
-                        int64_t tokens, float *x);
+    esp_dtype type; /* of activations and caches */
+    int step;       /* see above */
+
+    /* x[:, t] = the sum of table[rows[t], :]; tables: F32/F16/BF16 row-major, of the activations'
+     * type where that is not f32. */
+    esp_status (*embed)(esp_device *device, void *stream, const esp_embedding *embedding);
     /* y = x / sqrt(mean over features of x^2 + eps) * weight, per token; y may be x. */
-    esp_status (*rms_norm)(esp_device *device, const float *x, const float *weight, float eps,
-                           int64_t features, int64_t tokens, float *y);
-    /* Rotates halves (i, i + head_dim / 2) of each head in place. angles: [head_dim / 2][tokens]
-     * cos in cosines, sin in sines. */
-    esp_status (*rope)(esp_device *device, float *x, const float *cosines, const float *sines,
-                       int64_t heads, int64_t head_dim, int64_t tokens);
-    /* cache[h][past + t][d] = x[h * head_dim + d][t] for keys and values alike. */
-    esp_status (*cache_append)(esp_device *device, const float *x, int64_t kv_heads,
-                               int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
-                               float *cache);
-    /* The same for tokens of different sequences: token t goes to places[t], in host memory; to its
-     * values rather than its keys if `values`. */
-    esp_status (*cache_scatter)(esp_device *device, const float *x, int64_t kv_heads,
-                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
-                                bool values);
+    esp_status (*rms_norm)(esp_device *device, void *stream, const void *x, const float *weight,
+                           float eps, int64_t features, int64_t tokens, void *y);
     /* y = (x - mean) / sqrt(variance + eps) * weight + bias, mean and variance over the features of
      * a token; y may be x. */
-    esp_status (*layer_norm)(esp_device *device, const float *x, const float *weight,
+    esp_status (*layer_norm)(esp_device *device, void *stream, const void *x, const float *weight,
                              const float *bias, float eps, int64_t features, int64_t tokens,
-                             float *y);
-    /* Causal unless both_ways: token t sees cache rows 0..past+t. Softmax in f32. */
-    size_t (*attention_workspace_bytes)(const esp_device *device, const esp_attention *attention);
-    esp_status (*attention)(esp_device *device, const esp_attention *attention);
+                             void *y);
+    /* cosines, sines: [head_dim / 2][tokens], of the f32 products of position and frequency. */
+    esp_status (*rope_angles)(esp_device *device, void *stream, const float *frequencies,
+                              const int32_t *positions, int64_t head_dim, int64_t tokens,
+                              float *cosines, float *sines);
+    esp_status (*rope_append)(esp_device *device, void *stream, const esp_rope_append *append);
+    /* Workspaces depend on sizes alone, not on pointers. */
+    size_t (*past_workspace_bytes)(const esp_device *device, const esp_past_attention *attention);
+    esp_status (*attend_past)(esp_device *device, void *stream,
+                              const esp_past_attention *attention);
+    esp_status (*attend_step)(esp_device *device, void *stream,
+                              const esp_step_attention *attention);
+    size_t (*group_workspace_bytes)(const esp_device *device, const esp_group_attention *attention);
+    esp_status (*attend_groups)(esp_device *device, void *stream,
+                                const esp_group_attention *attention);
     /* y = silu(gate) * up, elementwise; y may be gate. */
-    esp_status (*swiglu)(esp_device *device, const float *gate, const float *up, int64_t count,
-                         float *y);
-    /* y[f][i] = x[f][index[i]], 0 where index[i] < 0; y is not x. */
-    esp_status (*gather_tokens)(esp_device *device, const float *x, int64_t features,
-                                int64_t tokens, const int32_t *index, int64_t count, float *y);
+    esp_status (*swiglu)(esp_device *device, void *stream, const void *gate, const void *up,
+                         int64_t count, void *y);
+    /* y[f][i] = x[f][index[i]], 0 where index[i] < 0; with `adds` it is added to y. y is not x. */
+    esp_status (*gather_tokens)(esp_device *device, void *stream, const void *x, int64_t features,
+                                int64_t tokens, const int32_t *index, int64_t count, bool adds,
+                                void *y);
+    /* y[(f * side + i) * side + j][t] = x[f] of the token i - side / 2 rows below and j - side / 2
+     * columns right of t, 0 outside of its grid. */
+    esp_status (*unfold)(esp_device *device, void *stream, const esp_unfold *unfold);
+    esp_status (*place_tokens)(esp_device *device, void *stream, const esp_image_tokens *tokens);
+    esp_status (*patches)(esp_device *device, void *stream, const esp_patches *patches);
+    esp_status (*pool)(esp_device *device, void *stream, const esp_pool *pool);
+    /* y = x in f32. */
+    esp_status (*widen)(esp_device *device, void *stream, const void *x, int64_t count, float *y);
+
+    /* What the host's tables are made of; NULL elsewhere. */
+
+    /* Rotates in place. cosines, sines: [head_dim / 2][tokens]. */
+    esp_status (*rope)(esp_device *device, float *x, const float *cosines, const float *sines,
+                       int64_t heads, int64_t head_dim, int64_t tokens);
+    /* cache[h][past + t][d] = x[h * head_dim + d][t], x [...][stride]. */
+    esp_status (*cache_append)(esp_device *device, const float *x, int64_t stride, int64_t kv_heads,
+                               int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
+                               float *cache);
+    /* The same for tokens of different sequences: token t goes to places[t]; to its values rather
+     * than its keys if `values`. */
+    esp_status (*cache_scatter)(esp_device *device, const float *x, int64_t stride,
+                                int64_t kv_heads, int64_t head_dim, int64_t tokens,
+                                const esp_cache_place *places, bool values);
     /* y[head][k][t] = q[head, :, t] . table[p(t) - k + size - 1, :], p(t) the row or column of
      * token t in its grid. */
     esp_status (*relative_bias)(esp_device *device, const esp_relative *relative);
-    /* y[(f * side + i) * side + j][t] = x[f] of the token i - side / 2 rows below and j - side / 2
-     * columns right of t, 0 outside of its grid. */
-    esp_status (*unfold)(esp_device *device, const esp_unfold *unfold);
-    /* x += y. */
-    esp_status (*add)(esp_device *device, float *x, const float *y, int64_t count);
+    /* Causal unless both_ways: token t sees cache rows 0..past+t. Softmax in f32. */
+    size_t (*attention_workspace_bytes)(const esp_device *device, const esp_attention *attention);
+    esp_status (*attention)(esp_device *device, const esp_attention *attention);
 } esp_ops;
+
+/* Operations of the host's tables made of the finer ones of the device's table; host_ops.c. */
+esp_status esp_host_rope_angles(esp_device *device, void *stream, const float *frequencies,
+                                const int32_t *positions, int64_t head_dim, int64_t tokens,
+                                float *cosines, float *sines);
+esp_status esp_host_rope_append(esp_device *device, void *stream, const esp_rope_append *append);
+size_t esp_host_past_workspace(const esp_device *device, const esp_past_attention *attention);
+esp_status esp_host_attend_past(esp_device *device, void *stream,
+                                const esp_past_attention *attention);
+esp_status esp_host_attend_step(esp_device *device, void *stream,
+                                const esp_step_attention *attention);
+size_t esp_host_group_workspace(const esp_device *device, const esp_group_attention *attention);
+esp_status esp_host_attend_groups(esp_device *device, void *stream,
+                                  const esp_group_attention *attention);
+esp_status esp_host_place_tokens(esp_device *device, void *stream, const esp_image_tokens *tokens);
+esp_status esp_host_patches(esp_device *device, void *stream, const esp_patches *patches);
+esp_status esp_host_pool(esp_device *device, void *stream, const esp_pool *pool);
+esp_status esp_host_widen(esp_device *device, void *stream, const void *x, int64_t count, float *y);
 
 /* ---- measurements ---- */
 
@@ -214,13 +363,20 @@ struct esp_backend {
      * libraries and drivers. Name, memory and threads are added by the caller. NULL: nothing. */
     void (*identify)(const esp_device *device, char *text, size_t capacity);
     const esp_kernel *const *kernels; /* NULL-terminated, in order of preference at equal score */
-    const esp_ops *ops;
+    const esp_ops *ops;               /* for f32 activations; no operation in it: none */
+    /* Where activations have another type than f32: which one a model of such weights runs in
+     * (compute: as asked), and the operations on it. NULL: f32. */
+    esp_dtype (*activation_type)(const esp_device *device, esp_compute compute,
+                                 esp_dtype weight_type);
+    const esp_ops *(*ops_of)(const esp_device *device, esp_dtype type);
     /* AUTO -> what this device computes fastest with for such weights. */
     esp_compute (*auto_compute)(const esp_device *device, esp_dtype weight_type);
     /* The canonical weight to what kernels read; takes over nothing. */
     esp_status (*pack)(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
                        esp_error *error);
     void (*packed_free)(esp_packed *packed);
+    /* The values of a dense weight, row by row. NULL: those of its canonical part. */
+    const void *(*dense_rows)(const esp_packed *packed);
     /* esp_packed_create, esp_packed_compress and esp_device_prune after the checks of src/plan; all
      * NULL where device memory is the host's. options are not NULL and search is never AUTO. */
 #define ESP_EXACT_WIDEST 10 /* M of the exact search, as src/prune has it */
@@ -243,6 +399,27 @@ struct esp_backend {
     esp_status (*wait)(esp_device *device, esp_error *error);
     /* Every byte of device memory; NULL: memset. */
     esp_status (*fill)(esp_device *device, void *memory, int byte, size_t bytes, esp_error *error);
+    /* Work in order: a stream of the device. All NULL where device memory is the host's and work is
+     * done when its call returns. `staging` is host memory that copies are fast from and to. send
+     * returns at once: what it copies must stay until the stream has been waited for. receive and
+     * settle wait for the stream. */
+    esp_status (*stream_open)(esp_device *device, void **stream, esp_error *error);
+    void (*stream_close)(esp_device *device, void *stream);
+    void *(*staging_alloc)(esp_device *device, size_t bytes);
+    void (*staging_release)(esp_device *device, void *memory);
+    esp_status (*send)(esp_device *device, void *stream, void *to, const void *from, size_t bytes,
+                       esp_error *error);
+    esp_status (*receive)(esp_device *device, void *stream, void *to, const void *from,
+                          size_t bytes, esp_error *error);
+    esp_status (*settle)(esp_device *device, void *stream, esp_error *error);
+    /* What is given to the stream between the two is kept, not run, as a graph; replay gives it to
+     * the stream again. NULL: work cannot be kept. keep_end with graph NULL drops it. */
+    esp_status (*keep_begin)(esp_device *device, void *stream, esp_error *error);
+    esp_status (*keep_end)(esp_device *device, void *stream, void **graph, esp_error *error);
+    esp_status (*keep_replay)(esp_device *device, void *stream, void *graph, esp_error *error);
+    void (*keep_free)(esp_device *device, void *graph);
+    /* Bytes of memory that are free, for messages; NULL: not known. */
+    size_t (*memory_free)(const esp_device *device);
     /* Recorded work, see esp_record; all NULL where work is done when its call returns and the
      * host's clock times it. */
     esp_status (*record)(esp_device *device, esp_work_fn work, void *user, void **state,

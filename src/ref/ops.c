@@ -23,23 +23,31 @@ float esp_ref_activate(unsigned epilogue, float value)
     return value;
 }
 
-static esp_status embed(esp_device *device, const esp_tensor *table, const int32_t *ids,
-                        int64_t tokens, float *x)
+static esp_status embed(esp_device *device, void *stream, const esp_embedding *embedding)
 {
-    (void)device;
-    int64_t hidden = table->shape[1];
-    for (int64_t t = 0; t < tokens; t++) {
-        for (int64_t i = 0; i < hidden; i++) {
-            x[i * tokens + t] = esp_weight_at(table->dtype, table->data, ids[t] * hidden + i);
+    (void)device, (void)stream;
+    int64_t columns = embedding->columns;
+    for (int k = 0; k < embedding->count; k++) {
+        const esp_tensor *table = embedding->tables[k];
+        int64_t hidden = table->shape[1];
+        for (int64_t t = 0; t < columns; t++) {
+            int64_t row = embedding->rows[k][t] * hidden;
+            for (int64_t i = 0; i < hidden; i++) {
+                float *x = (float *)embedding->x + i * columns + t;
+                float value = esp_weight_at(table->dtype, table->data, row + i);
+                *x = k > 0 ? *x + value : value;
+            }
         }
     }
     return ESP_OK;
 }
 
-static esp_status rms_norm(esp_device *device, const float *x, const float *weight, float eps,
-                           int64_t features, int64_t tokens, float *y)
+static esp_status rms_norm(esp_device *device, void *stream, const void *from, const float *weight,
+                           float eps, int64_t features, int64_t tokens, void *to)
 {
-    (void)device;
+    (void)device, (void)stream;
+    const float *x = from;
+    float *y = to;
     for (int64_t t = 0; t < tokens; t++) {
         double sum = 0;
         for (int64_t i = 0; i < features; i++) {
@@ -54,11 +62,13 @@ static esp_status rms_norm(esp_device *device, const float *x, const float *weig
     return ESP_OK;
 }
 
-static esp_status layer_norm(esp_device *device, const float *x, const float *weight,
-                             const float *bias, float eps, int64_t features, int64_t tokens,
-                             float *y)
+static esp_status layer_norm(esp_device *device, void *stream, const void *from,
+                             const float *weight, const float *bias, float eps, int64_t features,
+                             int64_t tokens, void *to)
 {
-    (void)device;
+    (void)device, (void)stream;
+    const float *x = from;
+    float *y = to;
     for (int64_t t = 0; t < tokens; t++) {
         double sum = 0, squares = 0;
         for (int64_t i = 0; i < features; i++) {
@@ -95,7 +105,7 @@ static esp_status rope(esp_device *device, float *x, const float *cosines, const
     return ESP_OK;
 }
 
-static esp_status cache_append(esp_device *device, const float *x, int64_t kv_heads,
+static esp_status cache_append(esp_device *device, const float *x, int64_t stride, int64_t kv_heads,
                                int64_t head_dim, int64_t tokens, int64_t past, int64_t capacity,
                                float *cache)
 {
@@ -104,16 +114,16 @@ static esp_status cache_append(esp_device *device, const float *x, int64_t kv_he
         for (int64_t t = 0; t < tokens; t++) {
             float *row = cache + (head * capacity + past + t) * head_dim;
             for (int64_t d = 0; d < head_dim; d++) {
-                row[d] = x[(head * head_dim + d) * tokens + t];
+                row[d] = x[(head * head_dim + d) * stride + t];
             }
         }
     }
     return ESP_OK;
 }
 
-static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_heads,
-                                int64_t head_dim, int64_t tokens, const esp_cache_place *places,
-                                bool values)
+static esp_status cache_scatter(esp_device *device, const float *x, int64_t stride,
+                                int64_t kv_heads, int64_t head_dim, int64_t tokens,
+                                const esp_cache_place *places, bool values)
 {
     (void)device;
     for (int64_t t = 0; t < tokens; t++) {
@@ -122,7 +132,7 @@ static esp_status cache_scatter(esp_device *device, const float *x, int64_t kv_h
         for (int64_t head = 0; head < kv_heads; head++) {
             float *row = cache + (head * place->capacity + place->past) * head_dim;
             for (int64_t d = 0; d < head_dim; d++) {
-                row[d] = x[(head * head_dim + d) * tokens + t];
+                row[d] = x[(head * head_dim + d) * stride + t];
             }
         }
     }
@@ -187,23 +197,28 @@ static esp_status attention(esp_device *device, const esp_attention *attention)
     return ESP_OK;
 }
 
-static esp_status swiglu(esp_device *device, const float *gate, const float *up, int64_t count,
-                         float *y)
+static esp_status swiglu(esp_device *device, void *stream, const void *gate, const void *up,
+                         int64_t count, void *y)
 {
-    (void)device;
+    (void)device, (void)stream;
+    const float *from = gate, *by = up;
     for (int64_t i = 0; i < count; i++) {
-        y[i] = esp_ref_activate(ESP_EP_SILU, gate[i]) * up[i];
+        ((float *)y)[i] = esp_ref_activate(ESP_EP_SILU, from[i]) * by[i];
     }
     return ESP_OK;
 }
 
-static esp_status gather_tokens(esp_device *device, const float *x, int64_t features,
-                                int64_t tokens, const int32_t *index, int64_t count, float *y)
+static esp_status gather_tokens(esp_device *device, void *stream, const void *from,
+                                int64_t features, int64_t tokens, const int32_t *index,
+                                int64_t count, bool adds, void *to)
 {
-    (void)device;
+    (void)device, (void)stream;
+    const float *x = from;
+    float *y = to;
     for (int64_t f = 0; f < features; f++) {
         for (int64_t i = 0; i < count; i++) {
-            y[f * count + i] = index[i] < 0 ? 0.0f : x[f * tokens + index[i]];
+            float value = index[i] < 0 ? 0.0f : x[f * tokens + index[i]];
+            y[f * count + i] = adds ? y[f * count + i] + value : value;
         }
     }
     return ESP_OK;
@@ -212,62 +227,67 @@ static esp_status gather_tokens(esp_device *device, const float *x, int64_t feat
 static esp_status relative_bias(esp_device *device, const esp_relative *r)
 {
     (void)device;
-    int64_t size = r->by_row ? r->height : r->width;
+    int64_t size = r->by_row ? r->height : r->width, grid = r->height * r->width;
     for (int64_t head = 0; head < r->heads; head++) {
         for (int64_t k = 0; k < size; k++) {
-            for (int64_t t = 0; t < r->tokens; t++) {
-                int64_t in_grid = t % (r->height * r->width);
+            for (int64_t t = 0; t < r->columns; t++) {
+                int64_t in_grid = t % r->pitch % grid; /* padding: any place */
                 int64_t place = r->by_row ? in_grid / r->width : in_grid % r->width;
                 const float *row = r->table + (place - k + size - 1) * r->head_dim;
                 double sum = 0;
                 for (int64_t d = 0; d < r->head_dim; d++) {
-                    sum += (double)r->q[(head * r->head_dim + d) * r->tokens + t] * (double)row[d];
+                    sum += (double)r->q[(head * r->head_dim + d) * r->columns + t] * (double)row[d];
                 }
-                r->y[(head * size + k) * r->tokens + t] = (float)sum;
+                r->y[(head * size + k) * r->columns + t] = (float)sum;
             }
         }
     }
     return ESP_OK;
 }
 
-static esp_status unfold(esp_device *device, const esp_unfold *u)
+static esp_status unfold(esp_device *device, void *stream, const esp_unfold *u)
 {
-    (void)device;
+    (void)device, (void)stream;
     int64_t grid = u->height * u->width, half = u->side / 2;
     for (int64_t row = 0; row < u->features * u->side * u->side; row++) {
         int64_t feature = row / (u->side * u->side);
         int64_t down = row / u->side % u->side - half, right = row % u->side - half;
-        for (int64_t t = 0; t < u->tokens; t++) {
-            int64_t y = t % grid / u->width + down, x = t % u->width + right;
-            bool inside = y >= 0 && y < u->height && x >= 0 && x < u->width;
-            u->y[row * u->tokens + t] =
-                inside ? u->x[feature * u->tokens + t + down * u->width + right] : 0.0f;
+        const float *from = (const float *)u->x + feature * u->columns;
+        float *to = (float *)u->y + row * u->columns;
+        for (int64_t t = 0; t < u->columns; t++) {
+            int64_t in_grid = t % u->pitch;
+            int64_t y = in_grid / u->width + down, x = in_grid % u->width + right;
+            bool inside = in_grid < grid && y >= 0 && y < u->height && x >= 0 && x < u->width;
+            to[t] = inside ? from[t + down * u->width + right] : 0.0f;
         }
     }
     return ESP_OK;
 }
 
-static esp_status add(esp_device *device, float *x, const float *y, int64_t count)
-{
-    (void)device;
-    for (int64_t i = 0; i < count; i++) {
-        x[i] += y[i];
-    }
-    return ESP_OK;
-}
-
 const esp_ops esp_ref_ops = {
+    .type = ESP_F32,
+    .step = 1,
     .embed = embed,
     .rms_norm = rms_norm,
     .layer_norm = layer_norm,
+    .rope_angles = esp_host_rope_angles,
+    .rope_append = esp_host_rope_append,
+    .past_workspace_bytes = esp_host_past_workspace,
+    .attend_past = esp_host_attend_past,
+    .attend_step = esp_host_attend_step,
+    .group_workspace_bytes = esp_host_group_workspace,
+    .attend_groups = esp_host_attend_groups,
+    .swiglu = swiglu,
+    .gather_tokens = gather_tokens,
+    .unfold = unfold,
+    .place_tokens = esp_host_place_tokens,
+    .patches = esp_host_patches,
+    .pool = esp_host_pool,
+    .widen = esp_host_widen,
     .rope = rope,
     .cache_append = cache_append,
     .cache_scatter = cache_scatter,
+    .relative_bias = relative_bias,
     .attention_workspace_bytes = attention_workspace_bytes,
     .attention = attention,
-    .swiglu = swiglu,
-    .gather_tokens = gather_tokens,
-    .relative_bias = relative_bias,
-    .unfold = unfold,
-    .add = add,
 };

@@ -24,6 +24,8 @@ done
 printf 'A small text.\nIt has two lines, and more than one word in each of them.\n' >text.txt
 printf 'no newline at the end' >short.txt
 : >empty.txt
+printf '%s\n' '{"context": "A small", "choices": [" text", " word", "!"], "answer": 0}' '' \
+    '{"context": "", "choices": ["It has two lines", "words"], "answer": 1}' >questions.jsonl
 
 ok() { passed=$((passed + 1)); }
 bad() {
@@ -119,7 +121,7 @@ t "convert: both" 2 convert plain -o x --dense --compress -p 2:4
 t "convert: no pattern" 2 convert plain -o x --compress; err_has 'needs --pattern'
 t "convert: dense with a pattern" 2 convert plain -o x --dense -p 2:4; err_has 'usage.extra_option'
 t "convert: no target" 2 convert plain --dense; err_has '\-\-out FOLDER must be given'
-t "eval: no text" 2 eval plain; err_has 'one of --text, --retrieval and --images must be given'
+t "eval: no text" 2 eval plain; err_has 'one of --text, --retrieval, --multiple-choice and --images must be given'
 t "eval: both" 2 eval bert --text text.txt --retrieval pairs.tsv; err_has '\[usage.extra_option\]'
 t "run: two prompts" 2 run plain --prompt a --prompt-file text.txt; err_has 'exclude each other'
 t "run: temperature" 2 run plain --prompt a --temperature nan; err_has 'a number from 0 to 100'
@@ -362,6 +364,26 @@ json '$j->{pairs} == 3 && abs($j->{mean_cosine} - 1) < 1e-5 && $j->{mrr} == $j->
 t "retrieval by a decoder" 2 eval plain --retrieval pairs.tsv; err_has '\[run.no_encoder\]'
 t "retrieval without pairs" 3 eval bert --retrieval no-pair.tsv; err_has ':1: .*\[text.no_pair\]'
 t "retrieval of nothing" 2 eval bert --retrieval empty.txt; err_has '\[eval.no_text\]'
+t "multiple choice" 0 eval plain --multiple-choice questions.jsonl; out_has '^accuracy +[01]\.'; out_has '^by bytes +[01]\.'; quiet_err
+t "multiple choice against itself" 0 eval plain --multiple-choice questions.jsonl --baseline plain --json
+json '$j->{questions} == 2 && $j->{choices} == 5 && $j->{agreement} == 1 && $j->{accuracy} == $j->{baseline_accuracy}'
+t "multiple choice by an encoder" 2 eval bert --multiple-choice questions.jsonl; err_has '\[run.no_decoder\]'
+t "no question" 2 eval plain --multiple-choice empty.txt; err_has '\[eval.no_text\]'
+while IFS='|' read -r name line; do
+    printf '{"context": "a", "choices": ["b", "c"], "answer": 0}\n%s\n' "$line" >bad.jsonl
+    t "multiple choice: $name" 3 eval plain --multiple-choice bad.jsonl; err_has 'bad.jsonl:2: .*\[text.bad_question\]'; quiet_out
+done <<'END'
+no JSON|{"context": "a"
+no object|["a"]
+no context|{"choices": ["b", "c"], "answer": 0}
+one choice|{"context": "a", "choices": ["b"], "answer": 0}
+an empty choice|{"context": "a", "choices": ["b", ""], "answer": 0}
+a choice that is a number|{"context": "a", "choices": ["b", 3], "answer": 0}
+no answer|{"context": "a", "choices": ["b", "c"]}
+an answer beyond|{"context": "a", "choices": ["b", "c"], "answer": 2}
+an answer that is a text|{"context": "a", "choices": ["b", "c"], "answer": "0"}
+a key twice|{"context": "a", "context": "a", "choices": ["b", "c"], "answer": 0}
+END
 t "prune an encoder" 0 prune bert -p 2:4 -o b24 -q; t "verify it" 0 verify b24 --strict -q
 name="modules go along"; if [ -s b24/1_Pooling/config.json ]; then ok; else bad "1_Pooling is missing"; fi
 t "vectors of the pruned one" 0 run b24 -t 'a cat' --json; json '$j->{sparse_layers} == 12'
@@ -526,6 +548,36 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 
 # ---- models of images ----
 . "$source/tests/cli/images.sh"
+
+# ---- advice and recipes ----
+ESPALIER_TUNING=$work/tuning
+export ESPALIER_TUNING
+t "advise" 0 advise plain --tokens 1,32 -r 1 -p 2:4 -p 64:2:8; out_has '^shape +layers +pattern'; out_has '^the best mixes'; out_has 'say --speedup'
+t "advise, JSON" 0 advise plain --tokens 1,32 -r 1 -p 2:4 --json
+json '@{$j->{layers}} == 14 && @{$j->{frontier}} >= 1 && !defined $j->{layers}[0]{advised} && $j->{layers}[0]{ways}[1]{pattern} eq "2:4" && @{$j->{layers}[0]{ways}[1]{times}} == 2'
+t "advise for bytes" 0 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.5625 --recipe recipe.json --figure frontier.svg; out_has '^advised: .* 0\.5[0-9]* of their bytes'
+name="the figure is one"; if grep -q '</svg>' frontier.svg; then ok; else bad "frontier.svg"; fi
+t "prune by the recipe" 0 prune plain --recipe recipe.json -o by-recipe --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 14'
+t "verify it" 0 verify by-recipe --strict -q
+t "a rule before the recipe" 0 prune plain --recipe recipe.json --pattern-for '*q_proj=dense' --dry-run --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 12'
+t "advise out of reach" 2 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.1; err_has 'smallest stores 0\.[0-9]+ \[advise.out_of_reach\]'
+t "two wishes" 2 advise plain --tokens 1 -r 1 --bytes 0.5 --speedup 2; err_has '\[advise.bad_options\]'
+t "a recipe without a wish" 2 advise plain --recipe recipe2.json; err_has '\[usage.missing_option\]'; [ ! -e recipe2.json ] || bad "it was written"
+t "advise a compressed folder" 2 advise by-recipe --tokens 1; err_has '\[prune.already_compressed\]'
+t "advise: token counts" 2 advise plain --tokens 1,x; err_has "'1,x'.*\[usage.bad_value\]"
+t "a recipe's folder is missing" 1 advise plain --tokens 1 -r 1 -p 2:4 -s 1 --recipe nowhere/recipe.json; err_has 'nowhere/recipe.json.*\[file.unwritable\]'
+for bad in 'no_json|{' 'list|[]' 'no_version|{"layers": {}}' 'version_text|{"espalier_recipe": "1", "layers": {}}' 'layers_list|{"espalier_recipe": 1, "layers": []}' 'key_twice|{"espalier_recipe": 1, "layers": {}, "layers": {}}'; do
+    echo "${bad#*|}" >bad.json
+    t "recipe: ${bad%%|*}" 3 prune plain --recipe bad.json -o never; err_has 'bad.json: .*\[recipe.not_recipe\]'
+done
+echo '{"espalier_recipe": 2, "layers": {}}' >bad.json; t "recipe: newer" 4 prune plain --recipe bad.json -o never; err_has 'version 2.*\[recipe.newer_version\]'
+for bad in '"*": "2:4"' '"model.layers.0.mlp.up_proj": "2:5:1"' '"model.layers.0.mlp.up_proj": 3'; do
+    echo "{\"espalier_recipe\": 1, \"layers\": {$bad}}" >bad.json
+    t "recipe: $bad" 3 prune plain --recipe bad.json -o never; err_has '\[recipe.bad_layer\]'
+done
+echo '{"espalier_recipe": 1, "layers": {"nobody": "2:4"}}' >bad.json; t "recipe: unknown layer" 2 prune plain --recipe bad.json -o never; err_has "'nobody'.*\\[prune.glob_matches_nothing\\]"
+name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
+unset ESPALIER_TUNING
 
 # ---- output that cannot be written, interrupts ----
 if [ -w /dev/full ]; then

@@ -67,11 +67,18 @@ static void check_gather(bench *b, int64_t features, int64_t tokens, int64_t cou
     for (int64_t i = 0; i < count; i++) {
         index[i] = (int32_t)(esp_random_uniform(&b->random) * (double)(tokens + 1)) - 1;
     }
-    CHECK(b->ref->backend->ops->gather_tokens(b->ref, x, features, tokens, index, count,
-                                              expected) == ESP_OK);
-    CHECK(b->cpu->backend->ops->gather_tokens(b->cpu, x, features, tokens, index, count, actual) ==
-          ESP_OK);
-    compare(b, expected, actual, features * count, 0);
+    for (int adds = 1; adds >= 0; adds--) {
+        memset(expected, 0, (size_t)(features * count) * sizeof *expected);
+        memset(actual, 0, (size_t)(features * count) * sizeof *actual);
+        for (int times = 0; times <= adds; times++) {
+            CHECK(b->ref->backend->ops->gather_tokens(b->ref, NULL, x, features, tokens, index,
+                                                      count, adds == 1, expected) == ESP_OK);
+            CHECK(b->cpu->backend->ops->gather_tokens(b->cpu, NULL, x, features, tokens, index,
+                                                      count, adds == 1, actual) == ESP_OK);
+        }
+        compare(b, expected, actual, features * count, 0);
+        CHECK(expected[0] == (index[0] < 0 ? 0 : (float)(1 + adds) * x[index[0]]));
+    }
     for (int64_t i = 0; i < count; i++) {
         CHECK(expected[i] == (index[i] < 0 ? 0 : x[index[i]]));
     }
@@ -99,9 +106,10 @@ static void check_relative(bench *b, int64_t heads, int64_t dim, int64_t height,
                                  .y = expected,
                                  .heads = heads,
                                  .head_dim = dim,
-                                 .tokens = tokens,
+                                 .columns = tokens,
                                  .height = height,
                                  .width = width,
+                                 .pitch = height * width,
                                  .by_row = by_row == 1};
         CHECK(b->ref->backend->ops->relative_bias(b->ref, &relative) == ESP_OK);
         relative.y = actual;
@@ -127,13 +135,14 @@ static void check_unfold(bench *b, int64_t features, int64_t height, int64_t wid
     esp_unfold unfold = {.x = x,
                          .y = expected,
                          .features = features,
-                         .tokens = tokens,
+                         .columns = tokens,
                          .height = height,
                          .width = width,
+                         .pitch = height * width,
                          .side = side};
-    CHECK(b->ref->backend->ops->unfold(b->ref, &unfold) == ESP_OK);
+    CHECK(b->ref->backend->ops->unfold(b->ref, NULL, &unfold) == ESP_OK);
     unfold.y = actual;
-    CHECK(b->cpu->backend->ops->unfold(b->cpu, &unfold) == ESP_OK);
+    CHECK(b->cpu->backend->ops->unfold(b->cpu, NULL, &unfold) == ESP_OK);
     compare(b, expected, actual, count, 0);
     int64_t middle = side * side / 2; /* a token itself */
     CHECK(memcmp(expected + middle * tokens, x, (size_t)tokens * sizeof *x) == 0);

@@ -33,12 +33,12 @@ ALWAYS_INLINE void grid_add(const float *q, int64_t stride, const float *weights
 
 static void relate_to_row(const esp_relative *r, const float *q, int64_t key, float *y)
 {
-    int64_t rows = r->tokens / r->width;
+    int64_t rows = r->columns / r->width;
     for (int64_t row = 0; row < rows; row++) {
         const float *weights = r->table + (row % r->height - key + r->height - 1) * r->head_dim;
         for (int64_t column = 0; column < r->width; column += GRID_COLUMNS) {
             int64_t at = row * r->width + column;
-            grid_add(q + at, r->tokens, weights, 0, r->head_dim,
+            grid_add(q + at, r->columns, weights, 0, r->head_dim,
                      ESP_MIN(GRID_COLUMNS, r->width - column), y + at, true);
         }
     }
@@ -47,7 +47,7 @@ static void relate_to_row(const esp_relative *r, const float *q, int64_t key, fl
 static void relate_to_column(const esp_relative *r, const float *q, int64_t key, float *y)
 {
     float weights[GRID_FEATURES * GRID_COLUMNS];
-    int64_t rows = r->tokens / r->width;
+    int64_t rows = r->columns / r->width;
     for (int64_t column = 0; column < r->width; column += GRID_COLUMNS) {
         int64_t columns = ESP_MIN(GRID_COLUMNS, r->width - column);
         for (int64_t d = 0; d < r->head_dim; d += GRID_FEATURES) {
@@ -60,7 +60,7 @@ static void relate_to_column(const esp_relative *r, const float *q, int64_t key,
             }
             for (int64_t row = 0; row < rows; row++) {
                 int64_t at = row * r->width + column;
-                grid_add(q + d * r->tokens + at, r->tokens, weights, GRID_COLUMNS, features,
+                grid_add(q + d * r->columns + at, r->columns, weights, GRID_COLUMNS, features,
                          columns, y + at, d == 0);
             }
         }
@@ -70,8 +70,8 @@ static void relate_to_column(const esp_relative *r, const float *q, int64_t key,
 static void relate(const esp_relative *r, int64_t head, int64_t key)
 {
     int64_t size = r->by_row ? r->height : r->width;
-    const float *q = r->q + head * r->head_dim * r->tokens;
-    float *y = r->y + (head * size + key) * r->tokens;
+    const float *q = r->q + head * r->head_dim * r->columns;
+    float *y = r->y + (head * size + key) * r->columns;
     if (r->by_row) {
         relate_to_row(r, q, key, y);
     } else {

@@ -1,46 +1,7 @@
-/* Images into patches, and where patches lie: what a model of images does before its first layer.
- */
+/* Where patches lie: position embeddings for another grid than the trained one. */
 #include <math.h>
 
 #include "nn/nn.h"
-
-/* ---- cutting ---- */
-
-typedef struct cut_job {
-    const esp_patches *cut;
-    int64_t rows, columns;
-} cut_job;
-
-/* Row i of y: one pixel of one channel of every patch. */
-static void cut_rows(void *user, int64_t begin, int64_t end, int thread)
-{
-    (void)thread;
-    const cut_job *job = user;
-    const esp_patches *cut = job->cut;
-    int64_t patches = job->rows * job->columns, area = cut->height * cut->width;
-    for (int64_t i = begin; i < end; i++) {
-        int64_t channel = i / (cut->patch * cut->patch);
-        int64_t down = i / cut->patch % cut->patch, right = i % cut->patch;
-        float *y = cut->y + i * cut->images * patches;
-        for (int64_t image = 0; image < cut->images; image++) {
-            const float *plane = cut->pixels + (image * cut->channels + channel) * area;
-            for (int64_t row = 0; row < job->rows; row++) {
-                const float *line = plane + (row * cut->patch + down) * cut->width + right;
-                for (int64_t column = 0; column < job->columns; column++) {
-                    *y++ = line[column * cut->patch];
-                }
-            }
-        }
-    }
-}
-
-void esp_patches_cut(esp_context *context, const esp_patches *cut)
-{
-    cut_job job = {cut, cut->height / cut->patch, cut->width / cut->patch};
-    esp_parallel_for(context, cut->channels * cut->patch * cut->patch, 8, cut_rows, &job);
-}
-
-/* ---- position embeddings of another grid ---- */
 
 /* Keys' cubic convolution with a = -0.75, not antialiased, for a place between samples 1 and 2. */
 static void cubic(double t, double weights[4])

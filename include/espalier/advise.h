@@ -1,0 +1,81 @@
+/* advise.h - should a layer be pruned at all, and to what? Measured times of every candidate on
+ * this device against what each would lose, and the best mix for a wanted gain. */
+#ifndef ESPALIER_ADVISE_H
+#define ESPALIER_ADVISE_H
+
+#include <espalier/checkpoint.h>
+#include <espalier/prune.h>
+#include <espalier/tuning.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#define ESP_ADVISE_MAX_TOKENS 8 /* token counts of one question */
+
+typedef struct esp_advise_options {
+    const esp_pattern *patterns; /* candidates beside dense */
+    int pattern_count;
+    const int64_t *tokens; /* token counts that matter, each as much as the others */
+    int token_count;       /* 1..ESP_ADVISE_MAX_TOKENS */
+    double speedup;        /* wanted of all linear layers together; 0: no wish */
+    double stored_share;   /* at most this share of their bytes; 0: no wish. Not both */
+    esp_compute compute;
+    esp_mask_options mask; /* how masks are chosen whose loss is counted */
+    int rounds;            /* of a measurement; 0: as esp_tune */
+    esp_progress_fn progress;
+    void *user;
+} esp_advise_options;
+
+/* One way to hold a layer: a pattern, or dense. */
+typedef struct esp_advised_way {
+    esp_pattern pattern; /* as this shape stores it */
+    bool possible;       /* some sparse kernel runs it, and it gets smaller; dense: true */
+    const char *why_not; /* static text, where it is not */
+    size_t stored_bytes;
+    double error; /* share of the sum of squares of the weights that the mask drops: the relative
+                     error of outputs for inputs that do not correlate */
+    double us[ESP_ADVISE_MAX_TOKENS];   /* of the faster kernel, sparse or dense, at each count */
+    double gain[ESP_ADVISE_MAX_TOKENS]; /* dense over sparse in the same rounds; 0: no sparse one */
+    const char *kernels[ESP_ADVISE_MAX_TOKENS]; /* of the faster one */
+} esp_advised_way;
+
+/* A linear layer. */
+typedef struct esp_advised_layer {
+    const char *name; /* of the weight, with ".weight" */
+    int64_t out_features, in_features;
+    esp_dtype dtype;
+    const esp_advised_way *ways; /* [pattern_count + 1]: dense first */
+    int chosen;                  /* index among ways; 0 without a wish */
+} esp_advised_layer;
+
+/* A mix of ways such that no other one is both faster (smaller) and loses less. */
+typedef struct esp_advised_point {
+    double speedup;      /* of all linear layers: mean over token counts of dense time over time */
+    double stored_share; /* of their bytes */
+    double error;        /* mean of the layers' errors, weighted by their weights' number */
+} esp_advised_point;
+
+typedef struct esp_advice esp_advice;
+
+/* Reads each linear layer that prune would take, masks it with every pattern, and measures every
+ * distinct shape on the device (esp_tune, whose times stay in the context's table). Dense
+ * checkpoints only: "prune.already_compressed". "advise.bad_options"; "advise.out_of_reach", which
+ * names what is possible, when no mix fulfils the wish. */
+ESP_MUST_CHECK ESP_API esp_status esp_advice_create(esp_device *device,
+                                                    const esp_checkpoint *checkpoint,
+                                                    const esp_advise_options *options,
+                                                    esp_advice **advice, esp_error *error);
+ESP_API void esp_advice_free(esp_advice *advice);
+ESP_API int64_t esp_advice_layers(const esp_advice *advice);
+ESP_API esp_advised_layer esp_advice_layer(const esp_advice *advice, int64_t index);
+/* The mix that was chosen for the wish; without one: all dense. */
+ESP_API esp_advised_point esp_advice_chosen(const esp_advice *advice);
+/* Points from dense to the fastest (smallest) mix: writes at most capacity, returns how many there
+ * are. */
+ESP_API int esp_advice_frontier(const esp_advice *advice, esp_advised_point *points, int capacity);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

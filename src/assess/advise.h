@@ -1,0 +1,35 @@
+/* Advice inside: the layers, what holding each in each way takes and loses. */
+#ifndef ESP_ASSESS_ADVISE_H
+#define ESP_ASSESS_ADVISE_H
+
+#include <espalier/advise.h>
+
+#include "assess/mix.h"
+#include "op/op.h"
+
+#define ESP_ADVISE_MAX_WAYS 64
+
+struct esp_advice {
+    esp_context *context;
+    esp_device *device;
+    const esp_checkpoint *checkpoint;
+    const esp_advise_options *options; /* valid while it is made */
+    int ways;                          /* dense first */
+    int token_count;
+    esp_advised_layer *layers;
+    esp_advised_way *table; /* [layers][ways] */
+    char *names;            /* of all layers, behind one another */
+    int64_t count;
+    double done, total; /* progress */
+    esp_mix mix;        /* by time; its table is `costs` */
+    esp_mix_way *costs; /* [layers][ways] */
+    int *scratch;       /* [layers] */
+    esp_advised_point chosen;
+};
+
+/* advise_measure.c: fills us, gain, kernels, possible and why_not of every layer's ways. */
+ESP_MUST_CHECK esp_status esp_advice_measure(esp_advice *advice, esp_error *error);
+/* "cancelled" when the caller says so; one more step is done. */
+ESP_MUST_CHECK esp_status esp_advice_step(esp_advice *advice, const char *what, esp_error *error);
+
+#endif

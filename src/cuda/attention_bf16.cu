@@ -1,0 +1,14 @@
+// Attention by mma.sync for bf16.
+#include "cuda/attention_general.cuh"
+
+extern "C" int gpu_any_attend_groups_bf16(const gpu_attention_groups *a, void *stream)
+{
+    using namespace attention;
+    return ESP_BY_HEAD_DIM(launch_groups, true);
+}
+
+extern "C" int gpu_any_attend_prefill_bf16(const gpu_attention_prefill *a, void *stream)
+{
+    using namespace attention;
+    return ESP_BY_HEAD_DIM(launch_prefill, true);
+}

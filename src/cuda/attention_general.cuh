@@ -1,0 +1,139 @@
+// Groups and prefill by mma.sync: which block does what, and launching; for one type. Head sizes between those that
+// are compiled take the next larger one, whose further features are zeros.
+#ifndef ESP_CUDA_ATTENTION_GENERAL_CUH
+#define ESP_CUDA_ATTENTION_GENERAL_CUH
+
+#include "cuda/attention_block.cuh"
+#include "cuda/attention_kernels.h"
+#include "cuda/launch.cuh"
+
+namespace attention {
+
+// Blocks of a group and head lie side by side: the L2 serves their keys.
+template <class C>
+__device__ __forceinline__ bool piece_of(const gpu_attention_groups &a, uint32_t block, piece *p)
+{
+    uint32_t of_head = (uint32_t)((a.tokens + C::QUERIES - 1) / C::QUERIES);
+    uint32_t head = block / of_head % (uint32_t)a.heads, group = block / of_head / (uint32_t)a.heads;
+    int64_t begin = a.starts != nullptr ? a.starts[group] : group * a.pitch;
+    int tokens = a.lengths != nullptr ? a.lengths[group] : (int)a.tokens;
+    int first = (int)(block % of_head) * C::QUERIES;
+    int64_t feature = head * a.head_dim, from = feature * a.stride + begin;
+    *p = piece{(const uint16_t *)a.q + from + first,
+               (const uint16_t *)a.k + from,
+               (const uint16_t *)a.v + from,
+               (uint16_t *)a.y + feature * a.y_stride + begin + first,
+               a.stride,
+               a.stride,
+               a.y_stride,
+               (int)a.head_dim,
+               first,
+               tokens,
+               tokens,
+               0,
+               a.scale,
+               a.row_table,
+               a.column_table,
+               (int)a.grid_width};
+    return first < tokens;
+}
+
+// Blocks that see the most keys come first.
+template <class C>
+__device__ __forceinline__ bool piece_of(const gpu_attention_prefill &a, uint32_t block, piece *p)
+{
+    uint32_t of_head = (uint32_t)((a.tokens + C::QUERIES - 1) / C::QUERIES);
+    uint32_t head = block % (uint32_t)a.heads, kv_head = head / (uint32_t)(a.heads / a.kv_heads);
+    int first = (int)(of_head - 1 - block / (uint32_t)a.heads) * C::QUERIES;
+    int64_t past = a.past + (a.past_at != nullptr ? *a.past_at : 0);
+    int64_t filled = past + a.tokens < a.capacity ? past + a.tokens : a.capacity;
+    int64_t feature = head * a.head_dim, from = kv_head * a.capacity * a.head_dim;
+    *p = piece{(const uint16_t *)a.q + feature * a.stride + first,
+               (const uint16_t *)a.keys + from,
+               (const uint16_t *)a.values + from,
+               (uint16_t *)a.y + feature * a.y_stride + first,
+               a.stride,
+               a.head_dim,
+               a.y_stride,
+               (int)a.head_dim,
+               first,
+               (int)a.tokens,
+               (int)filled,
+               (int)past,
+               a.scale,
+               nullptr,
+               nullptr,
+               0};
+    return first < a.tokens;
+}
+
+template <class C, class A>
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS) block_kernel(const A a)
+{
+    extern __shared__ uint4 memory[];
+    mma::let_next_launch_begin();
+    mma::wait_for_launch_before();
+    piece p;
+    if (piece_of<C>(a, blockIdx.x, &p)) {
+        attend<C>(p, ptx::shared_address(memory));
+    }
+}
+
+template <class C> uint32_t shared_bytes(const gpu_attention_groups &a)
+{
+    if (!C::GRID) {
+        return C::BIAS_AT;
+    }
+    int pitches = bias_pitch((int)(a.tokens / a.grid_width)) + bias_pitch((int)a.grid_width);
+    return C::BIAS_AT + (uint32_t)(C::QUERIES * pitches) * 4;
+}
+template <class C> uint32_t shared_bytes(const gpu_attention_prefill &)
+{
+    return C::BIAS_AT;
+}
+
+inline int64_t heads_of(const gpu_attention_groups &a)
+{
+    return a.groups * a.heads;
+}
+inline int64_t heads_of(const gpu_attention_prefill &a)
+{
+    return a.heads;
+}
+
+template <class C, class A> int launch(const A &a, void *stream)
+{
+    static std::atomic<uint64_t> prepared;
+    const auto kernel = block_kernel<C, A>;
+    int64_t blocks = (a.tokens + C::QUERIES - 1) / C::QUERIES * heads_of(a);
+    if (blocks > INT32_MAX) {
+        return cudaErrorInvalidValue;
+    }
+    const uint32_t most = C::BIAS_AT + (C::GRID ? (uint32_t)C::QUERIES * 4 * 2 * bias_pitch(64) : 0);
+    int failed = gpu_prepare((const void *)kernel, most, a.device, &prepared);
+    return failed != 0 ? failed
+                       : gpu_launch_overlapping(kernel, (unsigned)blocks, C::THREADS,
+                                                shared_bytes<C>(a), a.device, stream, a);
+}
+
+template <bool BF16, int D> int launch_groups(const gpu_attention_groups &a, void *stream)
+{
+    return a.row_table != nullptr ? launch<block_of<BF16, COLUMNS, D, 1, false, true>>(a, stream)
+                                  : launch<block_of<BF16, COLUMNS, D, 1, false, false>>(a, stream);
+}
+template <bool BF16, int D> int launch_prefill(const gpu_attention_prefill &a, void *stream)
+{
+    return launch<block_of<BF16, ROWS, D, 1, true, false>>(a, stream);
+}
+
+#define ESP_BY_HEAD_DIM(LAUNCH, BF16)                                                              \
+    (a->head_dim <= 32    ? LAUNCH<BF16, 32>(*a, stream)                                           \
+     : a->head_dim <= 64  ? LAUNCH<BF16, 64>(*a, stream)                                           \
+     : a->head_dim <= 80  ? LAUNCH<BF16, 80>(*a, stream)                                           \
+     : a->head_dim <= 96  ? LAUNCH<BF16, 96>(*a, stream)                                           \
+     : a->head_dim <= 128 ? LAUNCH<BF16, 128>(*a, stream)                                          \
+                          : LAUNCH<BF16, 256>(*a, stream))
+
+} // namespace attention
+
+#endif

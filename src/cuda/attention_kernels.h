@@ -1,0 +1,22 @@
+/* Between attention.c, which checks and chooses, and the files of kernels. Sizes are in range,
+ * pointers and strides aligned, and there is work. */
+#ifndef ESP_CUDA_ATTENTION_KERNELS_H
+#define ESP_CUDA_ATTENTION_KERNELS_H
+
+#include "cuda/gpu_attention.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* On any GPU of compute capability 8.0 or later. */
+int gpu_any_attend_groups_f16(const gpu_attention_groups *attention, void *stream);
+int gpu_any_attend_groups_bf16(const gpu_attention_groups *attention, void *stream);
+int gpu_any_attend_prefill_f16(const gpu_attention_prefill *attention, void *stream);
+int gpu_any_attend_prefill_bf16(const gpu_attention_prefill *attention, void *stream);
+int gpu_any_attend_decode(const gpu_attention_decode *attention, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif

@@ -1,0 +1,419 @@
+/* A device whose memory the host cannot touch: the reference's operations over an arena that is
+ * readable only while one of them, or a copy, is at work. A model that runs on it sends what it
+ * writes and fetches what it reads. Activations take columns in multiples of 8, NaN lies where
+ * nothing was written, and repeated work is kept as a list of calls and given again, as a GPU does
+ * with a graph: what it needs must be in device memory or stay as it is. */
+#ifndef TESTS_FAR_BACKEND_H
+#define TESTS_FAR_BACKEND_H
+
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "plan/plan.h"
+
+#define FAR_BYTES ((size_t)1 << 30) /* reserved, not used */
+#define FAR_STEP 8
+#define FAR_KERNELS 32
+
+/* One call of an operation or of a product. */
+typedef struct far_call {
+    struct far_call *next;
+    esp_status (*run)(esp_device *device, const void *what, esp_error *error);
+    union {
+        max_align_t align;
+        char bytes[512];
+    } what;
+} far_call;
+
+typedef struct far_state {
+    char *memory;
+    size_t used;
+    int open; /* calls that are at work */
+    bool keeping;
+    far_call *kept, **end;
+    int replays, sends; /* for tests */
+    esp_backend backend;
+    esp_ops ops;
+    esp_kernel kernels[FAR_KERNELS];
+    const esp_kernel *list[FAR_KERNELS + 1];
+    const esp_backend *real;
+} far_state;
+
+static far_state *far_now; /* one at a time */
+
+static inline void far_open(void)
+{
+    if (far_now->open++ == 0 && mprotect(far_now->memory, FAR_BYTES, PROT_READ | PROT_WRITE) != 0) {
+        abort();
+    }
+}
+
+static inline void far_close(void)
+{
+    if (--far_now->open == 0 && mprotect(far_now->memory, FAR_BYTES, PROT_NONE) != 0) {
+        abort();
+    }
+}
+
+/* Never given back before the device is closed. NaN in every type. */
+static inline void *far_alloc(esp_device *device, size_t bytes)
+{
+    (void)device;
+    size_t room = (bytes + 4095) / 4096 * 4096;
+    if (room > FAR_BYTES - far_now->used) {
+        return NULL;
+    }
+    char *memory = far_now->memory + far_now->used;
+    far_now->used += room;
+    far_open();
+    memset(memory, 0xff, room);
+    far_close();
+    return memory;
+}
+
+static inline void far_release(esp_device *device, void *memory)
+{
+    (void)device, (void)memory;
+}
+
+/* Runs a call, or keeps it. */
+static inline esp_status far_do(esp_device *device,
+                                esp_status (*run)(esp_device *, const void *, esp_error *),
+                                const void *what, size_t bytes, esp_error *error)
+{
+    if (far_now->keeping) {
+        far_call *call = calloc(1, sizeof *call);
+        if (call == NULL || bytes > sizeof call->what) {
+            abort();
+        }
+        call->run = run;
+        memcpy(call->what.bytes, what, bytes);
+        *far_now->end = call;
+        far_now->end = &call->next;
+        return ESP_OK;
+    }
+    far_open();
+    esp_status status = run(device, what, error);
+    far_close();
+    return status;
+}
+
+/* ---- operations ---- */
+
+#define FAR_STRUCT(name, type)                                                                     \
+    static inline esp_status far_run_##name(esp_device *device, const void *what,                  \
+                                            esp_error *error)                                      \
+    {                                                                                              \
+        (void)error;                                                                               \
+        return far_now->real->ops->name(device, NULL, what);                                       \
+    }                                                                                              \
+    static inline esp_status far_##name(esp_device *device, void *stream, const type *what)        \
+    {                                                                                              \
+        (void)stream;                                                                              \
+        return far_do(device, far_run_##name, what, sizeof *what, NULL);                           \
+    }
+
+FAR_STRUCT(embed, esp_embedding)
+FAR_STRUCT(rope_append, esp_rope_append)
+FAR_STRUCT(attend_past, esp_past_attention)
+FAR_STRUCT(attend_step, esp_step_attention)
+FAR_STRUCT(attend_groups, esp_group_attention)
+FAR_STRUCT(unfold, esp_unfold)
+FAR_STRUCT(place_tokens, esp_image_tokens)
+FAR_STRUCT(patches, esp_patches)
+FAR_STRUCT(pool, esp_pool)
+
+/* Operands of the others. */
+typedef struct far_operands {
+    const void *a, *b, *c;
+    const int32_t *list;
+    void *y, *z;
+    float eps;
+    int64_t m, n, k;
+    bool adds;
+} far_operands;
+
+#define FAR_RUN(name, call)                                                                        \
+    static inline esp_status far_run_##name(esp_device *device, const void *what,                  \
+                                            esp_error *error)                                      \
+    {                                                                                              \
+        (void)error;                                                                               \
+        const far_operands *o = what;                                                              \
+        const esp_ops *ops = far_now->real->ops;                                                   \
+        return call;                                                                               \
+    }
+FAR_RUN(rms_norm, ops->rms_norm(device, NULL, o->a, o->b, o->eps, o->m, o->n, o->y))
+FAR_RUN(layer_norm, ops->layer_norm(device, NULL, o->a, o->b, o->c, o->eps, o->m, o->n, o->y))
+FAR_RUN(rope_angles, ops->rope_angles(device, NULL, o->a, o->list, o->m, o->n, o->y, o->z))
+FAR_RUN(swiglu, ops->swiglu(device, NULL, o->a, o->b, o->n, o->y))
+FAR_RUN(gather_tokens,
+        ops->gather_tokens(device, NULL, o->a, o->m, o->n, o->list, o->k, o->adds, o->y))
+FAR_RUN(widen, ops->widen(device, NULL, o->a, o->n, o->y))
+
+static inline esp_status far_rms_norm(esp_device *device, void *stream, const void *x,
+                                      const float *weight, float eps, int64_t features,
+                                      int64_t tokens, void *y)
+{
+    (void)stream;
+    far_operands o = {.a = x, .b = weight, .eps = eps, .m = features, .n = tokens, .y = y};
+    return far_do(device, far_run_rms_norm, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_layer_norm(esp_device *device, void *stream, const void *x,
+                                        const float *weight, const float *bias, float eps,
+                                        int64_t features, int64_t tokens, void *y)
+{
+    (void)stream;
+    far_operands o = {
+        .a = x, .b = weight, .c = bias, .eps = eps, .m = features, .n = tokens, .y = y};
+    return far_do(device, far_run_layer_norm, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_rope_angles(esp_device *device, void *stream, const float *frequencies,
+                                         const int32_t *positions, int64_t head_dim, int64_t tokens,
+                                         float *cosines, float *sines)
+{
+    (void)stream;
+    far_operands o = {
+        .a = frequencies, .list = positions, .m = head_dim, .n = tokens, .y = cosines, .z = sines};
+    return far_do(device, far_run_rope_angles, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_swiglu(esp_device *device, void *stream, const void *gate,
+                                    const void *up, int64_t count, void *y)
+{
+    (void)stream;
+    far_operands o = {.a = gate, .b = up, .n = count, .y = y};
+    return far_do(device, far_run_swiglu, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_gather_tokens(esp_device *device, void *stream, const void *x,
+                                           int64_t features, int64_t tokens, const int32_t *index,
+                                           int64_t count, bool adds, void *y)
+{
+    (void)stream;
+    far_operands o = {
+        .a = x, .m = features, .n = tokens, .list = index, .k = count, .adds = adds, .y = y};
+    return far_do(device, far_run_gather_tokens, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_widen(esp_device *device, void *stream, const void *x, int64_t count,
+                                   float *y)
+{
+    (void)stream;
+    far_operands o = {.a = x, .n = count, .y = y};
+    return far_do(device, far_run_widen, &o, sizeof o, NULL);
+}
+
+static inline const esp_ops *far_ops_of(const esp_device *device, esp_dtype type)
+{
+    (void)device, (void)type;
+    return &far_now->ops;
+}
+
+/* ---- products ---- */
+
+typedef struct far_product {
+    esp_matmul_problem problem;
+    esp_matmul_args args;
+    const esp_kernel *kernel;
+} far_product;
+
+static inline esp_status far_run_product(esp_device *device, const void *what, esp_error *error)
+{
+    const far_product *p = what;
+    const esp_matmul_call call = {p->kernel, device, &p->problem, &p->args};
+    return p->kernel->launch(&call, error);
+}
+
+static inline esp_status far_launch(const esp_matmul_call *call, esp_error *error)
+{
+    const far_product p = {*call->problem, *call->args,
+                           far_now->real->kernels[call->kernel - far_now->kernels]};
+    return far_do(call->device, far_run_product, &p, sizeof p, error);
+}
+
+static inline esp_status far_pack(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
+                                  esp_error *error)
+{
+    far_open();
+    esp_status status = far_now->real->pack(device, sparse, packed, error);
+    far_close();
+    return status;
+}
+
+/* ---- copies ---- */
+
+static inline esp_status far_copy(void *to, const void *from, size_t bytes)
+{
+    far_open();
+    memcpy(to, from, bytes);
+    far_close();
+    return ESP_OK;
+}
+
+static inline esp_status far_upload(esp_device *device, void *to, const void *from, size_t bytes,
+                                    esp_error *error)
+{
+    (void)device, (void)error;
+    return far_copy(to, from, bytes);
+}
+
+static inline esp_status far_send(esp_device *device, void *stream, void *to, const void *from,
+                                  size_t bytes, esp_error *error)
+{
+    (void)device, (void)stream, (void)error;
+    far_now->sends++;
+    return far_copy(to, from, bytes);
+}
+
+static inline esp_status far_settle(esp_device *device, void *stream, esp_error *error)
+{
+    (void)device, (void)stream, (void)error;
+    return ESP_OK;
+}
+
+static inline esp_status far_wait(esp_device *device, esp_error *error)
+{
+    (void)device, (void)error;
+    return ESP_OK;
+}
+
+static inline void *far_staging_alloc(esp_device *device, size_t bytes)
+{
+    (void)device;
+    return malloc(bytes);
+}
+
+static inline void far_staging_release(esp_device *device, void *memory)
+{
+    (void)device;
+    free(memory);
+}
+
+static inline size_t far_memory_free(const esp_device *device)
+{
+    (void)device;
+    return FAR_BYTES - far_now->used;
+}
+
+/* ---- kept work ---- */
+
+static inline esp_status far_keep_begin(esp_device *device, void *stream, esp_error *error)
+{
+    (void)device, (void)stream, (void)error;
+    far_now->keeping = true;
+    far_now->kept = NULL;
+    far_now->end = &far_now->kept;
+    return ESP_OK;
+}
+
+static inline void far_keep_free(esp_device *device, void *graph)
+{
+    (void)device;
+    for (far_call *call = graph, *next; call != NULL; call = next) {
+        next = call->next;
+        free(call);
+    }
+}
+
+static inline esp_status far_keep_end(esp_device *device, void *stream, void **graph,
+                                      esp_error *error)
+{
+    (void)stream, (void)error;
+    far_now->keeping = false;
+    if (graph == NULL) {
+        far_keep_free(device, far_now->kept);
+    } else {
+        *graph = far_now->kept;
+    }
+    return ESP_OK;
+}
+
+static inline esp_status far_keep_replay(esp_device *device, void *stream, void *graph,
+                                         esp_error *error)
+{
+    (void)stream;
+    far_now->replays++;
+    for (const far_call *call = graph; call != NULL; call = call->next) {
+        far_open();
+        esp_status status = call->run(device, call->what.bytes, error);
+        far_close();
+        if (status != ESP_OK) {
+            return status;
+        }
+    }
+    return ESP_OK;
+}
+
+/* ---- installing ---- */
+
+static inline void far_fill_ops(esp_ops *ops)
+{
+    ops->step = FAR_STEP;
+    ops->embed = far_embed;
+    ops->rms_norm = far_rms_norm;
+    ops->layer_norm = far_layer_norm;
+    ops->rope_angles = far_rope_angles;
+    ops->rope_append = far_rope_append;
+    ops->attend_past = far_attend_past;
+    ops->attend_step = far_attend_step;
+    ops->attend_groups = far_attend_groups;
+    ops->swiglu = far_swiglu;
+    ops->gather_tokens = far_gather_tokens;
+    ops->unfold = far_unfold;
+    ops->place_tokens = far_place_tokens;
+    ops->patches = far_patches;
+    ops->pool = far_pool;
+    ops->widen = far_widen;
+}
+
+/* device: one of "ref", before anything is on it. */
+static inline void far_install(far_state *made, esp_device *device)
+{
+    const esp_backend *real = device->backend;
+    *made = (far_state){.backend = *real, .ops = *real->ops, .real = real};
+    made->memory =
+        mmap(NULL, FAR_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (made->memory == MAP_FAILED) {
+        abort();
+    }
+    far_now = made;
+    far_fill_ops(&made->ops);
+    for (int i = 0; real->kernels[i] != NULL && i < FAR_KERNELS; i++) {
+        made->kernels[i] = *real->kernels[i];
+        made->kernels[i].launch = far_launch;
+        made->list[i] = &made->kernels[i];
+    }
+    esp_backend *backend = &made->backend;
+    backend->kernels = made->list;
+    backend->ops_of = far_ops_of;
+    backend->pack = far_pack;
+    backend->alloc = far_alloc;
+    backend->release = far_release;
+    backend->upload = far_upload;
+    backend->download = far_upload;
+    backend->wait = far_wait;
+    backend->staging_alloc = far_staging_alloc;
+    backend->staging_release = far_staging_release;
+    backend->send = far_send;
+    backend->receive = far_send;
+    backend->settle = far_settle;
+    backend->keep_begin = far_keep_begin;
+    backend->keep_end = far_keep_end;
+    backend->keep_replay = far_keep_replay;
+    backend->keep_free = far_keep_free;
+    backend->memory_free = far_memory_free;
+    device->backend = backend;
+}
+
+static inline void far_remove(far_state *made, esp_device *device)
+{
+    device->backend = made->real;
+    munmap(made->memory, FAR_BYTES);
+    far_now = NULL;
+}
+
+#endif

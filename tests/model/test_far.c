@@ -1,0 +1,290 @@
+/* Every family on a device whose memory is not the host's (far_backend.h) against the reference:
+ * the arithmetic is the reference's own, so every number that counts must have the same bits,
+ * however columns are padded and whether work is given or given again. */
+#include <math.h>
+
+#include "far_backend.h"
+#include "golden_vision.h"
+
+typedef struct pair {
+    golden_model near, far;
+    far_state state;
+} pair;
+
+/* `folder` on ref and on a far device. */
+static void pair_open(test_run *run, esp_context *context, const char *folder, pair *made)
+{
+    esp_model_options options = {.memory = ESP_MEMORY_SPARSE};
+    *made = (pair){.near = {0}};
+    REQUIRE_OK(golden_load(context, folder, "ref", ESP_COMPUTE_F32, &made->near, error));
+    REQUIRE_OK(esp_device_open(context, "ref", &made->far.device, error));
+    far_install(&made->state, made->far.device);
+    REQUIRE_OK(esp_checkpoint_open(context, folder, &made->far.checkpoint, error));
+    REQUIRE_OK(
+        esp_model_load(made->far.device, made->far.checkpoint, &options, &made->far.model, error));
+}
+
+static void pair_close(pair *opened)
+{
+    esp_device *device = opened->far.device;
+    golden_close(&opened->near);
+    esp_model_free(opened->far.model);
+    esp_checkpoint_close(opened->far.checkpoint);
+    far_remove(&opened->state, device);
+    esp_device_close(device);
+}
+
+static void check_equal(test_run *run, const float *near, const float *far, int64_t count)
+{
+    for (int64_t i = 0; i < count; i++) {
+        if (memcmp(&near[i], &far[i], sizeof *near) != 0) {
+            test_fail(run, __FILE__, __LINE__, "[%lld]: %.9g, reference %.9g", (long long)i,
+                      (double)far[i], (double)near[i]);
+            return;
+        }
+    }
+}
+
+/* What is shown, one result behind the other. */
+typedef struct shown {
+    float *data;
+    int64_t count;
+} shown;
+
+static void see(void *user, const char *name, const float *data, int64_t features, int64_t tokens)
+{
+    shown *all = user;
+    (void)name;
+    size_t more = (size_t)(features * tokens);
+    float *grown = realloc(all->data, ((size_t)all->count + more) * sizeof *grown);
+    if (grown != NULL) {
+        memcpy(grown + all->count, data, more * sizeof *grown);
+        all->data = grown;
+        all->count += (int64_t)more;
+    }
+}
+
+static void compare_shown(test_run *run, shown seen[2])
+{
+    CHECK_INT(seen[0].count, seen[1].count);
+    check_equal(run, seen[0].data, seen[1].data, ESP_MIN(seen[0].count, seen[1].count));
+    free(seen[0].data);
+    free(seen[1].data);
+}
+
+/* ---- decoders ---- */
+
+enum { SEQUENCES = 3, STEPS = 4, PROMPT = 13, BATCH = 11 };
+
+static void feed_both(test_run *run, esp_session *const sessions[2], const int32_t *ids,
+                      int64_t count, int64_t vocabulary, bool all)
+{
+    size_t floats = (size_t)(all ? count : 1) * (size_t)vocabulary;
+    float *logits[2];
+    for (int i = 0; i < 2; i++) {
+        logits[i] = calloc(floats, sizeof **logits);
+        CHECK_OK(esp_session_feed(sessions[i], ids, count, logits[i], all, error));
+    }
+    check_equal(run, logits[0], logits[1], (int64_t)floats);
+    free(logits[0]);
+    free(logits[1]);
+}
+
+/* Prompts in pieces, logits of all tokens and of the last, steps alone and together, given and
+ * given again, with caches of different capacity. */
+static void check_sessions(test_run *run, pair *models, const golden_data *golden)
+{
+    esp_session *sessions[2][SEQUENCES] = {{NULL}};
+    const golden_model *sides[2] = {&models->near, &models->far};
+    int64_t vocabulary = golden->vocabulary;
+    shown seen[2] = {{NULL, 0}, {NULL, 0}};
+    for (int i = 0; i < 2; i++) {
+        for (int k = 0; k < SEQUENCES; k++) {
+            CHECK_OK(
+                esp_session_create(sides[i]->model, 40 + 5 * k, BATCH, &sessions[i][k], error));
+        }
+    }
+    for (int k = 0; k < SEQUENCES; k++) {
+        esp_session *const both[2] = {sessions[0][k], sessions[1][k]};
+        esp_session_observe(both[0], see, &seen[0]);
+        esp_session_observe(both[1], see, &seen[1]);
+        feed_both(run, both, golden->ids, PROMPT - k, vocabulary, k == 0);
+        esp_session_observe(both[0], NULL, NULL);
+        esp_session_observe(both[1], NULL, NULL);
+        for (int step = 0; step < STEPS; step++) {
+            feed_both(run, both, golden->ids + PROMPT + step, 1, vocabulary, step % 2 == 1);
+        }
+    }
+    int replays = models->state.replays;
+    CHECK(replays > 0);
+    float *logits[2];
+    for (int i = 0; i < 2; i++) {
+        logits[i] = calloc((size_t)(SEQUENCES * vocabulary), sizeof **logits);
+    }
+    for (int step = 0; step < STEPS; step++) {
+        for (int i = 0; i < 2; i++) {
+            CHECK_OK(
+                esp_sessions_feed(sessions[i], SEQUENCES, golden->ids + step, logits[i], error));
+        }
+        check_equal(run, logits[0], logits[1], SEQUENCES * vocabulary);
+    }
+    CHECK_INT(models->state.replays, replays + STEPS - 1);
+    compare_shown(run, seen);
+    for (int i = 0; i < 2; i++) {
+        free(logits[i]);
+        for (int k = 0; k < SEQUENCES; k++) {
+            esp_session_free(sessions[i][k]);
+        }
+    }
+}
+
+static void decoders(test_run *run)
+{
+    for (int i = 0; i < ESP_COUNT(golden_names); i++) {
+        golden_data golden;
+        pair models;
+        esp_context *context = test_context(run, 1);
+        REQUIRE(golden_open(&golden, golden_names[i]));
+        test_sub(run, "%s", golden_names[i]);
+        if (golden.count > PROMPT + STEPS) {
+            pair_open(run, context, golden_folder(run, context, golden.json), &models);
+            check_sessions(run, &models, &golden);
+            pair_close(&models);
+        }
+        golden_free(&golden);
+        test_context_free(run, context);
+    }
+}
+
+/* ---- encoders ---- */
+
+static void check_texts(test_run *run, pair *models, int64_t vocabulary, int64_t hidden)
+{
+    static const int64_t lengths[] = {3, 8, 1, 9, 5};
+    enum { TEXTS = ESP_COUNT(lengths), TOKENS = 26 };
+    int32_t ids[TOKENS];
+    const golden_model *sides[2] = {&models->near, &models->far};
+    shown seen[2] = {{NULL, 0}, {NULL, 0}};
+    float *vectors[2];
+    for (int64_t t = 0; t < TOKENS; t++) {
+        ids[t] = (int32_t)(7 * t % vocabulary);
+    }
+    for (int i = 0; i < 2; i++) {
+        esp_embedder *embedder = NULL;
+        vectors[i] = calloc((size_t)(TEXTS * hidden), sizeof **vectors);
+        REQUIRE_OK(esp_embedder_create(sides[i]->model, 0, &embedder, error));
+        esp_embedder_observe(embedder, see, &seen[i]);
+        CHECK_OK(esp_embed_ids(embedder, ids, lengths, TEXTS, vectors[i], error));
+        esp_embedder_observe(embedder, NULL, NULL);
+        for (int again = 0; again < 3; again++) {
+            memset(vectors[i], 0, (size_t)(TEXTS * hidden) * sizeof **vectors);
+            CHECK_OK(esp_embed_ids(embedder, ids + again, lengths, TEXTS, vectors[i], error));
+        }
+        esp_embedder_free(embedder);
+    }
+    CHECK(models->state.replays > 0);
+    check_equal(run, vectors[0], vectors[1], TEXTS * hidden);
+    compare_shown(run, seen);
+    free(vectors[0]);
+    free(vectors[1]);
+}
+
+static void encoders(test_run *run)
+{
+    static const char *const names[] = {"bert/a_heads_of_32", "bert/b_heads_of_80_relu",
+                                        "bert/e_silu"};
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        pair models;
+        esp_model_info info;
+        esp_context *context = test_context(run, 1);
+        json_t *json = golden_json(names[i]);
+        test_sub(run, "%s", names[i]);
+        pair_open(run, context, golden_folder(run, context, json), &models);
+        esp_model_get_info(models.near.model, &info);
+        check_texts(run, &models, info.vocabulary - 4, info.embedding_size);
+        pair_close(&models);
+        json_decref(json);
+        test_context_free(run, context);
+    }
+}
+
+/* ---- images ---- */
+
+static void check_images(test_run *run, pair *models, const golden_vision *golden)
+{
+    const golden_model *sides[2] = {&models->near, &models->far};
+    int64_t shape[3], size = 1;
+    int rank = esp_vision_output_shape(models->near.model, shape);
+    for (int i = 0; i < rank; i++) {
+        size *= shape[i];
+    }
+    shown seen[2] = {{NULL, 0}, {NULL, 0}};
+    float *outputs[2];
+    for (int i = 0; i < 2; i++) {
+        esp_vision *vision = NULL;
+        int64_t images = golden->images;
+        size_t floats = (size_t)(images * size);
+        outputs[i] = calloc(4 * floats, sizeof **outputs);
+        REQUIRE_OK(esp_vision_create(sides[i]->model, golden->height, golden->width, images,
+                                     &vision, error));
+        esp_vision_observe(vision, see, &seen[i]);
+        CHECK_OK(esp_vision_run(vision, golden->pixels, images, outputs[i], error));
+        esp_vision_observe(vision, NULL, NULL);
+        for (int again = 1; again < 3; again++) {
+            CHECK_OK(esp_vision_run(vision, golden->pixels, images,
+                                    outputs[i] + (size_t)again * floats, error));
+        }
+        CHECK_OK(esp_vision_run(vision, golden->pixels, 1, outputs[i] + 3 * floats, error));
+        esp_vision_free(vision);
+    }
+    CHECK(models->state.replays > 0);
+    check_equal(run, outputs[0], outputs[1], (3 * golden->images + 1) * size);
+    compare_shown(run, seen);
+    free(outputs[0]);
+    free(outputs[1]);
+}
+
+static void images(test_run *run)
+{
+    static const char *const names[] = {
+        "a_vit_batch",           "b_vit_head80_other_size", "d_deit_two_heads",    "f_timm_vit",
+        "g_timm_deit_two_heads", "h_sam_padded_windows",    "j_sam_original_names"};
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        golden_vision golden;
+        pair models;
+        esp_context *context = test_context(run, 1);
+        REQUIRE(golden_vision_open(&golden, names[i]));
+        test_sub(run, "%s", names[i]);
+        pair_open(run, context, golden_folder(run, context, golden.json), &models);
+        check_images(run, &models, &golden);
+        pair_close(&models);
+        golden_vision_free(&golden);
+        test_context_free(run, context);
+    }
+}
+
+/* ---- no room ---- */
+
+/* The message says what was asked for and what is free. */
+static void no_room(test_run *run)
+{
+    golden_data golden;
+    pair models;
+    esp_context *context = test_context(run, 1);
+    REQUIRE(golden_open(&golden, golden_names[0]));
+    pair_open(run, context, golden_folder(run, context, golden.json), &models);
+    models.state.used = FAR_BYTES - 4096 * 3;
+    esp_session *session = NULL;
+    esp_error problem = {0};
+    esp_status status = esp_session_create(models.far.model, 64, 64, &session, &problem);
+    test_check_failure(run, __FILE__, __LINE__, "session", status, &problem, ESP_OUT_OF_MEMORY,
+                       "device.out_of_memory");
+    CHECK(strstr(problem.message, "MiB of its memory are free") != NULL);
+    pair_close(&models);
+    golden_free(&golden);
+    test_context_free(run, context);
+}
+
+static const test_case cases[] = {
+    {"decoders", decoders}, {"encoders", encoders}, {"images", images}, {"no_room", no_room}};
+TEST_MAIN(cases)
