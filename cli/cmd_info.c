@@ -149,6 +149,25 @@ static const char *foreign_form(const esp_checkpoint *checkpoint)
     return names[esp_checkpoint_form(checkpoint)];
 }
 
+/* What config.json says of reordered channels; NULL: nothing. */
+static json_t *permutation_of(const checkpoint_facts *found)
+{
+    return json_object_get(json_object_get(found->config, "quantization_config"), "permutation");
+}
+
+static cli_record permutation_json(json_t *permutation)
+{
+    cli_record record = record_object();
+    record_text(&record, "score", json_string_value(json_object_get(permutation, "score")));
+    record_int(&record, "orders",
+               (int64_t)json_object_size(json_object_get(permutation, "orders")));
+    record_real(&record, "kept_before",
+                json_number_value(json_object_get(permutation, "kept_before")));
+    record_real(&record, "kept_after",
+                json_number_value(json_object_get(permutation, "kept_after")));
+    return record;
+}
+
 static esp_status print_json(const cli_state *cli, const checkpoint_facts *found, esp_error *error)
 {
     const info_args *args = cli->args;
@@ -164,6 +183,9 @@ static esp_status print_json(const cli_state *cli, const checkpoint_facts *found
     record_int(&record, "dense_bytes", (int64_t)found->total.dense_bytes);
     record_int(&record, "stored_bytes", (int64_t)found->total.stored_bytes);
     record_int(&record, "file_bytes", (int64_t)esp_checkpoint_file_bytes(found->checkpoint));
+    if (permutation_of(found) != NULL) {
+        record_child(&record, "permutation", permutation_json(permutation_of(found)));
+    }
     for (int i = 0; i < found->group_count; i++) {
         record_add(&groups, group_json(&found->groups[i]));
     }
@@ -203,6 +225,13 @@ static void print_facts(const checkpoint_facts *found)
            size_bytes((double)bytes, size));
     const char *foreign = foreign_form(found->checkpoint);
     bool compressed = esp_checkpoint_is_compressed(found->checkpoint);
+    json_t *permutation = permutation_of(found);
+    if (permutation != NULL) {
+        printf("%-24s %zu orders, kept score %.4f -> %.4f\n", "permutation",
+               json_object_size(json_object_get(permutation, "orders")),
+               json_number_value(json_object_get(permutation, "kept_before")),
+               json_number_value(json_object_get(permutation, "kept_after")));
+    }
     printf("%-24s %s\n\n", "compressed", foreign != NULL ? foreign : compressed ? "yes" : "no");
 }
 

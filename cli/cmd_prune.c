@@ -10,28 +10,47 @@ typedef struct prune_args {
     pattern_args which;
     const char *out, *shard_size;
     int score, search, scope; /* esp_score, esp_search, index into scopes */
-    bool dry_run, force;
+    bool permute, dry_run, force;
     calibration_args calibration;
 } prune_args;
+
+/* NULL where none was asked for. */
+static esp_status find_permutation(cli_state *cli, const esp_prune_options *prune,
+                                   layer_report *report, esp_permutation **permutation,
+                                   esp_error *error)
+{
+    const prune_args *args = cli->args;
+    const esp_permute_options options = {.progress = layer_report_progress, .user = report};
+    *permutation = NULL;
+    return !args->permute ? ESP_OK
+                          : esp_permutation_search(cli->context, cli->operands[0], prune, &options,
+                                                   permutation, error);
+}
 
 static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *error)
 {
     const prune_args *args = cli->args;
     const char *out = args->dry_run ? NULL : args->out;
     layer_report report;
+    esp_permutation *permutation = NULL;
     layer_report_begin(&report, cli, args->dry_run);
     options->on_layer = layer_report_add;
     options->progress = layer_report_progress;
     options->user = &report;
     esp_prune_summary summary;
-    esp_status status =
-        args->calibration.path != NULL
-            ? prune_calibrated(cli, &args->calibration, out, options, &report, &summary, error)
-            : esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
+    esp_status status = find_permutation(cli, options, &report, &permutation, error);
+    options->permutation = report.permutation = permutation;
+    if (status == ESP_OK && args->calibration.path != NULL) {
+        status = prune_calibrated(cli, &args->calibration, out, options, &report, &summary, error);
+    } else if (status == ESP_OK) {
+        status =
+            esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
+    }
     if (status == ESP_OK) {
         status = layer_report_print(&report, out, &summary, error);
     }
     layer_report_free(&report);
+    esp_permutation_free(permutation);
     return status;
 }
 
@@ -43,6 +62,10 @@ static esp_status check_calibration(const prune_args *args, esp_error *error)
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
                         "%s needs --calibrate TEXT_OR_IMAGES",
                         calibration->refit ? "--refit" : "--respect");
+    }
+    if (calibration->path != NULL && args->permute) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--permute and --calibrate do not go together yet; give one of them");
     }
     if (calibration->path != NULL && (args->dry_run || args->score != 0)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
@@ -86,7 +109,7 @@ static esp_status run(cli_state *cli, esp_error *error)
 }
 
 static const char *const scores[] = {"abs", "square", NULL};
-static const char *const searches[] = {"auto", "greedy", "exact", "swaps", NULL};
+static const char *const searches[] = {"auto", "greedy", "exact", "swaps", "joint", NULL};
 static const char *const scopes[] = {"auto", "tensor", "row", NULL};
 
 #define FIELD(member) offsetof(prune_args, member)
@@ -109,7 +132,8 @@ static const cli_option options[] = {
      .kind = OPTION_CHOICE,
      .offset = FIELD(search),
      .argument = "HOW",
-     .help = "how V:N:M picks four columns of M; auto: exact for M <= 10, swaps above",
+     .help = "how panels pick columns; auto: exact for M <= 10, swaps above; joint: free panels "
+             "exchange columns among their fours and with dropped ones",
      .fallback = "auto",
      .choices = searches},
     {.name = "scope",
@@ -120,6 +144,10 @@ static const cli_option options[] = {
      .fallback = "auto",
      .choices = scopes},
     CALIBRATION_OPTIONS(prune_args),
+    {.name = "permute",
+     .kind = OPTION_FLAG,
+     .offset = FIELD(permute),
+     .help = "reorder channels first, so that panels keep more; costs nothing when run"},
     {.name = "dry-run",
      .letter = 'n',
      .kind = OPTION_FLAG,
@@ -148,7 +176,10 @@ const cli_command prune_command = {
         "than a layer's rows is clamped to them. GLOB is matched against the whole tensor "
         "name, with or without .weight. The table shows what is stored: the share of zeros, "
         "the share of the sum of squares that is kept, and the natural logarithm of the number "
-        "of masks that V:N:M allows. FOLDER appears whole or not at all.\n"
+        "of masks that V:N:M allows. --permute reorders channels where nothing outside the model "
+        "sees their order, for the model's architecture must be known; what the unpruned model "
+        "computes stays the same, and config.json records the orders. FOLDER appears whole or not "
+        "at all.\n"
         "With --calibrate the model runs over PATH layer by layer, each layer reading what the "
         "layers before it, as pruned, make; with --method sparsegpt or --refit the kept weights "
         "change, so that outputs come near to the dense model's. Errors in the table are squared "

@@ -167,6 +167,28 @@ bool layer_report_progress(void *user, const char *what, double done, double tot
 
 /* ---- totals ---- */
 
+static void print_permutation(const esp_permutation *permutation)
+{
+    esp_permutation_summary summary;
+    esp_permutation_get_summary(permutation, &summary);
+    printf("permutation: %lld channels in %d of %d orders moved; kept score %.4f -> %.4f\n",
+           (long long)summary.moved_channels, summary.moved_orders, summary.orders,
+           summary.kept_before, summary.kept_after);
+}
+
+static cli_record permutation_json(const esp_permutation *permutation)
+{
+    esp_permutation_summary summary;
+    cli_record record = record_object();
+    esp_permutation_get_summary(permutation, &summary);
+    record_int(&record, "orders", summary.orders);
+    record_int(&record, "moved_orders", summary.moved_orders);
+    record_int(&record, "moved_channels", summary.moved_channels);
+    record_real(&record, "kept_before", summary.kept_before);
+    record_real(&record, "kept_after", summary.kept_after);
+    return record;
+}
+
 static double ratio(size_t part, size_t whole)
 {
     return whole > 0 ? (double)part / (double)whole : 1.0;
@@ -183,6 +205,9 @@ static void print_totals(const layer_report *report, const char *out,
            ratio(summary->pruned_stored_bytes, summary->pruned_source_bytes));
     printf("all tensors: %zu -> %zu bytes, ratio %.4f\n", summary->source_bytes,
            summary->stored_bytes, ratio(summary->stored_bytes, summary->source_bytes));
+    if (report->permutation != NULL) {
+        print_permutation(report->permutation);
+    }
     if (summary->mask_seconds > 0) {
         printf("masks: %.3f s, %s weights/s on %d threads; all: %.3f s\n", summary->mask_seconds,
                size_count((double)summary->pruned_weights / summary->mask_seconds, rate),
@@ -219,6 +244,9 @@ static esp_status print_json(layer_report *report, const char *out,
     if (report->calibration.json != NULL) {
         record_child(&record, "calibration", report->calibration);
         report->calibration = (cli_record){0};
+    }
+    if (report->permutation != NULL) {
+        record_child(&record, "permutation", permutation_json(report->permutation));
     }
     record_child(&record, "layers", report->layers);
     report->layers = (cli_record){0};

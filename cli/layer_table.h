@@ -68,7 +68,8 @@ typedef struct layer_report {
     bool dry_run;
     int64_t other_tensors;
     size_t other_bytes;
-    int64_t mask_weights; /* weights of layers whose mask was chosen */
+    int64_t mask_weights;               /* weights of layers whose mask was chosen */
+    const esp_permutation *permutation; /* NULL: none */
     /* Of a calibrated pruning; NULL and "" without */
     cli_record calibration;
     char calibration_text[512];

@@ -15,12 +15,14 @@ typedef enum esp_score {
 
 /* How V:N:M picks four columns of each group. Free panels take, per panel, the better of the
  * columns of largest summed score and of such a search over neighbouring columns (GREEDY: the
- * former alone). */
+ * former alone; JOINT goes on from there). */
 typedef enum esp_search {
     ESP_SEARCH_AUTO = 0, /* exact for M <= 10, swaps above */
     ESP_SEARCH_GREEDY,   /* the four columns of largest summed score over the panel's rows */
     ESP_SEARCH_EXACT,    /* the quadruple that retains most after 2-of-4; M <= 10 */
-    ESP_SEARCH_SWAPS /* greedy, then replace one kept column by a dropped one while that gains */
+    ESP_SEARCH_SWAPS, /* greedy, then replace one kept column by a dropped one while that gains */
+    ESP_SEARCH_JOINT /* free panels: from AUTO's lists, exchange columns with those that are dropped
+                      * and between the fours, by assignments; else as AUTO */
 } esp_search;
 
 /* Among what the weights of unstructured@s compete. */
@@ -130,6 +132,19 @@ typedef struct esp_pattern_rule {
     esp_pattern pattern;
 } esp_pattern_rule;
 
+/* Orders of channels in which the chosen patterns keep more (esp_permutation_search). */
+typedef struct esp_permutation esp_permutation;
+
+typedef struct esp_permutation_summary {
+    int orders, moved_orders; /* orders of channels that are free; those that are new */
+    int64_t moved_channels;
+    /* Summed scores that live over all, of the layers that gain by an order, before and after. */
+    double kept_before, kept_after;
+} esp_permutation_summary;
+ESP_API void esp_permutation_get_summary(const esp_permutation *permutation,
+                                         esp_permutation_summary *summary);
+ESP_API void esp_permutation_free(esp_permutation *permutation);
+
 typedef struct esp_prune_options {
     esp_pattern pattern;           /* for every linear layer that no rule or skip names */
     const esp_pattern_rule *rules; /* the first match wins */
@@ -137,9 +152,10 @@ typedef struct esp_prune_options {
     const char *const *skips; /* globs that stay dense; skips win over rules */
     int skip_count;
     esp_mask_options mask;
-    bool dry_run;         /* report only; out_dir is not touched and may be NULL */
-    bool force;           /* replace out_dir if it is a folder made by espalier */
-    uint64_t shard_bytes; /* tensor bytes of one file, at most; 0: all in one file */
+    const esp_permutation *permutation; /* of this model: its tensors are reordered; NULL: not */
+    bool dry_run;                       /* report only; out_dir is not touched and may be NULL */
+    bool force;                         /* replace out_dir if it is a folder made by espalier */
+    uint64_t shard_bytes;               /* tensor bytes of one file, at most; 0: all in one file */
     esp_layer_report_fn on_layer;
     esp_progress_fn progress;
     void *user; /* for both callbacks */
@@ -166,6 +182,37 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_checkpoint(esp_context *context, con
                                                        esp_prune_summary *summary,
                                                        esp_error *error);
 
+/* ---- permutation: which channels share a panel and a group is free where nothing outside sees the
+ * order; the model computes the same, and the new order costs nothing when it runs ---- */
+
+/* Scores of a weight, [out][in], not negative: what makes it worth keeping. dense is as stored. */
+typedef esp_status (*esp_scores_fn)(void *user, const char *name, const esp_tensor *dense,
+                                    float *scores, esp_error *error);
+
+typedef struct esp_permute_options {
+    esp_scores_fn scores;   /* NULL: as prune's options say, |w| or w^2 */
+    const char *score_name; /* for the record, with `scores` */
+    void *score_user;
+    int rounds;         /* over all orders; 0: 2 */
+    bool keep_residual; /* leave the order of the residual stream as it is */
+    esp_progress_fn progress;
+    void *user;
+} esp_permute_options;
+
+/* Looks for orders in which the patterns that prune would give this model's layers (2:4, V:2:M and
+ * panel:V@S) keep more: Zhao et al., "Beyond 2:4" (arXiv 2410.16135). Kept together by the rules of
+ * the architecture: the hidden channels of a feed-forward layer; values and the columns that mix
+ * them, within a head; queries and keys within a head, where no rotary or relative positions depend
+ * on their order; whole heads; the residual stream, unless it is the model's output. A new order is
+ * taken only where more is kept. Memory: four bytes for each weight that is to be pruned.
+ *
+ * "permutation.compressed", "permutation.no_pattern", "permutation.unknown_tensor" (a tensor of
+ * which the architecture does not say whether it follows an order), and what opening the folder as
+ * a model refuses. options NULL: the defaults. */
+ESP_MUST_CHECK ESP_API esp_status esp_permutation_search(
+    esp_context *context, const char *model_dir, const esp_prune_options *prune,
+    const esp_permute_options *options, esp_permutation **permutation, esp_error *error);
+
 typedef enum esp_convert_target {
     ESP_CONVERT_COMPRESS =
         0,             /* dense folder whose zeros already fit options.pattern -> compressed */
@@ -177,8 +224,8 @@ typedef enum esp_convert_target {
 
 /* Changes a folder's form without choosing masks. COMPRESS refuses ("convert.does_not_fit", naming
  * layer and place) a layer that prune would have taken by options but whose zeros do not fit; so
- * does SPARSE_24_BITMASK. Of options, mask and dry_run are ignored, for the bitmasks pattern and
- * rules too, and for DENSE also the skips. */
+ * does SPARSE_24_BITMASK. Of options, mask, permutation and dry_run are ignored, for the bitmasks
+ * pattern and rules too, and for DENSE also the skips. */
 ESP_MUST_CHECK ESP_API esp_status esp_convert_checkpoint(
     esp_context *context, const char *model_dir, const char *out_dir, esp_convert_target target,
     const esp_prune_options *options, esp_prune_summary *summary, esp_error *error);

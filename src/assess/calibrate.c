@@ -276,6 +276,12 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.no_target",
                         "calibrated pruning writes a new folder: give its name, and no dry run");
     }
+    if (prune->permutation != NULL) {
+        return esp_fail(
+            error, ESP_UNSUPPORTED, "calibrate.permuted",
+            "channels cannot be reordered in a calibrated pruning yet; leave out one of "
+            "the two");
+    }
     if (esp_device_is_far(device)) {
         return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
                         "device '%s': calibration looks at activations in the host's memory; use "

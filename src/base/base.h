@@ -5,6 +5,7 @@
 
 #include <espalier/base.h>
 
+#include "base/bijection.h"
 #include "base/buffer.h"
 #include "base/checked.h"
 #include "base/context.h"

@@ -200,7 +200,9 @@ static bool print_quantization(const esp_checkpoint_writer *writer, esp_buffer *
         esp_buffer_text(text, i > 0 ? "," : "");
         print_weight(weight, text);
     }
-    esp_buffer_text(text, "\n    }\n  }");
+    esp_buffer_text(text, "\n    }");
+    esp_buffer_text(text, writer->notes.data != NULL ? writer->notes.data : "");
+    esp_buffer_text(text, "\n  }");
     return compressed;
 }
 

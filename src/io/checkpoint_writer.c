@@ -42,6 +42,7 @@ esp_status esp_checkpoint_writer_create(esp_context *context, const esp_checkpoi
     }
     made->context = context;
     made->target.marker = -1;
+    esp_buffer_init(&made->notes, context);
     esp_status status = prepare(made, source, target_dir, force, error);
     if (status != ESP_OK) {
         esp_checkpoint_writer_free(made);
@@ -65,6 +66,7 @@ void esp_checkpoint_writer_free(esp_checkpoint_writer *writer)
     }
     esp_release(context, writer->weights);
     esp_release(context, writer->by_name);
+    esp_buffer_free(&writer->notes);
     esp_release(context, writer->config);
     esp_release(context, writer);
 }
@@ -104,6 +106,15 @@ esp_status esp_checkpoint_writer_set_shard_bytes(esp_checkpoint_writer *writer,
     ESP_TRY(check_nothing_declared(writer, error));
     writer->shards.limit = shard_bytes;
     return ESP_OK;
+}
+
+esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char *key,
+                                      const char *json, esp_error *error)
+{
+    ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_DECLARING, error));
+    esp_buffer_printf(&writer->notes, ",\n    \"%s\": ", key);
+    esp_buffer_text(&writer->notes, json);
+    return writer->notes.failed ? esp_fail_memory(error, strlen(json), "config.json") : ESP_OK;
 }
 
 /* ---- declare ---- */

@@ -34,6 +34,7 @@ struct esp_checkpoint_writer {
     uint32_t *by_name;
     esp_shard_set shards;
     esp_folder_form form;
+    esp_buffer notes; /* members of the quantization_config, each begun by a comma */
 };
 
 ESP_MUST_CHECK esp_status esp_writer_check_state(const esp_checkpoint_writer *writer,

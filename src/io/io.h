@@ -31,6 +31,10 @@ size_t esp_bitmask_bytes(esp_folder_form form, esp_dtype dtype, int64_t out_feat
 ESP_MUST_CHECK esp_status esp_checkpoint_writer_record(esp_checkpoint_writer *writer,
                                                        const char *name, const char *value,
                                                        esp_error *error);
+/* A remark that the "quantization_config" of a written folder keeps under a key of its own, as JSON
+ * text: known keys are "permutation". Before begin; left out where nothing is compressed. */
+ESP_MUST_CHECK esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char *key,
+                                                     const char *json, esp_error *error);
 
 /* ---- writing one safetensors file: all sizes first, then the data in any order ---- */
 

@@ -334,7 +334,7 @@ static esp_status check_version(const esp_checkpoint *folder, json_t *version, e
 static esp_status check_top_names(const esp_checkpoint *folder, json_t *quantization,
                                   esp_error *error)
 {
-    static const char *const known[] = {"quant_method", "format_version", "tensors"};
+    static const char *const known[] = {"quant_method", "format_version", "tensors", "permutation"};
     const char *key;
     json_t *value;
     json_object_foreach(quantization, key, value)
@@ -349,6 +349,53 @@ static esp_status check_top_names(const esp_checkpoint *folder, json_t *quantiza
                             ": quantization_config: unknown field \"%s\"; " AGAIN,
                             folder->path, esp_io_show(key).text);
         }
+    }
+    return ESP_OK;
+}
+
+/* An order of channels names each of them once. */
+static esp_status check_order(const esp_checkpoint *folder, const char *name, json_t *order,
+                              esp_error *error)
+{
+    size_t count = json_array_size(order);
+    uint32_t *places = esp_alloc_array(folder->context, count, sizeof *places);
+    uint64_t *seen = esp_alloc_array(folder->context, count / 64 + 1, sizeof *seen);
+    bool made = places != NULL && seen != NULL, fine = json_is_array(order);
+    for (size_t i = 0; made && i < count; i++) {
+        json_t *place = json_array_get(order, i);
+        json_int_t value = json_is_integer(place) ? json_integer_value(place) : -1;
+        places[i] = value >= 0 && value < (json_int_t)count ? (uint32_t)value : UINT32_MAX;
+    }
+    fine = fine && made && esp_is_bijection(places, (int64_t)count, seen);
+    esp_release(folder->context, places);
+    esp_release(folder->context, seen);
+    if (!made) {
+        return esp_fail_memory(error, count * sizeof *places, "an order of channels");
+    }
+    return fine ? ESP_OK
+                : esp_fail(error, ESP_BAD_FILE, "permutation.not_bijection",
+                           "%s/" ESP_CONFIG_FILE ": quantization_config: the order of \"%s\" does "
+                           "not name each of its %zu channels once; " AGAIN,
+                           folder->path, esp_io_show(name).text, count);
+}
+
+static esp_status check_permutation(const esp_checkpoint *folder, json_t *permutation,
+                                    esp_error *error)
+{
+    json_t *orders = json_object_get(permutation, "orders"), *order;
+    const char *name;
+    if (permutation == NULL) {
+        return ESP_OK;
+    }
+    if (!json_is_object(orders)) {
+        return esp_fail(error, ESP_BAD_FILE, "permutation.bad_record",
+                        "%s/" ESP_CONFIG_FILE ": quantization_config: \"permutation\" must be an "
+                        "object with \"orders\"; " AGAIN,
+                        folder->path);
+    }
+    json_object_foreach(orders, name, order)
+    {
+        ESP_TRY(check_order(folder, name, order, error));
     }
     return ESP_OK;
 }
@@ -398,6 +445,7 @@ esp_status esp_folder_read_quantization(esp_checkpoint *folder, esp_error *error
                         "weights; " AGAIN,
                         folder->path);
     }
+    ESP_TRY(check_permutation(folder, json_object_get(quantization, "permutation"), error));
     folder->compressed = true;
     return add_weights(folder, tensors, error);
 }

@@ -2,6 +2,7 @@
 #include <stdio.h>
 
 #include "model/bert.h"
+#include "model/fold.h"
 
 #define LINEARS 6 /* of one layer */
 
@@ -110,6 +111,19 @@ static bool is_spare(const char *name)
            strncmp(name, "cls.", 4) == 0;
 }
 
+static void fold(const esp_model *model, esp_fold *fold)
+{
+    const esp_bert *bert = bert_of(model);
+    *fold = (esp_fold){.rules = esp_bert_fold,
+                       .rule_count = esp_bert_fold_count,
+                       .prefix = "bert.",
+                       .layers = bert->config.layers,
+                       .heads = bert->config.heads,
+                       .kv_heads = bert->config.heads,
+                       .head_dim = bert->config.hidden / bert->config.heads,
+                       .residual_is_output = true};
+}
+
 /* ---- the linear layers ---- */
 
 static esp_linear *linear_at(esp_model *model, int64_t number)
@@ -165,6 +179,7 @@ const esp_family esp_bert_family = {
     .part_count = part_count,
     .list_part = list_part,
     .is_spare = is_spare,
+    .fold = fold,
     .linear_at = linear_at,
     .release = release,
     .layers = &esp_bert_layers,

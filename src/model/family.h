@@ -8,6 +8,7 @@
 #include "nn/nn.h"
 
 typedef struct esp_family esp_family;
+typedef struct esp_fold esp_fold; /* fold.h */
 
 struct esp_model {
     esp_context *context;
@@ -109,6 +110,8 @@ struct esp_family {
     void (*list_part)(esp_model *model, int64_t part, esp_want_list *list);
     /* A tensor that checkpoints carry and the model does not need. */
     bool (*is_spare)(const char *name);
+    /* Which of its orders of channels are free. */
+    void (*fold)(const esp_model *model, esp_fold *fold);
     /* After all weights are read; NULL: nothing is left to do. */
     void (*finish)(esp_model *model);
     /* Linear layer `number`, the head last; NULL behind it. */
@@ -140,18 +143,27 @@ ESP_MUST_CHECK esp_status esp_vector_read(const esp_model *model, const float *v
                                           int64_t count, float *numbers, esp_error *error);
 /* The same in steps: checks and the type of computing; one part's tensors; and without them again.
  */
-ESP_MUST_CHECK esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
-                                            esp_error *error);
+ESP_MUST_CHECK esp_status esp_weights_prepare(esp_model *model, const esp_checkpoint *checkpoint,
+                                              esp_error *error);
 ESP_MUST_CHECK esp_status esp_weights_load_part(esp_model *model, const esp_checkpoint *checkpoint,
                                                 int64_t part, esp_error *error);
 void esp_weights_drop_part(esp_model *model, int64_t part);
 /* All that a model is but its weights: config.json, options, names and shapes. */
-ESP_MUST_CHECK esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
+ESP_MUST_CHECK esp_status esp_model_prepare(esp_device *device, const esp_checkpoint *checkpoint,
                                             const esp_model_options *options, esp_model **model,
                                             esp_error *error);
 /* A part's list, as the loader sees it; *index: its tensors' numbers in the checkpoint. */
 void esp_weights_list(esp_model *model, int64_t part, esp_want_list *list);
 int64_t esp_want_find(const esp_checkpoint *checkpoint, const esp_want *want);
+
+/* The checks alone. */
+ESP_MUST_CHECK esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
+                                            esp_error *error);
+
+/* A model without its weights: configured by config.json and prepared; tensors are checked, none is
+ * read. Freed by esp_model_free (model.c). */
+ESP_MUST_CHECK esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
+                                            esp_model **model, esp_error *error);
 
 /* ---- for all who run a model ---- */
 

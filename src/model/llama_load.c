@@ -1,6 +1,7 @@
 /* The tensors of a Llama or Qwen2 checkpoint and the layers that they make. */
 #include <stdio.h>
 
+#include "model/fold.h"
 #include "model/llama.h"
 
 #define LINEARS 7 /* of one layer */
@@ -123,6 +124,19 @@ static bool is_spare(const char *name)
     return strstr(name, "rotary_emb.inv_freq") != NULL || strcmp(name, "lm_head.weight") == 0;
 }
 
+static void fold(const esp_model *model, esp_fold *fold)
+{
+    const esp_llama_config *config = &llama_of(model)->config;
+    *fold = (esp_fold){.rules = esp_llama_fold,
+                       .rule_count = esp_llama_fold_count,
+                       .prefix = "",
+                       .layers = config->layers,
+                       .heads = config->heads,
+                       .kv_heads = config->kv_heads,
+                       .head_dim = config->head_dim,
+                       .positions_in_heads = true};
+}
+
 static void finish(esp_model *model)
 {
     esp_llama *llama = llama_of(model);
@@ -175,8 +189,8 @@ static const char *const qwen2_names[] = {"Qwen2ForCausalLM", NULL};
     {                                                                                              \
         .model_type = (type), .architectures = (names), .kind = ESP_MODEL_DECODER,                 \
         .parts_bytes = sizeof(esp_llama), .configure = configure, .prepare = prepare,              \
-        .part_count = part_count, .list_part = list_part, .is_spare = is_spare, .finish = finish,  \
-        .linear_at = linear_at, .release = release, .layers = &esp_llama_layers,                   \
+        .part_count = part_count, .list_part = list_part, .is_spare = is_spare, .fold = fold,      \
+        .finish = finish, .linear_at = linear_at, .release = release, .layers = &esp_llama_layers, \
     }
 
 const esp_family esp_llama_family = DECODER("llama", llama_names);

@@ -136,10 +136,34 @@ esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
     return create(device, checkpoint, load, options, model, error);
 }
 
-esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
+esp_status esp_model_prepare(esp_device *device, const esp_checkpoint *checkpoint,
                              const esp_model_options *options, esp_model **model, esp_error *error)
 {
     return create(device, checkpoint, outline, options, model, error);
+}
+
+esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
+                             esp_model **model, esp_error *error)
+{
+    esp_model *made = esp_alloc_zero(device->context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a model");
+    }
+    made->context = device->context;
+    made->device = device;
+    esp_status status = read_config(made, checkpoint, error);
+    if (status == ESP_OK) {
+        status = made->family->prepare(made, checkpoint, error);
+    }
+    if (status == ESP_OK) {
+        status = esp_weights_check(made, checkpoint, error);
+    }
+    if (status != ESP_OK) {
+        esp_model_free(made);
+        return status;
+    }
+    *model = made;
+    return ESP_OK;
 }
 
 esp_context *esp_model_context(const esp_model *model)

@@ -3,6 +3,7 @@
  * projection. Prompt encoder and mask decoder of a whole model are left out. */
 #include <stdio.h>
 
+#include "model/fold.h"
 #include "model/sam.h"
 
 #define DEFAULT_EPS 1e-6 /* of every SAM; config.json need not repeat it */
@@ -221,6 +222,20 @@ static bool is_spare(const char *name)
     return false;
 }
 
+static void fold(const esp_model *model, esp_fold *fold)
+{
+    const esp_sam *sam = sam_of(model);
+    *fold =
+        (esp_fold){.rules = sam->original ? esp_sam_original_fold : esp_sam_fold,
+                   .rule_count = sam->original ? esp_sam_original_fold_count : esp_sam_fold_count,
+                   .prefix = stem(sam),
+                   .layers = sam->config.layers,
+                   .heads = sam->config.heads,
+                   .kv_heads = sam->config.heads,
+                   .head_dim = sam->config.head_dim,
+                   .positions_in_heads = sam->relative};
+}
+
 /* ---- the linear layers ---- */
 
 /* The projection of patches, the layers', the neck's. */
@@ -261,7 +276,7 @@ static const char *const alone[] = {"SamVisionModel", NULL};
 #define FAMILY                                                                                     \
     .kind = ESP_MODEL_IMAGE_ENCODER, .parts_bytes = sizeof(esp_sam), .configure = configure,       \
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .is_spare = is_spare,    \
-    .linear_at = linear_at, .release = release, .images = &esp_sam_net,                            \
+    .fold = fold, .linear_at = linear_at, .release = release, .images = &esp_sam_net,              \
     .layers = &esp_vision_layers
 
 const esp_family esp_sam_family = {.model_type = "sam", .architectures = whole, FAMILY};

@@ -3,6 +3,7 @@
  * token. */
 #include <stdio.h>
 
+#include "model/fold.h"
 #include "model/vit.h"
 
 #define MAX_LABELS (1 << 20)
@@ -202,6 +203,18 @@ static bool is_spare(const char *name)
            strncmp(name, "head_dist.", 10) == 0;
 }
 
+static void fold(const esp_model *model, esp_fold *fold)
+{
+    const esp_vit *vit = vit_of(model);
+    *fold = (esp_fold){.rules = vit->timm ? esp_timm_fold : esp_vit_fold,
+                       .rule_count = vit->timm ? esp_timm_fold_count : esp_vit_fold_count,
+                       .prefix = stem(model),
+                       .layers = vit->config.layers,
+                       .heads = vit->config.heads,
+                       .kv_heads = vit->config.heads,
+                       .head_dim = vit->config.head_dim};
+}
+
 /* ---- the linear layers ---- */
 
 /* The projection of patches, the layers', the heads. */
@@ -246,7 +259,7 @@ static const char *const deit_architectures[] = {"DeiTForImageClassification",
 #define FAMILY                                                                                     \
     .kind = ESP_MODEL_CLASSIFIER, .parts_bytes = sizeof(esp_vit), .configure = configure,          \
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .is_spare = is_spare,    \
-    .linear_at = linear_at, .release = release, .images = &esp_vit_net,                            \
+    .fold = fold, .linear_at = linear_at, .release = release, .images = &esp_vit_net,              \
     .layers = &esp_vision_layers
 
 const esp_family esp_vit_family = {.model_type = "vit", .architectures = vit_architectures, FAMILY};

@@ -18,7 +18,7 @@ struct esp_walk {
 static esp_status open_runner(esp_walk *walk, const esp_walk_size *size, esp_error *error)
 {
     esp_model *model = walk->model;
-    ESP_TRY(esp_weights_check(model, walk->checkpoint, error));
+    ESP_TRY(esp_weights_prepare(model, walk->checkpoint, error));
     ESP_TRY(esp_weights_load_part(model, walk->checkpoint, walk->net->embedding_part, error));
     walk->has_embedding = true;
     ESP_TRY(esp_weights_load_part(model, walk->checkpoint, walk->net->first_part, error));
@@ -36,7 +36,7 @@ esp_status esp_walk_open(esp_device *device, const esp_checkpoint *checkpoint,
     }
     made->checkpoint = checkpoint;
     made->layer = -1;
-    esp_status status = esp_model_outline(device, checkpoint, &options, &made->model, error);
+    esp_status status = esp_model_prepare(device, checkpoint, &options, &made->model, error);
     if (status != ESP_OK) {
         esp_release(device->context, made);
         return status;
@@ -75,7 +75,7 @@ esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpo
 {
     const esp_model_options options = {.compute = ESP_COMPUTE_F32};
     esp_model *model = NULL;
-    ESP_TRY(esp_model_outline(device, checkpoint, &options, &model, error));
+    ESP_TRY(esp_model_prepare(device, checkpoint, &options, &model, error));
     *info = model->info;
     esp_model_free(model);
     return ESP_OK;

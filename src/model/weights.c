@@ -158,7 +158,7 @@ static void mention_unused(const esp_model *model, const esp_checkpoint *checkpo
     }
 }
 
-static esp_status check_all(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
+esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
     size_t count = (size_t)esp_checkpoint_count(checkpoint);
     int64_t parts = model->family->part_count(model);
@@ -386,9 +386,9 @@ static void choose_types(esp_model *model, const esp_checkpoint *checkpoint)
     }
 }
 
-esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
+esp_status esp_weights_prepare(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
-    ESP_TRY(check_all(model, checkpoint, error));
+    ESP_TRY(esp_weights_check(model, checkpoint, error));
     choose_types(model, checkpoint);
     return ESP_OK;
 }
@@ -396,7 +396,7 @@ esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
 esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
                             const esp_model_options *options, esp_error *error)
 {
-    ESP_TRY(esp_weights_check(model, checkpoint, error));
+    ESP_TRY(esp_weights_prepare(model, checkpoint, error));
     return read_all(model, checkpoint, options, error);
 }
 

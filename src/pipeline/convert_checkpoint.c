@@ -96,6 +96,7 @@ static esp_status convert_open(esp_context *context, const esp_checkpoint *sourc
     }
     esp_prune_options used = *options;
     used.dry_run = false;
+    used.permutation = NULL;
     esp_selection selection;
     if (to_dense) {
         ESP_TRY(select_none(context, source, &selection, error));

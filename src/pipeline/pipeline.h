@@ -35,4 +35,10 @@ ESP_MUST_CHECK esp_status esp_prune_by(esp_context *context, const esp_checkpoin
                                        const esp_layer_maker *maker, esp_prune_summary *summary,
                                        esp_error *error);
 
+/* The pattern that prune would give each tensor of source, kind DENSE for those that stay as they
+ * are. patterns: [esp_checkpoint_count]. Errors as esp_prune_checkpoint. */
+ESP_MUST_CHECK esp_status esp_prune_patterns(esp_context *context, const esp_checkpoint *source,
+                                             const esp_prune_options *options,
+                                             esp_pattern *patterns, esp_error *error);
+
 #endif

@@ -1,5 +1,6 @@
 /* prune: mask and compress each chosen layer. */
 #include "pipeline/rewrite.h"
+#include "prune/prune.h"
 
 static esp_status mask_and_encode(esp_rewrite *rewrite, esp_choice *choice,
                                   const esp_weight_info *weight, const esp_tensor *dense,
@@ -22,6 +23,9 @@ static esp_status prune_open(esp_context *context, const esp_checkpoint *source,
                              const char *out_dir, const esp_prune_options *options,
                              esp_prune_summary *summary, esp_error *error)
 {
+    if (options->permutation != NULL) {
+        ESP_TRY(esp_permutation_check(options->permutation, error));
+    }
     esp_selection selection;
     ESP_TRY(esp_select_layers(context, source, options, &selection, error));
     esp_rewrite rewrite = {.context = context,

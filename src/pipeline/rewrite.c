@@ -4,6 +4,7 @@
 #include "pipeline/rewrite.h"
 
 #include "io/io.h"
+#include "prune/prune.h"
 
 /* What our form takes of a weight that comes from a foreign one. */
 static size_t own_bytes(const esp_weight_info *weight)
@@ -41,6 +42,18 @@ static bool is_weight_changed(const esp_rewrite *rewrite, int64_t index)
     return rewrite->selection->choices[index].pruned;
 }
 
+/* As the source holds it, in the new order of channels where there is one. */
+static esp_status read_dense(const esp_rewrite *rewrite, int64_t index, esp_tensor *dense,
+                             esp_error *error)
+{
+    const esp_permutation *permutation = rewrite->options->permutation;
+    ESP_TRY(esp_checkpoint_read_dense(rewrite->source, index, dense, error));
+    return permutation == NULL
+               ? ESP_OK
+               : esp_permutation_apply(permutation, esp_checkpoint_get(rewrite->source, index).name,
+                                       dense, error);
+}
+
 static esp_status copy_dense(const esp_rewrite *rewrite, int64_t index,
                              const esp_weight_info *weight, esp_checkpoint_writer *writer,
                              esp_error *error)
@@ -48,7 +61,7 @@ static esp_status copy_dense(const esp_rewrite *rewrite, int64_t index,
     esp_tensor dense;
     ESP_TRY(esp_tensor_create(rewrite->context, weight->dtype, weight->rank, weight->shape, &dense,
                               error));
-    esp_status status = esp_checkpoint_read_dense(rewrite->source, index, &dense, error);
+    esp_status status = read_dense(rewrite, index, &dense, error);
     if (status == ESP_OK) {
         status = esp_checkpoint_writer_write_dense(writer, weight->name, &dense, error);
     }
@@ -74,7 +87,7 @@ static esp_status change(esp_rewrite *rewrite, int64_t index, const esp_weight_i
     ESP_TRY(esp_tensor_create(rewrite->context, weight->dtype, weight->rank, weight->shape, &dense,
                               error));
     esp_sparse *sparse = NULL;
-    esp_status status = esp_checkpoint_read_dense(rewrite->source, index, &dense, error);
+    esp_status status = read_dense(rewrite, index, &dense, error);
     if (status == ESP_OK) {
         status = rewrite->encode(rewrite, &rewrite->selection->choices[index], weight, &dense,
                                  &sparse, report, error);
@@ -209,10 +222,27 @@ static esp_status record(const esp_rewrite *rewrite, esp_checkpoint_writer *writ
     return status;
 }
 
+static esp_status note_permutation(const esp_rewrite *rewrite, esp_checkpoint_writer *writer,
+                                   esp_error *error)
+{
+    if (rewrite->options->permutation == NULL) {
+        return ESP_OK;
+    }
+    esp_buffer text;
+    esp_buffer_init(&text, rewrite->context);
+    esp_permutation_print(rewrite->options->permutation, &text);
+    esp_status status = text.failed
+                            ? esp_fail_memory(error, text.length, "config.json")
+                            : esp_checkpoint_writer_note(writer, "permutation", text.data, error);
+    esp_buffer_free(&text);
+    return status;
+}
+
 static esp_status write_all(esp_rewrite *rewrite, esp_checkpoint_writer *writer, esp_error *error)
 {
     ESP_TRY(esp_checkpoint_writer_set_form(writer, rewrite->form, error));
     ESP_TRY(esp_checkpoint_writer_set_shard_bytes(writer, rewrite->options->shard_bytes, error));
+    ESP_TRY(note_permutation(rewrite, writer, error));
     for (int64_t i = 0; i < esp_checkpoint_count(rewrite->source); i++) {
         esp_weight_info weight = target_weight(rewrite, i);
         ESP_TRY(esp_checkpoint_writer_declare(writer, &weight, error));

@@ -186,3 +186,17 @@ void esp_selection_free(esp_selection *selection)
 {
     esp_release(selection->context, selection->choices);
 }
+
+esp_status esp_prune_patterns(esp_context *context, const esp_checkpoint *source,
+                              const esp_prune_options *options, esp_pattern *patterns,
+                              esp_error *error)
+{
+    esp_selection selection;
+    ESP_TRY(esp_select_layers(context, source, options, &selection, error));
+    for (int64_t i = 0; i < selection.count; i++) {
+        const esp_choice *choice = &selection.choices[i];
+        patterns[i] = choice->pruned ? choice->pattern : (esp_pattern){.kind = ESP_PATTERN_DENSE};
+    }
+    esp_selection_free(&selection);
+    return ESP_OK;
+}

@@ -70,7 +70,7 @@ static esp_status check_options(const esp_pattern *pattern, const esp_mask_optio
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_score", "score %d is none of esp_score",
                         (int)options->score);
     }
-    if (options->search < ESP_SEARCH_AUTO || options->search > ESP_SEARCH_SWAPS) {
+    if (options->search < ESP_SEARCH_AUTO || options->search > ESP_SEARCH_JOINT) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_search",
                         "search %d is none of esp_search", (int)options->search);
     }
@@ -104,7 +104,7 @@ esp_status esp_device_prune(esp_device *device, const esp_device_dense *dense,
                         "prune: the mask's %s are NULL, but pruning writes them",
                         mask->bits == NULL ? "bits" : "columns");
     }
-    if (use.search == ESP_SEARCH_AUTO) {
+    if (use.search == ESP_SEARCH_AUTO || use.search == ESP_SEARCH_JOINT) {
         use.search = pattern->m <= ESP_EXACT_WIDEST ? ESP_SEARCH_EXACT : ESP_SEARCH_SWAPS;
     }
     return device->backend->prune(device, &full, pattern, &use, mask, stream, error);

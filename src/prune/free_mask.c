@@ -2,7 +2,10 @@
  *  - the columns of largest score summed over the panel's rows, four by four in ascending order;
  *  - as many groups of neighbouring columns as there are groups of four, each searched as V:2:M
  *    would. So at equal sizes a free panel never retains less than a V:2:M one.
- * A greedy search takes the first, unseen. Equal ones: the first. */
+ * A greedy search takes the first, unseen. Equal ones: the first. A joint search goes on from there
+ * (panel_search.c). */
+#include <stdatomic.h>
+
 #include "prune/select.h"
 
 typedef struct free_job {
@@ -13,6 +16,7 @@ typedef struct free_job {
     uint32_t *candidate; /* [threads][kept] */
     double *scores;      /* [threads][2 * in + 6 * widest] */
     esp_ranked *ranked;  /* [threads][in] */
+    atomic_bool *failed; /* an allocation */
 } free_job;
 
 static double *scores_of(const free_job *job, int thread)
@@ -112,6 +116,19 @@ static bool retains_more(const free_job *job, int64_t row, int64_t rows, int thr
     return of_b > of_a;
 }
 
+/* A failed search leaves the panel as it was. */
+static void improve(const free_job *job, int64_t row, int64_t rows, int thread, uint32_t *chosen)
+{
+    uint32_t *better = job->candidate + thread * job->kept;
+    memcpy(better, chosen, (size_t)job->kept * sizeof *chosen);
+    if (esp_improve_panel(job->prune, row, rows, job->kept, scores_of(job, thread), better, NULL) !=
+        ESP_OK) {
+        atomic_store(job->failed, true);
+    } else if (retains_more(job, row, rows, thread, chosen, better)) {
+        memcpy(chosen, better, (size_t)job->kept * sizeof *chosen);
+    }
+}
+
 static void list_panels(void *user, int64_t begin, int64_t end, int thread)
 {
     const free_job *job = user;
@@ -127,29 +144,29 @@ static void list_panels(void *user, int64_t begin, int64_t end, int thread)
         if (retains_more(job, row, rows, thread, chosen, other)) {
             memcpy(chosen, other, (size_t)job->kept * sizeof *chosen);
         }
+        if (job->prune->search == ESP_SEARCH_JOINT) {
+            improve(job, row, rows, thread, chosen);
+        }
     }
 }
 
-static esp_status make_room(free_job *job, int64_t panels, esp_error *error)
+static esp_status make_room(free_job *job, esp_error *error)
 {
     esp_context *context = job->prune->context;
     size_t threads = (size_t)context->threads, in = (size_t)job->prune->in;
-    size_t kept = (size_t)job->kept, count = 0;
-    bool fits = esp_mul_size((size_t)panels, kept, &count);
-    job->columns = fits ? esp_alloc_array(context, count, sizeof *job->columns) : NULL;
+    size_t kept = (size_t)job->kept;
     job->candidate = esp_alloc_array(context, threads * kept, sizeof *job->candidate);
     job->scores =
         esp_alloc_array(context, threads * (2 * in + 6 * (size_t)job->widest), sizeof *job->scores);
     job->ranked = esp_alloc_array(context, threads * in, sizeof *job->ranked);
-    if (job->columns == NULL || job->candidate == NULL || job->scores == NULL ||
-        job->ranked == NULL) {
-        return esp_fail_memory(error, fits ? count * sizeof *job->columns : SIZE_MAX,
-                               "panel columns");
+    if (job->candidate == NULL || job->scores == NULL || job->ranked == NULL) {
+        return esp_fail_memory(error, threads * in * sizeof *job->ranked, "panel columns");
     }
     return ESP_OK;
 }
 
-esp_status esp_select_free_panels(const esp_prune_job *prune, esp_error *error)
+/* [panels][kept] of panel:V@S. */
+esp_status esp_free_panel_columns(const esp_prune_job *prune, uint32_t *columns, esp_error *error)
 {
     esp_context *context = prune->context;
     int64_t kept = esp_pattern_kept(prune->pattern, prune->in);
@@ -157,19 +174,42 @@ esp_status esp_select_free_panels(const esp_prune_job *prune, esp_error *error)
                     .v = esp_pattern_panel_rows(prune->pattern, prune->out),
                     .kept = kept,
                     .quads = kept / 4,
-                    .widest = esp_ceil_div(prune->in, kept / 4)};
-    int64_t panels = esp_ceil_div(prune->out, job.v);
-    esp_status status = make_room(&job, panels, error);
+                    .widest = esp_ceil_div(prune->in, kept / 4),
+                    .columns = columns};
+    atomic_bool failed = false;
+    job.failed = &failed;
+    esp_status status = make_room(&job, error);
     if (status == ESP_OK) {
-        esp_parallel_for(context, panels, 1, list_panels, &job);
-        status = esp_select_in_panels(prune, job.v, kept, job.columns, error);
+        esp_parallel_for(context, esp_ceil_div(prune->out, job.v), 1, list_panels, &job);
     }
-    if (status == ESP_OK) {
-        status = esp_mask_set_columns(prune->mask, job.v, kept, job.columns, error);
+    if (status == ESP_OK && failed) {
+        status = esp_fail_memory(error, (size_t)job.v * (size_t)prune->in * sizeof(float),
+                                 "searching panels");
     }
-    esp_release(context, job.columns);
     esp_release(context, job.candidate);
     esp_release(context, job.scores);
     esp_release(context, job.ranked);
+    return status;
+}
+
+esp_status esp_select_free_panels(const esp_prune_job *prune, esp_error *error)
+{
+    esp_context *context = prune->context;
+    int64_t v = esp_pattern_panel_rows(prune->pattern, prune->out);
+    int64_t kept = esp_pattern_kept(prune->pattern, prune->in);
+    size_t count = 0;
+    bool fits = esp_mul_size((size_t)esp_ceil_div(prune->out, v), (size_t)kept, &count);
+    uint32_t *columns = fits ? esp_alloc_array(context, count, sizeof *columns) : NULL;
+    if (columns == NULL) {
+        return esp_fail_memory(error, fits ? count * sizeof *columns : SIZE_MAX, "panel columns");
+    }
+    esp_status status = esp_free_panel_columns(prune, columns, error);
+    if (status == ESP_OK) {
+        status = esp_select_in_panels(prune, v, kept, columns, error);
+    }
+    if (status == ESP_OK) {
+        status = esp_mask_set_columns(prune->mask, v, kept, columns, error);
+    }
+    esp_release(context, columns);
     return status;
 }

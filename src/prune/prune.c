@@ -75,7 +75,7 @@ static esp_status check_request(const esp_tensor *dense, const esp_pattern *patt
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_score", "score %d is none of esp_score",
                         (int)options->score);
     }
-    if (options->search < ESP_SEARCH_AUTO || options->search > ESP_SEARCH_SWAPS) {
+    if (options->search < ESP_SEARCH_AUTO || options->search > ESP_SEARCH_JOINT) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_search",
                         "search %d is none of esp_search", (int)options->search);
     }
@@ -93,10 +93,11 @@ static esp_status check_request(const esp_tensor *dense, const esp_pattern *patt
     return ESP_OK;
 }
 
-static esp_search search_of(const esp_mask_options *options, const esp_pattern *pattern)
+esp_search esp_prune_search_of(esp_search search, const esp_pattern *pattern)
 {
-    if (options->search != ESP_SEARCH_AUTO) {
-        return options->search;
+    bool free = pattern->kind == ESP_PATTERN_PANEL && pattern->m == 0;
+    if (search != ESP_SEARCH_AUTO && (search != ESP_SEARCH_JOINT || free)) {
+        return search;
     }
     return pattern->m <= ESP_EXACT_MAX_WIDTH ? ESP_SEARCH_EXACT : ESP_SEARCH_SWAPS;
 }
@@ -112,7 +113,7 @@ esp_status esp_prune_mask(esp_context *context, const esp_tensor *dense, const e
                          .dense = dense,
                          .pattern = pattern,
                          .score = options->score,
-                         .search = search_of(options, pattern),
+                         .search = esp_prune_search_of(options->search, pattern),
                          .scope = options->scope,
                          .out = dense->shape[0],
                          .in = dense->shape[1]};

@@ -1,5 +1,5 @@
-/* The door of src/prune: dense weights in, masks out (esp_prune_mask of the public header). Whole
- * checkpoints are src/pipeline's business. */
+/* The door of src/prune: dense weights in, masks out (esp_prune_mask of the public header), and
+ * orders of channels in which they keep more. Whole checkpoints are src/pipeline's business. */
 #ifndef ESP_SRC_PRUNE_H
 #define ESP_SRC_PRUNE_H
 
@@ -14,5 +14,11 @@
 ESP_MUST_CHECK esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,
                                              const esp_pattern *pattern, esp_mask *mask,
                                              esp_mask_report *report, esp_error *error);
+
+/* the search of prune's options, or what AUTO means */
+esp_search esp_prune_search_of(esp_search search, const esp_pattern *pattern);
+
+#include "prune/permutation.h"
+#include "prune/permute.h"
 
 #endif

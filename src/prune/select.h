@@ -74,6 +74,10 @@ static inline unsigned esp_best_two(const uint32_t *keys, int count)
 esp_status esp_select_nm(const esp_prune_job *job, int64_t keep, int64_t group, esp_error *error);
 esp_status esp_select_vnm(const esp_prune_job *job, esp_error *error);
 esp_status esp_select_free_panels(const esp_prune_job *job, esp_error *error);
+/* Their first halves: the columns of each panel, [ceil(out / V)][esp_pattern_kept], UINT32_MAX for
+ * padding. job->mask is not looked at. */
+esp_status esp_vnm_columns(const esp_prune_job *job, uint32_t *columns, esp_error *error);
+esp_status esp_free_panel_columns(const esp_prune_job *job, uint32_t *columns, esp_error *error);
 /* unit_mask.c */
 esp_status esp_select_unstructured(const esp_prune_job *job, esp_error *error);
 /* The `keep` blocks of rows x columns of largest mean score. */
@@ -92,6 +96,11 @@ void esp_exact_columns(const esp_prune_job *job, int64_t row, int64_t rows, int6
 /* vnm_swaps.c: the same by column sums, then, with swaps, improved. scratch: 6 * width doubles. */
 void esp_greedy_columns(const esp_prune_job *job, int64_t row, int64_t rows, int64_t column,
                         int width, bool swaps, double *scratch, uint32_t kept[4]);
+
+/* panel_search.c: exchanges columns of a free panel with those that it drops and among its quads,
+ * where it keeps more by that; columns: [kept]. scratch: [in]. */
+esp_status esp_improve_panel(const esp_prune_job *job, int64_t row, int64_t rows, int64_t kept,
+                             double *scratch, uint32_t *columns, esp_error *error);
 
 /* prune.c: "prune.bad_tensor", "format.too_large" */
 esp_status esp_prune_check_tensor(const esp_tensor *dense, esp_error *error);

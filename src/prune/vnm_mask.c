@@ -36,27 +36,41 @@ static void choose_pieces(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
-esp_status esp_select_vnm(const esp_prune_job *prune, esp_error *error)
+/* [panels][groups][4] of a V:2:M pattern. */
+esp_status esp_vnm_columns(const esp_prune_job *prune, uint32_t *columns, esp_error *error)
 {
     esp_context *context = prune->context;
     int64_t m = prune->pattern->m;
     columns_job job = {.prune = prune,
                        .v = esp_pattern_panel_rows(prune->pattern, prune->out),
-                       .groups = esp_ceil_div(prune->in, m)};
-    size_t items = 0;
-    bool fits = esp_mul_size((size_t)esp_ceil_div(prune->out, job.v), (size_t)job.groups, &items);
+                       .groups = esp_ceil_div(prune->in, m),
+                       .columns = columns};
     size_t threads = (size_t)context->threads;
-    job.columns = fits ? esp_alloc_array(context, items, 4 * sizeof *job.columns) : NULL;
     job.scratch = esp_alloc_array(context, threads * 6 * (size_t)m, sizeof *job.scratch);
-    esp_status status = ESP_OK;
-    if (job.columns == NULL || job.scratch == NULL) {
-        status = esp_fail_memory(error, fits ? items * 4 * sizeof *job.columns : SIZE_MAX,
-                                 "panel columns");
-    } else {
-        esp_parallel_for(context, (int64_t)items, 1 + 65536 / (job.v * m), choose_pieces, &job);
-        status = esp_select_in_panels(prune, job.v, 4 * job.groups, job.columns, error);
+    if (job.scratch == NULL) {
+        return esp_fail_memory(error, threads * 6 * (size_t)m * sizeof *job.scratch, "scores");
     }
-    esp_release(context, job.columns);
+    esp_parallel_for(context, esp_ceil_div(prune->out, job.v) * job.groups, 1 + 65536 / (job.v * m),
+                     choose_pieces, &job);
     esp_release(context, job.scratch);
+    return ESP_OK;
+}
+
+esp_status esp_select_vnm(const esp_prune_job *prune, esp_error *error)
+{
+    esp_context *context = prune->context;
+    int64_t v = esp_pattern_panel_rows(prune->pattern, prune->out);
+    int64_t kept = esp_pattern_kept(prune->pattern, prune->in);
+    size_t count = 0;
+    bool fits = esp_mul_size((size_t)esp_ceil_div(prune->out, v), (size_t)kept, &count);
+    uint32_t *columns = fits ? esp_alloc_array(context, count, sizeof *columns) : NULL;
+    if (columns == NULL) {
+        return esp_fail_memory(error, fits ? count * sizeof *columns : SIZE_MAX, "panel columns");
+    }
+    esp_status status = esp_vnm_columns(prune, columns, error);
+    if (status == ESP_OK) {
+        status = esp_select_in_panels(prune, v, kept, columns, error);
+    }
+    esp_release(context, columns);
     return status;
 }

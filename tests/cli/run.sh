@@ -241,6 +241,15 @@ err_has 'model.layers.0.*does not fit 2:4.*row 0.*\[convert.does_not_fit\]'
 t "convert to an unknown form" 2 convert p --to marlin-24 -o x; err_has 'sparse-24-bitmask or sparse-bitmask'
 t "convert two ways" 2 convert p --to sparse-bitmask --dense -o x; err_has 'or --to FORM'
 t "convert --to with a pattern" 2 convert p --to sparse-bitmask -p 2:4 -o x; err_has 'usage.extra_option'
+# ---- reordered channels ----
+t "prune, reordered" 0 prune plain -p 16:2:8 -o pm --permute; quiet_err; out_has 'permutation: [1-9]'
+t "info of it" 0 info pm; out_has 'permutation  .*orders, kept score 0\.'
+t "verify it" 0 verify pm --strict -q
+t "run it" 0 run pm --prompt a -n 3 -q
+t "reordered, JSON" 0 prune plain -p 16:2:8 -n --permute --json
+json '$j->{permutation}{moved_orders} > 0 && $j->{permutation}{kept_after} > $j->{permutation}{kept_before}'
+t "reorder what is compressed" 2 prune pm -p 2:4 -o x --permute; err_has 'permutation.compressed'
+t "reorder for nothing" 2 prune plain -p unstructured@0.5 -o x --permute; err_has 'permutation.no_pattern'
 t "prune in shards" 0 prune plain -p 64:2:8 -o ps --shard-size 0.05MB
 name="shards are there"; if [ -f ps/model-00001-of-00002.safetensors ]; then ok; else bad "$(ls ps)"; fi
 t "verify shards" 0 verify ps; out_has '14 compressed tensors'; quiet_err
