@@ -40,9 +40,10 @@ static bool find(void *library, const char *name, void *function)
     return symbol != NULL;
 }
 
+/* NODELETE: threads that have called it keep memory of it, and end after this is closed. */
 static void open_library(blas_library *blas)
 {
-    void *library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL);
+    void *library = dlopen("libopenblas.so.0", RTLD_NOW | RTLD_LOCAL | RTLD_NODELETE);
     if (library == NULL) {
         return;
     }
