@@ -71,8 +71,9 @@ static esp_status take_attention(esp_vision *vision, esp_error *error)
     size_t most = 0;
     for (int64_t i = 0; i < sam->config.layers; i++) {
         bool global = sam->global[i];
+        int64_t held = vision->model->by_layer ? 0 : i; /* its tables say that all have some */
         size_t bytes = esp_vision_attention_bytes(
-            vision, &sam->layers[i],
+            vision, &sam->layers[held],
             vision->max_images * (global ? vision->pitch : vision->windowed),
             global ? vision->tokens : sam->window * sam->window,
             global ? vision->pitch : window_pitch(vision), global ? vision->columns : sam->window);
