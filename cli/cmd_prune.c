@@ -2,14 +2,16 @@
 #include <stddef.h>
 #include <stdlib.h>
 
+#include "calibration.h"
 #include "cli.h"
 #include "layer_table.h"
 
 typedef struct prune_args {
     pattern_args which;
     const char *out, *shard_size;
-    int score, search, scope; /* esp_score, esp_search, esp_scope */
+    int score, search, scope; /* esp_score, esp_search, index into scopes */
     bool regroup, permute, dry_run, force;
+    calibration_args calibration;
 } prune_args;
 
 /* NULL where none was asked for. */
@@ -38,7 +40,9 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
     esp_prune_summary summary;
     esp_status status = find_permutation(cli, options, &report, &permutation, error);
     options->permutation = report.permutation = permutation;
-    if (status == ESP_OK) {
+    if (status == ESP_OK && args->calibration.path != NULL) {
+        status = prune_calibrated(cli, &args->calibration, out, options, &report, &summary, error);
+    } else if (status == ESP_OK) {
         status =
             esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
     }
@@ -48,6 +52,34 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
     layer_report_free(&report);
     esp_permutation_free(permutation);
     return status;
+}
+
+/* Options that only mean something together with --calibrate, or without it. */
+static esp_status check_calibration(const prune_args *args, esp_error *error)
+{
+    const calibration_args *calibration = &args->calibration;
+    if (calibration->path == NULL && (calibration->refit || calibration->respect)) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
+                        "%s needs --calibrate TEXT_OR_IMAGES",
+                        calibration->refit ? "--refit" : "--respect");
+    }
+    if (calibration->path != NULL && args->permute) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--permute and --calibrate do not go together yet; give one of them");
+    }
+    if (calibration->path != NULL && (args->dry_run || args->score != 0)) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--calibrate takes no --dry-run, and --method in place of --score");
+    }
+    return ESP_OK;
+}
+
+/* Wanda compares within rows (Sun et al.), all others within the tensor. */
+static esp_scope scope_of(const prune_args *args)
+{
+    bool wanda = args->calibration.path != NULL && args->calibration.method == ESP_METHOD_WANDA;
+    bool automatic = args->scope == 0;
+    return args->scope == 2 || (automatic && wanda) ? ESP_SCOPE_ROW : ESP_SCOPE_TENSOR;
 }
 
 static esp_status run(cli_state *cli, esp_error *error)
@@ -62,9 +94,10 @@ static esp_status run(cli_state *cli, esp_error *error)
                         "--pattern PATTERN must be given, for example -p 64:2:8, or --recipe FILE; "
                         "see 'espalier prune --help'");
     }
+    TRY(check_calibration(args, error));
     esp_prune_options options = {.mask = {.score = (esp_score)args->score,
                                           .search = (esp_search)args->search,
-                                          .scope = (esp_scope)args->scope,
+                                          .scope = scope_of(args),
                                           .regroup = args->regroup},
                                  .dry_run = args->dry_run,
                                  .force = args->force};
@@ -78,7 +111,7 @@ static esp_status run(cli_state *cli, esp_error *error)
 
 static const char *const scores[] = {"abs", "square", NULL};
 static const char *const searches[] = {"auto", "greedy", "exact", "swaps", "joint", NULL};
-static const char *const scopes[] = {"tensor", "row", NULL};
+static const char *const scopes[] = {"auto", "tensor", "row", NULL};
 
 #define FIELD(member) offsetof(prune_args, member)
 static const cli_option options[] = {
@@ -108,13 +141,14 @@ static const cli_option options[] = {
      .kind = OPTION_CHOICE,
      .offset = FIELD(scope),
      .argument = "SCOPE",
-     .help = "among what the weights of unstructured@S compete",
-     .fallback = "tensor",
+     .help = "among what the weights of unstructured@S compete; auto: row for Wanda, else tensor",
+     .fallback = "auto",
      .choices = scopes},
     {.name = "regroup",
      .kind = OPTION_FLAG,
      .offset = FIELD(regroup),
      .help = "group rows in panels so that these keep more; each weight stores its row order"},
+    CALIBRATION_OPTIONS(prune_args),
     {.name = "permute",
      .kind = OPTION_FLAG,
      .offset = FIELD(permute),
@@ -150,4 +184,9 @@ const cli_command prune_command = {
         "of masks that V:N:M allows. --permute reorders channels where nothing outside the model "
         "sees their order, for the model's architecture must be known; what the unpruned model "
         "computes stays the same, and config.json records the orders. FOLDER appears whole or not "
-        "at all."};
+        "at all.\n"
+        "With --calibrate the model runs over PATH layer by layer, each layer reading what the "
+        "layers before it, as pruned, make; with --method sparsegpt or --refit the kept weights "
+        "change, so that outputs come near to the dense model's. Errors in the table are squared "
+        "differences of a layer's outputs as a share of their square. Layers that PATH does not "
+        "reach (poolers, heads) stay dense. What was done is recorded in FOLDER/espalier.json."};

@@ -66,7 +66,7 @@ static esp_status read_image(void *user, int64_t index, esp_image *image, esp_er
     opened_images *images = user;
     image_file_free(&images->file);
     if (interrupted()) {
-        return cli_fail(error, ESP_CANCELLED, "cancelled", "evaluation was interrupted");
+        return cli_fail(error, ESP_CANCELLED, "cancelled", "reading images was interrupted");
     }
     TRY(image_file_read(images->list.images[index].path, &images->file, error));
     *image = images->file.image;
@@ -106,6 +106,29 @@ void opened_images_free(opened_images *images)
     free(images);
 }
 
+esp_status opened_images_list(cli_state *cli, const char *path, opened_images **images,
+                              esp_error *error)
+{
+    opened_images *made = calloc(1, sizeof *made);
+    if (made == NULL) {
+        return cli_fail_memory(error, "a set of images");
+    }
+    made->cli = cli;
+    esp_status status = image_list_load(path, &made->list, error);
+    if (status != ESP_OK) {
+        opened_images_free(made);
+        return status;
+    }
+    *images = made;
+    return ESP_OK;
+}
+
+esp_image_set opened_images_set(opened_images *images)
+{
+    return (esp_image_set){
+        .count = images->list.count, .labels = images->labels, .read = read_image, .user = images};
+}
+
 static esp_status open_set(opened_images *images, const char *path, int64_t limit, esp_error *error)
 {
     TRY(image_list_load(path, &images->list, error));
@@ -137,8 +160,7 @@ esp_status opened_images_eval(opened_images *images, const esp_model *model,
                               const esp_model *baseline, esp_image_eval_result *result,
                               esp_error *error)
 {
-    const esp_image_set set = {
-        .count = images->list.count, .labels = images->labels, .read = read_image, .user = images};
+    const esp_image_set set = opened_images_set(images);
     const esp_image_eval_options options = {.progress = progress_step,
                                             .user = &images->cli->progress};
     return esp_eval_images(model, baseline, images->processor, &set, &options, result, error);

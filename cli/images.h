@@ -64,6 +64,11 @@ ESP_MUST_CHECK esp_status opened_images_create(cli_state *cli, const char *path,
                                                const loaded_model *model, opened_images **images,
                                                esp_error *error);
 void opened_images_free(opened_images *images);
+/* Images alone: no labels, no model. */
+ESP_MUST_CHECK esp_status opened_images_list(cli_state *cli, const char *path,
+                                             opened_images **images, esp_error *error);
+/* What the library reads of them. */
+esp_image_set opened_images_set(opened_images *images);
 /* A baseline may be NULL. */
 ESP_MUST_CHECK esp_status opened_images_eval(opened_images *images, const esp_model *model,
                                              const esp_model *baseline,

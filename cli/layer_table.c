@@ -213,6 +213,7 @@ static void print_totals(const layer_report *report, const char *out,
                size_count((double)summary->pruned_weights / summary->mask_seconds, rate),
                esp_context_threads(report->cli->context), summary->total_seconds);
     }
+    fputs(report->calibration_text, stdout);
     if (out != NULL) {
         printf("written: %s\n", out);
     } else {
@@ -240,6 +241,10 @@ static esp_status print_json(layer_report *report, const char *out,
                 summary->mask_seconds > 0 ? (double)summary->pruned_weights / summary->mask_seconds
                                           : (double)NAN);
     record_int(&record, "threads", esp_context_threads(report->cli->context));
+    if (report->calibration.json != NULL) {
+        record_child(&record, "calibration", report->calibration);
+        report->calibration = (cli_record){0};
+    }
     if (report->permutation != NULL) {
         record_child(&record, "permutation", permutation_json(report->permutation));
     }
@@ -264,4 +269,5 @@ void layer_report_free(layer_report *report)
 {
     table_free(&report->table);
     record_free(&report->layers);
+    record_free(&report->calibration);
 }

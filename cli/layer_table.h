@@ -70,6 +70,9 @@ typedef struct layer_report {
     size_t other_bytes;
     int64_t mask_weights;               /* weights of layers whose mask was chosen */
     const esp_permutation *permutation; /* NULL: none */
+    /* Of a calibrated pruning; NULL and "" without */
+    cli_record calibration;
+    char calibration_text[512];
 } layer_report;
 
 void layer_report_begin(layer_report *report, cli_state *cli, bool dry_run);

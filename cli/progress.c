@@ -61,10 +61,15 @@ static void draw(cli_progress *progress, double done, double total, const char *
     bar[BAR_WIDTH] = '\0';
     double passed = now - progress->started;
     double rate = passed > 0 ? (done - progress->first_done) / passed : 0;
-    fprintf(stderr, "\r%s%s%s [%s] %3.0f%%  %s of %s %s, %s %s/s\x1b[K",
+    char left[32] = "";
+    if (rate > 0 && total > done && (total - done) / rate < 360000) {
+        long seconds = (long)((total - done) / rate + 0.5);
+        snprintf(left, sizeof left, ", %ld:%02ld left", seconds / 60, seconds % 60);
+    }
+    fprintf(stderr, "\r%s%s%s [%s] %3.0f%%  %s of %s %s, %s %s/s%s\x1b[K",
             progress->colour ? "\x1b[36m" : "", progress->what, progress->colour ? "\x1b[0m" : "",
             bar, 100 * part, size_count(done, a), size_count(total, b), unit, size_count(rate, c),
-            unit);
+            unit, left);
     progress->drawn = true;
     progress->drawn_at = now;
 }

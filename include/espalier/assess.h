@@ -2,6 +2,7 @@
 #ifndef ESPALIER_ASSESS_H
 #define ESPALIER_ASSESS_H
 
+#include <espalier/prune.h>
 #include <espalier/vision.h>
 
 #ifdef __cplusplus
@@ -150,6 +151,84 @@ ESP_MUST_CHECK ESP_API esp_status esp_eval_images(const esp_model *model, const 
                                                   const esp_image_set *set,
                                                   const esp_image_eval_options *options,
                                                   esp_image_eval_result *result, esp_error *error);
+
+/* ---- pruning that knows what layers read ---- */
+
+typedef enum esp_method {
+    ESP_METHOD_MAGNITUDE = 0, /* |w| */
+    ESP_METHOD_SQUARE,        /* w^2 */
+    ESP_METHOD_OBD,           /* ||x||^2 w^2 / 2 (LeCun et al., 1989) */
+    ESP_METHOD_WANDA,         /* |w| ||x|| (Sun et al., arXiv 2306.11695) */
+    ESP_METHOD_RIA,           /* relative importance and activations (Zhang et al., ICLR 2024) */
+    ESP_METHOD_SPARSE_GPT,    /* with updates of what is kept (Frantar and Alistarh, 2301.00774) */
+    ESP_METHOD_OBS /* V:2:M and free panels: columns by second order, one by one, with updates; for
+                      other patterns SparseGPT */
+} esp_method;
+
+/* What the outputs of a pruned layer are to come near to, in SparseGPT and in a refit. */
+typedef enum esp_targets {
+    /* The dense model's; layers that add to the residual stream also make up for what the stream
+     * has lost by then */
+    ESP_TARGETS_STREAM = 0,
+    ESP_TARGETS_DENSE, /* the dense model's */
+    ESP_TARGETS_LAYER  /* those of the layer's own dense weights on the same inputs */
+} esp_targets;
+
+/* Seen once a pruned layer is done. Errors are |W X - Y|^2 / |Y|^2 over the calibration's tokens, Y
+ * being the nearest outputs to the target that any weights give. */
+typedef struct esp_calibrated_layer {
+    const char *name;
+    int64_t tokens, dead_inputs; /* features that are 0 at every token */
+    double masked_error;         /* before the refit; equal to error without one */
+    double error;                /* as stored */
+    int64_t iterations;          /* of the refit; 0: none */
+    double residual;             /* of the refit's rows, the largest, relative */
+} esp_calibrated_layer;
+typedef void (*esp_calibrated_layer_fn)(void *user, const esp_calibrated_layer *layer);
+
+typedef struct esp_calibration_options {
+    /* One of them: text for decoders and encoders, images for models of images. */
+    const char *text;
+    size_t text_bytes;
+    const esp_image_set *images;
+    esp_method method;
+    bool refit;          /* least squares of the kept weights */
+    bool respect;        /* zeros of the weights stay zeros; else many of them are refused */
+    esp_targets targets; /* of SparseGPT and refit */
+    double damping;      /* added to H's diagonal, as a share of its mean; 0: 0.01 */
+    int64_t tokens;      /* at most; 0: 65536 */
+    int64_t context;     /* tokens of a piece of text; 0: min(model context, 2048) */
+    uint64_t seed;       /* of the choice where there is more than `tokens` */
+    esp_calibrated_layer_fn on_layer;
+    void *user;
+} esp_calibration_options;
+
+typedef struct esp_calibration_summary {
+    int64_t samples, tokens; /* pieces of text or images; tokens of all */
+    uint32_t data_crc32c;    /* of the samples as the model takes them: ids or pixels */
+    int64_t widest_in;       /* input features of the widest layer */
+    double tokens_per_input; /* tokens / widest_in */
+    double mean_error;       /* of the pruned layers */
+    double damping;
+    const char *algebra; /* "OpenBLAS" or "plain loops" */
+    double seconds;
+} esp_calibration_summary;
+
+/* "magnitude", "sparsegpt"; "stream"; never NULL. */
+ESP_API const char *esp_method_name(esp_method method);
+ESP_API const char *esp_targets_name(esp_targets targets);
+
+/* esp_prune_checkpoint with masks and values found layer by layer: inputs are those of the model as
+ * pruned so far. The result is the same each time on one machine with one number of threads, by
+ * which the kernels that run the layers are chosen. Two copies of one layer are held, and the
+ * activations of all samples at its beginning, dense and pruned. What no sample reaches (a pooler,
+ * a classifier's head) stays dense. prune->mask: search and scope, the score is the method's. The
+ * options, and what came of them, are recorded in the folder's marker. Refusals: "calibrate.*",
+ * "model.*" and prune's. */
+ESP_MUST_CHECK ESP_API esp_status esp_prune_calibrated(
+    esp_device *device, const char *model_dir, const char *out_dir, const esp_prune_options *prune,
+    const esp_calibration_options *options, esp_prune_summary *summary,
+    esp_calibration_summary *calibration, esp_error *error);
 
 /* ---- verify: what does this folder hold? ---- */
 

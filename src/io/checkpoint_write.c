@@ -153,6 +153,22 @@ esp_status esp_checkpoint_writer_write_sparse(esp_checkpoint_writer *writer, con
     return after_write(writer, write_sparse(writer, name, sparse, error));
 }
 
+esp_status esp_checkpoint_writer_record(esp_checkpoint_writer *writer, const char *name,
+                                        const char *value, esp_error *error)
+{
+    const char *before = writer->target.record != NULL ? writer->target.record : "";
+    esp_buffer text;
+    esp_buffer_init(&text, writer->context);
+    esp_buffer_printf(&text, "%s,\n \"%s\": %s", before, name, value);
+    if (text.failed) {
+        esp_buffer_free(&text);
+        return esp_fail_memory(error, strlen(value), "a record");
+    }
+    esp_release(writer->context, writer->target.record);
+    writer->target.record = text.data;
+    return ESP_OK;
+}
+
 /* ---- finish ---- */
 
 static void print_weight(const esp_promised *weight, esp_buffer *text)

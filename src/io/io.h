@@ -26,6 +26,11 @@ bool esp_checkpoint_is_plain(const esp_checkpoint *checkpoint, int64_t index);
 size_t esp_bitmask_bytes(esp_folder_form form, esp_dtype dtype, int64_t out_features,
                          int64_t in_features, int64_t live);
 
+/* Says in the new folder's marker how it was made: a member `name` with the JSON text `value`,
+ * which readers of the marker pass over. Before finish. */
+ESP_MUST_CHECK esp_status esp_checkpoint_writer_record(esp_checkpoint_writer *writer,
+                                                       const char *name, const char *value,
+                                                       esp_error *error);
 /* A remark that the "quantization_config" of a written folder keeps under a key of its own, as JSON
  * text: known keys are "permutation". Before begin; left out where nothing is compressed. */
 ESP_MUST_CHECK esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char *key,

@@ -19,7 +19,9 @@ void esp_marker_print(const esp_target *target, esp_buffer *text)
         esp_buffer_text(text, i > 0 ? ", " : "");
         esp_buffer_json_string(text, target->files[i]);
     }
-    esp_buffer_text(text, "]}\n");
+    esp_buffer_text(text, "]");
+    esp_buffer_text(text, target->record != NULL ? target->record : "");
+    esp_buffer_text(text, "}\n");
 }
 
 /* inner: the folder that name is in, "" for the outer one. */

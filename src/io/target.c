@@ -393,5 +393,6 @@ void esp_target_close(esp_target *target)
     esp_release(target->context, target->temporary);
     esp_release(target->context, target->path);
     esp_release(target->context, target->parent);
+    esp_release(target->context, target->record);
     *target = (esp_target){.marker = -1};
 }

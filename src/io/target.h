@@ -12,6 +12,7 @@ typedef struct esp_target {
     char *temporary; /* where it grows; NULL when there is none (any more) */
     int marker;      /* open and locked marker file within temporary, or -1 */
     bool force;
+    char *record; /* further members of the marker's JSON object, each after ", "; NULL: none */
     char **files; /* names written so far, "file" or "folder/file", the marker not among them */
     size_t file_count, file_capacity;
 } esp_target;

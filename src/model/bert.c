@@ -177,3 +177,73 @@ esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch,
     size_t bytes = (size_t)(batch->texts * model->info.embedding_size) * sizeof(float);
     return esp_lane_receive(&embedder->lane, batch->vectors, embedder->vectors, bytes, error);
 }
+
+/* ---- layer by layer, on devices whose memory is the host's: a batch is one text ---- */
+
+static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
+                                esp_error *error)
+{
+    esp_embedder *embedder = NULL;
+    ESP_TRY(esp_embedder_create(model, size->tokens, &embedder, error));
+    *runner = embedder;
+    return ESP_OK;
+}
+
+static void release_runner(void *runner)
+{
+    esp_embedder_free(runner);
+}
+
+static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+{
+    (void)runner;
+    return batch->tokens;
+}
+
+static float *stream(void *runner)
+{
+    return ((esp_embedder *)runner)->x;
+}
+
+static esp_bert_batch text_of(const esp_walk_batch *batch)
+{
+    return (esp_bert_batch){
+        .ids = batch->ids, .lengths = &batch->tokens, .texts = 1, .columns = batch->tokens};
+}
+
+static pass pass_of(esp_embedder *embedder, const esp_bert_batch *batch, const esp_tap *tap)
+{
+    pass p = {
+        .embedder = embedder, .batch = batch, .nn = esp_model_nn(embedder->model, &embedder->lane)};
+    p.nn.workspace = embedder->workspace;
+    p.nn.workspace_bytes = embedder->workspace_bytes;
+    p.nn.plans = embedder->plans;
+    p.nn.tap = tap;
+    return p;
+}
+
+static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
+{
+    const esp_bert_batch text = text_of(batch);
+    pass p = pass_of(runner, &text, NULL);
+    ESP_TRY(send_mail(&p, error));
+    return embed(&p, error);
+}
+
+static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
+                                 const esp_tap *tap, esp_error *error)
+{
+    const esp_bert_batch text = text_of(batch);
+    pass p = pass_of(runner, &text, tap);
+    ESP_TRY(send_mail(&p, error));
+    return run_layer(&p, index, error);
+}
+
+const esp_layer_net esp_bert_layers = {.first_part = 1,
+                                       .embedding_part = 0,
+                                       .create = create_runner,
+                                       .release = release_runner,
+                                       .tokens = tokens_of,
+                                       .stream = stream,
+                                       .embed = embed_batch,
+                                       .layer = layer_of_batch};

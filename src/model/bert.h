@@ -74,4 +74,6 @@ typedef struct esp_bert_batch {
 ESP_MUST_CHECK esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch,
                                            esp_error *error);
 
+extern const esp_layer_net esp_bert_layers; /* bert.c */
+
 #endif

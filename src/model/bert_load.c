@@ -224,4 +224,5 @@ const esp_family esp_bert_family = {
     .fold = fold,
     .linear_at = linear_at,
     .release = release,
+    .layers = &esp_bert_layers,
 };

@@ -23,6 +23,7 @@ struct esp_model {
     esp_memory memory;
     int64_t tokens; /* token count that matters most; at least 1 */
     esp_model_info info;
+    bool by_layer; /* layers run alone (walk.c), so a session keeps the cache of one */
 };
 
 /* ---- tensors ---- */
@@ -94,6 +95,24 @@ void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, in
 
 typedef struct esp_image_net esp_image_net; /* vision.h */
 
+/* How the layers of a family run one by one. A runner is what runs whole models of it: a session,
+ * an embedder, a batch of images. */
+typedef struct esp_layer_net {
+    int64_t
+        first_part; /* list_part's number of layer 0; parts before it that hold the embedding: */
+    int64_t embedding_part;
+    esp_status (*create)(const esp_model *model, const esp_walk_size *size, void **runner,
+                         esp_error *error);
+    void (*release)(void *runner);
+    /* Tokens of a batch, as they go through the layers. */
+    int64_t (*tokens)(const void *runner, const esp_walk_batch *batch);
+    /* The stream of activations, [hidden][tokens]. */
+    float *(*stream)(void *runner);
+    esp_status (*embed)(void *runner, const esp_walk_batch *batch, esp_error *error);
+    esp_status (*layer)(void *runner, int64_t index, const esp_walk_batch *batch,
+                        const esp_tap *tap, esp_error *error);
+} esp_layer_net;
+
 struct esp_family {
     const char *model_type; /* of config.json */
     /* What "architectures" may say; NULL-terminated. The first one is meant where it says nothing.
@@ -121,6 +140,7 @@ struct esp_family {
     esp_linear *(*linear_at)(esp_model *model, int64_t number);
     void (*release)(esp_model *model); /* all but parts */
     const esp_image_net *images;       /* NULL: takes no images */
+    const esp_layer_net *layers;
 };
 
 extern const esp_family esp_llama_family, esp_qwen2_family, esp_bert_family;
@@ -143,7 +163,22 @@ void esp_vector_free(const esp_model *model, float *vector);
 /* And back. */
 ESP_MUST_CHECK esp_status esp_vector_read(const esp_model *model, const float *vector,
                                           int64_t count, float *numbers, esp_error *error);
-/* The first half of it: the checks alone. */
+/* The same in steps: checks and the type of computing; one part's tensors; and without them again.
+ */
+ESP_MUST_CHECK esp_status esp_weights_prepare(esp_model *model, const esp_checkpoint *checkpoint,
+                                              esp_error *error);
+ESP_MUST_CHECK esp_status esp_weights_load_part(esp_model *model, const esp_checkpoint *checkpoint,
+                                                int64_t part, esp_error *error);
+void esp_weights_drop_part(esp_model *model, int64_t part);
+/* All that a model is but its weights: config.json, options, names and shapes. */
+ESP_MUST_CHECK esp_status esp_model_prepare(esp_device *device, const esp_checkpoint *checkpoint,
+                                            const esp_model_options *options, esp_model **model,
+                                            esp_error *error);
+/* A part's list, as the loader sees it; *index: its tensors' numbers in the checkpoint. */
+void esp_weights_list(esp_model *model, int64_t part, esp_want_list *list);
+int64_t esp_want_find(const esp_checkpoint *checkpoint, const esp_want *want);
+
+/* The checks alone. */
 ESP_MUST_CHECK esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
                                             esp_error *error);
 

@@ -34,7 +34,7 @@ static const void *mailed(const esp_session *session, size_t at)
 static esp_cache_place place_of(const esp_session *session, int64_t layer)
 {
     size_t step = (size_t)session->cache_step * esp_model_width(session->model);
-    char *keys = (char *)session->cache + 2 * (size_t)layer * step;
+    char *keys = (char *)session->cache + 2 * (size_t)(layer % session->cached) * step;
     return (esp_cache_place){keys, keys + step, (int32_t)session->length,
                              (int32_t)session->capacity};
 }
@@ -118,7 +118,13 @@ static esp_status embed(const pass *p, esp_error *error)
                                      .columns = p->columns,
                                      .x = session->x};
     ESP_TRY(esp_nn_done(p->nn.ops->embed(p->nn.device, p->nn.stream, &embedding), "embed", error));
-    ESP_TRY(show(p, "embed", session->x, error));
+    return show(p, "embed", session->x, error);
+}
+
+static esp_status find_angles(const pass *p, esp_error *error)
+{
+    const esp_session *session = p->session;
+    const esp_llama *llama = session->llama;
     esp_status status = p->nn.ops->rope_angles(
         p->nn.device, p->nn.stream, llama->frequencies, mailed(session, session->mail.positions_at),
         llama->config.head_dim, p->columns, session->cosines, session->sines);
@@ -170,6 +176,7 @@ static esp_status run_layers(void *user, esp_error *error)
 {
     const pass *p = user;
     ESP_TRY(embed(p, error));
+    ESP_TRY(find_angles(p, error));
     for (int64_t index = 0; index < p->session->llama->config.layers; index++) {
         ESP_TRY(run_layer(p, index, error));
     }
@@ -273,3 +280,70 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
     ESP_TRY(send_mail(&p, error));
     return far ? run_far(&p, error) : run_near(&p, error);
 }
+
+/* ---- layer by layer, on devices whose memory is the host's ---- */
+
+static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
+                                esp_error *error)
+{
+    esp_session *session = NULL;
+    ESP_TRY(esp_session_create(model, size->tokens, size->tokens, &session, error));
+    *runner = session;
+    return ESP_OK;
+}
+
+static void release_runner(void *runner)
+{
+    esp_session_free(runner);
+}
+
+static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+{
+    (void)runner;
+    return batch->tokens;
+}
+
+static float *stream(void *runner)
+{
+    return ((esp_session *)runner)->x;
+}
+
+static pass pass_of(esp_session *session, const esp_llama_batch *batch, const esp_tap *tap)
+{
+    pass p = {.session = session,
+              .batch = batch,
+              .nn = esp_model_nn(session->model, &session->lane),
+              .columns = batch->tokens};
+    p.nn.workspace = session->workspace;
+    p.nn.workspace_bytes = session->workspace_bytes;
+    p.nn.plans = session->plans;
+    p.nn.tap = tap;
+    return p;
+}
+
+static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
+{
+    const esp_llama_batch text = {.ids = batch->ids, .tokens = batch->tokens};
+    pass p = pass_of(runner, &text, NULL);
+    ESP_TRY(send_mail(&p, error));
+    return embed(&p, error);
+}
+
+static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
+                                 const esp_tap *tap, esp_error *error)
+{
+    const esp_llama_batch text = {.ids = batch->ids, .tokens = batch->tokens};
+    pass p = pass_of(runner, &text, tap);
+    ESP_TRY(send_mail(&p, error));
+    ESP_TRY(find_angles(&p, error));
+    return run_layer(&p, index, error);
+}
+
+const esp_layer_net esp_llama_layers = {.first_part = 2,
+                                        .embedding_part = 0,
+                                        .create = create_runner,
+                                        .release = release_runner,
+                                        .tokens = tokens_of,
+                                        .stream = stream,
+                                        .embed = embed_batch,
+                                        .layer = layer_of_batch};

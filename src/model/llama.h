@@ -35,6 +35,7 @@ struct esp_session {
     esp_lane lane;
     void *cache;        /* [layers][keys, values][kv_heads][capacity][head_dim] */
     int64_t cache_step; /* elements of one layer's keys */
+    int64_t cached;     /* layers that the cache is of: all, or 1 where they run alone */
     void *scratch;      /* all the following, [features][max_batch] each */
     void *x, *normed, *qkv, *mixed, *inner;
     float *cosines, *sines;
@@ -66,5 +67,7 @@ typedef struct esp_llama_batch {
  * of `session`. */
 ESP_MUST_CHECK esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
                                             esp_error *error);
+
+extern const esp_layer_net esp_llama_layers; /* llama.c */
 
 #endif

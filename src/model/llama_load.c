@@ -263,6 +263,7 @@ static const char *const qwen2_names[] = {"Qwen2ForCausalLM", NULL};
         .parts_bytes = sizeof(esp_llama), .configure = configure, .prepare = prepare,              \
         .part_count = part_count, .list_part = list_part, .stack = stack, .is_spare = is_spare,    \
         .fold = fold, .finish = finish, .linear_at = linear_at, .release = release,                \
+        .layers = &esp_llama_layers,                                                               \
     }
 
 const esp_family esp_llama_family = DECODER("llama", llama_names);

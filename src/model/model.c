@@ -83,12 +83,23 @@ static esp_status read_config(esp_model *model, const esp_checkpoint *checkpoint
     return status;
 }
 
-static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
-                       const esp_model_options *options, esp_error *error)
+static esp_status outline(esp_model *model, const esp_checkpoint *checkpoint,
+                          const esp_model_options *options, esp_error *error)
 {
     ESP_TRY(read_config(model, checkpoint, error));
     ESP_TRY(keep_options(model, options, error));
     ESP_TRY(model->family->prepare(model, checkpoint, error));
+    esp_linear *linear;
+    for (int64_t i = 0; (linear = model->family->linear_at(model, i)) != NULL; i++) {
+        linear->number = i;
+    }
+    return ESP_OK;
+}
+
+static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
+                       const esp_model_options *options, esp_error *error)
+{
+    ESP_TRY(outline(model, checkpoint, options, error));
     ESP_TRY(esp_weights_load(model, checkpoint, options, error));
     if (model->family->finish != NULL) {
         model->family->finish(model);
@@ -97,8 +108,11 @@ static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
     return check_kernels(model, error);
 }
 
-esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
-                          const esp_model_options *options, esp_model **model, esp_error *error)
+typedef esp_status (*make_fn)(esp_model *model, const esp_checkpoint *checkpoint,
+                              const esp_model_options *options, esp_error *error);
+
+static esp_status create(esp_device *device, const esp_checkpoint *checkpoint, make_fn make,
+                         const esp_model_options *options, esp_model **model, esp_error *error)
 {
     const esp_model_options defaults = {0};
     esp_model *made = esp_alloc_zero(device->context, sizeof *made);
@@ -107,13 +121,25 @@ esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
     }
     made->context = device->context;
     made->device = device;
-    esp_status status = load(made, checkpoint, options != NULL ? options : &defaults, error);
+    esp_status status = make(made, checkpoint, options != NULL ? options : &defaults, error);
     if (status != ESP_OK) {
         esp_model_free(made);
         return status;
     }
     *model = made;
     return ESP_OK;
+}
+
+esp_status esp_model_load(esp_device *device, const esp_checkpoint *checkpoint,
+                          const esp_model_options *options, esp_model **model, esp_error *error)
+{
+    return create(device, checkpoint, load, options, model, error);
+}
+
+esp_status esp_model_prepare(esp_device *device, const esp_checkpoint *checkpoint,
+                             const esp_model_options *options, esp_model **model, esp_error *error)
+{
+    return create(device, checkpoint, outline, options, model, error);
 }
 
 esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,

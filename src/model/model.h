@@ -4,6 +4,8 @@
 
 #include <espalier/model.h>
 
+#include "model/walk.h"
+
 /* The context that the model's device was opened from. */
 esp_context *esp_model_context(const esp_model *model);
 

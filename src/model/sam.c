@@ -71,8 +71,9 @@ static esp_status take_attention(esp_vision *vision, esp_error *error)
     size_t most = 0;
     for (int64_t i = 0; i < sam->config.layers; i++) {
         bool global = sam->global[i];
+        int64_t held = vision->model->by_layer ? 0 : i; /* its tables say that all have some */
         size_t bytes = esp_vision_attention_bytes(
-            vision, &sam->layers[i],
+            vision, &sam->layers[held],
             vision->max_images * (global ? vision->pitch : vision->windowed),
             global ? vision->tokens : sam->window * sam->window,
             global ? vision->pitch : window_pitch(vision), global ? vision->columns : sam->window);
@@ -168,6 +169,14 @@ static esp_status attend_in_windows(const esp_vision_pass *pass, const esp_image
                              true, vision->x, error);
 }
 
+static esp_status embed(const esp_vision_pass *pass, esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
+    const esp_sam *sam = sam_of(vision);
+    ESP_TRY(esp_vision_embed(pass, &sam->patches, 0, error));
+    return esp_vision_show(pass, "embed", vision->x, sam->config.hidden, error);
+}
+
 static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
@@ -215,8 +224,7 @@ static esp_status run(const esp_vision_pass *pass, esp_error *error)
     const esp_sam *sam = sam_of(vision);
     const esp_nn *nn = &pass->nn;
     int64_t count = sam->channels * pass->columns;
-    ESP_TRY(esp_vision_embed(pass, &sam->patches, 0, error));
-    ESP_TRY(esp_vision_show(pass, "embed", vision->x, sam->config.hidden, error));
+    ESP_TRY(embed(pass, error));
     for (int64_t index = 0; index < sam->config.layers; index++) {
         ESP_TRY(run_layer(pass, index, error));
     }
@@ -257,4 +265,6 @@ const esp_image_net esp_sam_net = {.measure = measure,
                                    .run = run,
                                    .output_floats = output_floats,
                                    .deliver = deliver,
-                                   .output_shape = output_shape};
+                                   .output_shape = output_shape,
+                                   .embed = embed,
+                                   .layer = run_layer};

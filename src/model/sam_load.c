@@ -276,7 +276,8 @@ static const char *const alone[] = {"SamVisionModel", NULL};
 #define FAMILY                                                                                     \
     .kind = ESP_MODEL_IMAGE_ENCODER, .parts_bytes = sizeof(esp_sam), .configure = configure,       \
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .is_spare = is_spare,    \
-    .fold = fold, .linear_at = linear_at, .release = release, .images = &esp_sam_net
+    .fold = fold, .linear_at = linear_at, .release = release, .images = &esp_sam_net,              \
+    .layers = &esp_vision_layers
 
 const esp_family esp_sam_family = {.model_type = "sam", .architectures = whole, FAMILY};
 const esp_family esp_sam_vision_family = {

@@ -42,7 +42,7 @@ esp_status esp_product_workspace_at(const esp_model *model, const int64_t *token
     int count = 0;
     *bytes = 0;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        bool known = false;
+        bool known = linear->weight == NULL; /* not held now: it is like another layer's */
         for (int k = 0; k < count && !known; k++) {
             known = runs_alike(model, seen[k], linear);
         }

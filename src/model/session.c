@@ -32,9 +32,10 @@ static esp_status take_cache(esp_session *session, esp_error *error)
 {
     const esp_llama_config *config = &session->llama->config;
     size_t step, elements;
+    session->cached = session->model->by_layer ? 1 : config->layers;
     if (!esp_mul_size((size_t)(config->kv_heads * config->head_dim), (size_t)session->capacity,
                       &step) ||
-        !esp_mul_size(step, 2 * (size_t)config->layers, &elements)) {
+        !esp_mul_size(step, 2 * (size_t)session->cached, &elements)) {
         return esp_fail_memory(error, SIZE_MAX, "a KV cache");
     }
     session->cache_step = (int64_t)step;

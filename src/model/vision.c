@@ -249,6 +249,72 @@ const char *esp_model_label(const esp_model *model, int64_t index)
     return net != NULL && net->label != NULL ? net->label(model, index) : NULL;
 }
 
+/* ---- layer by layer, on devices whose memory is the host's ---- */
+
+static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
+                                esp_error *error)
+{
+    esp_vision *vision = NULL;
+    ESP_TRY(esp_vision_create(model, size->height, size->width, size->images, &vision, error));
+    *runner = vision;
+    return ESP_OK;
+}
+
+static void release_runner(void *runner)
+{
+    esp_vision_free(runner);
+}
+
+static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+{
+    return batch->images * ((const esp_vision *)runner)->pitch;
+}
+
+static float *stream(void *runner)
+{
+    return ((esp_vision *)runner)->x;
+}
+
+static esp_vision_pass pass_of(esp_vision *vision, const esp_walk_batch *batch, const esp_tap *tap)
+{
+    esp_vision_pass pass = {.vision = vision,
+                            .nn = esp_model_nn(vision->model, &vision->lane),
+                            .images = batch->images,
+                            .columns = batch->images * vision->pitch,
+                            .pixels = batch->pixels};
+    pass.nn.workspace = vision->workspace;
+    pass.nn.workspace_bytes = vision->workspace_bytes;
+    pass.nn.plans = vision->plans;
+    pass.nn.tap = tap;
+    return pass;
+}
+
+static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
+{
+    esp_vision *vision = runner;
+    const esp_vision_pass pass = pass_of(vision, batch, NULL);
+    ESP_TRY(lay_out(vision, batch->images, error));
+    return vision->model->family->images->embed(&pass, error);
+}
+
+static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
+                                 const esp_tap *tap, esp_error *error)
+{
+    esp_vision *vision = runner;
+    const esp_vision_pass pass = pass_of(vision, batch, tap);
+    ESP_TRY(lay_out(vision, batch->images, error));
+    return vision->model->family->images->layer(&pass, index, error);
+}
+
+const esp_layer_net esp_vision_layers = {.first_part = 1,
+                                         .embedding_part = 0,
+                                         .create = create_runner,
+                                         .release = release_runner,
+                                         .tokens = tokens_of,
+                                         .stream = stream,
+                                         .embed = embed_batch,
+                                         .layer = layer_of_batch};
+
 /* ---- steps ---- */
 
 esp_status esp_vision_show(const esp_vision_pass *pass, const char *name, const void *data,

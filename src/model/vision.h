@@ -103,9 +103,14 @@ struct esp_image_net {
     void (*deliver)(const esp_vision *vision, int64_t images, const float *from, float *output);
     void (*output_shape)(const esp_model *model, int *rank, int64_t *shape);
     const char *(*label)(const esp_model *model, int64_t index);
+    /* The two steps of run that end with x: its beginning, and one layer. */
+    esp_status (*embed)(const esp_vision_pass *pass, esp_error *error);
+    esp_status (*layer)(const esp_vision_pass *pass, int64_t index, esp_error *error);
 };
 
 extern const esp_family esp_vit_family, esp_deit_family, esp_sam_family, esp_sam_vision_family;
+
+extern const esp_layer_net esp_vision_layers; /* vision.c */
 
 /* ---- steps that networks share ---- */
 

@@ -144,6 +144,14 @@ static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
     return ESP_OK;
 }
 
+static esp_status embed(const esp_vision_pass *pass, esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
+    const esp_vit *vit = vit_of(vision);
+    ESP_TRY(esp_vision_embed(pass, &vit->patches, vit->specials, error));
+    return esp_vision_show(pass, "embed", vision->x, vit->config.hidden, error);
+}
+
 static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
@@ -184,8 +192,7 @@ static esp_status run(const esp_vision_pass *pass, esp_error *error)
     const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
     int64_t hidden = vit->config.hidden;
-    ESP_TRY(esp_vision_embed(pass, &vit->patches, vit->specials, error));
-    ESP_TRY(esp_vision_show(pass, "embed", vision->x, hidden, error));
+    ESP_TRY(embed(pass, error));
     for (int64_t index = 0; index < vit->config.layers; index++) {
         ESP_TRY(run_layer(pass, index, error));
     }
@@ -226,4 +233,6 @@ const esp_image_net esp_vit_net = {.any_size = true,
                                    .output_floats = output_floats,
                                    .deliver = deliver,
                                    .output_shape = output_shape,
-                                   .label = label};
+                                   .label = label,
+                                   .embed = embed,
+                                   .layer = run_layer};

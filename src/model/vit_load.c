@@ -279,7 +279,7 @@ static const char *const deit_architectures[] = {"DeiTForImageClassification",
     .kind = ESP_MODEL_CLASSIFIER, .parts_bytes = sizeof(esp_vit), .configure = configure,          \
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .stack = stack,          \
     .is_spare = is_spare, .fold = fold, .linear_at = linear_at, .release = release,                \
-    .images = &esp_vit_net
+    .images = &esp_vit_net, .layers = &esp_vision_layers
 
 const esp_family esp_vit_family = {.model_type = "vit", .architectures = vit_architectures, FAMILY};
 const esp_family esp_deit_family = {

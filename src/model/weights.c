@@ -136,7 +136,7 @@ void esp_want_table(esp_want_list *list, const char *name, int64_t rows, int64_t
     want->table = view;
 }
 
-static void list_part(esp_model *model, int64_t part, esp_want_list *list)
+void esp_weights_list(esp_model *model, int64_t part, esp_want_list *list)
 {
     list->count = 0;
     list->prefix[0] = '\0';
@@ -145,7 +145,7 @@ static void list_part(esp_model *model, int64_t part, esp_want_list *list)
 
 /* ---- checking ---- */
 
-static int64_t find(const esp_checkpoint *checkpoint, const esp_want *want)
+int64_t esp_want_find(const esp_checkpoint *checkpoint, const esp_want *want)
 {
     int64_t index = esp_checkpoint_find(checkpoint, want->name);
     return index >= 0 || want->old_name[0] == '\0'
@@ -169,7 +169,7 @@ static esp_status check_one(const esp_checkpoint *checkpoint, const esp_want *wa
 {
     char expected[96], found[160];
     esp_shape_print(want->rank, want->shape, expected, sizeof expected);
-    int64_t index = find(checkpoint, want);
+    int64_t index = esp_want_find(checkpoint, want);
     if (index < 0) {
         return missing(checkpoint, want, expected, error);
     }
@@ -226,7 +226,7 @@ esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
     esp_status status = ESP_OK;
     for (int64_t part = 0; part < parts && status == ESP_OK; part++) {
         esp_want_list list;
-        list_part(model, part, &list);
+        esp_weights_list(model, part, &list);
         for (int i = 0; i < list.count && status == ESP_OK; i++) {
             status = check_one(checkpoint, &list.wants[i], used, error);
         }
@@ -433,16 +433,16 @@ static esp_status read_vector(esp_model *model, const esp_checkpoint *checkpoint
     return status;
 }
 
-static esp_status read_part(esp_model *model, const esp_checkpoint *checkpoint, int64_t part,
-                            esp_error *error)
+esp_status esp_weights_load_part(esp_model *model, const esp_checkpoint *checkpoint, int64_t part,
+                                 esp_error *error)
 {
     esp_want_list list;
-    list_part(model, part, &list);
+    esp_weights_list(model, part, &list);
     for (int matrices = 0; matrices < 2; matrices++) { /* a bias belongs to the product */
         for (int i = 0; i < list.count; i++) {
             const esp_want *want = &list.wants[i];
             bool matrix = want->role != ESP_ROLE_VECTOR;
-            int64_t index = find(checkpoint, want);
+            int64_t index = esp_want_find(checkpoint, want);
             if (matrix == (matrices == 1)) {
                 ESP_TRY(matrix ? read_matrix(model, checkpoint, index, want, error)
                                : read_vector(model, checkpoint, index, want, error));
@@ -457,7 +457,7 @@ static esp_status read_all(esp_model *model, const esp_checkpoint *checkpoint,
 {
     int64_t parts = model->family->part_count(model);
     for (int64_t part = 0; part < parts; part++) {
-        ESP_TRY(read_part(model, checkpoint, part, error));
+        ESP_TRY(esp_weights_load_part(model, checkpoint, part, error));
         if (options->progress != NULL &&
             !options->progress(options->user, "load", (double)(part + 1), (double)parts,
                                "layers")) {
@@ -473,10 +473,11 @@ static esp_dtype weight_type(esp_model *model, const esp_checkpoint *checkpoint)
     int64_t parts = model->family->part_count(model);
     for (int64_t part = 0; part < parts; part++) {
         esp_want_list list;
-        list_part(model, part, &list);
+        esp_weights_list(model, part, &list);
         for (int i = 0; i < list.count; i++) {
             if (list.wants[i].inner) {
-                return esp_checkpoint_get(checkpoint, find(checkpoint, &list.wants[i])).dtype;
+                return esp_checkpoint_get(checkpoint, esp_want_find(checkpoint, &list.wants[i]))
+                    .dtype;
             }
         }
     }
@@ -507,8 +508,7 @@ static void choose_types(esp_model *model, const esp_checkpoint *checkpoint)
     }
 }
 
-esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
-                            const esp_model_options *options, esp_error *error)
+esp_status esp_weights_prepare(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
     ESP_TRY(esp_weights_check(model, checkpoint, error));
     choose_types(model, checkpoint);
@@ -519,7 +519,30 @@ esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
     for (int64_t i = 0; (linear = model->family->linear_at(model, i)) != NULL; i++) {
         linear->number = i;
     }
+    return ESP_OK;
+}
+
+esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
+                            const esp_model_options *options, esp_error *error)
+{
+    ESP_TRY(esp_weights_prepare(model, checkpoint, error));
     return read_all(model, checkpoint, options, error);
+}
+
+void esp_weights_drop_part(esp_model *model, int64_t part)
+{
+    esp_want_list list;
+    esp_weights_list(model, part, &list);
+    for (int i = 0; i < list.count; i++) {
+        const esp_want *want = &list.wants[i];
+        if (want->role == ESP_ROLE_VECTOR) {
+            esp_vector_free(model, *want->vector);
+            *want->vector = NULL;
+        } else {
+            esp_packed_free(*want->weight);
+            *want->weight = NULL;
+        }
+    }
 }
 
 void esp_vector_free(const esp_model *model, float *vector)

@@ -91,6 +91,9 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                           esp_error *error)
 {
     esp_plan_slot once = {.tokens = 0};
+    if (nn->tap != NULL) {
+        ESP_TRY(nn->tap->see(nn->tap->user, linear, call, error));
+    }
     esp_plan_slot *slot =
         nn->plans != NULL ? &nn->plans[2 * linear->number + (call->tokens != 1)] : &once;
     if (slot->tokens != call->tokens) {

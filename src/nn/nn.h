@@ -57,6 +57,16 @@ ESP_MUST_CHECK esp_status esp_mail_send(esp_lane *lane, const esp_mail *mail, si
 
 /* ---- what every layer needs to run ---- */
 
+struct esp_linear;
+struct esp_linear_call;
+
+/* Looks at each product before it runs; a failure ends the call that it is part of. */
+typedef struct esp_tap {
+    esp_status (*see)(void *user, const struct esp_linear *linear,
+                      const struct esp_linear_call *call, esp_error *error);
+    void *user;
+} esp_tap;
+
 /* `workspace` fits the largest product of the session. */
 typedef struct esp_nn {
     esp_device *device;
@@ -67,6 +77,7 @@ typedef struct esp_nn {
     void *workspace;
     size_t workspace_bytes;      /* fits what predictions choose, whatever is measured meanwhile */
     struct esp_plan_slot *plans; /* two per linear layer, by its number; NULL: plan every call */
+    const esp_tap *tap;          /* NULL: nobody looks */
 } esp_nn;
 
 /* A plan that was made before: slot 0 of a layer for one token, slot 1 for the last other count. */

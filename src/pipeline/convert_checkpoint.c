@@ -6,7 +6,7 @@
 #include "io/io.h"
 #include "pipeline/rewrite.h"
 
-static esp_status encode_as_it_is(esp_rewrite *rewrite, const esp_choice *choice,
+static esp_status encode_as_it_is(esp_rewrite *rewrite, esp_choice *choice,
                                   const esp_weight_info *weight, const esp_tensor *dense,
                                   esp_sparse **sparse, esp_mask_report *report, esp_error *error)
 {

@@ -2,7 +2,7 @@
 #include "pipeline/rewrite.h"
 #include "prune/prune.h"
 
-static esp_status mask_and_encode(esp_rewrite *rewrite, const esp_choice *choice,
+static esp_status mask_and_encode(esp_rewrite *rewrite, esp_choice *choice,
                                   const esp_weight_info *weight, const esp_tensor *dense,
                                   esp_sparse **sparse, esp_mask_report *report, esp_error *error)
 {

@@ -193,11 +193,33 @@ static esp_status rewrite_all(esp_rewrite *rewrite, esp_checkpoint_writer *write
         total += weights_of(rewrite, i);
     }
     for (int64_t i = 0; i < count; i++) {
+        int64_t index = rewrite->order != NULL ? rewrite->order[i] : i;
         ESP_TRY(step(rewrite, done, total, error));
-        ESP_TRY(rewrite_tensor(rewrite, i, writer, error));
-        done += weights_of(rewrite, i);
+        ESP_TRY(rewrite_tensor(rewrite, index, writer, error));
+        done += weights_of(rewrite, index);
     }
     return step(rewrite, done, total, error);
+}
+
+/* How it was made, for the marker. */
+static esp_status record(const esp_rewrite *rewrite, esp_checkpoint_writer *writer,
+                         esp_error *error)
+{
+    const esp_layer_maker *maker = rewrite->maker;
+    if (maker == NULL) {
+        return ESP_OK;
+    }
+    esp_buffer json;
+    esp_buffer_init(&json, rewrite->context);
+    esp_status status = maker->record(maker->user, &json, error);
+    if (status == ESP_OK && json.failed) {
+        status = esp_fail_memory(error, json.length, "a record");
+    }
+    if (status == ESP_OK) {
+        status = esp_checkpoint_writer_record(writer, maker->record_name, json.data, error);
+    }
+    esp_buffer_free(&json);
+    return status;
 }
 
 static esp_status note_permutation(const esp_rewrite *rewrite, esp_checkpoint_writer *writer,
@@ -227,6 +249,7 @@ static esp_status write_all(esp_rewrite *rewrite, esp_checkpoint_writer *writer,
     }
     ESP_TRY(esp_checkpoint_writer_begin(writer, error));
     ESP_TRY(rewrite_all(rewrite, writer, error));
+    ESP_TRY(record(rewrite, writer, error));
     return esp_checkpoint_writer_finish(writer, error);
 }
 

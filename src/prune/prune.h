@@ -7,8 +7,13 @@
 
 #include "base/base.h"
 #include "format/format.h"
+#include "prune/calibrated.h"
 #include "tensor/tensor.h"
 
+/* What a mask that was chosen elsewhere keeps of dense. */
+ESP_MUST_CHECK esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,
+                                             const esp_pattern *pattern, esp_mask *mask,
+                                             esp_mask_report *report, esp_error *error);
 /* Whether masks by these options carry a row order for a weight of `out` rows. */
 bool esp_prune_stores_rows(const esp_mask_options *options, const esp_pattern *pattern,
                            int64_t out);

@@ -141,6 +141,19 @@ static double log_diversity(const esp_prune_job *prune)
     return whole + (rest > 0 ? log_choices(prune->out, panels, rest) : 0);
 }
 
+esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,
+                              const esp_pattern *pattern, esp_mask *mask, esp_mask_report *report,
+                              esp_error *error)
+{
+    const esp_prune_job job = {.context = context,
+                               .dense = dense,
+                               .pattern = pattern,
+                               .out = dense->shape[0],
+                               .in = dense->shape[1],
+                               .mask = mask};
+    return esp_mask_judge(&job, report, error);
+}
+
 esp_status esp_mask_judge(const esp_prune_job *prune, esp_mask_report *report, esp_error *error)
 {
     double share = 1;

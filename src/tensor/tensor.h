@@ -5,6 +5,7 @@
 #include <espalier/tensor.h>
 
 #include "base/base.h"
+#include "tensor/algebra.h"
 
 /* Bytes of one element of a whole-byte dtype. */
 static inline size_t esp_dtype_bytes(esp_dtype dtype)

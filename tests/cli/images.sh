@@ -18,6 +18,11 @@ json '$j->{images}[0]{top}[0]{probability} > $j->{images}[0]{top}[1]{probability
 t "run images on ref" 0 run "$glyphs" letter.png --device ref --compute f32 --json
 json '$j->{device} eq "ref" && $j->{images}[0]{top}[0]{label} eq "A"'
 t "run images, explained" 0 run "$glyphs" letter.png --explain; err_has '^chosen: matmul_'
+t "prune a classifier, calibrated" 0 prune "$glyphs" -p 2:4 -o gc --calibrate "$glyphs/sample" --method wanda -q
+t "verify the classifier" 0 verify gc --strict -q
+printf '%s\tA\n' "$images/truncated.png" >damaged.tsv
+t "prune a classifier with a damaged image" 3 prune "$glyphs" -p 2:4 -o gd -q \
+    --calibrate damaged.tsv --method wanda; err_has '\[image\.'
 t "no image" 3 run "$glyphs" nothing.png; err_has '\[image.unreadable\]'; one_line_err
 t "a truncated image" 3 run "$glyphs" "$images/truncated.png"; err_has '\[image.damaged\]'; quiet_out
 t "a truncated photo, JSON" 3 run "$glyphs" letter.png "$images/truncated.jpg" --json

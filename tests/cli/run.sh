@@ -186,6 +186,28 @@ for pattern in unstructured@0.7 block:4x8@0.5 rows@0.5 cols@0.5; do
         ok || bad "cpu and ref differ"
 done
 t "an unknown scope" 2 prune plain -p unstructured@0.7 -o x --scope all
+# With calibration: 3000 words are enough for a model of this size.
+awk 'BEGIN { srand(3); for (i = 0; i < 3000; i++) printf "w%d ", int(rand() * 100) }' >words.txt
+t "prune, calibrated" 0 prune plain -p 16:2:8 -o pc --calibrate words.txt --refit; quiet_err
+out_has 'error 0\.[0-9]+, 0\.[0-9]+ before the refit'; out_has '^calibrated: sparsegpt with refit, targets stream'
+t "verify what was calibrated" 0 verify pc --strict -q
+t "prune, calibrated, JSON" 0 prune plain -p 2:4 -o pc --force --calibrate words.txt --method wanda --json
+json '$j->{calibration}{method} eq "wanda" && $j->{calibration}{tokens} > 1000'
+json '@{$j->{calibration}{layers}} == 14 && $j->{calibration}{layers}[0]{error} > 0'
+json '$j->{calibration}{data_crc32c} =~ /^[0-9a-f]{8}$/'
+t "prune, few calibration tokens" 0 prune plain -p 2:4 -o pc --force -c words.txt --calibrate-tokens 512
+err_has '20 are wanted'
+t "prune: text too short to calibrate" 2 prune plain -p 2:4 -o pd -c empty.txt; err_has '\[calibrate.too_short\]'
+t "prune: text that is not there" 3 prune plain -p 2:4 -o pd -c nothing.txt; one_line_err
+t "prune: refit of nothing" 2 prune plain -p 2:4 -o pd --refit; err_has 'needs --calibrate'
+t "prune: score and calibration" 2 prune plain -p 2:4 -o pd -c words.txt --score square
+err_has -- '--method in place of --score'
+t "prune: wrong method" 2 prune plain -p 2:4 -o pd -c words.txt --method best; err_has 'sparsegpt'
+t "convert what was calibrated" 0 convert pc --dense -o pz
+t "prune what has zeros" 2 prune pz -p 2:4 -o pd -c words.txt; err_has '\[calibrate.already_pruned\]'
+t "prune what has zeros, kept" 0 prune pz -p 2:4 -o pd -c words.txt --respect --refit
+t "prune an encoder, calibrated" 0 prune bert -p 16:2:8 -o pe -c words.txt --method obd
+out_has '12 of 13 linear layers'; out_has 'not reached by calibration'
 t "prune into a folder that is not there" 2 prune plain -p 2:4 -o nowhere/x; err_has 'checkpoint.no_parent'
 t "prune where nothing can be written" 1 prune plain -p 2:4 -o /proc/x
 no_leftovers

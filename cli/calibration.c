@@ -1,0 +1,128 @@
+/* The data of a calibration, and its results as text and JSON. */
+#include "calibration.h"
+
+#include <math.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <sys/stat.h>
+
+#include "images.h"
+#include "load.h"
+
+const char *const calibration_methods[] = {"magnitude", "square",    "obd", "wanda",
+                                           "ria",       "sparsegpt", "obs", NULL};
+const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
+
+typedef struct calibration_job {
+    cli_state *cli;
+    const calibration_args *args;
+    layer_report *report;
+    char *text;
+    size_t length;
+    opened_images *images;
+    cli_record layers;
+    esp_calibration_summary summary;
+} calibration_job;
+
+/* Models of images have a preprocessor and no tokenizer. */
+static bool takes_images(const char *model)
+{
+    char file[4096];
+    struct stat known;
+    snprintf(file, sizeof file, "%s/tokenizer.json", model);
+    bool tokenizer = stat(file, &known) == 0;
+    snprintf(file, sizeof file, "%s/preprocessor_config.json", model);
+    return !tokenizer && stat(file, &known) == 0;
+}
+
+static void add_layer(void *user, const esp_calibrated_layer *layer)
+{
+    calibration_job *job = user;
+    cli_record record = record_object();
+    record_text(&record, "name", layer->name);
+    record_int(&record, "tokens", layer->tokens);
+    record_int(&record, "dead_inputs", layer->dead_inputs);
+    record_real(&record, "masked_error", layer->masked_error);
+    record_real(&record, "error", layer->error);
+    record_int(&record, "iterations", layer->iterations);
+    record_real(&record, "residual", layer->residual);
+    record_add(&job->layers, record);
+}
+
+static void keep_results(calibration_job *job)
+{
+    const esp_calibration_summary *summary = &job->summary;
+    const calibration_args *args = job->args;
+    layer_report *report = job->report;
+    char crc[16];
+    snprintf(crc, sizeof crc, "%08x", (unsigned)summary->data_crc32c);
+    cli_record record = record_object();
+    record_text(&record, "path", args->path);
+    record_text(&record, "method", calibration_methods[args->method]);
+    record_bool(&record, "refit", args->refit);
+    record_text(&record, "targets", calibration_targets[args->targets]);
+    record_int(&record, "samples", summary->samples);
+    record_int(&record, "tokens", summary->tokens);
+    record_real(&record, "tokens_per_input", summary->tokens_per_input);
+    record_text(&record, "data_crc32c", crc);
+    record_int(&record, "seed", args->seed);
+    record_real(&record, "damping", summary->damping);
+    record_real(&record, "mean_error", summary->mean_error);
+    record_text(&record, "algebra", summary->algebra);
+    record_real(&record, "seconds", summary->seconds);
+    record_child(&record, "layers", job->layers);
+    job->layers = (cli_record){0};
+    report->calibration = record;
+    snprintf(report->calibration_text, sizeof report->calibration_text,
+             "calibrated: %s%s, targets %s, %lld samples, %lld tokens (%.1f for each input of the "
+             "widest layer), crc32c %s, seed %lld, damping %g, by %s\n"
+             "mean error of outputs: %.4g of their square; %.1f s\n",
+             calibration_methods[args->method], args->refit ? " with refit" : "",
+             calibration_targets[args->targets], (long long)summary->samples,
+             (long long)summary->tokens, summary->tokens_per_input, crc, (long long)args->seed,
+             summary->damping, summary->algebra, summary->mean_error, summary->seconds);
+}
+
+static esp_status run(calibration_job *job, const char *out, const esp_prune_options *prune,
+                      esp_prune_summary *summary, esp_error *error)
+{
+    cli_state *cli = job->cli;
+    const calibration_args *args = job->args;
+    esp_calibration_options options = {.method = (esp_method)args->method,
+                                       .refit = args->refit,
+                                       .respect = args->respect,
+                                       .targets = (esp_targets)args->targets,
+                                       .damping = args->damping,
+                                       .tokens = args->tokens,
+                                       .context = args->context,
+                                       .seed = (uint64_t)args->seed,
+                                       .on_layer = add_layer,
+                                       .user = job};
+    esp_image_set set;
+    TRY(cli_open_device(cli, error));
+    if (takes_images(cli->operands[0])) {
+        TRY(opened_images_list(cli, args->path, &job->images, error));
+        set = opened_images_set(job->images);
+        options.images = &set;
+    } else {
+        TRY(load_text(args->path, &job->text, &job->length, error));
+        options.text = job->text;
+        options.text_bytes = job->length;
+    }
+    TRY(esp_prune_calibrated(cli->device, cli->operands[0], out, prune, &options, summary,
+                             &job->summary, error));
+    keep_results(job);
+    return ESP_OK;
+}
+
+esp_status prune_calibrated(cli_state *cli, const calibration_args *args, const char *out,
+                            const esp_prune_options *prune, layer_report *report,
+                            esp_prune_summary *summary, esp_error *error)
+{
+    calibration_job job = {.cli = cli, .args = args, .report = report, .layers = record_list()};
+    esp_status status = run(&job, out, prune, summary, error);
+    record_free(&job.layers);
+    opened_images_free(job.images);
+    free(job.text);
+    return status;
+}

@@ -1,0 +1,95 @@
+/* prune --calibrate: options, data and what is shown of it. */
+#ifndef CLI_CALIBRATION_H
+#define CLI_CALIBRATION_H
+
+#include <stddef.h>
+
+#include "cli.h"
+#include "layer_table.h"
+
+typedef struct calibration_args {
+    const char *path;    /* NULL: without */
+    int method, targets; /* esp_method, esp_targets */
+    bool refit, respect;
+    double damping;
+    int64_t tokens, context, seed;
+} calibration_args;
+
+extern const char *const calibration_methods[], *const calibration_targets[];
+
+/* Entries of an option table for the struct `type` that holds a calibration_args named
+ * `calibration`. */
+#define CALIBRATION_FIELD(type, member) offsetof(type, calibration.member)
+#define CALIBRATION_OPTIONS(type)                                                                  \
+    {.name = "calibrate",                                                                          \
+     .letter = 'c',                                                                                \
+     .kind = OPTION_TEXT,                                                                          \
+     .offset = CALIBRATION_FIELD(type, path),                                                      \
+     .argument = "PATH",                                                                           \
+     .help = "look at what layers read: a text, for models of images a folder or an index of "     \
+             "them"},                                                                              \
+        {.name = "method",                                                                         \
+         .letter = 'm',                                                                            \
+         .kind = OPTION_CHOICE,                                                                    \
+         .offset = CALIBRATION_FIELD(type, method),                                                \
+         .argument = "METHOD",                                                                     \
+         .help = "with --calibrate: how masks are chosen",                                         \
+         .fallback = "sparsegpt",                                                                  \
+         .choices = calibration_methods},                                                          \
+        {.name = "refit",                                                                          \
+         .kind = OPTION_FLAG,                                                                      \
+         .offset = CALIBRATION_FIELD(type, refit),                                                 \
+         .help = "with --calibrate: least squares of the kept weights against the dense outputs"}, \
+        {.name = "targets",                                                                        \
+         .kind = OPTION_CHOICE,                                                                    \
+         .offset = CALIBRATION_FIELD(type, targets),                                               \
+         .argument = "TARGETS",                                                                    \
+         .help = "with --calibrate: what outputs are to come near to: the dense model's, making "  \
+                 "up for what the residual stream has lost; the dense model's; or those of the "   \
+                 "layer's dense weights on the pruned model's inputs",                             \
+         .fallback = "stream",                                                                     \
+         .choices = calibration_targets},                                                          \
+        {.name = "respect",                                                                        \
+         .kind = OPTION_FLAG,                                                                      \
+         .offset = CALIBRATION_FIELD(type, respect),                                               \
+         .help = "with --calibrate: zeros of the weights stay zeros"},                             \
+        {.name = "damping",                                                                        \
+         .kind = OPTION_NUMBER,                                                                    \
+         .offset = CALIBRATION_FIELD(type, damping),                                               \
+         .argument = "D",                                                                          \
+         .help = "with --calibrate: added to the second moments' diagonal, as a share of its "     \
+                 "mean; 0: 0.01",                                                                  \
+         .fallback = "0",                                                                          \
+         .least = 0,                                                                               \
+         .most = 100},                                                                             \
+        {.name = "calibrate-tokens",                                                               \
+         .kind = OPTION_INTEGER,                                                                   \
+         .offset = CALIBRATION_FIELD(type, tokens),                                                \
+         .argument = "N",                                                                          \
+         .help = "with --calibrate: tokens to look at; 0: at most 65536",                          \
+         .fallback = "0",                                                                          \
+         .least = 0,                                                                               \
+         .most = INT32_MAX},                                                                       \
+        {.name = "calibrate-context",                                                              \
+         .kind = OPTION_INTEGER,                                                                   \
+         .offset = CALIBRATION_FIELD(type, context),                                               \
+         .argument = "N",                                                                          \
+         .help = "with --calibrate: tokens of a piece of text; 0: the model's context, at most "   \
+                 "2048",                                                                           \
+         .fallback = "0",                                                                          \
+         .least = 0,                                                                               \
+         .most = INT32_MAX},                                                                       \
+    {                                                                                              \
+        .name = "seed", .kind = OPTION_INTEGER, .offset = CALIBRATION_FIELD(type, seed),           \
+        .argument = "N",                                                                           \
+        .help = "with --calibrate: chooses the samples where there are more than are looked at",   \
+        .fallback = "0", .least = 0, .most = INT64_MAX                                             \
+    }
+
+/* esp_prune_calibrated with what args say. */
+ESP_MUST_CHECK esp_status prune_calibrated(cli_state *cli, const calibration_args *args,
+                                           const char *out, const esp_prune_options *prune,
+                                           layer_report *report, esp_prune_summary *summary,
+                                           esp_error *error);
+
+#endif

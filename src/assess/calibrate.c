@@ -1,0 +1,310 @@
+/* Pruning a whole folder with calibration: the pipeline asks for one layer after the other in the
+ * order of the walk, and gets mask and values. */
+#include <math.h>
+#include <stdio.h>
+
+#include "assess/calibrate.h"
+
+#define ALREADY_PRUNED 0.25 /* share of zeros that is no accident */
+
+static const char *const method_names[] = {"magnitude", "square",    "obd", "wanda",
+                                           "ria",       "sparsegpt", "obs"};
+static const char *const targets_names[] = {"stream", "dense", "layer"};
+
+const char *esp_method_name(esp_method method)
+{
+    return (unsigned)method < (unsigned)ESP_COUNT(method_names) ? method_names[method] : "unknown";
+}
+
+const char *esp_targets_name(esp_targets targets)
+{
+    return (unsigned)targets < (unsigned)ESP_COUNT(targets_names) ? targets_names[targets]
+                                                                  : "unknown";
+}
+
+/* ---- what can be made ---- */
+
+static esp_status list_linears(esp_calibration *calibration, esp_error *error)
+{
+    int64_t layers = esp_walk_info(calibration->dense)->layers, count = 0;
+    for (int64_t layer = 0; layer < layers; layer++) {
+        for (int k = 0; esp_walk_linear(calibration->dense, layer, k) >= 0; k++) {
+            count++;
+        }
+    }
+    calibration->linears =
+        esp_alloc_array(calibration->context, (size_t)count, sizeof *calibration->linears);
+    if (calibration->linears == NULL) {
+        return esp_fail_memory(error, (size_t)count * sizeof *calibration->linears, "layers");
+    }
+    for (int64_t layer = 0; layer < layers; layer++) {
+        int64_t index;
+        for (int k = 0; (index = esp_walk_linear(calibration->dense, layer, k)) >= 0; k++) {
+            esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, index);
+            calibration->linears[calibration->linear_count++] = (esp_calibrated_linear){
+                .index = index, .layer = layer, .name = weight.name, .group = -1};
+            calibration->total += (double)weight.shape[0] * (double)weight.shape[1];
+            calibration->summary.widest_in =
+                ESP_MAX(calibration->summary.widest_in, weight.shape[1]);
+        }
+    }
+    return ESP_OK;
+}
+
+static esp_calibrated_linear *linear_of(const esp_calibration *calibration, int64_t index)
+{
+    for (int64_t i = 0; i < calibration->linear_count; i++) {
+        if (calibration->linears[i].index == index) {
+            return &calibration->linears[i];
+        }
+    }
+    return NULL; /* the pipeline asks for no other */
+}
+
+/* ---- enough samples? ---- */
+
+static esp_status check_samples(esp_calibration *calibration, esp_error *error)
+{
+    esp_calibration_summary *summary = &calibration->summary;
+    const esp_calibration_options *options = calibration->options;
+    summary->tokens_per_input = (double)summary->tokens / (double)ESP_MAX(1, summary->widest_in);
+    bool solves = options->refit || options->method >= ESP_METHOD_SPARSE_GPT;
+    if (solves && summary->tokens < summary->widest_in) {
+        return esp_fail(
+            error, ESP_BAD_ARGUMENT, "calibrate.too_short",
+            "%lld tokens for layers that read %lld features: weights would be fitted to "
+            "accidents; at least as many tokens are needed, and 20 times as many wanted",
+            (long long)summary->tokens, (long long)summary->widest_in);
+    }
+    if (summary->tokens_per_input < 20 && esp_calibration_looks(options)) {
+        esp_log(
+            calibration->context, ESP_LOG_WARNING,
+            "%lld calibration tokens are %.1f for each input feature of the widest layer (%lld); "
+            "20 are wanted: expect less on other data than the errors say",
+            (long long)summary->tokens, summary->tokens_per_input, (long long)summary->widest_in);
+    }
+    return ESP_OK;
+}
+
+esp_status esp_calibration_step(const esp_calibration *calibration, double share, double weights,
+                                esp_error *error)
+{
+    const esp_prune_options *prune = calibration->prune;
+    if (prune->progress != NULL &&
+        !prune->progress(prune->user, "calibrating", calibration->done + share * weights,
+                         calibration->total, "weights")) {
+        return esp_fail(error, ESP_CANCELLED, "cancelled",
+                        "pruning was interrupted; nothing was written");
+    }
+    return ESP_OK;
+}
+
+/* ---- one layer ---- */
+
+static esp_status check_zeros(const esp_calibration *calibration, const esp_tensor *values,
+                              esp_error *error)
+{
+    int64_t zeros = 0, count = values->shape[0] * values->shape[1];
+    for (int64_t i = 0; i < count && !calibration->options->respect; i++) {
+        zeros += esp_weight_is_zero(values->dtype, values->data, i);
+    }
+    if ((double)zeros >= ALREADY_PRUNED * (double)count) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.already_pruned",
+                        "%.0f%% of the weights are zeros already, so the model is no dense one to "
+                        "aim at; start from the dense model, or keep these zeros (--respect)",
+                        100 * (double)zeros / (double)count);
+    }
+    return ESP_OK;
+}
+
+static void report_layer(esp_calibration *calibration, const esp_calibrated_layer *layer,
+                         char *note)
+{
+    const esp_calibration_options *options = calibration->options;
+    if (esp_calibration_looks(options)) {
+        int used = snprintf(note, ESP_MAKER_NOTE, "error %.4g", layer->error);
+        if (options->refit && used > 0 && used < ESP_MAKER_NOTE) {
+            snprintf(note + used, (size_t)(ESP_MAKER_NOTE - used), ", %.4g before the refit",
+                     layer->masked_error);
+        }
+    }
+    calibration->error_sum += layer->error;
+    calibration->pruned_count++;
+    if (options->on_layer != NULL) {
+        options->on_layer(options->user, layer);
+    }
+}
+
+static esp_status replace(esp_calibration *calibration, const char *name, const esp_tensor *values,
+                          esp_error *error)
+{
+    static const char suffix[] = ".weight";
+    size_t length = strlen(name) - (sizeof suffix - 1);
+    char *stem = esp_strndup(calibration->context, name, length);
+    if (stem == NULL) {
+        return esp_fail_memory(error, length, "a name");
+    }
+    esp_status status = esp_walk_replace(calibration->pruned, stem, values, error);
+    esp_release(calibration->context, stem);
+    return status;
+}
+
+static esp_status make(void *user, int64_t index, const esp_pattern *pattern, esp_tensor *values,
+                       esp_mask **mask, char *note, esp_error *error)
+{
+    esp_calibration *calibration = user;
+    const esp_calibrated_linear *linear = linear_of(calibration, index);
+    esp_calibrated_layer report = {.name = linear->name};
+    double weights = (double)values->shape[0] * (double)values->shape[1];
+    bool looks = esp_calibration_looks(calibration->options);
+    ESP_TRY(check_zeros(calibration, values, error));
+    if (looks) {
+        ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
+        ESP_TRY(esp_calibration_collect(calibration, linear, error));
+        report.tokens = calibration->inputs.tokens;
+        report.dead_inputs = calibration->inputs.dead;
+    }
+    ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
+    ESP_TRY(esp_calibration_prune(calibration, pattern, values, mask, &report, error));
+    if (looks) {
+        ESP_TRY(replace(calibration, linear->name, values, error));
+    }
+    calibration->done += weights;
+    report_layer(calibration, &report, note);
+    return ESP_OK;
+}
+
+/* ---- the record ---- */
+
+static void finish_summary(esp_calibration *calibration)
+{
+    esp_calibration_summary *summary = &calibration->summary;
+    const esp_calibration_options *options = calibration->options;
+    summary->mean_error = calibration->pruned_count > 0
+                              ? calibration->error_sum / (double)calibration->pruned_count
+                              : 0;
+    summary->damping = options->damping > 0 ? options->damping : 0.01;
+    summary->algebra = esp_algebra_name(calibration->algebra);
+}
+
+static esp_status record(void *user, esp_buffer *json, esp_error *error)
+{
+    (void)error;
+    esp_calibration *calibration = user;
+    const esp_calibration_options *options = calibration->options;
+    const esp_calibration_summary *summary = &calibration->summary;
+    finish_summary(calibration);
+    esp_buffer_printf(json, "{\"method\": \"%s\", \"refit\": %s, \"targets\": \"%s\"",
+                      esp_method_name(options->method), options->refit ? "true" : "false",
+                      esp_targets_name(options->targets));
+    esp_buffer_printf(json, ", \"samples\": %lld, \"tokens\": %lld, \"data\": \"%s\"",
+                      (long long)summary->samples, (long long)summary->tokens,
+                      options->images != NULL ? "images" : "text");
+    esp_buffer_printf(json, ", \"data_crc32c\": \"%08x\", \"seed\": %llu, \"damping\": %g",
+                      (unsigned)summary->data_crc32c, (unsigned long long)options->seed,
+                      summary->damping);
+    esp_buffer_printf(json, ", \"mean_error\": %.9g, \"algebra\": \"%s\"}", summary->mean_error,
+                      summary->algebra);
+    return ESP_OK;
+}
+
+/* ---- all of it ---- */
+
+static esp_status check_options(const esp_calibration_options *options, esp_error *error)
+{
+    if ((unsigned)options->method > ESP_METHOD_OBS ||
+        (unsigned)options->targets > ESP_TARGETS_LAYER) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_method",
+                        "method %d or targets %d are none of the known ones", (int)options->method,
+                        (int)options->targets);
+    }
+    if (!(options->damping >= 0) || options->damping > 100 || options->tokens < 0 ||
+        options->context < 0) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
+                        "damping %g (0 to 100), tokens %lld or context %lld (0 or more) is out of "
+                        "range",
+                        options->damping, (long long)options->tokens, (long long)options->context);
+    }
+    return ESP_OK;
+}
+
+static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
+                            esp_prune_summary *summary, esp_error *error)
+{
+    size_t count = (size_t)calibration->linear_count;
+    int64_t *order = esp_alloc_array(calibration->context, count, sizeof *order);
+    if (order == NULL) {
+        return esp_fail_memory(error, count * sizeof *order, "layers");
+    }
+    for (size_t i = 0; i < count; i++) {
+        order[i] = calibration->linears[i].index;
+    }
+    const esp_layer_maker maker = {.user = calibration,
+                                   .order = order,
+                                   .count = calibration->linear_count,
+                                   .why_not = "not reached by calibration",
+                                   .make = make,
+                                   .record = record,
+                                   .record_name = "calibration"};
+    esp_prune_options prune = *calibration->prune;
+    prune.progress = NULL; /* the calibration shows its own */
+    esp_status status = esp_prune_by(calibration->context, calibration->checkpoint, out_dir, &prune,
+                                     &maker, summary, error);
+    esp_release(calibration->context, order);
+    return status;
+}
+
+static esp_status run(esp_calibration *calibration, const char *model_dir, const char *out_dir,
+                      esp_prune_summary *summary, esp_error *error)
+{
+    ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
+    ESP_TRY(esp_calibration_load(calibration, model_dir, error));
+    ESP_TRY(list_linears(calibration, error));
+    ESP_TRY(check_samples(calibration, error));
+    return prune_all(calibration, out_dir, summary, error);
+}
+
+esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const char *out_dir,
+                                const esp_prune_options *prune,
+                                const esp_calibration_options *options, esp_prune_summary *summary,
+                                esp_calibration_summary *calibration, esp_error *error)
+{
+    double start = esp_seconds();
+    esp_checkpoint *checkpoint = NULL;
+    ESP_TRY(check_options(options, error));
+    if (out_dir == NULL || prune->dry_run) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "prune.no_target",
+                        "calibrated pruning writes a new folder: give its name, and no dry run");
+    }
+    if (prune->permutation != NULL) {
+        return esp_fail(
+            error, ESP_UNSUPPORTED, "calibrate.permuted",
+            "channels cannot be reordered in a calibrated pruning yet; leave out one of "
+            "the two");
+    }
+    if (esp_device_is_far(device)) {
+        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                        "device '%s': calibration looks at activations in the host's memory; use "
+                        "--device cpu",
+                        device->name);
+    }
+    ESP_TRY(esp_checkpoint_open(device->context, model_dir, &checkpoint, error));
+    esp_calibration job = {.context = device->context,
+                           .device = device,
+                           .checkpoint = checkpoint,
+                           .prune = prune,
+                           .options = options,
+                           .layer = -1,
+                           .inputs = {.group = -1}};
+    esp_status status = run(&job, model_dir, out_dir, summary, error);
+    job.summary.seconds = esp_seconds() - start;
+    esp_group_inputs_free(job.context, &job.inputs);
+    esp_calibration_drop(&job);
+    esp_release(job.context, job.linears);
+    esp_algebra_close(job.algebra);
+    esp_checkpoint_close(checkpoint);
+    if (status == ESP_OK && calibration != NULL) {
+        *calibration = job.summary;
+    }
+    return status;
+}

@@ -1,0 +1,89 @@
+/* Calibrated pruning inside: a model walked layer by layer in two copies, the dense one and the one
+ * that is pruned on the way, over the same samples. */
+#ifndef ESP_ASSESS_CALIBRATE_H
+#define ESP_ASSESS_CALIBRATE_H
+
+#include "assess/assess.h"
+#include "model/model.h"
+#include "pipeline/pipeline.h"
+#include "prune/prune.h"
+
+/* A batch on its way: where it is now in both models. */
+typedef struct esp_walked_batch {
+    esp_walk_batch batch; /* ids are owned; pixels are gone */
+    int64_t tokens;
+    float *dense, *pruned; /* [hidden][tokens] */
+} esp_walked_batch;
+
+/* A linear layer of the model's layers. */
+typedef struct esp_calibrated_linear {
+    int64_t index; /* of its weight in the checkpoint */
+    int64_t layer;
+    const char *name; /* of the checkpoint, with ".weight" */
+    int group;        /* of the linear layers of its layer that read the same; -1: not known yet */
+} esp_calibrated_linear;
+
+/* What the layers of one group read, and what they should make of it. */
+typedef struct esp_group_inputs {
+    int64_t layer;
+    int group;       /* -1: none */
+    int64_t in, out; /* out: of the residual's, 0: no such */
+    int64_t tokens;
+    double *gram;     /* [in][in]: of the pruned model's inputs; damped once summed */
+    double *cross;    /* [in][in]: dense inputs times pruned inputs; NULL: not asked for */
+    double *residual; /* [out][in]: (dense - pruned residual) times pruned inputs; NULL: none */
+    double *inverse;  /* [in][in]: of gram; NULL: not needed yet */
+    double damping;   /* that was added to the diagonal */
+    int64_t dead;     /* inputs that are always 0 */
+} esp_group_inputs;
+
+typedef struct esp_calibration {
+    esp_context *context;
+    esp_device *device;
+    const esp_checkpoint *checkpoint;
+    const esp_prune_options *prune;
+    const esp_calibration_options *options;
+    esp_algebra *algebra;
+    esp_walk *dense, *pruned;
+    int64_t hidden;
+    esp_walked_batch *samples;
+    int64_t sample_count;
+    esp_calibrated_linear *linears; /* in the order of the walk */
+    int64_t linear_count;
+    int64_t layer;    /* that both walks hold; -1: none */
+    int layer_groups; /* known ones of that layer */
+    esp_group_inputs inputs;
+    double done, total; /* weights, for the progress */
+    double error_sum;
+    int64_t pruned_count;
+    esp_calibration_summary summary;
+} esp_calibration;
+
+/* calibrate_data.c: walks, samples and their embeddings. */
+ESP_MUST_CHECK esp_status esp_calibration_load(esp_calibration *calibration, const char *model_dir,
+                                               esp_error *error);
+void esp_calibration_drop(esp_calibration *calibration);
+
+/* calibrate_inputs.c */
+
+/* Brings both models to `layer`, the layers before it having been pruned. */
+ESP_MUST_CHECK esp_status esp_calibration_advance(esp_calibration *calibration, int64_t layer,
+                                                  esp_error *error);
+/* calibration->inputs becomes that of a linear layer of the present layer. */
+ESP_MUST_CHECK esp_status esp_calibration_collect(esp_calibration *calibration,
+                                                  const esp_calibrated_linear *linear,
+                                                  esp_error *error);
+void esp_group_inputs_free(esp_context *context, esp_group_inputs *inputs);
+/* "cancelled" when the caller of it all says so; share: of the present tensor's work. */
+ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibration, double share,
+                                               double weights, esp_error *error);
+
+/* calibrate_layer.c: mask and values of one layer from calibration->inputs. */
+ESP_MUST_CHECK esp_status esp_calibration_prune(esp_calibration *calibration,
+                                                const esp_pattern *pattern, esp_tensor *values,
+                                                esp_mask **mask, esp_calibrated_layer *report,
+                                                esp_error *error);
+/* Whether a method looks at more than the weights. */
+bool esp_calibration_looks(const esp_calibration_options *options);
+
+#endif

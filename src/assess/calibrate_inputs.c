@@ -1,0 +1,299 @@
+/* What linear layers read, while the model is walked.
+ *
+ * Linear layers that run one after the other on the same memory read the same; they are a group,
+ * for which every sample goes through the layer in both models up to the group's first product, and
+ * no farther. Layers that come before it in the pruned model are pruned by then. */
+#include "assess/calibrate.h"
+
+/* ---- one run up to a group ---- */
+
+typedef struct look {
+    const esp_calibration *calibration;
+    int wanted; /* group; -1: find out which there are */
+    int group;  /* at which the run is; -1: before the first */
+    const void *memory;
+    bool found;
+    int64_t in, out, tokens;
+    float *x, *residual; /* copies; room for them is the caller's, residual NULL: not wanted */
+    bool has_residual;
+    esp_calibrated_linear *linears; /* of the layer, for finding out */
+    int64_t linear_count;
+} look;
+
+static void name_group(const look *l, const struct esp_linear *linear)
+{
+    size_t length = strlen(linear->name);
+    for (int64_t i = 0; i < l->linear_count; i++) {
+        const char *name = l->linears[i].name;
+        if (strncmp(name, linear->name, length) == 0 && strcmp(name + length, ".weight") == 0) {
+            l->linears[i].group = l->group;
+        }
+    }
+}
+
+static void copy_rows(const float *from, int64_t stride, int64_t rows, int64_t tokens, float *to)
+{
+    for (int64_t r = 0; r < rows; r++) {
+        memcpy(to + r * tokens, from + r * stride, (size_t)tokens * sizeof *to);
+    }
+}
+
+static esp_status see(void *user, const struct esp_linear *linear,
+                      const struct esp_linear_call *call, esp_error *error)
+{
+    look *l = user;
+    if (l->group < 0 || l->memory != call->x) {
+        l->group++;
+        l->memory = call->x;
+    }
+    if (l->wanted < 0) {
+        name_group(l, linear);
+        return ESP_OK;
+    }
+    if (l->group != l->wanted) {
+        return ESP_OK;
+    }
+    l->found = true;
+    l->in = linear->weight->in_features;
+    l->out = linear->weight->out_features;
+    l->tokens = call->tokens;
+    l->has_residual = l->residual != NULL && linear->adds && call->residual != NULL;
+    if (l->x != NULL) {
+        copy_rows(call->x, call->x_stride > 0 ? call->x_stride : call->tokens, l->in, call->tokens,
+                  l->x);
+    }
+    if (l->has_residual) {
+        copy_rows(call->residual, call->tokens, l->out, call->tokens, l->residual);
+    }
+    return esp_fail(error, ESP_CANCELLED, "calibrate.seen", "seen");
+}
+
+/* x of the sample is left as it was when the run ends early, and to be given up when not. */
+static esp_status run_until(esp_walk *walk, const esp_walked_batch *sample, float *x, look *l,
+                            esp_error *error)
+{
+    const esp_tap tap = {see, l};
+    l->group = -1;
+    l->memory = NULL;
+    l->found = false;
+    esp_status status = esp_walk_run(walk, &sample->batch, x, &tap, error);
+    return status == ESP_CANCELLED && l->found ? ESP_OK : status;
+}
+
+/* ---- the groups of a layer ---- */
+
+static esp_status find_groups(esp_calibration *calibration, esp_error *error)
+{
+    const esp_walked_batch *sample = &calibration->samples[0];
+    size_t floats = (size_t)(calibration->hidden * sample->tokens);
+    float *x = esp_alloc_array(calibration->context, floats, sizeof *x);
+    if (x == NULL) {
+        return esp_fail_memory(error, floats * sizeof *x, "activations");
+    }
+    memcpy(x, sample->dense, floats * sizeof *x);
+    look l = {.calibration = calibration,
+              .wanted = -1,
+              .linears = calibration->linears,
+              .linear_count = calibration->linear_count};
+    esp_status status = run_until(calibration->dense, sample, x, &l, error);
+    esp_release(calibration->context, x);
+    return status;
+}
+
+/* ---- sums ---- */
+
+void esp_group_inputs_free(esp_context *context, esp_group_inputs *inputs)
+{
+    esp_release(context, inputs->gram);
+    esp_release(context, inputs->cross);
+    esp_release(context, inputs->residual);
+    esp_release(context, inputs->inverse);
+    *inputs = (esp_group_inputs){.group = -1};
+}
+
+/* Buffers of one sample's group. */
+typedef struct collect_job {
+    esp_calibration *calibration;
+    look dense, pruned;
+    float *room;
+    float *scratch;
+    double weights; /* for the progress */
+} collect_job;
+
+static double *take(esp_context *context, int64_t rows, int64_t columns)
+{
+    size_t count = 0;
+    return esp_mul_size((size_t)rows, (size_t)columns, &count)
+               ? esp_alloc_array(context, count, sizeof(double))
+               : NULL;
+}
+
+static bool uses_dense(const esp_calibration_options *options)
+{
+    return options->targets != ESP_TARGETS_LAYER &&
+           (options->refit || options->method >= ESP_METHOD_SPARSE_GPT);
+}
+
+/* Sizes are known after a run over the first sample that copies nothing. */
+static esp_status measure(collect_job *job, look *l, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    *l = (look){.wanted = job->pruned.wanted};
+    ESP_TRY(run_until(calibration->pruned, &calibration->samples[0], calibration->samples[0].pruned,
+                      l, error));
+    return l->found ? ESP_OK
+                    : esp_fail(error, ESP_FAILED, "calibrate.not_reached",
+                               "layer %lld does not come to its linear layers",
+                               (long long)calibration->layer);
+}
+
+static esp_status make_room(collect_job *job, const look *sizes, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_context *context = calibration->context;
+    bool dense = uses_dense(calibration->options);
+    bool stream = dense && calibration->options->targets == ESP_TARGETS_STREAM;
+    int64_t in = sizes->in, out = sizes->out, tokens = 0;
+    for (int64_t i = 0; i < calibration->sample_count; i++) { /* windows may add tokens */
+        int64_t own = sizes->tokens * calibration->samples[i].tokens;
+        tokens = ESP_MAX(tokens, esp_ceil_div(own, calibration->samples[0].tokens));
+    }
+    size_t each = (size_t)((in + (stream ? out : 0)) * tokens);
+    esp_group_inputs *inputs = &calibration->inputs;
+    inputs->in = in;
+    inputs->gram = take(context, in, in);
+    inputs->cross = dense ? take(context, in, in) : NULL;
+    job->room = esp_alloc_array(context, (dense ? 2 : 1) * each, sizeof *job->room);
+    job->scratch = esp_alloc_array(context, esp_algebra_gram_floats(calibration->algebra, in),
+                                   sizeof *job->scratch);
+    if (inputs->gram == NULL || (dense && inputs->cross == NULL) || job->room == NULL ||
+        job->scratch == NULL) {
+        return esp_fail_memory(error, 2 * (size_t)(in * in) * sizeof(double), "input moments");
+    }
+    job->pruned.x = job->room;
+    job->pruned.residual = stream ? job->room + in * tokens : NULL;
+    job->dense.x = dense ? job->room + each : NULL;
+    job->dense.residual = stream ? job->room + each + in * tokens : NULL;
+    return ESP_OK;
+}
+
+/* (dense - pruned residual) X^T */
+static esp_status add_residual(collect_job *job, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_group_inputs *inputs = &calibration->inputs;
+    const look *pruned = &job->pruned;
+    int64_t count = pruned->out * pruned->tokens;
+    if (inputs->residual == NULL) {
+        inputs->out = pruned->out;
+        inputs->residual = take(calibration->context, pruned->out, pruned->in);
+        if (inputs->residual == NULL) {
+            return esp_fail_memory(error, (size_t)(pruned->out * pruned->in) * sizeof(double),
+                                   "residual moments");
+        }
+    }
+    for (int64_t i = 0; i < count; i++) {
+        job->dense.residual[i] -= pruned->residual[i];
+    }
+    esp_algebra_add_gram(calibration->algebra, job->dense.residual, pruned->out, pruned->x,
+                         pruned->in, pruned->tokens, job->scratch, inputs->residual);
+    return ESP_OK;
+}
+
+static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_group_inputs *inputs = &calibration->inputs;
+    look *pruned = &job->pruned;
+    ESP_TRY(run_until(calibration->pruned, sample, sample->pruned, pruned, error));
+    esp_algebra_add_gram(calibration->algebra, pruned->x, pruned->in, pruned->x, pruned->in,
+                         pruned->tokens, job->scratch, inputs->gram);
+    inputs->tokens += pruned->tokens;
+    if (inputs->cross == NULL) {
+        return ESP_OK;
+    }
+    ESP_TRY(run_until(calibration->dense, sample, sample->dense, &job->dense, error));
+    esp_algebra_add_gram(calibration->algebra, job->dense.x, pruned->in, pruned->x, pruned->in,
+                         pruned->tokens, job->scratch, inputs->cross);
+    return pruned->has_residual ? add_residual(job, error) : ESP_OK;
+}
+
+/* The damping that keeps H invertible; it counts as a wish to stay near the dense weights. */
+static void damp(const esp_calibration_options *options, esp_group_inputs *inputs)
+{
+    esp_algebra_mirror(inputs->gram, inputs->in);
+    double trace = 0, share = options->damping > 0 ? options->damping : 0.01;
+    for (int64_t j = 0; j < inputs->in; j++) {
+        double square = inputs->gram[j * inputs->in + j];
+        trace += square;
+        inputs->dead += square == 0;
+    }
+    inputs->damping = trace > 0 ? share * trace / (double)inputs->in : 1;
+    for (int64_t j = 0; j < inputs->in; j++) {
+        inputs->gram[j * inputs->in + j] += inputs->damping;
+    }
+}
+
+static esp_status sum_group(collect_job *job, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    look sizes;
+    ESP_TRY(measure(job, &sizes, error));
+    ESP_TRY(make_room(job, &sizes, error));
+    for (int64_t i = 0; i < calibration->sample_count; i++) {
+        double share = 0.5 * (double)i / (double)calibration->sample_count;
+        ESP_TRY(esp_calibration_step(calibration, share, job->weights, error));
+        ESP_TRY(add_sample(job, &calibration->samples[i], error));
+    }
+    damp(calibration->options, &calibration->inputs);
+    return ESP_OK;
+}
+
+esp_status esp_calibration_collect(esp_calibration *calibration,
+                                   const esp_calibrated_linear *linear, esp_error *error)
+{
+    esp_group_inputs *inputs = &calibration->inputs;
+    if (inputs->group == linear->group && inputs->layer == linear->layer) {
+        return ESP_OK;
+    }
+    esp_group_inputs_free(calibration->context, inputs);
+    esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
+    collect_job job = {.calibration = calibration,
+                       .weights = (double)weight.shape[0] * (double)weight.shape[1]};
+    job.dense.wanted = job.pruned.wanted = linear->group;
+    esp_status status = sum_group(&job, error);
+    esp_release(calibration->context, job.room);
+    esp_release(calibration->context, job.scratch);
+    if (status == ESP_OK) {
+        inputs->group = linear->group;
+        inputs->layer = linear->layer;
+    }
+    return status;
+}
+
+/* ---- from layer to layer ---- */
+
+static esp_status run_through(esp_calibration *calibration, esp_error *error)
+{
+    for (int64_t i = 0; i < calibration->sample_count; i++) {
+        esp_walked_batch *sample = &calibration->samples[i];
+        ESP_TRY(esp_calibration_step(calibration, 0, 0, error));
+        ESP_TRY(esp_walk_run(calibration->dense, &sample->batch, sample->dense, NULL, error));
+        ESP_TRY(esp_walk_run(calibration->pruned, &sample->batch, sample->pruned, NULL, error));
+    }
+    return ESP_OK;
+}
+
+esp_status esp_calibration_advance(esp_calibration *calibration, int64_t layer, esp_error *error)
+{
+    while (calibration->layer < layer) {
+        if (calibration->layer >= 0) {
+            ESP_TRY(run_through(calibration, error));
+        }
+        calibration->layer++;
+        ESP_TRY(esp_walk_load(calibration->dense, calibration->layer, error));
+        ESP_TRY(esp_walk_load(calibration->pruned, calibration->layer, error));
+        ESP_TRY(find_groups(calibration, error));
+    }
+    return ESP_OK;
+}

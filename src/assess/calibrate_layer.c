@@ -1,0 +1,298 @@
+/* One linear layer: target, mask, values, error.
+ *
+ * The target T are the weights that give the wanted outputs best without any mask:
+ *     min over T of |T X - Y|^2 + d |T - W|^2,   T (X X^T + d) = Y X^T + d W,
+ * X being the pruned model's inputs and Y the dense model's outputs, W Z of its own inputs Z, plus
+ * what the residual stream lacks. With T every method and the refit have one form: what |(Q - T) X|
+ * is. For targets of the layer itself T is W. */
+#include <math.h>
+
+#include "assess/calibrate.h"
+
+typedef struct layer_job {
+    esp_calibration *calibration;
+    const esp_pattern *pattern;
+    int64_t out, in;
+    double *weights; /* [out][in]: as they were */
+    double *goal;    /* T H */
+    double *target;  /* T */
+    double *result;
+    float *scores;
+    esp_layer_inputs inputs;
+} layer_job;
+
+bool esp_calibration_looks(const esp_calibration_options *options)
+{
+    return options->refit || options->method > ESP_METHOD_SQUARE;
+}
+
+static bool needs_target(const esp_calibration_options *options)
+{
+    return options->refit || options->method >= ESP_METHOD_SPARSE_GPT;
+}
+
+static void multiply(const layer_job *job, const double *a, const double *b, double beta, double *c)
+{
+    const esp_algebra_product product = {.rows = job->out,
+                                         .columns = job->in,
+                                         .depth = job->in,
+                                         .alpha = 1,
+                                         .beta = beta,
+                                         .a = a,
+                                         .a_stride = job->in,
+                                         .b = b,
+                                         .b_stride = job->in,
+                                         .c = c,
+                                         .c_stride = job->in};
+    esp_algebra_multiply(job->calibration->algebra, &product);
+}
+
+static esp_status not_definite(const layer_job *job, esp_error *error)
+{
+    return esp_fail(error, ESP_CHECK_FAILED, "calibrate.not_definite",
+                    "the inputs' second moments cannot be inverted, with %g added to their "
+                    "diagonal: give more samples or a larger damping",
+                    job->calibration->inputs.damping);
+}
+
+/* H^-1, once for all layers that read the same. */
+static esp_status need_inverse(const layer_job *job, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_group_inputs *inputs = &calibration->inputs;
+    size_t count = (size_t)(job->in * job->in);
+    if (inputs->inverse != NULL) {
+        return ESP_OK;
+    }
+    double *inverse = esp_alloc_array(calibration->context, count, sizeof *inverse);
+    if (inverse == NULL) {
+        return esp_fail_memory(error, count * sizeof *inverse, "an inverse");
+    }
+    memcpy(inverse, inputs->gram, count * sizeof *inverse);
+    if (!esp_algebra_factor(calibration->algebra, inverse, job->in)) {
+        esp_release(calibration->context, inverse);
+        return not_definite(job, error);
+    }
+    esp_algebra_invert(calibration->algebra, inverse, job->in);
+    inputs->inverse = inverse;
+    return ESP_OK;
+}
+
+/* goal and target; without other inputs than the pruned model's, T is W exactly. */
+static esp_status find_target(const layer_job *job, esp_error *error)
+{
+    const esp_group_inputs *inputs = &job->calibration->inputs;
+    size_t count = (size_t)(job->out * job->in);
+    memcpy(job->target, job->weights, count * sizeof *job->target);
+    if (inputs->cross == NULL) {
+        multiply(job, job->weights, inputs->gram, 0, job->goal);
+        return ESP_OK;
+    }
+    multiply(job, job->weights, inputs->cross, 0, job->goal);
+    for (size_t i = 0; i < count; i++) {
+        job->goal[i] += inputs->damping * job->weights[i];
+        job->goal[i] += inputs->residual != NULL ? inputs->residual[i] : 0;
+    }
+    ESP_TRY(need_inverse(job, error));
+    multiply(job, job->goal, inputs->inverse, 0, job->target);
+    return ESP_OK;
+}
+
+/* ---- masks ---- */
+
+static esp_status mask_by_score(const layer_job *job, esp_layer_score score, const double *weights,
+                                esp_mask **mask, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    double *diagonal = NULL;
+    if (score == ESP_LAYER_OBS) {
+        ESP_TRY(need_inverse(job, error));
+        diagonal = esp_alloc_array(calibration->context, (size_t)job->in, sizeof *diagonal);
+        if (diagonal == NULL) {
+            return esp_fail_memory(error, (size_t)job->in * sizeof *diagonal, "scores");
+        }
+        for (int64_t j = 0; j < job->in; j++) {
+            diagonal[j] = calibration->inputs.inverse[j * job->in + j];
+        }
+    }
+    esp_status status = esp_score_layer(calibration->context, score, &job->inputs, diagonal,
+                                        job->out, job->in, weights, job->scores, error);
+    esp_release(calibration->context, diagonal);
+    ESP_TRY(status);
+    const esp_tensor scores = {
+        .dtype = ESP_F32, .rank = 2, .shape = {job->out, job->in}, .data = job->scores};
+    esp_mask_options options = calibration->prune->mask;
+    options.score = ESP_SCORE_ABS;
+    return esp_prune_mask(calibration->context, &scores, job->pattern, &options, mask, NULL, error);
+}
+
+static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_mask_options options = calibration->prune->mask;
+    size_t count = (size_t)(job->in * job->in);
+    options.score = ESP_SCORE_ABS;
+    if (!esp_sparse_gpt_chooses(job->pattern)) {
+        ESP_TRY(mask_by_score(job, ESP_LAYER_OBS, job->target, mask, error));
+    }
+    ESP_TRY(need_inverse(job, error));
+    double *factor = esp_alloc_array(calibration->context, count, sizeof *factor);
+    if (factor == NULL) {
+        return esp_fail_memory(error, count * sizeof *factor, "a factor");
+    }
+    memcpy(factor, calibration->inputs.inverse, count * sizeof *factor);
+    bool definite = esp_algebra_factor(calibration->algebra, factor, job->in);
+    for (int64_t i = 0; i < job->in; i++) { /* U = L^T */
+        for (int64_t j = i + 1; j < job->in; j++) {
+            factor[i * job->in + j] = factor[j * job->in + i];
+        }
+    }
+    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    esp_status status = definite
+                            ? esp_sparse_gpt(calibration->algebra, job->pattern, &options, job->out,
+                                             job->in, factor, job->result, mask, error)
+                            : not_definite(job, error);
+    esp_release(calibration->context, factor);
+    return status;
+}
+
+static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    ESP_TRY(need_inverse(job, error));
+    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    return esp_panel_obs(calibration->algebra, job->pattern, job->out, job->in,
+                         calibration->inputs.inverse, job->result, mask, error);
+}
+
+static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error)
+{
+    static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
+                                             ESP_LAYER_WANDA, ESP_LAYER_RIA};
+    esp_method method = job->calibration->options->method;
+    if (method == ESP_METHOD_OBS && esp_panel_obs_takes(job->pattern)) {
+        return by_panel_obs(job, mask, error);
+    }
+    if (method >= ESP_METHOD_SPARSE_GPT) {
+        return by_sparse_gpt(job, mask, error);
+    }
+    ESP_TRY(mask_by_score(job, scores[method], job->weights, mask, error));
+    memcpy(job->result, job->weights, (size_t)(job->out * job->in) * sizeof *job->result);
+    return ESP_OK;
+}
+
+/* Zeros of the weights leave the mask, where they are to stay. */
+static void cut_to_mask(const layer_job *job, esp_mask *mask)
+{
+    bool respect = job->calibration->options->respect;
+    for (int64_t r = 0; r < job->out; r++) {
+        uint64_t *words = esp_mask_row_mut(mask, r);
+        for (int64_t j = 0; j < job->in; j++) {
+            int64_t at = r * job->in + j;
+            if (respect && job->weights[at] == 0) {
+                words[j / 64] &= ~((uint64_t)1 << j % 64);
+            }
+            if ((words[j / 64] >> j % 64 & 1) == 0) {
+                job->result[at] = 0;
+            }
+        }
+    }
+}
+
+/* ---- values ---- */
+
+static esp_status error_of(const layer_job *job, double energy, double *share, esp_error *error)
+{
+    double squared = 0;
+    ESP_TRY(esp_layer_error(job->calibration->algebra, &job->inputs, job->out, job->result,
+                            job->target, &squared, error));
+    *share = energy > 0 ? squared / energy : 0;
+    return ESP_OK;
+}
+
+static void round_into(const layer_job *job, esp_tensor *values)
+{
+    size_t width = esp_dtype_bytes(values->dtype);
+    float row[256];
+    for (int64_t i = 0; i < job->out * job->in; i += ESP_COUNT(row)) {
+        int64_t count = ESP_MIN(ESP_COUNT(row), job->out * job->in - i);
+        char *to = (char *)values->data + (size_t)i * width;
+        for (int64_t k = 0; k < count; k++) {
+            row[k] = (float)job->result[i + k];
+        }
+        esp_narrow(values->dtype, row, count, to);
+        esp_widen(values->dtype, to, count, row);
+        for (int64_t k = 0; k < count; k++) {
+            job->result[i + k] = (double)row[k];
+        }
+    }
+}
+
+static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mask,
+                        esp_calibrated_layer *report, esp_error *error)
+{
+    const esp_calibration *calibration = job->calibration;
+    bool looks = esp_calibration_looks(calibration->options);
+    double energy = 0;
+    esp_refit_report refit = {0};
+    if (needs_target(calibration->options)) {
+        ESP_TRY(find_target(job, error));
+    } else {
+        memcpy(job->target, job->weights, (size_t)(job->out * job->in) * sizeof *job->target);
+    }
+    ESP_TRY(choose(job, mask, error));
+    cut_to_mask(job, *mask);
+    if (looks) {
+        ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
+                                 error));
+        ESP_TRY(error_of(job, energy, &report->masked_error, error));
+    }
+    if (calibration->options->refit) {
+        ESP_TRY(esp_refit(calibration->algebra, &job->inputs, *mask, job->goal, job->result, NULL,
+                          &refit, error));
+    }
+    round_into(job, values);
+    report->iterations = refit.iterations;
+    report->residual = refit.residual;
+    return looks ? error_of(job, energy, &report->error, error) : ESP_OK;
+}
+
+esp_status esp_calibration_prune(esp_calibration *calibration, const esp_pattern *pattern,
+                                 esp_tensor *values, esp_mask **mask, esp_calibrated_layer *report,
+                                 esp_error *error)
+{
+    esp_context *context = calibration->context;
+    layer_job job = {.calibration = calibration,
+                     .pattern = pattern,
+                     .out = values->shape[0],
+                     .in = values->shape[1]};
+    job.inputs = (esp_layer_inputs){job.in, calibration->inputs.tokens, calibration->inputs.gram};
+    size_t count = (size_t)(job.out * job.in);
+    double **const areas[] = {&job.weights, &job.goal, &job.target, &job.result};
+    esp_status status = ESP_OK;
+    job.scores = esp_alloc_array(context, count, sizeof *job.scores);
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        *areas[i] = esp_alloc_array(context, count, sizeof **areas[i]);
+        if (*areas[i] == NULL || job.scores == NULL) {
+            status = esp_fail_memory(error, count * sizeof **areas[i], "a layer in f64");
+        }
+    }
+    esp_mask *made = NULL;
+    if (status == ESP_OK) {
+        esp_widen(values->dtype, values->data, (int64_t)count, job.scores);
+        for (size_t i = 0; i < count; i++) {
+            job.weights[i] = (double)job.scores[i];
+        }
+        status = prune(&job, values, &made, report, error);
+    }
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        esp_release(context, *areas[i]);
+    }
+    esp_release(context, job.scores);
+    if (status != ESP_OK) {
+        esp_mask_free(made);
+        return status;
+    }
+    *mask = made;
+    return ESP_OK;
+}

@@ -1,0 +1,177 @@
+/* One part of the loader's list at a time. What runs is the family's own runner, so that a layer on
+ * a walk does what it does in the whole model. */
+#include "model/walk.h"
+
+#include <stdio.h>
+
+#include "model/family.h"
+
+struct esp_walk {
+    esp_model *model;
+    const esp_checkpoint *checkpoint;
+    const esp_layer_net *net;
+    void *runner;
+    bool has_embedding;
+    int64_t layer; /* held; -1: none */
+};
+
+static esp_status open_runner(esp_walk *walk, const esp_walk_size *size, esp_error *error)
+{
+    esp_model *model = walk->model;
+    ESP_TRY(esp_weights_prepare(model, walk->checkpoint, error));
+    ESP_TRY(esp_weights_load_part(model, walk->checkpoint, walk->net->embedding_part, error));
+    walk->has_embedding = true;
+    ESP_TRY(esp_weights_load_part(model, walk->checkpoint, walk->net->first_part, error));
+    walk->layer = 0;
+    return walk->net->create(model, size, &walk->runner, error);
+}
+
+esp_status esp_walk_open(esp_device *device, const esp_checkpoint *checkpoint,
+                         const esp_walk_size *size, esp_walk **walk, esp_error *error)
+{
+    const esp_model_options options = {.compute = ESP_COMPUTE_F32, .tokens = 512};
+    esp_walk *made = esp_alloc_zero(device->context, sizeof *made);
+    if (made == NULL) {
+        return esp_fail_memory(error, sizeof *made, "a walk");
+    }
+    made->checkpoint = checkpoint;
+    made->layer = -1;
+    esp_status status = esp_model_prepare(device, checkpoint, &options, &made->model, error);
+    if (status != ESP_OK) {
+        esp_release(device->context, made);
+        return status;
+    }
+    made->model->by_layer = true;
+    made->net = made->model->family->layers;
+    status = open_runner(made, size, error);
+    if (status != ESP_OK) {
+        esp_walk_close(made);
+        return status;
+    }
+    *walk = made;
+    return ESP_OK;
+}
+
+void esp_walk_close(esp_walk *walk)
+{
+    if (walk == NULL) {
+        return;
+    }
+    esp_context *context = walk->model->context;
+    if (walk->runner != NULL) {
+        walk->net->release(walk->runner);
+    }
+    esp_model_free(walk->model);
+    esp_release(context, walk);
+}
+
+const esp_model_info *esp_walk_info(const esp_walk *walk)
+{
+    return &walk->model->info;
+}
+
+esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpoint,
+                               esp_model_info *info, esp_error *error)
+{
+    const esp_model_options options = {.compute = ESP_COMPUTE_F32};
+    esp_model *model = NULL;
+    ESP_TRY(esp_model_prepare(device, checkpoint, &options, &model, error));
+    *info = model->info;
+    esp_model_free(model);
+    return ESP_OK;
+}
+
+int64_t esp_walk_tokens(const esp_walk *walk, const esp_walk_batch *batch)
+{
+    return walk->net->tokens(walk->runner, batch);
+}
+
+static size_t stream_bytes(const esp_walk *walk, const esp_walk_batch *batch)
+{
+    return (size_t)(walk->model->info.hidden_size * esp_walk_tokens(walk, batch)) * sizeof(float);
+}
+
+esp_status esp_walk_embed(esp_walk *walk, const esp_walk_batch *batch, float *x, esp_error *error)
+{
+    ESP_TRY(walk->net->embed(walk->runner, batch, error));
+    memcpy(x, walk->net->stream(walk->runner), stream_bytes(walk, batch));
+    return ESP_OK;
+}
+
+esp_status esp_walk_load(esp_walk *walk, int64_t layer, esp_error *error)
+{
+    if (walk->has_embedding) {
+        esp_weights_drop_part(walk->model, walk->net->embedding_part);
+        walk->has_embedding = false;
+    }
+    if (walk->layer == layer) {
+        return ESP_OK;
+    }
+    if (walk->layer >= 0) {
+        esp_weights_drop_part(walk->model, walk->net->first_part + walk->layer);
+        walk->layer = -1;
+    }
+    ESP_TRY(
+        esp_weights_load_part(walk->model, walk->checkpoint, walk->net->first_part + layer, error));
+    walk->layer = layer;
+    return ESP_OK;
+}
+
+int64_t esp_walk_linear(const esp_walk *walk, int64_t layer, int number)
+{
+    esp_want_list list;
+    if (layer >= walk->model->info.layers) {
+        return -1;
+    }
+    esp_weights_list(walk->model, walk->net->first_part + layer, &list);
+    for (int i = 0; i < list.count; i++) {
+        if (list.wants[i].role == ESP_ROLE_LINEAR && number-- == 0) {
+            return esp_want_find(walk->checkpoint, &list.wants[i]);
+        }
+    }
+    return -1;
+}
+
+static esp_linear *linear_named(const esp_walk *walk, const char *name)
+{
+    esp_want_list list;
+    esp_weights_list(walk->model, walk->net->first_part + walk->layer, &list);
+    for (int i = 0; i < list.count; i++) {
+        if (list.wants[i].role == ESP_ROLE_LINEAR &&
+            strcmp(list.wants[i].linear->name, name) == 0) {
+            return list.wants[i].linear;
+        }
+    }
+    return NULL;
+}
+
+esp_status esp_walk_replace(esp_walk *walk, const char *name, const esp_tensor *dense,
+                            esp_error *error)
+{
+    const esp_pattern pattern = {.kind = ESP_PATTERN_DENSE};
+    const esp_pack_options options = {.forms = ESP_FORM_SPARSE};
+    esp_linear *linear = linear_named(walk, name);
+    esp_sparse *sparse = NULL;
+    esp_packed *packed = NULL;
+    if (linear == NULL) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "walk.no_such_layer",
+                        "%s is no linear layer of layer %lld", name, (long long)walk->layer);
+    }
+    ESP_TRY(esp_sparse_encode(walk->model->context, &pattern, dense, NULL, &sparse, error));
+    esp_status status = esp_pack_with(walk->model->device, sparse, &options, &packed, error);
+    esp_sparse_free(sparse);
+    ESP_TRY(status);
+    esp_packed_free(linear->weight);
+    linear->weight = packed;
+    return ESP_OK;
+}
+
+esp_status esp_walk_run(esp_walk *walk, const esp_walk_batch *batch, float *x, const esp_tap *tap,
+                        esp_error *error)
+{
+    float *stream = walk->net->stream(walk->runner);
+    memcpy(stream, x, stream_bytes(walk, batch));
+    ESP_TRY(walk->net->layer(walk->runner, walk->layer, batch, tap, error));
+    memcpy(x, stream, stream_bytes(walk, batch));
+    return ESP_OK;
+}

@@ -1,0 +1,183 @@
+/* Pruning column by column with updates of what is to come: Frantar and Alistarh, "SparseGPT"
+ * (arXiv 2301.00774), with V:2:M as a further kind of mask.
+ *
+ * For column j with error e = (w_j - q_j) / U_jj, q_j being what stays, each row loses e U_j,j+1..
+ * on its right. Within a block of columns this is done at once, to the right of the block by one
+ * product of all the block's errors with U. Rows do not depend on each other but in the choice of a
+ * panel's columns, which is made for all rows between two groups. */
+#include <math.h>
+
+#include "prune/prune.h"
+
+#define BLOCK 128
+
+typedef struct gpt_job {
+    const esp_algebra *algebra;
+    const esp_pattern *pattern;
+    const esp_mask_options *options;
+    int64_t out, in;
+    const double *factor;
+    double *weights;
+    double *errors; /* [out][block] */
+    float *scores;  /* [out][group] */
+    esp_mask *mask;
+    int64_t begin, end; /* columns of the block */
+} gpt_job;
+
+bool esp_sparse_gpt_chooses(const esp_pattern *pattern)
+{
+    return pattern->kind == ESP_PATTERN_NM ||
+           (pattern->kind == ESP_PATTERN_PANEL && (esp_pattern_is_2_4(pattern) || pattern->m != 0));
+}
+
+/* Columns whose masks are chosen together. */
+static int64_t group_of(const esp_pattern *pattern)
+{
+    return pattern->kind == ESP_PATTERN_NM ? pattern->group
+           : esp_pattern_is_2_4(pattern)   ? 4
+                                           : pattern->m;
+}
+
+/* ---- the mask of one group, by the weights as they are by now ---- */
+
+static void score_group(const gpt_job *job, int64_t begin, int64_t width)
+{
+    for (int64_t r = 0; r < job->out; r++) {
+        for (int64_t j = 0; j < width; j++) {
+            double u = job->factor[(begin + j) * job->in + begin + j];
+            double w = job->weights[r * job->in + begin + j];
+            job->scores[r * width + j] = (float)(w * w / (u * u));
+        }
+    }
+}
+
+static esp_status choose_group(const gpt_job *job, int64_t begin, int64_t width, esp_error *error)
+{
+    esp_tensor scores = {
+        .dtype = ESP_F32, .rank = 2, .shape = {job->out, width}, .data = job->scores};
+    esp_mask *chosen;
+    score_group(job, begin, width);
+    ESP_TRY(esp_prune_mask(esp_algebra_context(job->algebra), &scores, job->pattern, job->options,
+                           &chosen, NULL, error));
+    for (int64_t r = 0; r < job->out; r++) {
+        for (int64_t j = 0; j < width; j++) {
+            esp_mask_set(job->mask, r, begin + j, esp_mask_get(chosen, r, j));
+        }
+    }
+    esp_mask_free(chosen);
+    return ESP_OK;
+}
+
+/* ---- updates ---- */
+
+typedef struct sweep {
+    const gpt_job *job;
+    int64_t begin, end; /* columns that are decided now; updates reach to the block's end */
+} sweep;
+
+static void sweep_rows(void *user, int64_t first, int64_t stop, int thread)
+{
+    (void)thread;
+    const sweep *s = user;
+    const gpt_job *job = s->job;
+    int64_t block = job->end - job->begin;
+    for (int64_t r = first; r < stop; r++) {
+        double *row = job->weights + r * job->in;
+        const uint64_t *words = esp_mask_row(job->mask, r);
+        for (int64_t j = s->begin; j < s->end; j++) {
+            const double *factor = job->factor + j * job->in;
+            double kept = words[j / 64] >> j % 64 & 1 ? row[j] : 0;
+            double e = (row[j] - kept) / factor[j];
+            row[j] = kept;
+            job->errors[r * block + j - job->begin] = e;
+            for (int64_t k = j + 1; k < job->end && e != 0; k++) {
+                row[k] -= e * factor[k];
+            }
+        }
+    }
+}
+
+static void sweep_columns(const gpt_job *job, int64_t begin, int64_t end)
+{
+    sweep s = {job, begin, end};
+    esp_parallel_for(esp_algebra_context(job->algebra), job->out, 16, sweep_rows, &s);
+}
+
+static void update_right(const gpt_job *job)
+{
+    int64_t block = job->end - job->begin;
+    const esp_algebra_product rest = {.rows = job->out,
+                                      .columns = job->in - job->end,
+                                      .depth = block,
+                                      .alpha = -1,
+                                      .beta = 1,
+                                      .a = job->errors,
+                                      .a_stride = block,
+                                      .b = job->factor + job->begin * job->in + job->end,
+                                      .b_stride = job->in,
+                                      .c = job->weights + job->end,
+                                      .c_stride = job->in};
+    esp_algebra_multiply(job->algebra, &rest);
+}
+
+static esp_status prune_block(const gpt_job *job, esp_error *error)
+{
+    bool chooses = esp_sparse_gpt_chooses(job->pattern);
+    int64_t group = chooses ? group_of(job->pattern) : job->end - job->begin;
+    for (int64_t at = job->begin; at < job->end; at += group) {
+        int64_t width = ESP_MIN(group, job->end - at);
+        if (chooses) {
+            ESP_TRY(choose_group(job, at, width, error));
+        }
+        sweep_columns(job, at, at + width);
+    }
+    update_right(job);
+    return ESP_OK;
+}
+
+static esp_status prune_all(gpt_job *job, esp_error *error)
+{
+    int64_t wanted = esp_sparse_gpt_chooses(job->pattern) ? group_of(job->pattern) : 1;
+    int64_t group = ESP_MIN(wanted, ESP_MAX(1, job->in));
+    int64_t block = group * ESP_MAX(1, BLOCK / group);
+    esp_context *context = esp_algebra_context(job->algebra);
+    size_t out = (size_t)job->out, count = out * (size_t)ESP_MIN(block, job->in);
+    job->errors = esp_alloc_array(context, count, sizeof *job->errors);
+    job->scores = esp_alloc_array(context, out * (size_t)group, sizeof *job->scores);
+    esp_status status = ESP_OK;
+    if (job->errors == NULL || job->scores == NULL) {
+        status = esp_fail_memory(error, count * sizeof *job->errors, "a block of errors");
+    }
+    for (job->begin = 0; job->begin < job->in && status == ESP_OK; job->begin = job->end) {
+        job->end = ESP_MIN(job->in, job->begin + block);
+        status = prune_block(job, error);
+    }
+    esp_release(context, job->errors);
+    esp_release(context, job->scores);
+    return status;
+}
+
+esp_status esp_sparse_gpt(const esp_algebra *algebra, const esp_pattern *pattern,
+                          const esp_mask_options *options, int64_t out, int64_t in,
+                          const double *factor, double *weights, esp_mask **mask, esp_error *error)
+{
+    gpt_job job = {.algebra = algebra,
+                   .pattern = pattern,
+                   .options = options,
+                   .out = out,
+                   .in = in,
+                   .factor = factor,
+                   .weights = weights,
+                   .mask = *mask};
+    bool chooses = esp_sparse_gpt_chooses(pattern);
+    if (chooses) {
+        ESP_TRY(esp_mask_create(esp_algebra_context(algebra), out, in, &job.mask, error));
+    }
+    esp_status status = prune_all(&job, error);
+    if (status == ESP_OK) {
+        *mask = job.mask;
+    } else if (chooses) {
+        esp_mask_free(job.mask);
+    }
+    return status;
+}
