@@ -23,8 +23,7 @@ static double activated(unsigned epilogue, double v)
 /* Half a step of the type at v. */
 static double rounding(esp_dtype type, double v)
 {
-    return type == ESP_F16 ? fmax(0x1p-11 * fabs(v), 0x1p-25)
-                           : fmax(0x1p-8 * fabs(v), 0x1p-134);
+    return type == ESP_F16 ? fmax(0x1p-11 * fabs(v), 0x1p-25) : fmax(0x1p-8 * fabs(v), 0x1p-134);
 }
 
 /* ---- activations ---- */
@@ -87,11 +86,12 @@ static void activations(test_run *run)
 /* NaN and infinities of one token and of one row stay there. */
 static void not_finite(test_run *run)
 {
-    static const char *const texts[] = {
-        "matmul/2:4/f16/192x64x320/ep:bias+gelu", "matmul/2:4/f16/192x64x320/ep:bias+silu",
-        "matmul/2:4/f16/192x64x320/ep:bias+relu", "matmul/2:4/f16/192x64x320/ep:bias+gelu_tanh",
-        "matmul/64:2:8/bf16/192x64x320/ep:bias+residual",
-        "matmul/2:4/bf16/192x64x320/ep:bias+swiglu"};
+    static const char *const texts[] = {"matmul/2:4/f16/192x64x320/ep:bias+gelu",
+                                        "matmul/2:4/f16/192x64x320/ep:bias+silu",
+                                        "matmul/2:4/f16/192x64x320/ep:bias+relu",
+                                        "matmul/2:4/f16/192x64x320/ep:bias+gelu_tanh",
+                                        "matmul/64:2:8/bf16/192x64x320/ep:bias+residual",
+                                        "matmul/2:4/bf16/192x64x320/ep:bias+swiglu"};
     esp_context *context = test_context(run, 1);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -236,8 +236,8 @@ static void tiles(test_run *run)
         esp_matmul_problem problem = problem_of(run, cases[i].text);
         const char *names[64];
         int count = usable_on(device, &problem, names);
-        product p = product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS, false,
-                                 false);
+        product p =
+            product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS, false, false);
         p.in_place = cases[i].in_place;
         float *actual = result_of(&p);
         for (int k = 0; k < count; k++) {
