@@ -21,7 +21,7 @@ static const char *const golden_names[] = {
 /* name: of tests/golden/llama, or with the folder before a slash. */
 static inline void golden_path(const char *name, const char *end, char path[512])
 {
-    snprintf(path, 512, "%s/tests/golden/%s%s.%s", ESP_SOURCE_DIR,
+    snprintf(path, 512, "%s/tests/golden/%s%s.%s", test_source_dir(),
              strchr(name, '/') != NULL ? "" : "llama/", name, end);
 }
 
