@@ -2,14 +2,15 @@
 # Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
 # table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
 # without one it is built here. Environment:
-#   STEPS   of: tests random sanitizers tune rivals bench (all of these), and table
+#   STEPS   of: tests random sanitizers tune rivals bench models (all of these), and table
 #   SEEDS (8) draw ROUNDS (250) random problems each, of each family of kernels
 #   SHAPES, FEW   of the timing table, OUTxINxTOKENS
+#   MODELS   of step models: folders of bench/configs
 #   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
 # The last line says how many steps passed and failed.
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check}
-rounds=${ROUNDS:-250} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench}
+rounds=${ROUNDS:-250} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench models}
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 [ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
@@ -152,6 +153,30 @@ if wanted bench; then
     perl "$here/bench/gpu.pl" table "$out/gpu.jsonl" >"$out/gpu.md"
     perl "$here/bench/gpu.pl" figure "$out/gpu.jsonl" >"$out/gpu.svg"
     grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"
+fi
+# whole CONFIG PATTERNS ARGUMENTS...: a model of drawn weights, dense and sparse side by side.
+whole() {
+    config=$1 patterns=$2
+    shift 2
+    case " ${MODELS:-deit-small deit-base vit-large sam-vit-huge bert-large} " in *" $config "*) ;; *) return ;; esac
+    step "model-$config$(echo "$*" | tr -d " ")" bench_whole "$@"
+}
+bench_whole() {
+    espalier bench --device cuda:0 --json -q -r 5 --random-weights "$here/bench/configs/$config" -p "$patterns" \
+        "$@" >>"$out/models.jsonl"
+}
+if wanted models; then
+    : >"$out/models.jsonl"
+    whole deit-small 128:2:5 --batch 64
+    whole deit-base 64:2:8,128:2:8 --batch 1
+    whole deit-base 64:2:8,128:2:8 --batch 256
+    whole vit-large 64:2:8 --batch 64
+    whole sam-vit-huge 2:4,128:2:8 --batch 1
+    whole bert-large 64:2:8 --batch 32 --tokens 512
+    whole llama-2-7b 128:2:8 --batch 1 --tokens 2048
+    whole llama-2-7b 64:2:5,64:2:8 --batch 1
+    whole llama-2-7b 64:2:8 --batch 16
+    grep -o '"problem":"[^"]*"\|"median_ms":[0-9.]*\|"ratio_to_dense":[0-9.]*' "$out/models.jsonl" | paste - - -
 fi
 echo "gpu_check: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
