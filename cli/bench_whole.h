@@ -3,6 +3,7 @@
 #define CLI_BENCH_WHOLE_H
 
 #include "bench.h"
+#include "gpu_trace.h"
 
 #define WHOLE_MAX_MODELS 16
 #define WHOLE_MAX_PHASES 2
@@ -26,7 +27,10 @@ typedef struct whole_phase {
     int64_t product_tokens; /* of most products */
     double work;            /* units of a run */
     double *ms;             /* [rounds] */
+    double given_ms;        /* images: with the pixels copied to a GPU first; NaN: not measured */
     whole_products products;
+    gpu_trace *trace; /* of one run; NULL: there is none, and why */
+    char no_trace[128];
 } whole_phase;
 
 typedef struct whole_model {
@@ -43,11 +47,18 @@ typedef struct whole_model {
     int64_t session_count, chunk;
     int32_t *ids;
     int64_t *lengths;
-    float *pixels, *outputs;
+    float *pixels; /* the runner's */
+    bool given;    /* the device has them */
+    float *outputs;
     whole_phase phases[WHOLE_MAX_PHASES];
     int phase_count;
     cli_record kernels; /* of each phase */
 } whole_model;
+
+static inline double whole_share(double part, double whole)
+{
+    return whole > 0 ? part / whole : 0;
+}
 
 /* Every model of the command line: see cmd_bench.c. */
 ESP_MUST_CHECK esp_status bench_whole(cli_state *cli, esp_error *error);
@@ -57,7 +68,20 @@ ESP_MUST_CHECK esp_status bench_whole(cli_state *cli, esp_error *error);
 ESP_MUST_CHECK esp_status whole_open(cli_state *cli, whole_model *model, esp_error *error);
 ESP_MUST_CHECK esp_status whole_prepare(whole_model *model, int phase, esp_error *error);
 ESP_MUST_CHECK esp_status whole_run(whole_model *model, int phase, esp_error *error);
+/* The runner anew: what it runs next is not a graph that it kept. */
+ESP_MUST_CHECK esp_status whole_renew(const bench_args *args, whole_model *model, esp_error *error);
 void whole_release(whole_model *model);
+
+/* Images on a GPU: how long a run takes whose pixels come from the host. */
+ESP_MUST_CHECK esp_status whole_time_given(const cli_state *cli, whole_model *model,
+                                           esp_error *error);
+
+/* bench_whole_trace.c: of a run of each phase; the runner is new afterwards. */
+ESP_MUST_CHECK esp_status whole_trace(const cli_state *cli, whole_model *model, esp_error *error);
+/* Where the time of a phase goes, of 1: by the trace, where there is one. */
+cli_record whole_time_shares(const whole_phase *phase, double median_ms);
+cli_record whole_kernel_times(const whole_phase *phase);
+void whole_print_traces(const whole_model *models, int count);
 
 /* bench_whole_report.c */
 void whole_look(const cli_state *cli, whole_model *model); /* while it is loaded */

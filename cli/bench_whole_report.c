@@ -61,11 +61,6 @@ void whole_look(const cli_state *cli, whole_model *model)
     }
 }
 
-static double share(double part, double whole)
-{
-    return whole > 0 ? part / whole : 0;
-}
-
 /* ---- rows ---- */
 
 static void name_problem(const whole_model *model, const whole_phase *phase,
@@ -87,21 +82,9 @@ static const char *why_not_sparse(const whole_model *model, const whole_phase *p
     if (model->loaded.info.sparse_layers == 0) {
         return "dense";
     }
-    return share(phase->products.sparse_flops, phase->products.flops) < WHOLE_SPARSE_SHARE
+    return whole_share(phase->products.sparse_flops, phase->products.flops) < WHOLE_SPARSE_SHARE
                ? "mostly dense"
                : NULL;
-}
-
-static cli_record time_shares(const whole_phase *phase, double median)
-{
-    const whole_products *products = &phase->products;
-    cli_record shares = record_object();
-    record_real(&shares, "sparse_products", share(products->sparse_ms, median));
-    record_real(&shares, "dense_products", share(products->dense_ms, median));
-    record_real(&shares, "others",
-                share(median - products->sparse_ms - products->dense_ms, median));
-    record_text(&shares, "products_by", products->measured ? "measured times" : "predicted times");
-    return shares;
 }
 
 static esp_status print_one(const cli_state *cli, whole_model *model, int phase_index,
@@ -130,11 +113,15 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     record_real(&record, "ratio_least", ratio.least);
     record_real(&record, "ratio_most", ratio.most);
     record_real(&record, "sparse_flops_share",
-                share(phase->products.sparse_flops, phase->products.flops));
+                whole_share(phase->products.sparse_flops, phase->products.flops));
     record_real(&record, "sparse_bytes_share",
-                share(phase->products.sparse_bytes, phase->products.bytes));
+                whole_share(phase->products.sparse_bytes, phase->products.bytes));
     record_bool(&record, "is_sparse", why_not_sparse(model, phase) == NULL);
-    record_child(&record, "time_share", time_shares(phase, median));
+    record_child(&record, "time_share", whole_time_shares(phase, median));
+    record_child(&record, "kernel_times", whole_kernel_times(phase));
+    if (isfinite(phase->given_ms)) {
+        record_real(&record, "median_ms_with_pixels_from_the_host", phase->given_ms);
+    }
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
     record_int(&record, "linear_resident_bytes", (int64_t)info->linear_resident_bytes);
     record_int(&record, "parameters", info->parameters);
@@ -180,8 +167,9 @@ static void fill_row(const cli_state *cli, cli_table *table, const whole_model *
     table_cell(table, "%s %s/s", size_number(1e3 * phase->work / median, text), phase->unit);
     table_cell(table, "%.2fx", to_dense(cli, dense, phase).median);
     table_cell(table, "%s", size_bytes((double)model->loaded.info.resident_bytes, text));
-    table_cell(table, "%.0f %%", 100 * share(products->sparse_flops, products->flops));
-    table_cell(table, "%.0f %%", 100 * share(products->sparse_ms + products->dense_ms, median));
+    table_cell(table, "%.0f %%", 100 * whole_share(products->sparse_flops, products->flops));
+    table_cell(table, "%.0f %%",
+               100 * whole_share(products->sparse_ms + products->dense_ms, median));
     table_cell(table, "%s", why_not != NULL ? why_not : "sparse");
 }
 
@@ -209,6 +197,7 @@ esp_status whole_print_table(const cli_state *cli, const whole_model *models, in
                (long long)((const bench_args *)cli->args)->rounds,
                models[0].phases[0].products.measured ? "measured" : "predicted",
                100 * WHOLE_SPARSE_SHARE);
+        whole_print_traces(models, count);
     }
     return status;
 }

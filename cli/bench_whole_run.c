@@ -1,5 +1,7 @@
 /* A whole model at work: what it is given, and one run of each thing that is timed. Inputs are
  * random; all memory is taken before anything is timed. */
+#include <jansson.h>
+#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -158,13 +160,28 @@ static esp_status choose_phases(const cli_state *cli, whole_model *model, esp_er
     return choose_decoding(cli, model, step_count(cli->args), error);
 }
 
+/* Tokens of an image, by the sizes of config.json or of its vision_config; 0: it has none. */
+static int64_t tokens_of_image(const char *config)
+{
+    json_t *root = json_loads(config, 0, NULL);
+    const json_t *vision = json_object_get(root, "vision_config");
+    vision = vision != NULL ? vision : root;
+    int64_t side = json_integer_value(json_object_get(vision, "image_size"));
+    int64_t patch = json_integer_value(json_object_get(vision, "patch_size"));
+    json_decref(root);
+    return side > 0 && patch > 0 ? (side / patch) * (side / patch) : 0;
+}
+
 /* The token count that forms are chosen for, before the model is there to be asked: that of
- * decoding, and of one image or text otherwise unless a batch is given. */
+ * decoding, and of all images or texts of the batch otherwise. */
 static int64_t tokens_that_matter(const bench_args *args, const char *config)
 {
-    bool decodes = strstr(config, "ForCausalLM") != NULL;
-    int64_t batch = args->batch > 0 ? args->batch : 1;
-    return decodes ? batch : batch * (args->tokens > 0 ? args->tokens : 197);
+    int64_t batch = args->batch > 0 ? args->batch : 1, each = tokens_of_image(config);
+    if (strstr(config, "ForCausalLM") != NULL) {
+        return batch;
+    }
+    each = each > 0 ? each : args->tokens > 0 ? args->tokens : USUAL_BEFORE;
+    return batch * each;
 }
 
 /* ---- memory ---- */
@@ -191,18 +208,12 @@ static esp_status draw_inputs(const bench_args *args, whole_model *model, esp_er
     const whole_phase *first = &model->phases[0];
     uint64_t seed = (uint64_t)args->seed;
     bool images = info->image_size > 0;
-    int64_t pixels = images ? first->batch * 3 * info->image_size * info->image_size : 0;
     int64_t ids = images ? 0 : first->batch * first->tokens + model->session_count;
     model->ids = calloc((size_t)ids + 1, sizeof *model->ids);
-    model->pixels = calloc((size_t)pixels + 1, sizeof *model->pixels);
     model->lengths = calloc((size_t)first->batch, sizeof *model->lengths);
     model->outputs = calloc((size_t)output_count(model), sizeof *model->outputs);
-    if (model->ids == NULL || model->pixels == NULL || model->lengths == NULL ||
-        model->outputs == NULL) {
+    if (model->ids == NULL || model->lengths == NULL || model->outputs == NULL) {
         return cli_fail_memory(error, "a measurement");
-    }
-    for (int64_t i = 0; i < pixels; i++) {
-        model->pixels[i] = (float)(bench_random(&seed) >> 40) * 0x1p-23f - 1;
     }
     for (int64_t i = 0; i < ids; i++) {
         model->ids[i] = (int32_t)(bench_random(&seed) % (uint64_t)info->vocabulary);
@@ -234,12 +245,25 @@ static esp_status open_sessions(const bench_args *args, whole_model *model, esp_
     return ESP_OK;
 }
 
+static esp_status open_vision(const bench_args *args, whole_model *model, esp_error *error)
+{
+    int64_t side = model->loaded.info.image_size, batch = model->phases[0].batch;
+    uint64_t seed = (uint64_t)args->seed;
+    TRY(esp_vision_create(model->loaded.model, 0, 0, batch, &model->vision, error));
+    TRY(esp_vision_pixels(model->vision, &model->pixels, error));
+    for (int64_t i = 0; i < batch * 3 * side * side; i++) {
+        model->pixels[i] = (float)(bench_random(&seed) >> 40) * 0x1p-23f - 1;
+    }
+    model->given = false;
+    return ESP_OK;
+}
+
 static esp_status open_runner(const bench_args *args, whole_model *model, esp_error *error)
 {
     const esp_model_info *info = &model->loaded.info;
     const whole_phase *first = &model->phases[0];
     if (info->image_size > 0) {
-        return esp_vision_create(model->loaded.model, 0, 0, first->batch, &model->vision, error);
+        return open_vision(args, model, error);
     }
     if (info->kind == ESP_MODEL_ENCODER) {
         return esp_embedder_create(model->loaded.model, first->batch * first->tokens,
@@ -270,27 +294,38 @@ esp_status whole_open(cli_state *cli, whole_model *model, esp_error *error)
     return open_runner(args, model, error);
 }
 
-void whole_release(whole_model *model)
+static void close_runner(whole_model *model)
 {
-    esp_model_info info = model->loaded.info;
     for (int64_t i = 0; model->sessions != NULL && i < model->session_count; i++) {
         esp_session_free(model->sessions[i]);
     }
     free(model->sessions);
     esp_vision_free(model->vision);
     esp_embedder_free(model->embedder);
-    loaded_model_free(&model->loaded);
-    free(model->ids);
-    free(model->lengths);
-    free(model->pixels);
-    free(model->outputs);
     model->sessions = NULL;
     model->vision = NULL;
     model->embedder = NULL;
+    model->pixels = NULL;
+}
+
+void whole_release(whole_model *model)
+{
+    esp_model_info info = model->loaded.info;
+    close_runner(model);
+    loaded_model_free(&model->loaded);
+    free(model->ids);
+    free(model->lengths);
+    free(model->outputs);
     model->ids = NULL;
     model->lengths = NULL;
-    model->pixels = model->outputs = NULL;
+    model->outputs = NULL;
     model->loaded.info = info;
+}
+
+esp_status whole_renew(const bench_args *args, whole_model *model, esp_error *error)
+{
+    close_runner(model);
+    return open_runner(args, model, error);
 }
 
 /* ---- running ---- */
@@ -332,7 +367,11 @@ esp_status whole_run(whole_model *model, int phase, esp_error *error)
 {
     const whole_phase *what = &model->phases[phase];
     if (model->vision != NULL) {
-        return esp_vision_run(model->vision, model->pixels, what->batch, model->outputs, error);
+        /* The device keeps the pixels, as other programs' inputs are there before they are timed.
+         */
+        const float *pixels = model->given ? NULL : model->pixels;
+        model->given = true;
+        return esp_vision_run(model->vision, pixels, what->batch, model->outputs, error);
     }
     if (model->embedder != NULL) {
         return esp_embed_ids(model->embedder, model->ids, model->lengths, what->batch,
@@ -344,4 +383,22 @@ esp_status whole_run(whole_model *model, int phase, esp_error *error)
     return what->batch == 1
                ? esp_session_feed(model->sessions[0], model->ids, 1, model->outputs, false, error)
                : esp_sessions_feed(model->sessions, what->batch, model->ids, model->outputs, error);
+}
+
+esp_status whole_time_given(const cli_state *cli, whole_model *model, esp_error *error)
+{
+    enum { RUNS = 5 };
+    double ms[RUNS];
+    model->phases[0].given_ms = (double)NAN;
+    if (model->vision == NULL || !on_gpu(cli)) {
+        return ESP_OK;
+    }
+    for (int i = 0; i < RUNS; i++) {
+        double start = seconds_now();
+        model->given = false;
+        TRY(whole_run(model, 0, error));
+        ms[i] = 1e3 * (seconds_now() - start);
+    }
+    model->phases[0].given_ms = bench_median(ms, RUNS);
+    return ESP_OK;
 }

@@ -57,10 +57,15 @@ ESP_API void esp_vision_free(esp_vision *vision);
 /* Of the result of one image: a classifier's [labels], an encoder's [channels][rows][columns].
  * Returns the rank, at most 3. */
 ESP_API int esp_vision_output_shape(const esp_model *model, int64_t shape[3]);
-/* pixels: f32 [images][3][height][width], images <= max_images; output: f32, one result behind the
- * other. */
+/* pixels: f32 [images][3][height][width], images <= max_images; NULL: those that the device holds
+ * already, of the run before (or of esp_vision_pixels where the device is the host), else
+ * "vision.no_pixels". output: f32, one result behind the other. */
 ESP_MUST_CHECK ESP_API esp_status esp_vision_run(esp_vision *vision, const float *pixels,
                                                  int64_t images, float *output, esp_error *error);
+/* Memory for the pixels of max_images, which the runner owns: page-locked where the device's memory
+ * is not the host's, so that a run that is given it copies at the full speed of the bus. */
+ESP_MUST_CHECK ESP_API esp_status esp_vision_pixels(esp_vision *vision, float **pixels,
+                                                    esp_error *error);
 /* As esp_session_observe: "embed", "layer.0", ..., "norm" or "neck". */
 ESP_API void esp_vision_observe(esp_vision *vision, esp_observe_fn observe, void *user);
 /* What a classifier calls its output `index` (id2label); NULL out of range and for other models. */

@@ -67,22 +67,27 @@ static esp_status take_tables(esp_vision *vision, int64_t longest, esp_error *er
     return esp_mail_take(device, bytes, "tables of tokens", &vision->back, error);
 }
 
+static size_t pixel_bytes(const esp_vision *vision, int64_t images)
+{
+    return (size_t)(images * ESP_IMAGE_CHANNELS * vision->height) * (size_t)vision->width *
+           sizeof(float);
+}
+
+static esp_status take_pixels(esp_vision *vision, esp_error *error)
+{
+    return esp_mail_take(vision->model->device, pixel_bytes(vision, vision->max_images), "pixels",
+                         &vision->images, error);
+}
+
 /* Results, and pixels of a far device. */
 static esp_status take_border(esp_vision *vision, esp_error *error)
 {
     const esp_model *model = vision->model;
     const esp_image_net *net = model->family->images;
-    void *images = NULL, *output = NULL;
     size_t floats = (size_t)net->output_floats(vision, vision->max_images);
-    ESP_TRY(esp_device_take(model, floats, sizeof(float), "results", &output, error));
-    vision->output = output;
-    if (esp_device_is_far(model->device)) {
-        size_t pixels = (size_t)(vision->max_images * ESP_IMAGE_CHANNELS * vision->height) *
-                        (size_t)vision->width;
-        ESP_TRY(esp_device_take(model, pixels, sizeof(float), "pixels", &images, error));
-        vision->images = images;
-    }
-    return ESP_OK;
+    ESP_TRY(
+        esp_mail_take(model->device, floats * sizeof(float), "results", &vision->output, error));
+    return esp_device_is_far(model->device) ? take_pixels(vision, error) : ESP_OK;
 }
 
 static esp_status take_memory(esp_vision *vision, esp_error *error)
@@ -133,14 +138,16 @@ void esp_vision_free(esp_vision *vision)
     }
     esp_device *device = vision->model->device;
     esp_context *context = vision->model->context;
-    void *const areas[] = {vision->block,     vision->positions,           vision->images,
-                           vision->workspace, vision->attention_workspace, vision->output};
+    void *const areas[] = {vision->block, vision->positions, vision->workspace,
+                           vision->attention_workspace};
     esp_lane_close(&vision->lane);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         if (areas[i] != NULL) {
             device->backend->release(device, areas[i]);
         }
     }
+    esp_mail_free(device, &vision->images);
+    esp_mail_free(device, &vision->output);
     esp_mail_free(device, &vision->index);
     esp_mail_free(device, &vision->back);
     esp_release(context, vision->plans);
@@ -161,16 +168,37 @@ static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
     return ESP_OK;
 }
 
-static esp_status send_pixels(const esp_vision_pass *pass, const float *pixels, esp_error *error)
+/* Where a pass finds its pixels. NULL: those of the run before, which must have been as many. */
+static esp_status send_pixels(esp_vision *vision, const float *pixels, int64_t images,
+                              const float **at, esp_error *error)
 {
-    const esp_vision *vision = pass->vision;
-    if (vision->images == NULL) {
+    bool far = esp_device_is_far(vision->model->device);
+    if (pixels == NULL && (vision->images.host == NULL || images > vision->sent)) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "vision.no_pixels",
+                        "no pixels for %lld images: a run before this one gave those of %lld; "
+                        "give them, or ask esp_vision_pixels for memory and fill it",
+                        (long long)images, (long long)vision->sent);
+    }
+    if (pixels == NULL || !far) {
+        *at = pixels != NULL ? pixels : vision->images.device;
         return ESP_OK;
     }
-    size_t image = (size_t)ESP_IMAGE_CHANNELS * (size_t)(vision->height * vision->width);
-    const esp_mail mail = {(void *)(uintptr_t)pixels, vision->images};
-    return esp_mail_send(&pass->vision->lane, &mail, (size_t)pass->images * image * sizeof(float),
-                         error);
+    const esp_mail mail = {(void *)(uintptr_t)pixels, vision->images.device};
+    *at = vision->images.device;
+    vision->sent = 0; /* should it fail */
+    ESP_TRY(esp_mail_send(&vision->lane, &mail, pixel_bytes(vision, images), error));
+    vision->sent = images;
+    return ESP_OK;
+}
+
+esp_status esp_vision_pixels(esp_vision *vision, float **pixels, esp_error *error)
+{
+    if (vision->images.host == NULL) {
+        ESP_TRY(take_pixels(vision, error));
+        vision->sent = vision->max_images; /* there is no way to go */
+    }
+    *pixels = vision->images.host;
+    return esp_lane_ready(&vision->lane, error);
 }
 
 static esp_status run_pass(void *user, esp_error *error)
@@ -183,22 +211,15 @@ static esp_status run_pass(void *user, esp_error *error)
 static esp_status deliver(const esp_vision_pass *pass, float *output, esp_error *error)
 {
     esp_vision *vision = pass->vision;
-    const esp_model *model = vision->model;
-    const esp_image_net *net = model->family->images;
+    const esp_image_net *net = vision->model->family->images;
+    const esp_mail *made = &vision->output;
     size_t floats = (size_t)net->output_floats(vision, pass->images);
-    if (!esp_device_is_far(model->device)) {
-        net->deliver(vision, pass->images, pass->output, output);
-        return ESP_OK;
+    if (made->host != made->device) {
+        ESP_TRY(esp_lane_receive(&vision->lane, made->host, made->device, floats * sizeof(float),
+                                 error));
     }
-    float *staged = esp_alloc_array(model->context, floats, sizeof *staged);
-    esp_status status = staged != NULL ? esp_lane_receive(&vision->lane, staged, pass->output,
-                                                          floats * sizeof(float), error)
-                                       : esp_fail_memory(error, floats * sizeof(float), "results");
-    if (status == ESP_OK) {
-        net->deliver(vision, pass->images, staged, output);
-    }
-    esp_release(model->context, staged);
-    return status;
+    net->deliver(vision, pass->images, made->host, output);
+    return ESP_OK;
 }
 
 esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t images, float *output,
@@ -210,18 +231,16 @@ esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t image
                         "%lld images at once, but memory was taken for %lld", (long long)images,
                         (long long)vision->max_images);
     }
-    bool far = esp_device_is_far(model->device);
     esp_vision_pass pass = {.vision = vision,
                             .nn = esp_model_nn(model, &vision->lane),
                             .images = images,
                             .columns = images * vision->pitch,
-                            .pixels = far ? vision->images : pixels,
-                            .output = vision->output};
+                            .output = vision->output.device};
     pass.nn.workspace = vision->workspace;
     pass.nn.workspace_bytes = vision->workspace_bytes;
     pass.nn.plans = vision->plans;
     ESP_TRY(lay_out(vision, images, error));
-    ESP_TRY(send_pixels(&pass, pixels, error));
+    ESP_TRY(send_pixels(vision, pixels, images, &pass.pixels, error));
     const int64_t key[4] = {images};
     ESP_TRY(vision->observe != NULL ? run_pass(&pass, error)
                                     : esp_lane_run(&vision->lane, key, run_pass, &pass, error));

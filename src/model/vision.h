@@ -67,8 +67,9 @@ struct esp_vision {
     void *x, *normed, *mixed, *qkv, *inner, *pixels, *picked;
     esp_mail index, back; /* int32 tables of gather_tokens */
     float *positions;     /* [hidden][pitch]: what an image's tokens are added to */
-    float *images;        /* pixels of a batch, on a far device; elsewhere they are the caller's */
-    float *output;        /* of a batch, as the family makes it */
+    esp_mail images;      /* f32 pixels of a batch; taken on a far device, or when asked for */
+    int64_t sent;         /* images whose pixels are in `images` */
+    esp_mail output;      /* f32, of a batch, as the family makes it */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
     esp_plan_slot *plans; /* [linear layers][2] */

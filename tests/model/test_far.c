@@ -210,6 +210,24 @@ static void encoders(test_run *run)
 
 /* ---- images ---- */
 
+/* Pixels in the runner's memory, and those that the device holds already. */
+static void check_pixels(test_run *run, esp_vision *vision, const golden_vision *golden,
+                         const float *expected, int64_t size)
+{
+    int64_t images = golden->images;
+    size_t count = (size_t)(images * size);
+    float *pixels = NULL, *again = calloc(count, sizeof *again);
+    CHECK_OK(esp_vision_pixels(vision, &pixels, error));
+    memcpy(pixels, golden->pixels,
+           (size_t)(images * 3 * golden->height * golden->width) * sizeof *pixels);
+    for (int i = 0; i < 2; i++) {
+        memset(again, 0xff, count * sizeof *again);
+        CHECK_OK(esp_vision_run(vision, i == 0 ? pixels : NULL, images, again, error));
+        check_equal(run, expected, again, images * size);
+    }
+    free(again);
+}
+
 static void check_images(test_run *run, pair *models, const golden_vision *golden)
 {
     const golden_model *sides[2] = {&models->near, &models->far};
@@ -235,6 +253,7 @@ static void check_images(test_run *run, pair *models, const golden_vision *golde
                                     outputs[i] + (size_t)again * floats, error));
         }
         CHECK_OK(esp_vision_run(vision, golden->pixels, 1, outputs[i] + 3 * floats, error));
+        check_pixels(run, vision, golden, outputs[i], size);
         esp_vision_free(vision);
     }
     CHECK(models->state.replays > 0);

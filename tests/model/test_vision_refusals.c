@@ -180,6 +180,8 @@ static void calls(test_run *run)
                 "vision.bad_batch");
     CHECK_FAILS(esp_vision_run(vision, vit.pixels, 0, output, error), ESP_BAD_ARGUMENT,
                 "vision.bad_batch");
+    CHECK_FAILS(esp_vision_run(vision, NULL, 1, output, error), ESP_BAD_ARGUMENT,
+                "vision.no_pixels");
     esp_vision_free(vision);
     CHECK_TEXT(esp_model_label(classifier.model, 4), "class 4");
     CHECK(esp_model_label(classifier.model, 5) == NULL &&
