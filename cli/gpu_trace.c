@@ -1,5 +1,5 @@
-/* CUPTI's activity records of kernels and copies, summed by name. Work is traced when it is given
- * to the GPU kernel by kernel; it runs one kernel after the other then, as in a graph. */
+/* CUPTI's activity records of kernels and copies, summed by name. A kernel that is launched while
+ * the one before it still works, and waits for it, is counted from that one's end. */
 #include <ctype.h>
 #include <cuda_runtime_api.h>
 #include <cupti.h>
@@ -23,7 +23,6 @@ typedef struct cupti {
 
 /* CUPTI's callbacks carry nothing of the caller's, so what they fill is here. */
 static cupti api;
-static gpu_trace *filled;
 
 static const CUpti_ActivityKind kinds[] = {CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL,
                                            CUPTI_ACTIVITY_KIND_MEMCPY, CUPTI_ACTIVITY_KIND_MEMSET};
@@ -90,49 +89,101 @@ static void plain_name(const char *mangled, char name[TRACE_NAME_MAX])
 
 /* ---- records ---- */
 
-static void add(gpu_trace *trace, const char *name, trace_kind kind, double us)
+typedef struct activity {
+    char name[TRACE_NAME_MAX];
+    trace_kind kind;
+    uint64_t start, end; /* ns */
+} activity;
+
+typedef struct activity_list {
+    activity *all;
+    size_t count, room;
+    bool short_of_memory;
+} activity_list;
+
+static activity_list seen;
+
+static void note(const char *name, trace_kind kind, uint64_t start, uint64_t end)
+{
+    if (seen.count == seen.room) {
+        size_t room = seen.room > 0 ? 2 * seen.room : 1024;
+        activity *grown = realloc(seen.all, room * sizeof *grown);
+        if (grown == NULL) {
+            seen.short_of_memory = true;
+            return;
+        }
+        seen.all = grown;
+        seen.room = room;
+    }
+    activity *made = &seen.all[seen.count++];
+    *made = (activity){.kind = kind, .start = start, .end = end};
+    snprintf(made->name, sizeof made->name, "%s", name);
+}
+
+static void note_record(const CUpti_Activity *record)
+{
+    char name[TRACE_NAME_MAX];
+    if (record->kind == CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) {
+        const CUpti_ActivityKernel10 *kernel = (const void *)record;
+        plain_name(kernel->name, name);
+        note(name, kind_of(name), kernel->start, kernel->end);
+    } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMCPY) {
+        const CUpti_ActivityMemcpy6 *copy = (const void *)record;
+        note(copy->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_HTOD   ? "copy to the device"
+             : copy->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_DTOH ? "copy to the host"
+                                                                 : "copy on the device",
+             TRACE_COPY, copy->start, copy->end);
+    } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMSET) {
+        const CUpti_ActivityMemset4 *set = (const void *)record;
+        note("fill", TRACE_COPY, set->start, set->end);
+    }
+}
+
+/* ---- sums ---- */
+
+static int first_ended(const void *a, const void *b)
+{
+    const activity *left = a, *right = b;
+    return left->end < right->end ? -1 : left->end > right->end;
+}
+
+static int longest_first(const void *a, const void *b)
+{
+    const trace_row *left = a, *right = b;
+    return left->us < right->us ? 1 : left->us > right->us ? -1 : strcmp(left->name, right->name);
+}
+
+static void add(gpu_trace *trace, const activity *what, double us)
 {
     int i = 0;
-    while (i < trace->count && strcmp(trace->rows[i].name, name) != 0) {
+    while (i < trace->count && strcmp(trace->rows[i].name, what->name) != 0) {
         i++;
     }
     if (i == TRACE_MOST_ROWS) {
         i--;
         snprintf(trace->rows[i].name, TRACE_NAME_MAX, "others");
     } else if (i == trace->count) {
-        trace->rows[i] = (trace_row){.kind = kind};
-        snprintf(trace->rows[i].name, TRACE_NAME_MAX, "%s", name);
+        trace->rows[i] = (trace_row){.kind = what->kind};
+        snprintf(trace->rows[i].name, TRACE_NAME_MAX, "%s", what->name);
         trace->count++;
     }
     trace->rows[i].runs++;
     trace->rows[i].us += us;
-    trace->us[kind] += us;
+    trace->us[what->kind] += us;
     trace->busy_us += us;
 }
 
-static double us_between(uint64_t start, uint64_t end)
+static void sum_up(gpu_trace *trace)
 {
-    return 1e-3 * (double)(end - start);
-}
-
-static void add_record(gpu_trace *trace, const CUpti_Activity *record)
-{
-    char name[TRACE_NAME_MAX];
-    if (record->kind == CUPTI_ACTIVITY_KIND_CONCURRENT_KERNEL) {
-        const CUpti_ActivityKernel10 *kernel = (const void *)record;
-        plain_name(kernel->name, name);
-        add(trace, name, kind_of(name), us_between(kernel->start, kernel->end));
-    } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMCPY) {
-        const CUpti_ActivityMemcpy6 *copy = (const void *)record;
-        add(trace,
-            copy->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_HTOD   ? "copy to the device"
-            : copy->copyKind == CUPTI_ACTIVITY_MEMCPY_KIND_DTOH ? "copy to the host"
-                                                                : "copy on the device",
-            TRACE_COPY, us_between(copy->start, copy->end));
-    } else if (record->kind == CUPTI_ACTIVITY_KIND_MEMSET) {
-        const CUpti_ActivityMemset4 *set = (const void *)record;
-        add(trace, "fill", TRACE_COPY, us_between(set->start, set->end));
+    uint64_t last_end = 0;
+    qsort(seen.all, seen.count, sizeof *seen.all, first_ended);
+    for (size_t i = 0; i < seen.count; i++) {
+        const activity *one = &seen.all[i];
+        uint64_t start = one->start > last_end ? one->start : last_end;
+        add(trace, one, 1e-3 * (double)(one->end - start));
+        last_end = one->end;
     }
+    qsort(trace->rows, (size_t)trace->count, sizeof trace->rows[0], longest_first);
 }
 
 static void CUPTIAPI give_buffer(uint8_t **buffer, size_t *bytes, size_t *most_records)
@@ -147,9 +198,8 @@ static void CUPTIAPI take_buffer(CUcontext context, uint32_t stream, uint8_t *bu
 {
     CUpti_Activity *record = NULL;
     (void)context, (void)stream, (void)bytes;
-    while (filled != NULL && buffer != NULL && valid > 0 &&
-           api.next(buffer, valid, &record) == CUPTI_SUCCESS) {
-        add_record(filled, record);
+    while (buffer != NULL && valid > 0 && api.next(buffer, valid, &record) == CUPTI_SUCCESS) {
+        note_record(record);
     }
     free(buffer);
 }
@@ -218,19 +268,15 @@ bool gpu_trace_begin(char *why, size_t capacity)
     return true;
 }
 
-static int longest_first(const void *a, const void *b)
-{
-    const trace_row *left = a, *right = b;
-    return left->us < right->us ? 1 : left->us > right->us ? -1 : strcmp(left->name, right->name);
-}
-
 void gpu_trace_end(gpu_trace *trace)
 {
     *trace = (gpu_trace){.count = 0};
-    filled = trace;
     (void)cudaDeviceSynchronize();
     (void)api.flush(CUPTI_ACTIVITY_FLAG_FLUSH_FORCED);
     disable_all(COUNT(kinds));
-    filled = NULL;
-    qsort(trace->rows, (size_t)trace->count, sizeof trace->rows[0], longest_first);
+    if (seen.count > 0 && !seen.short_of_memory) {
+        sum_up(trace);
+    }
+    free(seen.all);
+    seen = (activity_list){NULL};
 }
