@@ -50,6 +50,7 @@ typedef struct whole_model {
     float *pixels; /* the runner's */
     bool given;    /* the device has them */
     float *outputs;
+    int32_t *next; /* what sequences go on with */
     whole_phase phases[WHOLE_MAX_PHASES];
     int phase_count;
     cli_record kernels; /* of each phase */

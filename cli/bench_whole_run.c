@@ -212,7 +212,9 @@ static esp_status draw_inputs(const bench_args *args, whole_model *model, esp_er
     model->ids = calloc((size_t)ids + 1, sizeof *model->ids);
     model->lengths = calloc((size_t)first->batch, sizeof *model->lengths);
     model->outputs = calloc((size_t)output_count(model), sizeof *model->outputs);
-    if (model->ids == NULL || model->lengths == NULL || model->outputs == NULL) {
+    model->next = calloc((size_t)model->session_count + 1, sizeof *model->next);
+    if (model->ids == NULL || model->lengths == NULL || model->outputs == NULL ||
+        model->next == NULL) {
         return cli_fail_memory(error, "a measurement");
     }
     for (int64_t i = 0; i < ids; i++) {
@@ -316,9 +318,11 @@ void whole_release(whole_model *model)
     free(model->ids);
     free(model->lengths);
     free(model->outputs);
+    free(model->next);
     model->ids = NULL;
     model->lengths = NULL;
     model->outputs = NULL;
+    model->next = NULL;
     model->loaded.info = info;
 }
 
@@ -380,9 +384,7 @@ esp_status whole_run(whole_model *model, int phase, esp_error *error)
     if (phase == 0) {
         return feed(model, model->sessions[0], what->tokens, model->chunk, error);
     }
-    return what->batch == 1
-               ? esp_session_feed(model->sessions[0], model->ids, 1, model->outputs, false, error)
-               : esp_sessions_feed(model->sessions, what->batch, model->ids, model->outputs, error);
+    return esp_sessions_feed_greedy(model->sessions, what->batch, model->ids, model->next, error);
 }
 
 esp_status whole_time_given(const cli_state *cli, whole_model *model, esp_error *error)

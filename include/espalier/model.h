@@ -177,6 +177,15 @@ ESP_MUST_CHECK ESP_API esp_status esp_sessions_feed(esp_session *const *sessions
                                                     const int32_t *ids, float *logits,
                                                     esp_error *error);
 
+/* The same, but what comes back is the id of each largest logit: of equals the first, and -1 where
+ * none is a number. A GPU keeps the logits to itself. next: [1], and [count]. */
+ESP_MUST_CHECK ESP_API esp_status esp_session_feed_greedy(esp_session *session, const int32_t *ids,
+                                                          int64_t count, int32_t *next,
+                                                          esp_error *error);
+ESP_MUST_CHECK ESP_API esp_status esp_sessions_feed_greedy(esp_session *const *sessions,
+                                                           int64_t count, const int32_t *ids,
+                                                           int32_t *next, esp_error *error);
+
 /* ---- vectors of texts ---- */
 
 /* An encoder at work: scratch for a batch of texts. Used by one thread at a time. */

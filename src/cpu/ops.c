@@ -407,6 +407,7 @@ const esp_ops esp_cpu_ops = {
     .patches = esp_host_patches,
     .pool = esp_host_pool,
     .widen = esp_host_widen,
+    .argmax = esp_host_argmax,
     .rope = rope,
     .cache_append = cache_append,
     .cache_scatter = cache_scatter,

@@ -412,6 +412,26 @@ static int run_pool(const cuda_state *state, gpu_type type, const void *what, vo
 ENTRIES(f16, GPU_F16)
 ENTRIES(bf16, GPU_BF16)
 
+typedef struct argmax_call {
+    const float *rows;
+    int64_t count, size;
+    int32_t *best;
+} argmax_call;
+
+static int run_argmax(const cuda_state *state, gpu_type type, const void *what, void *stream)
+{
+    (void)state;
+    const argmax_call *call = what;
+    return gpu_argmax(type, call->rows, call->size, call->count, call->size, call->best, stream);
+}
+
+static esp_status argmax(esp_device *device, void *stream, const float *rows, int64_t count,
+                         int64_t size, int32_t *best)
+{
+    const argmax_call call = {rows, count, size, best};
+    return launch(device, GPU_F32, run_argmax, &call, stream);
+}
+
 static esp_status rope_angles(esp_device *device, void *stream, const float *frequencies,
                               const int32_t *positions, int64_t head_dim, int64_t tokens,
                               float *cosines, float *sines)
@@ -429,7 +449,7 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
         .group_workspace_bytes = no_group_workspace, .attend_groups = attend_groups_##name,        \
         .swiglu = swiglu_##name, .finish = finish_##name, .gather_tokens = gather_##name,          \
         .unfold = unfold_##name, .place_tokens = place_##name, .patches = patches_##name,          \
-        .pool = pool_##name, .widen = widen_##name,                                                \
+        .pool = pool_##name, .widen = widen_##name, .argmax = argmax,                              \
     }
 
 static const esp_ops tables[] = {TABLE(f16, ESP_F16), TABLE(bf16, ESP_BF16)};

@@ -44,23 +44,44 @@ static generating begin(esp_session *session, const esp_sampling *sampling, uint
     return made;
 }
 
+static esp_status check_drawn(int64_t id, esp_error *error)
+{
+    return id >= 0 ? ESP_OK
+                   : esp_fail(error, ESP_FAILED, "generate.no_logits",
+                              "the model's output is not a number anywhere: its weights are "
+                              "damaged; `espalier verify` finds where");
+}
+
 static esp_status draw(generating *of, const float *logits, int32_t *id, esp_error *error)
 {
     int64_t vocabulary = of->session->model->info.vocabulary;
     int64_t chosen = esp_sample(&of->sampler, logits, vocabulary, of->session->order);
-    if (chosen < 0) {
-        return esp_fail(error, ESP_FAILED, "generate.no_logits",
-                        "the model's output is not a number anywhere: its weights are damaged; "
-                        "`espalier verify` finds where");
-    }
     *id = (int32_t)chosen;
-    of->result->new_tokens++;
-    return ESP_OK;
+    return check_drawn(chosen, error);
+}
+
+static bool is_greedy(const generating *of)
+{
+    return of->sampler.temperature == 0;
+}
+
+/* Feeds, and draws what follows. A greedy choice is the device's, which keeps the logits. */
+static esp_status feed(generating *of, const int32_t *ids, int64_t count, int32_t *next,
+                       esp_error *error)
+{
+    esp_session *session = of->session;
+    if (is_greedy(of)) {
+        ESP_TRY(esp_session_feed_greedy(session, ids, count, next, error));
+        return check_drawn(*next, error);
+    }
+    ESP_TRY(esp_session_feed(session, ids, count, session->logits, false, error));
+    return draw(of, session->logits, next, error);
 }
 
 /* Whether nothing comes behind a token that was drawn; why not is kept. */
 static bool has_ended(generating *of, int32_t id, bool wanted, int64_t max_tokens)
 {
+    of->result->new_tokens++;
     bool eos = is_eos(of->session->model, id);
     bool limit = of->result->new_tokens == max_tokens;
     bool full = of->session->length == of->session->capacity;
@@ -82,15 +103,14 @@ esp_status esp_generate(esp_session *session, const int32_t *prompt, int64_t pro
     ESP_TRY(check(chosen, max_tokens, error));
     generating one = begin(session, chosen, chosen->seed, prompt_count, &done);
     double start = esp_seconds();
-    ESP_TRY(esp_session_feed(session, prompt, prompt_count, session->logits, false, error));
+    int32_t id = 0;
+    ESP_TRY(max_tokens > 0 ? feed(&one, prompt, prompt_count, &id, error)
+                           : esp_session_feed(session, prompt, prompt_count, NULL, false, error));
     double fed = esp_seconds();
     for (bool ended = max_tokens == 0; !ended;) {
-        int32_t id = 0;
-        ESP_TRY(draw(&one, session->logits, &id, error));
-        ended = has_ended(&one, id, on_token == NULL || on_token(user, id), max_tokens);
-        if (!ended) {
-            ESP_TRY(esp_session_feed(session, &id, 1, session->logits, false, error));
-        }
+        const int32_t last = id;
+        ended = has_ended(&one, last, on_token == NULL || on_token(user, last), max_tokens);
+        ESP_TRY(ended ? ESP_OK : feed(&one, &last, 1, &id, error));
     }
     done.prefill_seconds = fed - start;
     done.decode_seconds = esp_seconds() - fed;
@@ -105,27 +125,30 @@ esp_status esp_generate(esp_session *session, const int32_t *prompt, int64_t pro
 typedef struct many {
     int64_t count, max_tokens, vocabulary;
     generating *sequences;  /* [count] */
-    float *logits;          /* [count][vocabulary], in the order of `active` */
+    float *logits;          /* [count][vocabulary], in the order of `active`; NULL: greedy */
     int64_t *active;        /* sequences that have not ended */
     esp_session **sessions; /* of them */
-    int32_t *ids;           /* their next tokens */
+    int32_t *ids, *next;    /* their last tokens, and those that follow */
     int64_t active_count;
     esp_sequence_token_fn on_token;
     void *user;
 } many;
 
-static esp_status take(esp_context *context, many *all, esp_error *error)
+static esp_status take(esp_context *context, const esp_sampling *sampling, many *all,
+                       esp_error *error)
 {
-    size_t count = (size_t)all->count, floats;
-    if (esp_mul_size(count, (size_t)all->vocabulary, &floats)) {
+    size_t count = (size_t)all->count, floats = 0;
+    bool samples = sampling->temperature > 0;
+    if (samples && esp_mul_size(count, (size_t)all->vocabulary, &floats)) {
         all->logits = esp_alloc_array(context, floats, sizeof *all->logits);
     }
     all->sequences = esp_alloc_array(context, count, sizeof *all->sequences);
     all->active = esp_alloc_array(context, count, sizeof *all->active);
     all->sessions = esp_alloc_array(context, count, sizeof *all->sessions);
     all->ids = esp_alloc_array(context, count, sizeof *all->ids);
-    return all->logits != NULL && all->sequences != NULL && all->active != NULL &&
-                   all->sessions != NULL && all->ids != NULL
+    all->next = esp_alloc_array(context, count, sizeof *all->next);
+    return (all->logits != NULL || !samples) && all->sequences != NULL && all->active != NULL &&
+                   all->sessions != NULL && all->ids != NULL && all->next != NULL
                ? ESP_OK
                : esp_fail_memory(error, count * sizeof *all->sequences, "several sequences");
 }
@@ -137,28 +160,31 @@ static void give_back(esp_context *context, many *all)
     esp_release(context, all->active);
     esp_release(context, all->sessions);
     esp_release(context, all->ids);
+    esp_release(context, all->next);
 }
 
 static esp_status feed_prompts(many *all, const esp_prompt *prompts, esp_error *error)
 {
     for (int64_t i = 0; i < all->count; i++) {
-        ESP_TRY(esp_session_feed(prompts[i].session, prompts[i].ids, prompts[i].count,
-                                 all->logits + i * all->vocabulary, false, error));
+        const esp_prompt *prompt = &prompts[i];
+        ESP_TRY(all->max_tokens > 0 ? feed(&all->sequences[i], prompt->ids, prompt->count,
+                                           &all->next[i], error)
+                                    : esp_session_feed(prompt->session, prompt->ids, prompt->count,
+                                                       NULL, false, error));
         all->active[i] = i;
     }
     all->active_count = all->max_tokens > 0 ? all->count : 0;
     return ESP_OK;
 }
 
-/* A token for each active sequence; those that end leave the list. */
-static esp_status draw_all(many *all, esp_error *error)
+/* Each active sequence takes its token; those that end leave the list. */
+static void take_tokens(many *all)
 {
     int64_t left = 0;
     for (int64_t k = 0; k < all->active_count; k++) {
         int64_t index = all->active[k];
         generating *of = &all->sequences[index];
-        int32_t id = 0;
-        ESP_TRY(draw(of, all->logits + k * all->vocabulary, &id, error));
+        int32_t id = all->next[k];
         bool wanted = all->on_token == NULL || all->on_token(all->user, index, id);
         if (!has_ended(of, id, wanted, all->max_tokens)) {
             all->active[left] = index;
@@ -167,6 +193,26 @@ static esp_status draw_all(many *all, esp_error *error)
         }
     }
     all->active_count = left;
+}
+
+/* Sequences first.. of the active ones, which run together. */
+static esp_status step_some(const many *all, int64_t first, int64_t count, esp_error *error)
+{
+    esp_session *const *sessions = all->sessions + first;
+    const int32_t *ids = all->ids + first;
+    int32_t *next = all->next + first;
+    if (all->logits == NULL) {
+        ESP_TRY(esp_sessions_feed_greedy(sessions, count, ids, next, error));
+        for (int64_t k = 0; k < count; k++) {
+            ESP_TRY(check_drawn(next[k], error));
+        }
+        return ESP_OK;
+    }
+    ESP_TRY(esp_sessions_feed(sessions, count, ids, all->logits, error));
+    for (int64_t k = 0; k < count; k++) {
+        ESP_TRY(draw(&all->sequences[all->active[first + k]], all->logits + k * all->vocabulary,
+                     &next[k], error));
+    }
     return ESP_OK;
 }
 
@@ -175,8 +221,7 @@ static esp_status step(const many *all, esp_error *error)
 {
     for (int64_t done = 0; done < all->active_count;) {
         int64_t count = ESP_MIN(all->active_count - done, all->sessions[done]->max_batch);
-        ESP_TRY(esp_sessions_feed(all->sessions + done, count, all->ids + done,
-                                  all->logits + done * all->vocabulary, error));
+        ESP_TRY(step_some(all, done, count, error));
         done += count;
     }
     return ESP_OK;
@@ -193,7 +238,7 @@ static esp_status run_many(many *all, const esp_prompt *prompts, const esp_sampl
     ESP_TRY(feed_prompts(all, prompts, error));
     double fed = esp_seconds();
     while (all->active_count > 0) {
-        ESP_TRY(draw_all(all, error));
+        take_tokens(all);
         ESP_TRY(step(all, error));
     }
     for (int64_t i = 0; i < all->count; i++) {
@@ -219,7 +264,7 @@ esp_status esp_generate_many(const esp_prompt *prompts, int64_t count, int64_t m
                 .vocabulary = model->info.vocabulary,
                 .on_token = on_token,
                 .user = user};
-    esp_status status = take(model->context, &all, error);
+    esp_status status = take(model->context, chosen, &all, error);
     if (status == ESP_OK) {
         status = run_many(&all, prompts, chosen, results, error);
     }

@@ -172,6 +172,15 @@ static esp_status run_head(const pass *p, int64_t first, int64_t columns, float 
     return esp_linear_run(&p->nn, &session->llama->head, &call, error);
 }
 
+/* Of the first `count` rows of logits of a far device. */
+static esp_status find_best(const pass *p, int64_t count, esp_error *error)
+{
+    const esp_session *session = p->session;
+    return esp_nn_done(p->nn.ops->argmax(p->nn.device, p->nn.stream, session->rows, count,
+                                         session->llama->config.vocabulary, session->best.device),
+                       "argmax", error);
+}
+
 static esp_status run_layers(void *user, esp_error *error)
 {
     const pass *p = user;
@@ -182,10 +191,30 @@ static esp_status run_layers(void *user, esp_error *error)
     }
     ESP_TRY(norm(p, p->session->llama->norm, error));
     ESP_TRY(show(p, "norm", p->session->normed, error));
-    return p->logits != NULL ? run_head(p, 0, p->columns, p->logits, error) : ESP_OK;
+    if (p->logits == NULL) {
+        return ESP_OK;
+    }
+    ESP_TRY(run_head(p, 0, p->columns, p->logits, error));
+    return p->batch->best != NULL ? find_best(p, p->batch->tokens, error) : ESP_OK;
 }
 
 /* ---- logits of a far device ---- */
+
+/* Rows first.. of what the batch wants, `count` of them, which lie in the session's. */
+static esp_status fetch(const pass *p, int64_t first, int64_t count, esp_error *error)
+{
+    esp_session *session = p->session;
+    const esp_llama_batch *batch = p->batch;
+    size_t row = (size_t)session->llama->config.vocabulary, rows = (size_t)count;
+    if (batch->best == NULL) {
+        return esp_lane_receive(&session->lane, batch->logits + (size_t)first * row, session->rows,
+                                rows * row * sizeof(float), error);
+    }
+    ESP_TRY(esp_lane_receive(&session->lane, session->best.host, session->best.device,
+                             rows * sizeof(int32_t), error));
+    memcpy(batch->best + first, session->best.host, rows * sizeof(int32_t));
+    return ESP_OK;
+}
 
 static esp_status last_logits(const pass *p, esp_error *error)
 {
@@ -198,23 +227,24 @@ static esp_status last_logits(const pass *p, esp_error *error)
     ESP_TRY(esp_nn_done(status, "gather_tokens", error));
     esp_linear_call call = {.x = session->last, .y = session->rows, .tokens = 1};
     ESP_TRY(esp_linear_run(&p->nn, &llama->head, &call, error));
-    return esp_lane_receive(&session->lane, p->batch->logits, session->rows,
-                            (size_t)llama->config.vocabulary * sizeof(float), error);
+    if (p->batch->best != NULL) {
+        ESP_TRY(find_best(p, 1, error));
+    }
+    return fetch(p, 0, 1, error);
 }
 
 /* Piece by piece, as many rows as there is room for. */
 static esp_status all_logits(const pass *p, esp_error *error)
 {
     esp_session *session = p->session;
-    size_t row = (size_t)session->llama->config.vocabulary;
     for (int64_t first = 0; first < p->batch->tokens; first += session->row_count) {
         int64_t columns = ESP_MIN(session->row_count, p->columns - first);
         int64_t rows = ESP_MIN(session->row_count, p->batch->tokens - first);
         if (p->logits == NULL) {
             ESP_TRY(run_head(p, first, columns, session->rows, error));
+            ESP_TRY(p->batch->best != NULL ? find_best(p, rows, error) : ESP_OK);
         }
-        ESP_TRY(esp_lane_receive(&session->lane, p->batch->logits + (size_t)first * row,
-                                 session->rows, (size_t)rows * row * sizeof(float), error));
+        ESP_TRY(fetch(p, first, rows, error));
     }
     return ESP_OK;
 }
@@ -224,7 +254,8 @@ static esp_status all_logits(const pass *p, esp_error *error)
 /* A step of few kinds is kept: so many tokens, room for so long a sequence. */
 static esp_status run_step(pass *p, esp_error *error)
 {
-    const int64_t key[4] = {p->batch->tokens, p->longest, p->logits != NULL, 0};
+    const int64_t key[4] = {p->batch->tokens, p->longest, p->logits != NULL,
+                            p->batch->best != NULL};
     return p->session->observe != NULL ? run_layers(p, error)
                                        : esp_lane_run(&p->session->lane, key, run_layers, p, error);
 }
@@ -243,11 +274,12 @@ static int64_t room_for_longest(const pass *p)
 static esp_status run_far(pass *p, esp_error *error)
 {
     const esp_llama_batch *batch = p->batch;
-    if (p->by_places && batch->logits != NULL && p->columns <= p->session->row_count) {
+    bool wanted = batch->logits != NULL || batch->best != NULL;
+    if (p->by_places && wanted && p->columns <= p->session->row_count) {
         p->logits = p->session->rows;
     }
     ESP_TRY(p->by_places ? run_step(p, error) : run_layers(p, error));
-    if (batch->logits == NULL) {
+    if (!wanted) {
         return ESP_OK;
     }
     return batch->all_logits || p->by_places ? all_logits(p, error) : last_logits(p, error);

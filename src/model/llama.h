@@ -48,6 +48,7 @@ struct esp_session {
     float *logits;        /* [vocabulary], host memory, for generation */
     float *rows;          /* [row_count][vocabulary]: of the device, where it is a far one */
     int64_t row_count;
+    esp_mail best; /* int32 [row_count]: the largest of each, there and here */
     int32_t *order; /* [vocabulary], host memory */
     esp_observe_fn observe;
     void *observe_user;
@@ -58,6 +59,7 @@ typedef struct esp_llama_batch {
     int64_t tokens;  /* 1..max_batch */
     float *logits;   /* NULL: none */
     bool all_logits; /* [tokens][vocabulary], else [vocabulary] of the last token */
+    int32_t *best;   /* on far devices, instead of logits: the ids of the largest; NULL: none */
     /* NULL: the tokens go on the session's sequence. Else [tokens]: each goes on that of its own.
      */
     esp_session *const *sessions;

@@ -97,7 +97,8 @@ static esp_status take_rows(esp_session *session, esp_error *error)
     ESP_TRY(esp_device_take(model, (size_t)session->row_count * (size_t)model->info.vocabulary,
                             sizeof(float), "logits", &rows, error));
     session->rows = rows;
-    return ESP_OK;
+    return esp_mail_take(model->device, (size_t)session->row_count * sizeof(int32_t), "tokens",
+                         &session->best, error);
 }
 
 static esp_status take_workspaces(esp_session *session, esp_error *error)
@@ -188,6 +189,7 @@ void esp_session_free(esp_session *session)
         }
     }
     esp_mail_free(device, &session->mail.mail);
+    esp_mail_free(device, &session->best);
     esp_release(context, session->plans);
     esp_release(context, session->workspaces);
     esp_release(context, session->logits);
@@ -237,18 +239,27 @@ static esp_status check_feed(const esp_session *session, const int32_t *ids, int
     return ESP_OK;
 }
 
-esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t count, float *logits,
-                            bool all_logits, esp_error *error)
+/* What comes back of a feed: logits, or on far devices the ids of the largest; NULL: nothing. */
+typedef struct wanted {
+    float *logits;
+    bool all_logits;
+    int32_t *best;
+} wanted;
+
+static esp_status feed(esp_session *session, const int32_t *ids, int64_t count, wanted want,
+                       esp_error *error)
 {
     ESP_TRY(check_feed(session, ids, count, error));
     int64_t before = session->length, vocabulary = session->model->info.vocabulary;
     for (int64_t done = 0; done < count;) {
         int64_t tokens = ESP_MIN(session->max_batch, count - done);
         bool last = done + tokens == count;
-        esp_llama_batch batch = {.ids = ids + done, .tokens = tokens, .all_logits = all_logits};
-        if (logits != NULL && (all_logits || last)) {
-            batch.logits = all_logits ? logits + done * vocabulary : logits;
+        esp_llama_batch batch = {
+            .ids = ids + done, .tokens = tokens, .all_logits = want.all_logits};
+        if (want.logits != NULL && (want.all_logits || last)) {
+            batch.logits = want.all_logits ? want.logits + done * vocabulary : want.logits;
         }
+        batch.best = last ? want.best : NULL;
         esp_status status = esp_llama_forward(session, &batch, error);
         if (status != ESP_OK) {
             session->length = before;
@@ -258,7 +269,26 @@ esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t co
         done += tokens;
     }
     /* what is not fetched may be under way; another session may lead the next step */
-    return logits == NULL ? esp_lane_ready(&session->lane, error) : ESP_OK;
+    return want.logits == NULL && want.best == NULL ? esp_lane_ready(&session->lane, error)
+                                                    : ESP_OK;
+}
+
+esp_status esp_session_feed(esp_session *session, const int32_t *ids, int64_t count, float *logits,
+                            bool all_logits, esp_error *error)
+{
+    const wanted want = {.logits = logits, .all_logits = all_logits};
+    return feed(session, ids, count, want, error);
+}
+
+esp_status esp_session_feed_greedy(esp_session *session, const int32_t *ids, int64_t count,
+                                   int32_t *next, esp_error *error)
+{
+    bool far = esp_device_is_far(session->model->device);
+    const wanted want = {.logits = far ? NULL : session->logits, .best = far ? next : NULL};
+    ESP_TRY(feed(session, ids, count, want, error));
+    return far ? ESP_OK
+               : esp_host_argmax(NULL, NULL, session->logits, 1, session->model->info.vocabulary,
+                                 next);
 }
 
 /* ---- several sequences, a token each ---- */
@@ -284,18 +314,53 @@ static esp_status check_step(esp_session *const *sessions, int64_t count, const 
     return ESP_OK;
 }
 
-esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count, const int32_t *ids,
-                             float *logits, esp_error *error)
+static esp_status step(esp_session *const *sessions, int64_t count, const int32_t *ids, wanted want,
+                       esp_error *error)
 {
     ESP_TRY(check_step(sessions, count, ids, error));
     esp_llama_batch batch = {.ids = ids,
                              .tokens = count,
-                             .logits = logits,
+                             .logits = want.logits,
                              .all_logits = true,
+                             .best = want.best,
                              .sessions = count > 1 ? sessions : NULL};
     ESP_TRY(esp_llama_forward(sessions[0], &batch, error));
     for (int64_t i = 0; i < count; i++) {
         sessions[i]->length++;
     }
     return ESP_OK;
+}
+
+esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                             float *logits, esp_error *error)
+{
+    const wanted want = {.logits = logits};
+    return step(sessions, count, ids, want, error);
+}
+
+static esp_status step_near(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                            int32_t *next, esp_error *error)
+{
+    const esp_model *model = sessions[0]->model;
+    ESP_TRY(check_step(sessions, count, ids, error));
+    size_t floats = (size_t)count * (size_t)model->info.vocabulary; /* no more than a batch */
+    float *logits = esp_alloc_array(model->context, floats, sizeof *logits);
+    if (logits == NULL) {
+        return esp_fail_memory(error, floats * sizeof *logits, "logits");
+    }
+    esp_status status = esp_sessions_feed(sessions, count, ids, logits, error);
+    if (status == ESP_OK) {
+        status = esp_host_argmax(NULL, NULL, logits, count, model->info.vocabulary, next);
+    }
+    esp_release(model->context, logits);
+    return status;
+}
+
+esp_status esp_sessions_feed_greedy(esp_session *const *sessions, int64_t count, const int32_t *ids,
+                                    int32_t *next, esp_error *error)
+{
+    const wanted want = {.best = next};
+    return esp_device_is_far(sessions[0]->model->device)
+               ? step(sessions, count, ids, want, error)
+               : step_near(sessions, count, ids, next, error);
 }

@@ -39,6 +39,7 @@ esp_status esp_nn_check_ops(const esp_device *device, bool decoder, esp_error *e
          ENCODER},
         {"pool", ops->pool != NULL, ENCODER},
         {"swiglu", ops->swiglu != NULL, DECODER},
+        {"argmax", ops->argmax != NULL, DECODER},
     };
     for (int i = 0; i < ESP_COUNT(needed); i++) {
         if (needed[i].who == (decoder ? ENCODER : DECODER)) {

@@ -6,18 +6,10 @@
 
 #include "nn/nn.h"
 
-/* The first largest; -1 when there is nothing but NaN and -infinity. */
 static int64_t largest(const float *logits, int64_t count)
 {
-    int64_t best = -1;
-    float most = -INFINITY;
-    for (int64_t i = 0; i < count; i++) {
-        if (logits[i] > most) {
-            most = logits[i];
-            best = i;
-        }
-    }
-    return best;
+    int32_t best = -1;
+    return esp_host_argmax(NULL, NULL, logits, 1, count, &best) == ESP_OK ? best : -1;
 }
 
 static bool less_likely(const float *logits, int32_t a, int32_t b)

@@ -323,3 +323,28 @@ esp_status esp_host_widen(esp_device *device, void *stream, const void *x, int64
     memcpy(y, x, (size_t)count * sizeof *y);
     return ESP_OK;
 }
+
+/* ---- choosing ---- */
+
+static int32_t largest_of(const float *row, int64_t size)
+{
+    int64_t best = -1;
+    float most = -INFINITY;
+    for (int64_t i = 0; i < size; i++) {
+        if (row[i] > most) {
+            most = row[i];
+            best = i;
+        }
+    }
+    return (int32_t)best;
+}
+
+esp_status esp_host_argmax(esp_device *device, void *stream, const float *rows, int64_t count,
+                           int64_t size, int32_t *best)
+{
+    (void)device, (void)stream;
+    for (int64_t i = 0; i < count; i++) {
+        best[i] = largest_of(rows + i * size, size);
+    }
+    return ESP_OK;
+}

@@ -278,6 +278,10 @@ typedef struct esp_ops {
     esp_status (*pool)(esp_device *device, void *stream, const esp_pool *pool);
     /* y = x in f32. */
     esp_status (*widen)(esp_device *device, void *stream, const void *x, int64_t count, float *y);
+    /* best[i]: the place of the largest of rows[i][size]; of equals the first, NaN and -infinity
+     * never, -1 where there is no other. */
+    esp_status (*argmax)(esp_device *device, void *stream, const float *rows, int64_t count,
+                         int64_t size, int32_t *best);
 
     /* What the host's tables are made of; NULL elsewhere. */
 
@@ -318,6 +322,8 @@ esp_status esp_host_place_tokens(esp_device *device, void *stream, const esp_ima
 esp_status esp_host_patches(esp_device *device, void *stream, const esp_patches *patches);
 esp_status esp_host_pool(esp_device *device, void *stream, const esp_pool *pool);
 esp_status esp_host_widen(esp_device *device, void *stream, const void *x, int64_t count, float *y);
+esp_status esp_host_argmax(esp_device *device, void *stream, const float *rows, int64_t count,
+                           int64_t size, int32_t *best);
 
 /* ---- measurements ---- */
 

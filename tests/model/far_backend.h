@@ -151,6 +151,7 @@ FAR_RUN(swiglu, ops->swiglu(device, NULL, o->a, o->b, o->n, o->y))
 FAR_RUN(gather_tokens,
         ops->gather_tokens(device, NULL, o->a, o->m, o->n, o->list, o->k, o->adds, o->y))
 FAR_RUN(widen, ops->widen(device, NULL, o->a, o->n, o->y))
+FAR_RUN(argmax, ops->argmax(device, NULL, o->a, o->m, o->n, o->y))
 
 static inline esp_status far_rms_norm(esp_device *device, void *stream, const void *x,
                                       const float *weight, float eps, int64_t features,
@@ -205,6 +206,14 @@ static inline esp_status far_widen(esp_device *device, void *stream, const void 
     (void)stream;
     far_operands o = {.a = x, .n = count, .y = y};
     return far_do(device, far_run_widen, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_argmax(esp_device *device, void *stream, const float *rows,
+                                    int64_t count, int64_t size, int32_t *best)
+{
+    (void)stream;
+    far_operands o = {.a = rows, .m = count, .n = size, .y = best};
+    return far_do(device, far_run_argmax, &o, sizeof o, NULL);
 }
 
 static inline const esp_ops *far_ops_of(const esp_device *device, esp_dtype type)
@@ -368,6 +377,7 @@ static inline void far_fill_ops(esp_ops *ops)
     ops->patches = far_patches;
     ops->pool = far_pool;
     ops->widen = far_widen;
+    ops->argmax = far_argmax;
 }
 
 /* device: one of "ref", before anything is on it. */

@@ -3,6 +3,7 @@
 #include <math.h>
 
 #include "golden_vision.h"
+#include "greedy.h"
 
 /* Largest |difference| / largest |expected|: activations are rounded to 11 or 8 bits a dozen times
  * on the way through these two or three layers. */
@@ -139,6 +140,12 @@ static void check_sessions(test_run *run, const pair *models, const golden_data 
                 esp_sessions_feed(sessions[i], SEQUENCES, golden->ids + step, logits[i], error));
         }
         check_near(run, logits[0], logits[1], SEQUENCES * vocabulary, models->bound);
+    }
+    for (int i = 0; i < 2; i++) {
+        test_sub(run, "%s, greedy", golden->name);
+        greedy_check_one(run, sessions[i][0], golden->ids, 5, vocabulary);
+        greedy_check_one(run, sessions[i][0], golden->ids, 1, vocabulary);
+        greedy_check_step(run, sessions[i], SEQUENCES, golden->ids, vocabulary);
     }
     for (int i = 0; i < 2; i++) {
         free(logits[i]);

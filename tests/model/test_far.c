@@ -5,6 +5,7 @@
 
 #include "far_backend.h"
 #include "golden_vision.h"
+#include "greedy.h"
 
 typedef struct pair {
     golden_model near, far;
@@ -130,6 +131,11 @@ static void check_sessions(test_run *run, pair *models, const golden_data *golde
     }
     CHECK_INT(models->state.replays, replays + STEPS - 1);
     compare_shown(run, seen);
+    for (int i = 0; i < 2; i++) {
+        greedy_check_one(run, sessions[i][0], golden->ids, 5, vocabulary);
+        greedy_check_one(run, sessions[i][0], golden->ids, 1, vocabulary);
+        greedy_check_step(run, sessions[i], SEQUENCES, golden->ids, vocabulary);
+    }
     for (int i = 0; i < 2; i++) {
         free(logits[i]);
         for (int k = 0; k < SEQUENCES; k++) {
