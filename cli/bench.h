@@ -18,6 +18,8 @@ typedef struct bench_args {
     const char *random_weights, *pattern, *baseline; /* whole models: bench_whole.c */
     int64_t batch, tokens;
     int type; /* of drawn weights */
+    text_list skips;
+    bool tunes;
     plan_args plan;
 } bench_args;
 

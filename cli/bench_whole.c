@@ -104,6 +104,9 @@ static esp_status measure_all(whole_job *job, esp_error *error)
 {
     bool gpu = strncmp(job->cli->common.device, "cuda:", 5) == 0;
     uint64_t room = gpu ? TOGETHER_GPU : TOGETHER_HOST;
+    for (int i = 0; i < job->count && job->args->tunes; i++) {
+        TRY(whole_tune(job->cli, &job->models[i], error));
+    }
     TRY(whole_open(job->cli, &job->models[0], error));
     bool together = job->models[0].loaded.info.resident_bytes * (uint64_t)job->count <= room;
     if (!together) {

@@ -84,6 +84,9 @@ cli_record whole_time_shares(const whole_phase *phase, double median_ms);
 cli_record whole_kernel_times(const whole_phase *phase);
 void whole_print_traces(const whole_model *models, int count);
 
+/* bench_whole_tune.c: measures the kernels of a model's layers at the phases' token counts. */
+ESP_MUST_CHECK esp_status whole_tune(cli_state *cli, whole_model *model, esp_error *error);
+
 /* bench_whole_report.c */
 void whole_look(const cli_state *cli, whole_model *model); /* while it is loaded */
 ESP_MUST_CHECK esp_status whole_print_json(const cli_state *cli, whole_model *models, int count,

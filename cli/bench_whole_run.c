@@ -46,7 +46,8 @@ static esp_status open_weights(cli_state *cli, whole_model *model, esp_error *er
         return esp_checkpoint_open(cli->context, model->path, &model->loaded.checkpoint, error);
     }
     static const esp_dtype types[] = {ESP_F16, ESP_BF16, ESP_F32}; /* as bench_types has them */
-    esp_prune_options prune = {.pattern = model->pattern};
+    esp_prune_options prune = {
+        .pattern = model->pattern, .skips = args->skips.items, .skip_count = args->skips.count};
     esp_draw_options draw = {.dtype = types[args->type],
                              .seed = (uint64_t)args->seed,
                              .prune = model->pattern.kind == ESP_PATTERN_DENSE ? NULL : &prune};

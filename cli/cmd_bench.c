@@ -63,6 +63,10 @@ static esp_status run_whole(cli_state *cli, esp_error *error)
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
                         "--pattern is for --random-weights; for a model there is --patterns");
     }
+    if (args->skips.count > 0 && !drawn) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
+                        "--skip is for --random-weights: what MODEL prunes is settled");
+    }
     return bench_whole(cli, error);
 }
 
@@ -161,6 +165,16 @@ static const cli_option options[] = {
      .offset = FIELD(pattern),
      .argument = "LIST",
      .help = "with --random-weights: prune into each of these, beside the dense one"},
+    {.name = "skip",
+     .kind = OPTION_LIST,
+     .offset = FIELD(skips),
+     .argument = "GLOB",
+     .help = "with --random-weights: leave layers of that name dense"},
+    {.name = "tune",
+     .kind = OPTION_FLAG,
+     .offset = FIELD(tunes),
+     .help = "whole models: first measure every kernel on the shapes of their layers (up to 12608 "
+             "tokens), and choose by these times; they are not kept"},
     {.name = "baseline",
      .letter = 'b',
      .kind = OPTION_TEXT,

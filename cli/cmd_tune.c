@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "load.h"
+#include "problem_list.h"
 #include "token_counts.h"
 #include "tuning_file.h"
 
@@ -15,12 +16,6 @@ typedef struct tune_args {
     const char *tokens;
     int64_t rounds, rotate, seed;
 } tune_args;
-
-/* Problems, each once. */
-typedef struct problem_list {
-    esp_matmul_problem *problems;
-    int count, capacity;
-} problem_list;
 
 /* What is shown of one problem: begun at its first kernel, printed when the next one begins. */
 typedef struct tune_view {
@@ -37,35 +32,6 @@ typedef struct tune_view {
 
 /* ---- which problems ---- */
 
-static bool same(const esp_matmul_problem *a, const esp_matmul_problem *b)
-{
-    char first[ESP_PROBLEM_TEXT_MAX], second[ESP_PROBLEM_TEXT_MAX];
-    esp_matmul_problem_print(a, first);
-    esp_matmul_problem_print(b, second);
-    return strcmp(first, second) == 0;
-}
-
-static esp_status add_problem(problem_list *list, const esp_matmul_problem *problem,
-                              esp_error *error)
-{
-    for (int i = 0; i < list->count; i++) {
-        if (same(&list->problems[i], problem)) {
-            return ESP_OK;
-        }
-    }
-    if (list->count == list->capacity) {
-        int capacity = 2 * list->capacity + 16;
-        void *grown = realloc(list->problems, (size_t)capacity * sizeof *list->problems);
-        if (grown == NULL) {
-            return cli_fail_memory(error, "problems");
-        }
-        list->problems = grown;
-        list->capacity = capacity;
-    }
-    list->problems[list->count++] = *problem;
-    return ESP_OK;
-}
-
 /* Only the outline of the model is wanted, but shapes and epilogues are known once it is loaded. */
 static esp_status add_model(cli_state *cli, const char *path, problem_list *list, esp_error *error)
 {
@@ -79,7 +45,7 @@ static esp_status add_model(cli_state *cli, const char *path, problem_list *list
     for (int i = 0; i < count && status == ESP_OK; i++) {
         for (int64_t k = 0;
              status == ESP_OK && esp_model_get_layer(loaded.model, k, counts[i], &layer); k++) {
-            status = add_problem(list, &layer.problem, error);
+            status = problem_list_add(list, &layer.problem, error);
         }
     }
     loaded_model_free(&loaded);
@@ -98,7 +64,7 @@ static esp_status list_problems(cli_state *cli, problem_list *list, esp_error *e
         if (problem.compute == ESP_COMPUTE_AUTO) {
             problem.compute = (esp_compute)cli->common.compute;
         }
-        TRY(add_problem(list, &problem, error));
+        TRY(problem_list_add(list, &problem, error));
     }
     return ESP_OK;
 }
@@ -235,38 +201,13 @@ static esp_status tune_some(cli_state *cli, const esp_matmul_problem *problem,
     return status != ESP_OK ? status : view.status;
 }
 
-static bool same_but_tokens(const esp_matmul_problem *a, const esp_matmul_problem *b)
-{
-    esp_matmul_problem other = *b;
-    other.tokens = a->tokens;
-    return same(a, &other);
-}
-
-/* Moves what differs from the first problem in token count only behind it; returns how many. */
-static int gather(esp_matmul_problem *problems, int count)
-{
-    int together = 1;
-    for (int i = 1; i < count && together < MAX_TOKEN_COUNTS; i++) {
-        if (same_but_tokens(&problems[0], &problems[i])) {
-            esp_matmul_problem found = problems[i];
-            memmove(&problems[together + 1], &problems[together],
-                    (size_t)(i - together) * sizeof *problems);
-            problems[together++] = found;
-        }
-    }
-    return together;
-}
-
 /* What is measured is kept at once, so that an interrupt loses one group of problems at most. */
 static esp_status tune_all(cli_state *cli, problem_list *list, esp_error *error)
 {
     TRY(tuning_save(cli, error)); /* before minutes of work: can it be kept? */
     for (int i = 0; i < list->count;) {
         int64_t tokens[MAX_TOKEN_COUNTS];
-        int together = gather(&list->problems[i], list->count - i);
-        for (int k = 0; k < together; k++) {
-            tokens[k] = list->problems[i + k].tokens;
-        }
+        int together = problem_list_gather(list, i, tokens);
         TRY(tune_some(cli, &list->problems[i], tokens, together, error));
         TRY(tuning_save(cli, error));
         i += together;
@@ -287,7 +228,7 @@ static esp_status run(cli_state *cli, esp_error *error)
         printf("%d problems measured on %s\nkept in %s\n", list.count,
                esp_device_identity(cli->device), path);
     }
-    free(list.problems);
+    problem_list_free(&list);
     return status;
 }
 

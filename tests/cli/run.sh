@@ -346,6 +346,8 @@ json '$j[3]{median_ms} > 0 && $j[3]{least_ms} <= $j[3]{median_ms} && $j[3]{rival
 t "bench beside a dense model" 0 bench p24 --baseline plain -r 2 --json
 json '@j == 4 && $j[1]{pattern} eq "2:4" && !$j[1]{random_weights} && $j[1]{problem} =~ m,^model/p24/2:4/,'
 t "bench of drawn texts" 0 bench --random-weights bert -p 2:4 --batch 2 --tokens 8 -r 2; out_has '^model/bert/2:4/f16/2x8 '
+t "bench of drawn weights, tuned" 0 bench --random-weights drawn -p 64:2:8 --skip '*.mlp.*' --tune --tokens 20 --new-tokens 3 -r 2; out_has 'mostly dense'
+t "bench: skip without drawn weights" 2 bench plain --baseline plain --skip '*'; err_has 'skip is for --random-weights'
 t "bench: drawn and a model" 2 bench plain --random-weights drawn; err_has 'takes no MODEL'
 t "bench: a pattern and nothing to draw" 2 bench plain -p 2:4; err_has 'takes no MODEL'
 t "bench: nothing to draw" 3 bench --random-weights absent -p 2:4; err_has 'checkpoint.no_config'
