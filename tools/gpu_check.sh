@@ -5,7 +5,7 @@
 #   STEPS   of: tests random sanitizers tune rivals bench models (all of these), and table
 #   SEEDS (8) draw ROUNDS (250) random problems each, of each family of kernels
 #   SHAPES, FEW   of the timing table, OUTxINxTOKENS
-#   MODELS   of step models: folders of bench/configs
+#   MODELS   of step models: folders of bench/configs; COMPILE=1: PyTorch's compiled models too, which takes minutes
 #   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
 # The last line says how many steps passed and failed.
 set -u
@@ -158,7 +158,7 @@ fi
 whole() {
     config=$1 patterns=$2
     shift 2
-    case " ${MODELS:-deit-small deit-base vit-large sam-vit-huge bert-large} " in *" $config "*) ;; *) return ;; esac
+    case " ${MODELS:-deit-small deit-base vit-large sam-vit-huge bert-large llama-2-7b} " in *" $config "*) ;; *) return ;; esac
     step "model-$config$(echo "$*" | tr -d " ")" bench_whole "$@"
 }
 bench_whole() {
@@ -167,16 +167,20 @@ bench_whole() {
 }
 if wanted models; then
     : >"$out/models.jsonl"
-    whole deit-small 128:2:5 --batch 64
+    whole deit-small 128:2:5,2:4 --batch 64
     whole deit-base 64:2:8,128:2:8 --batch 1
     whole deit-base 64:2:8,128:2:8 --batch 256
     whole vit-large 64:2:8 --batch 64
     whole sam-vit-huge 2:4,128:2:8 --batch 1
     whole bert-large 64:2:8 --batch 32 --tokens 512
+    whole vit-large block:64x64@0.8,block:64x64@0.9,block:32x32@0.9 --batch 256 --skip '*attention*'
     whole llama-2-7b 128:2:8 --batch 1 --tokens 2048
-    whole llama-2-7b 64:2:5,64:2:8 --batch 1
-    whole llama-2-7b 64:2:8 --batch 16
-    grep -o '"problem":"[^"]*"\|"median_ms":[0-9.]*\|"ratio_to_dense":[0-9.]*' "$out/models.jsonl" | paste - - -
+    whole llama-2-7b 64:2:5,64:2:8 --batch 1 --tokens 128
+    whole llama-2-7b 64:2:8 --batch 16 --tokens 128
+    python3 "$here/bench/pytorch_models.py" ${COMPILE:+--compile} >"$out/pytorch.jsonl" 2>"$out/pytorch.log" ||
+        not_run "PyTorch's models: see $out/pytorch.log"
+    perl "$here/bench/models.pl" join "$out/models.jsonl" "$out/pytorch.jsonl" >"$out/models-joined.jsonl"
+    perl "$here/bench/models.pl" table "$out/models.jsonl" "$out/pytorch.jsonl" | tee "$out/models.md"
 fi
 echo "gpu_check: $passed passed, $failed failed, $skipped skipped"
 [ $failed = 0 ]
