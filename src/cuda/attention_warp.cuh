@@ -164,9 +164,8 @@ __device__ __forceinline__ float of_row_sum(float value)
 
 // Scores become numerators 2^((s - most) * scale), and what was summed before is brought to the new `most`. fmaxf
 // passes NaN by; the power does not. A row of nothing but -infinity gives NaN, so tiles without any are not given.
-template <int M, int D, int KEYS>
-__device__ __forceinline__ void take_powers(float (&s)[M][KEYS / 8][4], float scale,
-                                            running<M, D> *r)
+template <int M, int D, int WIDE>
+__device__ __forceinline__ void take_powers(float (&s)[M][WIDE][4], float scale, running<M, D> *r)
 {
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -174,7 +173,7 @@ __device__ __forceinline__ void take_powers(float (&s)[M][KEYS / 8][4], float sc
         for (int half = 0; half < 2; half++) {
             float most = s[m][0][2 * half];
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
+            for (int n = 0; n < WIDE; n++) {
                 most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             }
             most = fmaxf(r->most[m][half], of_row_most(most));
@@ -182,7 +181,7 @@ __device__ __forceinline__ void take_powers(float (&s)[M][KEYS / 8][4], float sc
             float total = 0, shift = -most * scale;
             r->most[m][half] = most;
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
+            for (int n = 0; n < WIDE; n++) {
 #pragma unroll
                 for (int i = 2 * half; i < 2 * half + 2; i++) {
                     s[m][n][i] = ptx::exp2_fast(fmaf(s[m][n][i], scale, shift));
