@@ -99,13 +99,6 @@ template <int ACROSS> struct norm_memory {
     uint64_t arrived;                    // a barrier: all of `blocks` is there
 };
 
-// Rows of block `rank`.
-__device__ __forceinline__ float rows_of(const norm_task &n, int rank)
-{
-    int64_t first = (int64_t)rank * n.block_rows;
-    return (float)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
-}
-
 // x times the second plus the first is x without mean, over the deviation.
 __device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole)
 {
@@ -114,6 +107,13 @@ __device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole
 }
 
 #if __CUDA_ARCH__ >= 900
+// Rows of block `rank`.
+__device__ __forceinline__ float rows_of(const norm_task &n, int rank)
+{
+    int64_t first = (int64_t)rank * n.block_rows;
+    return (float)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
+}
+
 // So that the others may send as soon as all blocks of the cluster have passed this.
 template <int ACROSS>
 __device__ __forceinline__ void expect_others(const norm_task &n, norm_memory<ACROSS> &memory)
