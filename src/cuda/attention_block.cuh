@@ -24,6 +24,7 @@ struct block_of {
     static constexpr int KEYS = D > 128 || D * M > 160 ? 32 : 64;
     static constexpr int STAGES = D > 128 ? 1 : 2;
     static constexpr bool RELOADS = false; // queries are read from shared memory for each tile
+    static constexpr bool WHOLE = false;   // a block may take all queries of a head whose keys fit the stages
     static constexpr int LAST_KEYS = KEYS; // a tile of at most so many keys is multiplied as one of no more
     using tile = attention::tile<L, D, KEYS>;
     static constexpr int QUERY_ROW = QUERIES + GAP;
@@ -70,6 +71,7 @@ struct piece {
     // of the grid
     const float *row_table, *column_table;
     int width;
+    int rounds; // blocks of queries, one after the other over the same keys; 1 or 2
 };
 
 // ---- loading ----
@@ -330,6 +332,9 @@ template <class C>
 __device__ __forceinline__ void leave(const piece &p, uint32_t room, running<C::M, C::D> *r)
 {
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * C::M * 16;
+    if (p.first + first >= p.queries) {
+        return;
+    }
 #pragma unroll
     for (int m = 0; m < C::M; m++) {
 #pragma unroll
@@ -368,7 +373,7 @@ template <class C> __device__ __forceinline__ void fetch_tile(const piece &p, ui
     ptx::copy_commit();
 }
 
-template <class C> __device__ __forceinline__ void attend(const piece &p, uint32_t shared)
+template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shared)
 {
     constexpr int AHEAD = C::STAGES > 1 ? C::STAGES - 1 : 1;
     int end = C::CAUSAL ? min(p.keys_count, p.past + p.first + C::QUERIES) : p.keys_count;
@@ -394,23 +399,41 @@ template <class C> __device__ __forceinline__ void attend(const piece &p, uint32
         relate<C>(p, q, bias, p.column_table, false, room);
         __syncwarp();
     }
-    running<C::M, C::D> r;
-    r.begin();
-    for (int j = 0; j < tiles; j++) {
-        ptx::copy_wait<AHEAD - 1>();
-        C::arrived();
-        __syncthreads(); // the tile is there for all, and nobody reads the one before
-        if (C::STAGES > 1) {
-            fetch_tile<C>(p, shared, j + AHEAD, tiles);
+    for (int round = 0;; round++) {
+        running<C::M, C::D> r;
+        r.begin();
+        for (int j = 0; j < tiles; j++) {
+            if (!C::WHOLE || round == 0) {
+                ptx::copy_wait<AHEAD - 1>();
+                C::arrived();
+                __syncthreads(); // the tile is there for all, and nobody reads the one before
+                if (C::WHOLE && j == 0 && p.rounds > 1) {
+                    load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(
+                        threadIdx.x, room + C::QUERY_BYTES, p.q + C::QUERIES, p.stride, p.features,
+                        p.queries - p.first - C::QUERIES);
+                }
+                if (C::STAGES > 1) {
+                    fetch_tile<C>(p, shared, j + AHEAD, tiles);
+                }
+            }
+            take_tile<C>(p, bias, room, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES,
+                         j * C::KEYS, &r);
+            if (C::STAGES == 1) {
+                __syncthreads();
+                fetch_tile<C>(p, shared, j + 1, tiles);
+            }
         }
-        take_tile<C>(p, bias, room, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES, j * C::KEYS, &r);
-        if (C::STAGES == 1) {
-            __syncthreads();
-            fetch_tile<C>(p, shared, j + 1, tiles);
+        if (!C::RELOADS) {
+            __syncthreads(); // the room was a stage's
         }
+        leave<C>(p, room, &r);
+        if (!C::WHOLE || round + 1 >= p.rounds) {
+            break;
+        }
+        p.first += C::QUERIES, p.y += C::QUERIES, room += C::QUERY_BYTES;
+        ptx::copy_wait<0>();
+        __syncthreads(); // these queries are there for all
     }
-    __syncthreads();
-    leave<C>(p, room, &r);
 }
 
 } // namespace attention

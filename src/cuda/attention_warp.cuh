@@ -34,21 +34,25 @@ template <int THREADS, int D, int WIDE, int ROW>
 __device__ __forceinline__ void load_columns(int thread, uint32_t to, const uint16_t *from, int64_t stride,
                                              int features, int valid)
 {
-    constexpr int PIECES = WIDE / 8;
-    bool whole = features == D && valid >= WIDE;
-#pragma unroll
-    for (int step = 0; step < D * PIECES; step += THREADS) {
-        int i = step + thread, row = i / PIECES, column = i % PIECES * 8;
-        if (D * PIECES % THREADS != 0 && i >= D * PIECES) {
-            break;
-        }
+    constexpr int PIECES = WIDE / 8, ALL = D * PIECES, STEP = THREADS / PIECES; // STEP: rows
+    if (THREADS % PIECES == 0 && features == D && valid >= WIDE) {
+        int row = thread / PIECES, column = thread % PIECES * 8;
         uint32_t at = to + (uint32_t)(row * ROW + column) * 2;
-        if (whole) {
-            ptx::copy_16(at, from + row * stride + column);
-            continue;
+        const uint16_t *piece = from + row * stride + column;
+#pragma unroll
+        for (int i = 0; i < (ALL + THREADS - 1) / THREADS; i++) {
+            if (ALL % THREADS == 0 || row + i * STEP < D) {
+                ptx::copy_16(at + i * STEP * ROW * 2, piece + i * STEP * stride);
+            }
         }
+        return;
+    }
+#pragma unroll 1
+    for (int i = thread; i < ALL; i += THREADS) {
+        int row = i / PIECES, column = i % PIECES * 8;
         int bytes = row < features ? min(max(valid - column, 0), 8) * 2 : 0;
-        ptx::copy_16(at, bytes > 0 ? from + row * stride + column : from, (uint32_t)bytes);
+        ptx::copy_16(to + (uint32_t)(row * ROW + column) * 2, bytes > 0 ? from + row * stride + column : from,
+                     (uint32_t)bytes);
     }
 }
 

@@ -169,8 +169,8 @@ __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACRO
 #endif
     }
 #if __CUDA_ARCH__ >= 900
-    if (n.cluster > 1 && threadIdx.x < TOKENS * MOST_CLUSTER) {
-        int block = threadIdx.x % MOST_CLUSTER, token = threadIdx.x / MOST_CLUSTER;
+    for (int i = threadIdx.x; i < TOKENS * MOST_CLUSTER && n.cluster > 1; i += THREADS) {
+        int block = i % MOST_CLUSTER, token = i / MOST_CLUSTER;
         bool there = block < n.cluster;
         ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
         spread mine = there ? memory.blocks[block][token] : spread{0, 0};
@@ -282,21 +282,28 @@ template <class T, bool MEAN, int ACROSS, bool VECTOR> struct piece {
 template <bool MEAN, int ACROSS>
 __device__ __forceinline__ void merge_warp(spread (&columns)[8], float count, norm_memory<ACROSS> &memory)
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    halve<MEAN, 8>(columns, &count, 16, (lane & 16) != 0);
-    halve<MEAN, 4>(columns, &count, 8, (lane & 8) != 0);
-    int column = lane % ACROSS * 8 + (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2;
-    if constexpr (ACROSS == 8) {
-        memory.warps[warp][column] = columns[0];
-        memory.warps[warp][column + 1] = columns[1];
-    } else {
+    constexpr int KEPT = ACROSS > 16 ? 8 : ACROSS > 8 ? 4 : ACROSS > 4 ? 2 : 1; // columns of a lane at the end
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = lane % ACROSS * 8;
+    if constexpr (KEPT <= 4) {
+        halve<MEAN, 8>(columns, &count, 16, (lane & 16) != 0);
+        column += (lane & 16) / 4;
+    }
+    if constexpr (KEPT <= 2) {
+        halve<MEAN, 4>(columns, &count, 8, (lane & 8) != 0);
+        column += (lane & 8) / 4;
+    }
+    if constexpr (KEPT <= 1) {
         halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
+        column += (lane & 4) / 4;
+    }
 #pragma unroll
-        for (int mask = 2; mask >= ACROSS; mask /= 2) {
-            merge_across<MEAN>(&columns[0], &count, mask);
-        }
-        if (lane % 4 < ACROSS) {
-            memory.warps[warp][column + (lane >> 2 & 1)] = columns[0];
+    for (int mask = 2; mask >= ACROSS; mask /= 2) {
+        merge_across<MEAN>(&columns[0], &count, mask);
+    }
+    if (ACROSS >= 4 || lane % 4 < ACROSS) {
+#pragma unroll
+        for (int j = 0; j < KEPT; j++) {
+            memory.warps[warp][column + j] = columns[j];
         }
     }
     if (lane == 0) {
@@ -393,7 +400,7 @@ cut choose(const gpu_norm *norm)
 {
     int most = ops::on_hopper() ? MOST_CLUSTER : 1;
     cut best = {};
-    int widest = norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
+    int widest = norm->tokens > 32 ? 8 : norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
 #ifdef NORM_TRIAL
     if (getenv("ACROSS") != nullptr && norm->tokens > 32) {
         best = cut_by(norm->features, norm->tokens, atoi(getenv("ACROSS")), atoi(getenv("CLUSTER")));
@@ -443,9 +450,11 @@ template <class T, bool MEAN> int launch_as(const gpu_norm *norm, void *stream)
                       how.block_rows <= MOST_TERMS};
     switch (how.across) {
 #ifdef NORM_TRIAL
+    case 16:
+        return launch_across<T, MEAN, 16>(task, how.blocks, stream);
+#endif
     case 8:
         return launch_across<T, MEAN, 8>(task, how.blocks, stream);
-#endif
     case 4:
         return launch_across<T, MEAN, 4>(task, how.blocks, stream);
     case 2:

@@ -53,10 +53,12 @@ struct warpgroups_of {
     static constexpr uint32_t QUERY_BYTES = D * QUERY_ROW * 2, STAGE_BYTES = 2 * tile::BYTES;
     // Queries whose registers would be held from tile to tile are given away by ptxas 13.0 where D is 64: keys of the
     // second tile then met numerators. So they are read again for each tile there, and keep their room.
-    static constexpr bool RELOADS = D == 64 && !GRID;
+    static constexpr bool RELOADS = D == 64 && !GRID, WHOLE = RELOADS && !CAUSAL;
     static constexpr uint32_t QUERIES_AT = (RELOADS ? STAGES : STAGES - 1) * STAGE_BYTES; // else in the last stage's
     static constexpr uint32_t BIAS_AT =
-        QUERIES_AT + (QUERY_BYTES > STAGE_BYTES ? QUERY_BYTES : STAGE_BYTES);
+        QUERIES_AT + (RELOADS                     ? (WHOLE ? 2 : 1) * QUERY_BYTES
+                      : QUERY_BYTES > STAGE_BYTES ? QUERY_BYTES
+                                                  : STAGE_BYTES);
     static constexpr int BLOCKS = D <= 64 ? 2 : 1;
     static constexpr uint32_t ALIGNMENT = 1024;
 
@@ -121,24 +123,28 @@ private:
                                                      int features, int valid)
     {
         constexpr int PIECES = (L == COLUMNS ? KEYS : D) / 8, ALL = tile::HEIGHT * PIECES;
-        bool whole = features == D && valid >= KEYS;
-#pragma unroll
-        for (int step = 0; step < ALL; step += THREADS) {
-            int i = step + threadIdx.x, row = i / PIECES, column = i % PIECES * 8;
-            if (ALL % THREADS != 0 && i >= ALL) {
-                break;
-            }
+        constexpr int STEP = THREADS / PIECES; // rows
+        if (THREADS % PIECES == 0 && STEP % 8 == 0 && features == D && valid >= KEYS) {
+            int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
             uint32_t at = to + tile::place(row, column);
             const uint16_t *piece = from + row * stride + column;
-            if (whole) {
-                ptx::copy_16(at, piece);
-                continue;
+#pragma unroll
+            for (int i = 0; i < (ALL + THREADS - 1) / THREADS; i++) { // swizzled alike every eight rows
+                if (ALL % THREADS == 0 || row + i * STEP < tile::HEIGHT) {
+                    ptx::copy_16(at + i * STEP * 128, piece + i * STEP * stride);
+                }
             }
+            return;
+        }
+#pragma unroll 1
+        for (int i = threadIdx.x; i < ALL; i += THREADS) {
+            int row = i / PIECES, column = i % PIECES * 8;
             int key = L == COLUMNS ? column : row, feature = L == COLUMNS ? row : column;
             int bytes = feature >= features ? 0
                         : L == ROWS         ? (key < valid ? 16 : 0)
                                             : min(max(valid - key, 0), 8) * 2;
-            ptx::copy_16(at, bytes > 0 ? piece : from, (uint32_t)bytes);
+            const uint16_t *piece = from + row * stride + column;
+            ptx::copy_16(to + tile::place(row, column), bytes > 0 ? piece : from, (uint32_t)bytes);
         }
     }
 };
