@@ -1,4 +1,5 @@
-/* A problem of attention on the GPU: operands go there, y comes back between guards and is compared. */
+/* A problem of attention on the GPU: operands go there, y comes back between guards and is
+ * compared. */
 #ifndef ESP_TESTS_ATTENTION_DEVICE_H
 #define ESP_TESTS_ATTENTION_DEVICE_H
 

@@ -1,5 +1,5 @@
-/* Problems of attention and what plain C in f64 makes of them: operands whose padding is NaN, the exact
- * result, and how far each number of it may be off. */
+/* Problems of attention and what plain C in f64 makes of them: operands whose padding is NaN, the
+ * exact result, and how far each number of it may be off. */
 #ifndef ESP_TESTS_ATTENTION_PROBLEM_H
 #define ESP_TESTS_ATTENTION_PROBLEM_H
 

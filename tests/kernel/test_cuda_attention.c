@@ -8,8 +8,8 @@
 
 static const esp_dtype types[] = {ESP_F16, ESP_BF16};
 static const int head_dims[] = {64, 32, 80, 128, 96};
-static const int lengths[] = {1,  7,  8,   9,   15,  16,  17,  31,  63,
-                              64, 65, 80, 81, 127, 128, 129, 144, 145, 197, 208, 257, 513};
+static const int lengths[] = {1,  7,  8,   9,   15,  16,  17,  31,  63,  64,  65,
+                              80, 81, 127, 128, 129, 144, 145, 197, 208, 257, 513};
 
 typedef void (*each)(test_run *run, esp_device *device);
 
