@@ -45,11 +45,6 @@ static int layer(const arena *m, const int64_t *s, void *stream)
     return gpu_layer_norm(&norm, stream);
 }
 
-static int add(const arena *m, const int64_t *s, void *stream)
-{
-    return gpu_add(GPU_F16, m->area[0], s[2], m->area[1], s[2], s[0], s[1], stream);
-}
-
 static int swiglu(const arena *m, const int64_t *s, void *stream)
 {
     return gpu_swiglu(GPU_F16, m->area[0], s[2], m->area[1], s[2], s[0], s[1], m->area[2], s[2],
@@ -201,8 +196,6 @@ static const timed all[] = {
     {"embed", "Llama-7B decode 1", embed, {4096, 1, 1}, 4},
     {"argmax", "Llama-7B decode 1", argmax, {32000, 1, 32000}, 4},
     {"argmax", "Llama-7B decode 16", argmax, {32000, 16, 32000}, 4},
-    {"add", "SAM ViT-H", add, {1280, 4096, 4096}, 6},
-    {"add", "DeiT-base b256", add, {768, 51200, 51200}, 6},
     {"gather", "SAM into windows", gather, {1280, 5000, 5000}, 4},
     {"gather and add", "SAM back", gather, {1280, 4096, 5000, 1}, 6},
     {"patches", "DeiT-base b256", patches, {768, 51200, 51200, 256}, 6},

@@ -41,12 +41,9 @@ static bool grid_is_valid(const gpu_attention_groups *a)
            a->tokens / a->grid_width <= WIDEST_GRID;
 }
 
-/* Head sizes of 33 to 64 were wrong by warpgroup products when last read on a GPU; what is held to
- * be the cause is mended (name_registers in sm90_attention.cuh) but has not been read since. */
 static bool by_warpgroups(int64_t head_dim, int device)
 {
-    bool doubtful = head_dim > 32 && head_dim <= 64;
-    return head_dim <= GPU_SM90_MOST_HEAD_DIM && !doubtful && gpu_sm90_can_attend(device);
+    return head_dim <= GPU_SM90_MOST_HEAD_DIM && gpu_sm90_can_attend(device);
 }
 
 int gpu_attend_groups(const gpu_attention_groups *a, void *stream)

@@ -23,6 +23,9 @@ struct block_of {
     static constexpr int WARPS = 4, THREADS = WARPS * 32, QUERIES = WARPS * 16 * M;
     static constexpr int KEYS = D > 128 || D * M > 160 ? 32 : 64;
     static constexpr int STAGES = D > 128 ? 1 : 2;
+    static constexpr bool RELOADS = false; // queries are read from shared memory for each tile
+    static constexpr bool WHOLE = false;   // a block may take all queries of a head whose keys fit the stages
+    static constexpr int LAST_KEYS = KEYS; // a tile of at most so many keys is multiplied as one of no more
     using tile = attention::tile<L, D, KEYS>;
     static constexpr int QUERY_ROW = QUERIES + GAP;
     static constexpr uint32_t QUERY_BYTES = D * QUERY_ROW * 2, STAGE_BYTES = 2 * tile::BYTES;
@@ -38,14 +41,16 @@ struct block_of {
     // How a tile is loaded and multiplied. arrived: what a thread's own copies still need before the barrier.
     static __device__ void load(const piece &p, uint32_t stage, int key);
     static __device__ __forceinline__ void arrived() {}
+    template <int WIDE>
     static __device__ __forceinline__ void add_scores(const uint32_t (&q)[M][D / 16][4], uint32_t stage,
-                                                      float (&s)[M][KEYS / 8][4])
+                                                      float (&s)[M][WIDE][4])
     {
         int lane = threadIdx.x % 32;
         attention::add_scores<BF16, L, M, D, KEYS>(
             q, stage + right_lane<L == COLUMNS>(lane, tile::ROW), s);
     }
-    static __device__ __forceinline__ void add_values(const float (&s)[M][KEYS / 8][4], uint32_t stage,
+    template <int WIDE>
+    static __device__ __forceinline__ void add_values(const float (&s)[M][WIDE][4], uint32_t stage,
                                                       running<M, D> *r)
     {
         int lane = threadIdx.x % 32;
@@ -66,6 +71,7 @@ struct piece {
     // of the grid
     const float *row_table, *column_table;
     int width;
+    int rounds; // blocks of queries, one after the other over the same keys; 1 or 2
 };
 
 // ---- loading ----
@@ -186,9 +192,9 @@ __device__ __forceinline__ void relate(const piece &p, const uint32_t (&q)[C::M]
 }
 
 // Scores begin as what the grid adds; here where a tile is a row of the grid.
-template <class C>
+template <class C, int WIDE>
 __device__ __forceinline__ void begin_with_row(const grid_bias &b, int row,
-                                               float (&s)[C::M][C::KEYS / 8][4])
+                                               float (&s)[C::M][WIDE][4])
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -197,7 +203,7 @@ __device__ __forceinline__ void begin_with_row(const grid_bias &b, int row,
         float of_row = ptx::load_shared_f32(b.rows + (uint32_t)(query * b.row_pitch + row) * 4);
         uint32_t columns = b.columns + (uint32_t)(query * b.column_pitch + lane % 4 * 2) * 4;
 #pragma unroll
-        for (int n = 0; n < C::KEYS / 8; n++) {
+        for (int n = 0; n < WIDE; n++) {
             float2 pair = ptx::load_shared_2(columns + (uint32_t)(n * 8) * 4);
             s[m][n][2 * half] = of_row + pair.x;
             s[m][n][2 * half + 1] = of_row + pair.y;
@@ -206,18 +212,18 @@ __device__ __forceinline__ void begin_with_row(const grid_bias &b, int row,
 }
 
 // In general.
-template <class C>
+template <class C, int WIDE>
 __device__ __forceinline__ void begin_with_bias(const grid_bias &b, int key0, int last_key,
-                                                float (&s)[C::M][C::KEYS / 8][4])
+                                                float (&s)[C::M][WIDE][4])
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
     bool even = b.wide % 2 == 0;
-    if (b.wide == C::KEYS) {
+    if (WIDE * 8 == C::KEYS && b.wide == C::KEYS) {
         begin_with_row<C>(b, key0 / C::KEYS, s);
         return;
     }
 #pragma unroll
-    for (int n = 0; n < C::KEYS / 8; n++) {
+    for (int n = 0; n < WIDE; n++) {
         int key = key0 + n * 8 + lane % 4 * 2;
         int first = min(key, even ? last_key - 1 : last_key), second = min(key + 1, last_key);
         int row = b.row_of(first), column = first - row * b.wide;
@@ -246,8 +252,8 @@ __device__ __forceinline__ void begin_with_bias(const grid_bias &b, int key0, in
 
 // ---- one tile ----
 
-template <class C>
-__device__ __forceinline__ void hide_keys(const piece &p, int key0, float (&s)[C::M][C::KEYS / 8][4])
+template <class C, int WIDE>
+__device__ __forceinline__ void hide_keys(const piece &p, int key0, float (&s)[C::M][WIDE][4])
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 #pragma unroll
@@ -257,7 +263,7 @@ __device__ __forceinline__ void hide_keys(const piece &p, int key0, float (&s)[C
             int query = p.first + (warp * C::M + m) * 16 + lane / 4 + half * 8;
             int seen = C::CAUSAL ? min(p.keys_count, p.past + query + 1) : p.keys_count;
 #pragma unroll
-            for (int n = 0; n < C::KEYS / 8; n++) {
+            for (int n = 0; n < WIDE; n++) {
                 int key = key0 + n * 8 + lane % 4 * 2;
                 s[m][n][2 * half] = key < seen ? s[m][n][2 * half] : -INFINITY;
                 s[m][n][2 * half + 1] = key + 1 < seen ? s[m][n][2 * half + 1] : -INFINITY;
@@ -266,9 +272,40 @@ __device__ __forceinline__ void hide_keys(const piece &p, int key0, float (&s)[C
     }
 }
 
-template <class C>
-__device__ __forceinline__ void take_tile(const piece &p, const grid_bias &bias,
+// WIDE: keys of the tile that are multiplied, over 8; the tile has no others.
+template <class C, int WIDE>
+__device__ __forceinline__ void take_keys(const piece &p, const grid_bias &bias,
                                           const uint32_t (&q)[C::M][C::D / 16][4], uint32_t stage,
+                                          int key0, bool all_seen, running<C::M, C::D> *r)
+{
+    int first = p.first + (int)threadIdx.x / 32 * C::M * 16; // query of the warp
+    float s[C::M][WIDE][4] = {};
+    if constexpr (C::GRID) {
+        begin_with_bias<C>(bias, key0, p.keys_count - 1, s);
+    }
+    C::add_scores(q, stage, s);
+    if (!all_seen) {
+        hide_keys<C>(p, key0, s);
+    }
+    if (first < p.queries) { // else what comes out is not looked at
+        take_powers(s, p.scale * LOG2_E, r);
+    }
+    C::add_values(s, stage, r);
+}
+
+template <class C>
+__device__ __forceinline__ void load_all_queries(uint32_t room, uint32_t (&q)[C::M][C::D / 16][4])
+{
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+#pragma unroll
+    for (int m = 0; m < C::M; m++) {
+        load_queries<C::D>(room + (uint32_t)((warp * C::M + m) * 16) * 2, C::QUERY_ROW, lane, q[m]);
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void take_tile(const piece &p, const grid_bias &bias, uint32_t room,
+                                          uint32_t (&q)[C::M][C::D / 16][4], uint32_t stage,
                                           int key0, running<C::M, C::D> *r)
 {
     int first = p.first + (int)threadIdx.x / 32 / C::TOGETHER * C::TOGETHER * C::M * 16;
@@ -277,16 +314,14 @@ __device__ __forceinline__ void take_tile(const piece &p, const grid_bias &bias,
     if (key0 >= partly || first >= p.queries) {
         return;
     }
-    float s[C::M][C::KEYS / 8][4] = {};
-    if constexpr (C::GRID) {
-        begin_with_bias<C>(bias, key0, p.keys_count - 1, s);
+    if (C::RELOADS) {
+        load_all_queries<C>(room, q);
     }
-    C::add_scores(q, stage, s);
-    if (key0 + C::KEYS > fully) {
-        hide_keys<C>(p, key0, s);
+    if (C::LAST_KEYS < C::KEYS && p.keys_count - key0 <= C::LAST_KEYS) {
+        take_keys<C, C::LAST_KEYS / 8>(p, bias, q, stage, key0, false, r);
+    } else {
+        take_keys<C, C::KEYS / 8>(p, bias, q, stage, key0, key0 + C::KEYS <= fully, r);
     }
-    take_powers<C::M, C::D, C::KEYS>(s, p.scale * LOG2_E, r);
-    C::add_values(s, stage, r);
 }
 
 // ---- leaving ----
@@ -297,6 +332,9 @@ template <class C>
 __device__ __forceinline__ void leave(const piece &p, uint32_t room, running<C::M, C::D> *r)
 {
     int lane = threadIdx.x % 32, first = threadIdx.x / 32 * C::M * 16;
+    if (p.first + first >= p.queries) {
+        return;
+    }
 #pragma unroll
     for (int m = 0; m < C::M; m++) {
 #pragma unroll
@@ -326,21 +364,33 @@ __device__ __forceinline__ void leave(const piece &p, uint32_t room, running<C::
 
 // ---- the block ----
 
-template <class C> __device__ __forceinline__ void attend(const piece &p, uint32_t shared)
+// Tile `tile` into its stage, if there is one; a group of copies either way, so that they can be counted.
+template <class C> __device__ __forceinline__ void fetch_tile(const piece &p, uint32_t shared, int tile, int tiles)
 {
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+    if (tile < tiles) {
+        C::load(p, shared + (uint32_t)(tile % C::STAGES) * C::STAGE_BYTES, tile * C::KEYS);
+    }
+    ptx::copy_commit();
+}
+
+template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shared)
+{
+    constexpr int AHEAD = C::STAGES > 1 ? C::STAGES - 1 : 1;
+    int end = C::CAUSAL ? min(p.keys_count, p.past + p.first + C::QUERIES) : p.keys_count;
+    int tiles = (end + C::KEYS - 1) / C::KEYS;
     uint32_t room = shared + C::QUERIES_AT;
     load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(threadIdx.x, room, p.q, p.stride, p.features,
                                                              p.queries - p.first);
     ptx::copy_commit();
-    C::load(p, shared, 0);
-    ptx::copy_commit();
-    ptx::copy_wait<1>();
+#pragma unroll
+    for (int j = 0; j < AHEAD; j++) {
+        fetch_tile<C>(p, shared, j, tiles);
+    }
+    ptx::copy_wait<AHEAD>();
     __syncthreads();
     uint32_t q[C::M][C::D / 16][4];
-#pragma unroll
-    for (int m = 0; m < C::M; m++) {
-        load_queries<C::D>(room + (uint32_t)((warp * C::M + m) * 16) * 2, C::QUERY_ROW, lane, q[m]);
+    if (!C::RELOADS) {
+        load_all_queries<C>(room, q);
     }
     grid_bias bias = {};
     if constexpr (C::GRID) {
@@ -349,27 +399,41 @@ template <class C> __device__ __forceinline__ void attend(const piece &p, uint32
         relate<C>(p, q, bias, p.column_table, false, room);
         __syncwarp();
     }
-    running<C::M, C::D> r;
-    r.begin();
-    int end = C::CAUSAL ? min(p.keys_count, p.past + p.first + C::QUERIES) : p.keys_count;
-    int tiles = (end + C::KEYS - 1) / C::KEYS;
-    for (int j = 0; j < tiles; j++) {
+    for (int round = 0;; round++) {
+        running<C::M, C::D> r;
+        r.begin();
+        for (int j = 0; j < tiles; j++) {
+            if (!C::WHOLE || round == 0) {
+                ptx::copy_wait<AHEAD - 1>();
+                C::arrived();
+                __syncthreads(); // the tile is there for all, and nobody reads the one before
+                if (C::WHOLE && j == 0 && p.rounds > 1) {
+                    load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(
+                        threadIdx.x, room + C::QUERY_BYTES, p.q + C::QUERIES, p.stride, p.features,
+                        p.queries - p.first - C::QUERIES);
+                }
+                if (C::STAGES > 1) {
+                    fetch_tile<C>(p, shared, j + AHEAD, tiles);
+                }
+            }
+            take_tile<C>(p, bias, room, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES,
+                         j * C::KEYS, &r);
+            if (C::STAGES == 1) {
+                __syncthreads();
+                fetch_tile<C>(p, shared, j + 1, tiles);
+            }
+        }
+        if (!C::RELOADS) {
+            __syncthreads(); // the room was a stage's
+        }
+        leave<C>(p, room, &r);
+        if (!C::WHOLE || round + 1 >= p.rounds) {
+            break;
+        }
+        p.first += C::QUERIES, p.y += C::QUERIES, room += C::QUERY_BYTES;
         ptx::copy_wait<0>();
-        C::arrived();
-        __syncthreads(); // the tile is there for all, and nobody reads the one before
-        if (C::STAGES == 2 && j + 1 < tiles) {
-            C::load(p, shared + (uint32_t)((j + 1) % 2) * C::STAGE_BYTES, (j + 1) * C::KEYS);
-            ptx::copy_commit();
-        }
-        take_tile<C>(p, bias, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES, j * C::KEYS, &r);
-        if (C::STAGES == 1 && j + 1 < tiles) {
-            __syncthreads();
-            C::load(p, shared, (j + 1) * C::KEYS);
-            ptx::copy_commit();
-        }
+        __syncthreads(); // these queries are there for all
     }
-    __syncthreads();
-    leave<C>(p, room, &r);
 }
 
 } // namespace attention

@@ -132,7 +132,7 @@ __device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1
             scores[0][n][i] = seen ? scores[0][n][i] : -INFINITY;
         }
     }
-    take_powers<1, C::D, CHUNK>(scores, scale, r);
+    take_powers(scores, scale, r);
     add_values<C::BF16, ROWS, 1, C::D, CHUNK>(
         scores, stage + tile::BYTES + right_lane<true>(lane, tile::ROW), r);
 }

@@ -9,11 +9,34 @@
 
 namespace attention {
 
+#ifndef ATT_ENOUGH
+#define ATT_ENOUGH 256
+#endif
+constexpr int ENOUGH_BLOCKS = ATT_ENOUGH;
+
+// Blocks of queries that one block of threads takes: two where that leaves enough for all multiprocessors, so that
+// keys are loaded once.
+template <class C> __host__ __device__ int rounds_of(const gpu_attention_groups &a)
+{
+    bool fits = C::WHOLE && a.tokens > C::QUERIES && a.tokens <= 2 * C::QUERIES &&
+                a.tokens <= C::STAGES * C::KEYS;
+    return fits && a.groups * a.heads >= ENOUGH_BLOCKS ? 2 : 1;
+}
+template <class C> __host__ __device__ int rounds_of(const gpu_attention_prefill &)
+{
+    return 1;
+}
+template <class C, class A> __host__ __device__ uint32_t blocks_of_head(const A &a)
+{
+    int queries = C::QUERIES * rounds_of<C>(a);
+    return (uint32_t)((a.tokens + queries - 1) / queries);
+}
+
 // Blocks of a group and head lie side by side: the L2 serves their keys.
 template <class C>
 __device__ __forceinline__ bool piece_of(const gpu_attention_groups &a, uint32_t block, piece *p)
 {
-    uint32_t of_head = (uint32_t)((a.tokens + C::QUERIES - 1) / C::QUERIES);
+    uint32_t of_head = blocks_of_head<C>(a);
     uint32_t head = block / of_head % (uint32_t)a.heads, group = block / of_head / (uint32_t)a.heads;
     int64_t begin = a.starts != nullptr ? a.starts[group] : group * a.pitch;
     int tokens = a.lengths != nullptr ? a.lengths[group] : (int)a.tokens;
@@ -34,7 +57,8 @@ __device__ __forceinline__ bool piece_of(const gpu_attention_groups &a, uint32_t
                a.scale,
                a.row_table,
                a.column_table,
-               (int)a.grid_width};
+               (int)a.grid_width,
+               first + C::QUERIES < tokens ? rounds_of<C>(a) : 1};
     return first < tokens;
 }
 
@@ -42,7 +66,7 @@ __device__ __forceinline__ bool piece_of(const gpu_attention_groups &a, uint32_t
 template <class C>
 __device__ __forceinline__ bool piece_of(const gpu_attention_prefill &a, uint32_t block, piece *p)
 {
-    uint32_t of_head = (uint32_t)((a.tokens + C::QUERIES - 1) / C::QUERIES);
+    uint32_t of_head = blocks_of_head<C>(a);
     uint32_t head = block % (uint32_t)a.heads, kv_head = head / (uint32_t)(a.heads / a.kv_heads);
     int first = (int)(of_head - 1 - block / (uint32_t)a.heads) * C::QUERIES;
     int64_t past = a.past + (a.past_at != nullptr ? *a.past_at : 0);
@@ -63,7 +87,8 @@ __device__ __forceinline__ bool piece_of(const gpu_attention_prefill &a, uint32_
                a.scale,
                nullptr,
                nullptr,
-               0};
+               0,
+               1};
     return first < a.tokens;
 }
 
@@ -105,7 +130,7 @@ template <class C, class A> int launch(const A &a, void *stream)
 {
     static std::atomic<uint64_t> prepared;
     const auto kernel = block_kernel<C, A>;
-    int64_t blocks = (a.tokens + C::QUERIES - 1) / C::QUERIES * heads_of(a);
+    int64_t blocks = blocks_of_head<C>(a) * heads_of(a);
     if (blocks > INT32_MAX) {
         return cudaErrorInvalidValue;
     }

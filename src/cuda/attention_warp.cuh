@@ -34,21 +34,25 @@ template <int THREADS, int D, int WIDE, int ROW>
 __device__ __forceinline__ void load_columns(int thread, uint32_t to, const uint16_t *from, int64_t stride,
                                              int features, int valid)
 {
-    constexpr int PIECES = WIDE / 8;
-    bool whole = features == D && valid >= WIDE;
-#pragma unroll
-    for (int step = 0; step < D * PIECES; step += THREADS) {
-        int i = step + thread, row = i / PIECES, column = i % PIECES * 8;
-        if (D * PIECES % THREADS != 0 && i >= D * PIECES) {
-            break;
-        }
+    constexpr int PIECES = WIDE / 8, ALL = D * PIECES, STEP = THREADS / PIECES; // STEP: rows
+    if (THREADS % PIECES == 0 && features == D && valid >= WIDE) {
+        int row = thread / PIECES, column = thread % PIECES * 8;
         uint32_t at = to + (uint32_t)(row * ROW + column) * 2;
-        if (whole) {
-            ptx::copy_16(at, from + row * stride + column);
-            continue;
+        const uint16_t *piece = from + row * stride + column;
+#pragma unroll
+        for (int i = 0; i < (ALL + THREADS - 1) / THREADS; i++) {
+            if (ALL % THREADS == 0 || row + i * STEP < D) {
+                ptx::copy_16(at + i * STEP * ROW * 2, piece + i * STEP * stride);
+            }
         }
+        return;
+    }
+#pragma unroll 1
+    for (int i = thread; i < ALL; i += THREADS) {
+        int row = i / PIECES, column = i % PIECES * 8;
         int bytes = row < features ? min(max(valid - column, 0), 8) * 2 : 0;
-        ptx::copy_16(at, bytes > 0 ? from + row * stride + column : from, (uint32_t)bytes);
+        ptx::copy_16(to + (uint32_t)(row * ROW + column) * 2, bytes > 0 ? from + row * stride + column : from,
+                     (uint32_t)bytes);
     }
 }
 
@@ -164,9 +168,8 @@ __device__ __forceinline__ float of_row_sum(float value)
 
 // Scores become numerators 2^((s - most) * scale), and what was summed before is brought to the new `most`. fmaxf
 // passes NaN by; the power does not. A row of nothing but -infinity gives NaN, so tiles without any are not given.
-template <int M, int D, int KEYS>
-__device__ __forceinline__ void take_powers(float (&s)[M][KEYS / 8][4], float scale,
-                                            running<M, D> *r)
+template <int M, int D, int WIDE>
+__device__ __forceinline__ void take_powers(float (&s)[M][WIDE][4], float scale, running<M, D> *r)
 {
 #pragma unroll
     for (int m = 0; m < M; m++) {
@@ -174,7 +177,7 @@ __device__ __forceinline__ void take_powers(float (&s)[M][KEYS / 8][4], float sc
         for (int half = 0; half < 2; half++) {
             float most = s[m][0][2 * half];
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
+            for (int n = 0; n < WIDE; n++) {
                 most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
             }
             most = fmaxf(r->most[m][half], of_row_most(most));
@@ -182,7 +185,7 @@ __device__ __forceinline__ void take_powers(float (&s)[M][KEYS / 8][4], float sc
             float total = 0, shift = -most * scale;
             r->most[m][half] = most;
 #pragma unroll
-            for (int n = 0; n < KEYS / 8; n++) {
+            for (int n = 0; n < WIDE; n++) {
 #pragma unroll
                 for (int i = 2 * half; i < 2 * half + 2; i++) {
                     s[m][n][i] = ptx::exp2_fast(fmaf(s[m][n][i], scale, shift));

@@ -186,9 +186,6 @@ int gpu_pool_texts(const gpu_pool *pool, void *stream);
 
 /* ---- elementwise (ops_elementwise.cu) ---- */
 
-/* x += y, [features][tokens]. */
-int gpu_add(gpu_type type, void *x, int64_t x_stride, const void *y, int64_t y_stride,
-            int64_t features, int64_t tokens, void *stream);
 /* y = silu(gate) * up; y may be gate or up. */
 int gpu_swiglu(gpu_type type, const void *gate, int64_t gate_stride, const void *up,
                int64_t up_stride, int64_t features, int64_t tokens, void *y, int64_t y_stride,

@@ -7,40 +7,23 @@ namespace {
 
 constexpr int THREADS = 256;
 
-// Rows of eights: a thread has the same eight columns of every row that is its turn.
+// Rows whose numbers go by eights.
 struct rows_of_eights {
     int64_t rows;
     int64_t columns;
     bool vector;
 };
 
-template <class T, class WORK>
-__device__ __forceinline__ void for_eights(const rows_of_eights &all, const WORK &work)
+// blockIdx: eights of a row; rows. No number is divided: that would take longer than the rest.
+template <class WORK> __device__ __forceinline__ void for_eights(const rows_of_eights &all, const WORK &work)
 {
-    int64_t eights = (all.columns + 7) / 8, count = all.rows * eights;
-    int64_t step = (int64_t)gridDim.x * THREADS;
-    for (int64_t i = blockIdx.x * (int64_t)THREADS + threadIdx.x; i < count; i += step) {
-        int64_t row = i / eights, column = i % eights * 8;
-        work(row, column, (int)min((int64_t)8, all.columns - column));
-    }
-}
-
-template <class T>
-__global__ void __launch_bounds__(THREADS)
-    add_kernel(T *x, int64_t x_stride, const T *y, int64_t y_stride, const rows_of_eights all)
-{
-    ops::begin();
-    for_eights<T>(all, [&](int64_t row, int64_t column, int left) {
-        float a[8], b[8];
-        T *to = x + row * x_stride + column;
-        ops::widen_eight<T>(ops::load_eight(to, left, all.vector), a);
-        ops::widen_eight<T>(ops::load_eight(y + row * y_stride + column, left, all.vector), b);
-#pragma unroll
-        for (int i = 0; i < 8; i++) {
-            a[i] += b[i];
+    int64_t step = (int64_t)gridDim.x * THREADS * 8;
+    int64_t first = (blockIdx.x * (int64_t)THREADS + threadIdx.x) * 8;
+    for (int64_t row = blockIdx.y; row < all.rows; row += gridDim.y) {
+        for (int64_t column = first; column < all.columns; column += step) {
+            work(row, column, (int)min((int64_t)8, all.columns - column));
         }
-        ops::store_eight(to, ops::narrow_eight<T>(a), left, all.vector);
-    });
+    }
 }
 
 template <class T>
@@ -49,7 +32,7 @@ __global__ void __launch_bounds__(THREADS)
                   int64_t y_stride, const rows_of_eights all)
 {
     ops::begin();
-    for_eights<T>(all, [&](int64_t row, int64_t column, int left) {
+    for_eights(all, [&](int64_t row, int64_t column, int left) {
         float a[8], b[8];
         ops::widen_eight<T>(ops::load_eight(gate + row * gate_stride + column, left, all.vector),
                             a);
@@ -106,21 +89,6 @@ __global__ void __launch_bounds__(THREADS)
 
 // ---- launching ----
 
-unsigned blocks_of(const rows_of_eights &all)
-{
-    return ops::at_most(ops::divide_up(all.rows * ops::divide_up(all.columns, 8), THREADS), 1 << 16);
-}
-
-template <class T>
-int add(void *x, int64_t x_stride, const void *y, int64_t y_stride, int64_t features,
-        int64_t tokens, void *stream)
-{
-    rows_of_eights all = {features, tokens, ops::aligned_to(x, x_stride, 2, 16) &&
-                                                ops::aligned_to(y, y_stride, 2, 16)};
-    return ops::launch(add_kernel<T>, dim3(blocks_of(all)), THREADS, 1, stream, (T *)x, x_stride,
-                       (const T *)y, y_stride, all);
-}
-
 template <class T>
 int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_stride,
            int64_t features, int64_t tokens, void *y, int64_t y_stride, void *stream)
@@ -129,8 +97,15 @@ int swiglu(const void *gate, int64_t gate_stride, const void *up, int64_t up_str
                           ops::aligned_to(gate, gate_stride, 2, 16) &&
                               ops::aligned_to(up, up_stride, 2, 16) &&
                               ops::aligned_to(y, y_stride, 2, 16)};
-    return ops::launch(swiglu_kernel<T>, dim3(blocks_of(all)), THREADS, 1, stream, (const T *)gate,
-                       gate_stride, (const T *)up, up_stride, (T *)y, y_stride, all);
+    if (gate_stride == tokens && up_stride == tokens && y_stride == tokens) { // one long row
+        all = {1, features * tokens,
+               ops::aligned_to(gate, 8, 2, 16) && ops::aligned_to(up, 8, 2, 16) &&
+                   ops::aligned_to(y, 8, 2, 16)};
+    }
+    dim3 grid(ops::at_most(ops::divide_up(all.columns, THREADS * 8), 1 << 16),
+              ops::at_most(all.rows, ops::MOST_BLOCKS_Y));
+    return ops::launch(swiglu_kernel<T>, grid, THREADS, 1, stream, (const T *)gate, gate_stride,
+                       (const T *)up, up_stride, (T *)y, y_stride, all);
 }
 
 struct conversion {
@@ -174,22 +149,6 @@ template <class FROM> int convert_from(gpu_type to_type, const conversion &c, vo
 }
 
 } // namespace
-
-extern "C" int gpu_add(gpu_type type, void *x, int64_t x_stride, const void *y, int64_t y_stride,
-                       int64_t features, int64_t tokens, void *stream)
-{
-    if (features <= 0 || tokens <= 0) {
-        return cudaSuccess;
-    }
-    switch (type) {
-    case GPU_F16:
-        return add<__half>(x, x_stride, y, y_stride, features, tokens, stream);
-    case GPU_BF16:
-        return add<__nv_bfloat16>(x, x_stride, y, y_stride, features, tokens, stream);
-    default:
-        return cudaErrorInvalidValue;
-    }
-}
 
 extern "C" int gpu_swiglu(gpu_type type, const void *gate, int64_t gate_stride, const void *up,
                           int64_t up_stride, int64_t features, int64_t tokens, void *y,

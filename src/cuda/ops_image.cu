@@ -14,60 +14,91 @@ constexpr int THREADS = 256;
 // ---- patches ----
 
 constexpr int TILE_PATCHES = 128, TILE_ACROSS = 16; // patches, and pixels of each, that a block turns
-constexpr int EACH = TILE_PATCHES * TILE_ACROSS / THREADS;  // of a thread
+constexpr int FOURS = TILE_ACROSS / 4, LINES = THREADS / FOURS, LOADS = TILE_PATCHES / LINES;
+constexpr int PAIRS = TILE_PATCHES / 2, STORES = TILE_ACROSS * PAIRS / THREADS;
 
 struct patches_task {
     gpu_patches of;
     int64_t rows, columns; // of patches
     int pieces;            // of TILE_ACROSS pixels, that a patch's line has
+    bool fours, paired;    // pixels may be read four by four; numbers of y be written two by two
+};
+
+template <class FROM> struct alignas(4 * sizeof(FROM)) four_pixels {
+    FROM at[4];
+};
+
+// This thread's pixels of a plane: four of a line of each of LOADS patches.
+struct my_pixels {
+    int64_t offset[LOADS];
+    int left[LOADS]; // how many are there
+
+    __device__ __forceinline__ my_pixels(const patches_task &task, int64_t patch0, int64_t down,
+                                         int64_t right0)
+    {
+        const gpu_patches &p = task.of;
+        int64_t right = right0 + threadIdx.x % FOURS * 4;
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            int64_t patch = patch0 + threadIdx.x / FOURS + i * LINES;
+            offset[i] = (patch / task.columns * p.patch + down) * p.width +
+                        patch % task.columns * p.patch + right;
+            bool there = patch < task.rows * task.columns;
+            left[i] = there ? (int)max((int64_t)0, min((int64_t)4, p.patch - right)) : 0;
+        }
+    }
+    template <class FROM>
+    __device__ __forceinline__ void load(const FROM *plane, bool fours, four_pixels<FROM> (&v)[LOADS]) const
+    {
+#pragma unroll
+        for (int i = 0; i < LOADS; i++) {
+            if (fours && left[i] == 4) {
+                v[i] = *(const four_pixels<FROM> *)(plane + offset[i]);
+                continue;
+            }
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                v[i].at[k] = k < left[i] ? plane[offset[i] + k] : ops::narrow<FROM>(0.0f);
+            }
+        }
+    }
 };
 
 // blockIdx: patches of an image; piece of channel, line and pixels; image.
 template <class FROM, class TO>
 __global__ void __launch_bounds__(THREADS) patches_kernel(const __grid_constant__ patches_task task)
 {
-    __shared__ float tile[TILE_ACROSS][TILE_PATCHES + 1];
+    __shared__ float2 tile[TILE_ACROSS][PAIRS + 1]; // + 1: what a warp writes lies in 32 banks
     const gpu_patches &p = task.of;
-    int64_t patch0 = (int64_t)blockIdx.x * TILE_PATCHES, patches = task.rows * task.columns;
+    int64_t patch0 = (int64_t)blockIdx.x * TILE_PATCHES;
     int64_t line = blockIdx.y / task.pieces; // channel * patch + down
     int64_t right0 = blockIdx.y % task.pieces * TILE_ACROSS;
-    int64_t channel = line / p.patch, down = line % p.patch;
-    int here = (int)min((int64_t)TILE_PATCHES, p.pitch - patch0);
     int across = (int)min((int64_t)TILE_ACROSS, p.patch - right0);
-    // This thread's pixels in the plane: EACH patches, one place in their line; < 0: zero.
-    int right = threadIdx.x % TILE_ACROSS, first = threadIdx.x / TILE_ACROSS;
-    int64_t offsets[EACH];
-#pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int64_t patch = patch0 + first + i * (TILE_PATCHES / EACH);
-        int64_t y = patch / task.columns * p.patch + down;
-        int64_t x = patch % task.columns * p.patch + right0 + right;
-        offsets[i] = patch < patches && right < across ? y * p.width + x : -1;
-    }
+    int pair = threadIdx.x % PAIRS, left = (int)(p.pitch - patch0) - pair * 2;
+    my_pixels mine(task, patch0, line % p.patch, right0);
     ops::begin();
     for (int64_t image = blockIdx.z; image < p.images; image += gridDim.z) {
-        const FROM *plane =
-            (const FROM *)p.pixels + (image * p.channels + channel) * p.height * p.width;
-        FROM pixels[EACH];
+        four_pixels<FROM> pixels[LOADS];
+        mine.load((const FROM *)p.pixels +
+                      (image * p.channels + line / p.patch) * p.height * p.width,
+                  task.fours, pixels);
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (offsets[i] >= 0) {
-                pixels[i] = plane[offsets[i]];
+        for (int i = 0; i < LOADS; i++) {
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                float *row = (float *)tile[threadIdx.x % FOURS * 4 + k];
+                row[threadIdx.x / FOURS + i * LINES] = ops::widen(pixels[i].at[k]);
             }
-        }
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            tile[right][first + i * (TILE_PATCHES / EACH)] =
-                offsets[i] >= 0 ? ops::widen(pixels[i]) : 0.0f;
         }
         __syncthreads();
         TO *to = (TO *)p.y + (line * p.patch + right0) * p.y_stride + image * p.pitch + patch0;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int line_right = threadIdx.x / TILE_PATCHES + i * (THREADS / TILE_PATCHES);
-            int patch = threadIdx.x % TILE_PATCHES;
-            if (line_right < across && patch < here) {
-                to[line_right * p.y_stride + patch] = ops::narrow<TO>(tile[line_right][patch]);
+        for (int i = 0; i < STORES; i++) {
+            int right = threadIdx.x / PAIRS + i * (THREADS / PAIRS);
+            if (right < across && left > 0) {
+                float2 v = tile[right][pair];
+                ops::store_pair(to + right * p.y_stride + pair * 2, ops::narrow<TO>(v.x),
+                                ops::narrow<TO>(v.y), left, task.paired);
             }
         }
         __syncthreads();
@@ -105,28 +136,27 @@ struct unfold_task {
 template <class T> __global__ void __launch_bounds__(THREADS) unfold_kernel(const __grid_constant__ unfold_task task)
 {
     const gpu_unfold &u = task.of;
-    int64_t tokens = u.height * u.width, first = (blockIdx.x * (int64_t)THREADS + threadIdx.x) * 2;
-    int left = (int)max((int64_t)0, min((int64_t)2, tokens - first));
-    int64_t row[2], column[2], half = u.side / 2;
-    for (int i = 0; i < 2; i++) {
-        row[i] = (first + i) / u.width, column[i] = (first + i) % u.width;
-    }
+    int height = (int)u.height, width = (int)u.width, half = (int)u.side / 2;
+    int first = (int)(blockIdx.x * THREADS + threadIdx.x) * 2;
+    int left = max(0, min(2, height * width - first));
+    int row[2] = {first / width, (first + 1) / width};
+    int column[2] = {first - row[0] * width, first + 1 - row[1] * width};
     ops::begin();
     for (int64_t grid = blockIdx.z; grid < u.grids; grid += gridDim.z) {
-        bool paired = task.paired && grid * u.pitch % 2 == 0;
         for (int64_t f = blockIdx.y; f < u.features; f += gridDim.y) {
             const T *x = (const T *)u.x + f * u.x_stride + grid * u.pitch + first;
             T *y = (T *)u.y + f * u.side * u.side * u.y_stride + grid * u.pitch + first;
-            for (int64_t i = -half; i <= half; i++) {
-                for (int64_t j = -half; j <= half; j++, y += u.y_stride) {
+            for (int i = -half; i <= half; i++) {
+#pragma unroll 3
+                for (int j = -half; j <= half; j++, y += u.y_stride) {
                     T v[2];
 #pragma unroll
                     for (int k = 0; k < 2; k++) {
-                        bool inside = k < left && row[k] + i >= 0 && row[k] + i < u.height &&
-                                      column[k] + j >= 0 && column[k] + j < u.width;
-                        v[k] = inside ? x[i * u.width + j + k] : ops::narrow<T>(0.0f);
+                        bool inside = k < left && (unsigned)(row[k] + i) < (unsigned)height &&
+                                      (unsigned)(column[k] + j) < (unsigned)width;
+                        v[k] = inside ? x[i * width + j + k] : ops::narrow<T>(0.0f);
                     }
-                    ops::store_pair(y, v[0], v[1], left, paired);
+                    ops::store_pair(y, v[0], v[1], left, task.paired);
                 }
             }
         }
@@ -136,8 +166,8 @@ template <class T> __global__ void __launch_bounds__(THREADS) unfold_kernel(cons
 template <class T> int unfold(const gpu_unfold &u, void *stream)
 {
     int64_t across = ops::divide_up(u.height * u.width, 2 * THREADS);
-    unfold_task task = {u, ops::aligned_to(u.y, u.y_stride, 2, 4)};
-    if (across > INT32_MAX) {
+    unfold_task task = {u, ops::aligned_to(u.y, u.y_stride, 2, 4) && u.pitch % 2 == 0};
+    if (u.height * u.width > INT32_MAX / 4 || u.side > INT32_MAX / 2) {
         return cudaErrorInvalidValue;
     }
     dim3 grid((unsigned)across, ops::at_most(u.features, ops::MOST_BLOCKS_Y),
@@ -153,8 +183,13 @@ extern "C" int gpu_cut_patches(const gpu_patches *patches, void *stream)
     if (p.patch <= 0) {
         return cudaErrorInvalidValue;
     }
+    int width = p.pixel_type == GPU_F32 ? 4 : 2;
     patches_task task = {p, p.height / p.patch, p.width / p.patch,
-                         (int)ops::divide_up(p.patch, TILE_ACROSS)};
+                         (int)ops::divide_up(p.patch, TILE_ACROSS),
+                         p.patch % 4 == 0 && p.width % 4 == 0 &&
+                             (uintptr_t)p.pixels % (uintptr_t)(4 * width) == 0 &&
+                             p.height * p.width % 4 == 0,
+                         ops::aligned_to(p.y, p.y_stride, 2, 4) && p.pitch % 2 == 0};
     if (p.pitch < task.rows * task.columns) {
         return cudaErrorInvalidValue;
     }

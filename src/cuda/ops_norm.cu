@@ -1,24 +1,29 @@
 // Norms of tokens over their features: x feature-major, so a token is a column, and 32 neighbouring columns are a
 // 64-byte piece of each row. Reference: src/ref/ops.c.
 //
-// Idea. One read and one write: a block keeps its piece of x in registers, finds the mean and the sum of squares
-// around it of each column, and writes what comes out. Where a column is too long for one block, or there are so
-// few columns that most of the GPU would be idle, the blocks of a cluster share the rows and exchange what they
-// found through each other's shared memory.
+// Idea. One read and one write: a block keeps its piece of x in shared memory, finds the mean and the sum of squares
+// around it of each column, and writes what comes out. Every thread copies there what it alone reads again, so all of
+// a piece is under way at once, whatever registers there are, and three blocks a multiprocessor keep memory busy while
+// others add. Where a column is too long for one block, or there are so few columns that most of the GPU would be
+// idle, the blocks of a cluster share the rows and exchange what they found through each other's shared memory.
 //
-//   block    512 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
-//   thread   8 columns of rows r, r + 512 / ACROSS, ... (PASSES of them, kept as they came)
+//   block    256 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
+//   thread   8 columns of rows r, r + 256 / ACROSS, ..., 16 bytes each
 //
 // Mean and squares of parts are merged pair by pair (Chan, Golub and LeVeque 1979), which is as exact for a large
 // mean as two passes over the column are; the order is fixed, so results are too.
 //
 // Limit: memory bandwidth; for few columns the way to the L2 and back, a barrier of the block and one of the cluster.
+#include "cuda/launch.cuh"
 #include "cuda/ops.cuh"
+#ifdef NORM_TRIAL
+#include <cstdlib>
+#endif
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
 
-constexpr int THREADS = 512, WARPS = THREADS / 32, MOST_CLUSTER = 8;
+constexpr int THREADS = 256, WARPS = THREADS / 32, MOST_CLUSTER = 8;
 
 // Of `count` rows of one column. Without a mean to take off, mean stays 0 and squares are those of x itself.
 struct spread {
@@ -39,7 +44,7 @@ __device__ __forceinline__ spread merge(const spread &a, float a_count, const sp
 __device__ __forceinline__ float share_of(float a_count, float b_count)
 {
     float both = a_count + b_count;
-    return both > 0 ? b_count / both : 0.0f;
+    return both > 0 ? __fdividef(b_count, both) : 0.0f;
 }
 
 template <bool MEAN> __device__ __forceinline__ spread shuffle(const spread &mine, int mask)
@@ -78,21 +83,30 @@ __device__ __forceinline__ void halve(spread (&columns)[8], float *count, int ma
 
 struct norm_task {
     gpu_norm of;
-    bool vector;    // 16-byte accesses to x and y are in order
-    int cluster;    // blocks that share a column
-    int block_rows; // of each, the last one fewer
-    int passes;     // where they are not compiled in
+    bool vector;      // 16-byte accesses to x and y are in order
+    int cluster;      // blocks that share a column
+    int block_rows;   // of each, the last one fewer
+    int kept;         // of a thread's rows; those behind them are read again
+    bool terms_kept;  // weights and biases
 };
 
 template <int ACROSS> struct norm_memory {
     static constexpr int TOKENS = 8 * ACROSS;
-    spread warps[WARPS][TOKENS + 1]; // + 1: no bank conflict
+    spread warps[WARPS][TOKENS + 1]; // + 1: fewer bank conflicts
     float counts[WARPS];
     spread blocks[MOST_CLUSTER][TOKENS]; // written by the blocks of the cluster
-    float2 whole[TOKENS];                // mean, 1 / deviation
+    float2 whole[TOKENS];                // see finish
     uint64_t arrived;                    // a barrier: all of `blocks` is there
 };
 
+// x times the second plus the first is x without mean, over the deviation.
+__device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole)
+{
+    float factor = 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps);
+    return {-whole.mean * factor, factor};
+}
+
+#if __CUDA_ARCH__ >= 900
 // Rows of block `rank`.
 __device__ __forceinline__ float rows_of(const norm_task &n, int rank)
 {
@@ -100,12 +114,6 @@ __device__ __forceinline__ float rows_of(const norm_task &n, int rank)
     return (float)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
 }
 
-__device__ __forceinline__ float2 finish(const norm_task &n, const spread &whole)
-{
-    return {whole.mean, 1.0f / sqrtf(whole.squares / (float)n.of.features + n.of.eps)};
-}
-
-#if __CUDA_ARCH__ >= 900
 // So that the others may send as soon as all blocks of the cluster have passed this.
 template <int ACROSS>
 __device__ __forceinline__ void expect_others(const norm_task &n, norm_memory<ACROSS> &memory)
@@ -131,17 +139,22 @@ __device__ __forceinline__ void send(const spread &what, const spread *to, const
 }
 #endif
 
-// From what each warp found to mean and deviation of each column, which every thread may read afterwards.
+// From what each warp found to what finish says of each column, which every thread may read afterwards.
 template <bool MEAN, int ACROSS>
 __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACROSS> &memory, int rank)
 {
     constexpr int TOKENS = 8 * ACROSS;
-    int i = threadIdx.x, token = i / WARPS, warp = i % WARPS;
     __syncthreads();
-    spread mine = {0, 0};
-    if (i < TOKENS * WARPS) { // whole warps
+#if __CUDA_ARCH__ >= 900
+    if (n.cluster > 1) {
+        ptx::cluster_wait(); // the others have started
+    }
+#endif
+#pragma unroll
+    for (int i = threadIdx.x; i < TOKENS * WARPS; i += THREADS) { // whole warps
+        int token = i / WARPS, warp = i % WARPS;
         float count = memory.counts[warp];
-        mine = memory.warps[warp][token];
+        spread mine = memory.warps[warp][token];
 #pragma unroll
         for (int mask = WARPS / 2; mask > 0; mask /= 2) {
             merge_across<MEAN>(&mine, &count, mask);
@@ -149,161 +162,199 @@ __device__ __forceinline__ void merge_block(const norm_task &n, norm_memory<ACRO
         if (n.cluster == 1 && warp == 0) {
             memory.whole[token] = finish(n, mine);
         }
-    }
 #if __CUDA_ARCH__ >= 900
-    if (n.cluster > 1) {
-        ptx::cluster_wait(); // the others have started
-        if (i < TOKENS * WARPS && warp < n.cluster) {
+        if (n.cluster > 1 && warp < n.cluster) {
             send(mine, &memory.blocks[rank][token], &memory.arrived, warp);
         }
-        if (i < TOKENS * MOST_CLUSTER) {
-            ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
-            int block = i % MOST_CLUSTER;
-            token = i / MOST_CLUSTER;
-            bool there = block < n.cluster;
-            mine = there ? memory.blocks[block][token] : spread{0, 0};
-            float count = there ? rows_of(n, block) : 0;
+#endif
+    }
+#if __CUDA_ARCH__ >= 900
+    for (int i = threadIdx.x; i < TOKENS * MOST_CLUSTER && n.cluster > 1; i += THREADS) {
+        int block = i % MOST_CLUSTER, token = i / MOST_CLUSTER;
+        bool there = block < n.cluster;
+        ptx::barrier_wait(ptx::shared_address(&memory.arrived), 0);
+        spread mine = there ? memory.blocks[block][token] : spread{0, 0};
+        float count = there ? rows_of(n, block) : 0;
 #pragma unroll
-            for (int mask = MOST_CLUSTER / 2; mask > 0; mask /= 2) {
-                merge_across<MEAN>(&mine, &count, mask);
-            }
-            if (block == 0) {
-                memory.whole[token] = finish(n, mine);
-            }
+        for (int mask = MOST_CLUSTER / 2; mask > 0; mask /= 2) {
+            merge_across<MEAN>(&mine, &count, mask);
+        }
+        if (block == 0) {
+            memory.whole[token] = finish(n, mine);
         }
     }
 #endif
     __syncthreads();
 }
 
-// PASSES 0: as many as there are, and x is read again for each use.
-template <class T, bool MEAN, int ACROSS, int PASSES> struct piece {
-    static constexpr int ROWS = THREADS / ACROSS, KEPT = PASSES > 0 ? PASSES : 1;
-    const norm_task &n;
-    int64_t row, end, token; // first row, that behind the block's last, first column
-    int left;                // columns that are there
-    bool vector;             // all eight are, and 16-byte accesses are in order
-    uint4 kept[KEPT];
+__device__ __forceinline__ void copy_4(float *to, const float *from)
+{
+    asm volatile("cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(ptx::shared_address(to)), "l"(from)
+                 : "memory");
+}
 
-    // Forgets what was made of what was kept: widened again it costs little, kept widened twice the registers.
-    __device__ __forceinline__ void forget()
-    {
-#pragma unroll
-        for (int i = 0; i < PASSES; i++) {
-            asm volatile("" : "+r"(kept[i].x), "+r"(kept[i].y), "+r"(kept[i].z), "+r"(kept[i].w));
-        }
-    }
-    __device__ __forceinline__ int passes() const
-    {
-        return PASSES > 0 ? PASSES : n.passes;
-    }
-    __device__ __forceinline__ bool has(int i) const
-    {
-        return row + i * ROWS < end;
-    }
-    __device__ __forceinline__ const T *place(int i) const
-    {
-        return (const T *)n.of.x + (row + i * ROWS) * n.of.x_stride + token;
-    }
+// A thread's share of x. VECTOR: all eight columns are there, or none, and 16-byte accesses are in order.
+template <class T, bool MEAN, int ACROSS, bool VECTOR> struct piece {
+    static constexpr int ROWS = THREADS / ACROSS; // from one row of a thread to its next
+    const T *x;                                   // of the first row, first column
+    int64_t step;                                 // from row to row
+    int left;                                     // columns that are there
+    int rows, kept;                               // how many, and how many of them in shared memory
+    uint4 *memory;                                // of them, THREADS apart
+
     __device__ __forceinline__ uint4 fetch(int i) const
     {
-        return has(i) ? ops::load_eight(place(i), left, vector) : make_uint4(0, 0, 0, 0);
+        return ops::load_eight(x + i * step, VECTOR ? 8 : left, VECTOR);
     }
-    // With no branch between the loads, so that all are under way before the first is waited for.
     __device__ __forceinline__ void load()
     {
-        if constexpr (PASSES > 0) {
-            if (vector) {
-#pragma unroll
-                for (int i = 0; i < PASSES; i++) {
-                    kept[i] = has(i) ? *(const uint4 *)place(i) : make_uint4(0, 0, 0, 0);
-                }
+        for (int i = 0; i < kept; i++) {
+            if constexpr (VECTOR) {
+                mma::copy_16(ptx::shared_address(memory + i * THREADS), x + i * step);
             } else {
-#pragma unroll
-                for (int i = 0; i < PASSES; i++) {
-                    kept[i] = fetch(i);
-                }
+                memory[i * THREADS] = fetch(i);
             }
         }
+        mma::copy_commit();
+        mma::copy_wait<0>();
     }
-    __device__ __forceinline__ void widen(int i, float (&v)[8]) const
+    // work(row number, its eight numbers) for all rows.
+    template <class WORK> __device__ __forceinline__ void for_rows(const WORK &work) const
     {
-        if constexpr (PASSES > 0) {
-            ops::widen_eight<T>(kept[i], v);
-        } else {
+        float v[8];
+#pragma unroll 4
+        for (int i = 0; i < kept; i++) {
+            ops::widen_eight<T>(memory[i * THREADS], v);
+            work(i, v);
+        }
+        for (int i = kept; i < rows; i++) {
             ops::widen_eight<T>(fetch(i), v);
+            work(i, v);
         }
     }
-    // Of this thread's rows; how many they are.
-    __device__ __forceinline__ float describe(spread (&columns)[8])
+    // Sums are taken of what lies between a number and the first of its column, which is one of those that the spread
+    // is of: so a mean far from 0 costs no places.
+    __device__ __forceinline__ void describe(spread (&columns)[8]) const
     {
-        float count = 0, v[8];
+        float first[8] = {};
+        if (MEAN && rows > 0) {
+            ops::widen_eight<T>(memory[0], first);
+        }
 #pragma unroll
         for (int j = 0; j < 8; j++) {
             columns[j] = {0, 0};
         }
-#pragma unroll
-        for (int i = 0; i < passes(); i++) {
-            widen(i, v); // rows that are not there are 0
-            count += has(i) ? 1.0f : 0.0f;
-#pragma unroll
-            for (int j = 0; MEAN && j < 8; j++) {
-                columns[j].mean += v[j];
-            }
-        }
-#pragma unroll
-        for (int j = 0; MEAN && j < 8; j++) {
-            columns[j].mean *= count > 0 ? 1.0f / count : 0.0f;
-        }
-        forget();
-#pragma unroll
-        for (int i = 0; i < passes(); i++) {
-            widen(i, v);
-            float weight = has(i) ? 1.0f : 0.0f;
+        for_rows([&](int, const float (&v)[8]) {
 #pragma unroll
             for (int j = 0; j < 8; j++) {
-                float apart = (v[j] - columns[j].mean) * weight;
+                float apart = MEAN ? v[j] - first[j] : v[j];
+                columns[j].mean += MEAN ? apart : 0.0f;
                 columns[j].squares = fmaf(apart, apart, columns[j].squares);
             }
-        }
-        return count;
-    }
-    __device__ __forceinline__ void store(int i, const float2 (&whole)[8], float weight,
-                                          float bias) const
-    {
-        float v[8];
-        widen(i, v);
+        });
+        if constexpr (MEAN) {
+            float each = rows > 0 ? __fdividef(1.0f, (float)rows) : 0.0f;
 #pragma unroll
-        for (int j = 0; j < 8; j++) {
-            v[j] = fmaf((v[j] - whole[j].x) * whole[j].y, weight, bias);
+            for (int j = 0; j < 8; j++) {
+                float shift = columns[j].mean * each;
+                float squares = fmaf(-columns[j].mean, shift, columns[j].squares);
+                columns[j] = {first[j] + shift, squares < 0.0f ? 0.0f : squares}; // NaN stays
+            }
         }
-        T *y = (T *)n.of.y + (row + i * ROWS) * n.of.y_stride + token;
-        ops::store_eight(y, ops::narrow_eight<T>(v), left, vector);
     }
-    __device__ __forceinline__ float weight(int i) const
+    // weights, biases: of the thread's first row; no biases: NULL.
+    __device__ __forceinline__ void store(T *y, int64_t y_step, const float2 (&whole)[8],
+                                          const float *weights, const float *biases) const
     {
-        return has(i) ? __ldg(n.of.weight + row + i * ROWS) : 0.0f;
-    }
-    __device__ __forceinline__ float bias(int i) const
-    {
-        return MEAN && n.of.bias != nullptr && has(i) ? __ldg(n.of.bias + row + i * ROWS) : 0.0f;
-    }
-    template <int COUNT>
-    __device__ __forceinline__ void load_terms(float (&weights)[COUNT], float (&biases)[COUNT]) const
-    {
+        for_rows([&](int i, float (&v)[8]) {
+            float weight = weights[i * ROWS], bias = MEAN && biases != nullptr ? biases[i * ROWS] : 0.0f;
 #pragma unroll
-        for (int i = 0; i < COUNT; i++) {
-            weights[i] = weight(i), biases[i] = bias(i);
-        }
+            for (int j = 0; j < 8; j++) {
+                v[j] = MEAN ? fmaf(fmaf(v[j], whole[j].y, whole[j].x), weight, bias)
+                            : v[j] * whole[j].y * weight;
+            }
+            ops::store_eight(y + i * y_step, ops::narrow_eight<T>(v), VECTOR ? 8 : left, VECTOR);
+        });
     }
 };
 
-template <class T, bool MEAN, int ACROSS, int PASSES>
-__global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
-    norm_kernel(const __grid_constant__ norm_task n)
+// What a warp's lanes found of the same columns, merged and left in memory.
+template <bool MEAN, int ACROSS>
+__device__ __forceinline__ void merge_warp(spread (&columns)[8], float count, norm_memory<ACROSS> &memory)
 {
-    constexpr bool EARLY = PASSES == 1 || PASSES == 2; // weights come while the launch before still works
-    constexpr bool KNOWN = PASSES > 0;
+    constexpr int KEPT = ACROSS > 16 ? 8 : ACROSS > 8 ? 4 : ACROSS > 4 ? 2 : 1; // columns of a lane at the end
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, column = lane % ACROSS * 8;
+    if constexpr (KEPT <= 4) {
+        halve<MEAN, 8>(columns, &count, 16, (lane & 16) != 0);
+        column += (lane & 16) / 4;
+    }
+    if constexpr (KEPT <= 2) {
+        halve<MEAN, 4>(columns, &count, 8, (lane & 8) != 0);
+        column += (lane & 8) / 4;
+    }
+    if constexpr (KEPT <= 1) {
+        halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
+        column += (lane & 4) / 4;
+    }
+#pragma unroll
+    for (int mask = 2; mask >= ACROSS; mask /= 2) {
+        merge_across<MEAN>(&columns[0], &count, mask);
+    }
+    if (ACROSS >= 4 || lane % 4 < ACROSS) {
+#pragma unroll
+        for (int j = 0; j < KEPT; j++) {
+            memory.warps[warp][column + j] = columns[j];
+        }
+    }
+    if (lane == 0) {
+        memory.counts[warp] = count;
+    }
+}
+
+template <class T, bool MEAN, int ACROSS, bool VECTOR>
+__device__ __forceinline__ void norm_piece(const norm_task &n, norm_memory<ACROSS> &memory, uint4 *kept,
+                                           int64_t token)
+{
+    constexpr int ROWS = THREADS / ACROSS;
+    int rank = (int)(blockIdx.x % n.cluster), row = threadIdx.x / ACROSS;
+    int64_t first = (int64_t)rank * n.block_rows;
+    int here = (int)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
+    int left = (int)max((int64_t)0, min((int64_t)8, n.of.tokens - token));
+    int rows = row < here && left > 0 ? (here - row + ROWS - 1) / ROWS : 0;
+    const float *weights = n.of.weight + first, *biases = n.of.bias != nullptr ? n.of.bias + first : nullptr;
+    if (n.terms_kept) { // they come while the launch before still works
+        float *terms = (float *)(kept + n.kept * THREADS);
+        for (int i = threadIdx.x; i < here; i += THREADS) {
+            copy_4(terms + i, weights + i);
+            if (MEAN && biases != nullptr) {
+                copy_4(terms + n.block_rows + i, biases + i);
+            }
+        }
+        weights = terms;
+        biases = biases != nullptr ? terms + n.block_rows : nullptr;
+    }
+    piece<T, MEAN, ACROSS, VECTOR> mine = {
+        (const T *)n.of.x + (first + row) * n.of.x_stride + token, ROWS * n.of.x_stride,
+        left, rows, min(rows, n.kept), kept + threadIdx.x};
+    mma::wait_for_launch_before();
+    mine.load();
+    spread columns[8];
+    mine.describe(columns);
+    merge_warp<MEAN, ACROSS>(columns, (float)rows, memory);
+    merge_block<MEAN, ACROSS>(n, memory, rank);
+    float2 whole[8];
+#pragma unroll
+    for (int j = 0; j < 8; j++) {
+        whole[j] = memory.whole[threadIdx.x % ACROSS * 8 + j];
+    }
+    mine.store((T *)n.of.y + (first + row) * n.of.y_stride + token, ROWS * n.of.y_stride, whole,
+               weights + row, biases != nullptr ? biases + row : nullptr);
+}
+
+template <class T, bool MEAN, int ACROSS>
+__global__ void __launch_bounds__(THREADS, 3) norm_kernel(const __grid_constant__ norm_task n)
+{
+    extern __shared__ uint4 kept[];
     __shared__ norm_memory<ACROSS> memory;
     mma::let_next_launch_begin();
 #if __CUDA_ARCH__ >= 900
@@ -311,49 +362,12 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
         expect_others(n, memory);
     }
 #endif
-    int rank = (int)(blockIdx.x % n.cluster), lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int64_t first = (int64_t)rank * n.block_rows;
-    int64_t token = blockIdx.x / n.cluster * (int64_t)(8 * ACROSS) + threadIdx.x % ACROSS * 8;
-    piece<T, MEAN, ACROSS, PASSES> mine = {n, first + threadIdx.x / ACROSS,
-                                           min(n.of.features, first + n.block_rows), token,
-                                           (int)min((int64_t)8, n.of.tokens - token)};
-    mine.vector = n.vector && mine.left == 8;
-    float weights[KNOWN ? PASSES : 1], biases[KNOWN ? PASSES : 1];
-    if constexpr (EARLY) {
-        mine.load_terms(weights, biases);
-    }
-    mma::wait_for_launch_before();
-    mine.load();
-    spread columns[8];
-    float count = mine.describe(columns);
-    halve<MEAN, 8>(columns, &count, 16, (lane & 16) != 0);
-    halve<MEAN, 4>(columns, &count, 8, (lane & 8) != 0);
-    halve<MEAN, 2>(columns, &count, 4, (lane & 4) != 0);
-#pragma unroll
-    for (int mask = 2; mask >= ACROSS; mask /= 2) {
-        merge_across<MEAN>(&columns[0], &count, mask);
-    }
-    if (lane % 4 < ACROSS) {
-        int column = (lane >> 4 & 1) * 4 + (lane >> 3 & 1) * 2 + (lane >> 2 & 1);
-        memory.warps[warp][lane % 4 * 8 + column] = columns[0];
-        memory.counts[warp] = count;
-    }
-    if constexpr (KNOWN && !EARLY) { // while warps wait for one another
-        mine.load_terms(weights, biases);
-    }
-    merge_block<MEAN, ACROSS>(n, memory, rank);
-    mine.forget();
-    float2 whole[8];
-#pragma unroll
-    for (int j = 0; j < 8; j++) {
-        whole[j] = memory.whole[threadIdx.x % ACROSS * 8 + j];
-    }
-#pragma unroll
-    for (int i = 0; i < mine.passes(); i++) {
-        if (mine.has(i)) {
-            mine.store(i, whole, KNOWN ? weights[KNOWN ? i : 0] : mine.weight(i),
-                       KNOWN ? biases[KNOWN ? i : 0] : mine.bias(i));
-        }
+    int64_t token0 = blockIdx.x / n.cluster * (int64_t)(8 * ACROSS);
+    int64_t token = token0 + threadIdx.x % ACROSS * 8;
+    if (n.vector && (n.of.tokens % 8 == 0 || token0 + 8 * ACROSS <= n.of.tokens)) {
+        norm_piece<T, MEAN, ACROSS, true>(n, memory, kept, token);
+    } else {
+        norm_piece<T, MEAN, ACROSS, false>(n, memory, kept, token);
     }
 }
 
@@ -361,16 +375,22 @@ __global__ void __launch_bounds__(THREADS, PASSES <= 8 ? 2 : 1)
 
 // How x is cut: ACROSS, and over how many blocks a column goes.
 struct cut {
-    int across, cluster, passes;
-    int64_t blocks;
+    int across, cluster, passes; // rows of a thread
+    int64_t block_rows, blocks;
 };
 
-constexpr int MOST_PASSES = 8, ENOUGH_BLOCKS = 100;
+constexpr int PASS = THREADS * 16; // bytes
+#ifdef NORM_TRIAL
+constexpr int MOST_KEPT = 24,
+#else
+constexpr int MOST_KEPT = 14,
+#endif
+              ENOUGH_BLOCKS = 200, MOST_TERMS = 2048;
 
 cut cut_by(int64_t features, int64_t tokens, int across, int cluster)
 {
     int64_t rows = ops::divide_up(features, cluster);
-    return {across, cluster, (int)ops::divide_up(rows, THREADS / across),
+    return {across, cluster, (int)ops::divide_up(rows, THREADS / across), rows,
             ops::divide_up(tokens, 8 * across) * cluster};
 }
 
@@ -380,11 +400,20 @@ cut choose(const gpu_norm *norm)
 {
     int most = ops::on_hopper() ? MOST_CLUSTER : 1;
     cut best = {};
-    for (int across = norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1; across >= 1; across /= 2) {
+    int widest = norm->tokens > 32 ? 8 : norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
+#ifdef NORM_TRIAL
+    if (getenv("ACROSS") != nullptr && norm->tokens > 32) {
+        best = cut_by(norm->features, norm->tokens, atoi(getenv("ACROSS")), atoi(getenv("CLUSTER")));
+        if (best.passes <= 48) {
+            return best;
+        }
+    }
+#endif
+    for (int across = widest; across >= 1; across /= 2) {
         for (int cluster = 1; cluster <= most; cluster *= 2) {
             best = cut_by(norm->features, norm->tokens, across, cluster);
             bool spread_out = best.blocks >= ENOUGH_BLOCKS || best.passes <= 2;
-            if (best.passes <= MOST_PASSES && spread_out) {
+            if (best.passes <= MOST_KEPT && spread_out) {
                 return best;
             }
         }
@@ -392,23 +421,18 @@ cut choose(const gpu_norm *norm)
     return best; // ACROSS 1: a few columns that are long
 }
 
-template <class T, bool MEAN, int ACROSS> int launch_across(const norm_task &task, const cut &how, void *stream)
+template <class T, bool MEAN, int ACROSS> int launch_across(const norm_task &task, int64_t blocks, void *stream)
 {
-    void (*kernel)(norm_task) = nullptr;
-    if (how.passes > MOST_PASSES) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 0>;
-    } else if (how.passes <= 1) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 1>;
-    } else if (how.passes <= 2) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 2>;
-    } else if (how.passes <= 4) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 4>;
-    } else if (how.passes <= 6) {
-        kernel = norm_kernel<T, MEAN, ACROSS, 6>;
-    } else {
-        kernel = norm_kernel<T, MEAN, ACROSS, 8>;
-    }
-    return ops::launch(kernel, dim3((unsigned)how.blocks), THREADS, how.cluster, stream, task);
+    static std::atomic<uint64_t> prepared;
+    constexpr uint32_t most = MOST_KEPT * PASS + 2 * MOST_TERMS * sizeof(float);
+    const auto kernel = norm_kernel<T, MEAN, ACROSS>;
+    int device = 0, terms = task.terms_kept ? 2 * task.block_rows : 0;
+    int failed = cudaGetDevice(&device);
+    failed = failed != 0 ? failed : gpu_prepare((const void *)kernel, most, device, &prepared);
+    return failed != 0 ? failed
+                       : ops::launch_with(kernel, dim3((unsigned)blocks), THREADS, task.cluster,
+                                          (size_t)(task.kept * PASS) + (size_t)terms * sizeof(float),
+                                          stream, task);
 }
 
 template <class T, bool MEAN> int launch_as(const gpu_norm *norm, void *stream)
@@ -420,14 +444,23 @@ template <class T, bool MEAN> int launch_as(const gpu_norm *norm, void *stream)
     norm_task task = {*norm,
                       ops::aligned_to(norm->x, norm->x_stride, 2, 16) &&
                           ops::aligned_to(norm->y, norm->y_stride, 2, 16),
-                      how.cluster, (int)ops::divide_up(norm->features, how.cluster), how.passes};
+                      how.cluster,
+                      (int)how.block_rows,
+                      how.passes < MOST_KEPT ? how.passes : MOST_KEPT,
+                      how.block_rows <= MOST_TERMS};
     switch (how.across) {
+#ifdef NORM_TRIAL
+    case 16:
+        return launch_across<T, MEAN, 16>(task, how.blocks, stream);
+#endif
+    case 8:
+        return launch_across<T, MEAN, 8>(task, how.blocks, stream);
     case 4:
-        return launch_across<T, MEAN, 4>(task, how, stream);
+        return launch_across<T, MEAN, 4>(task, how.blocks, stream);
     case 2:
-        return launch_across<T, MEAN, 2>(task, how, stream);
+        return launch_across<T, MEAN, 2>(task, how.blocks, stream);
     default:
-        return launch_across<T, MEAN, 1>(task, how, stream);
+        return launch_across<T, MEAN, 1>(task, how.blocks, stream);
     }
 }
 

@@ -122,7 +122,7 @@ __device__ __forceinline__ void turn_head(const append_task &a, T *head, int64_t
 {
     const gpu_rope_append &o = a.of;
     int half = (int)(o.head_dim / 2);
-    int eights = VECTOR ? TILE / 8 : (int)min((int64_t)TILE, o.tokens - token0 + 7) / 8;
+    int eights = (int)min((int64_t)TILE, o.tokens - token0 + 7) / 8;
 #pragma unroll 2
     for (int i = threadIdx.x; i < half * eights; i += THREADS) {
         int pair = i / eights;
@@ -142,7 +142,7 @@ __device__ __forceinline__ void remember_head(const append_task &a, const T *hea
 {
     const gpu_rope_append &o = a.of;
     int dim = (int)o.head_dim, half = dim / 2, pitch = dim + 2;
-    int tokens = VECTOR ? TILE : (int)min((int64_t)TILE, o.tokens - token0);
+    int tokens = (int)min((int64_t)TILE, o.tokens - token0);
     int eights = (tokens + 7) / 8;
     bool turn = !values && o.cosines != nullptr;
 #pragma unroll 2
@@ -159,12 +159,11 @@ __device__ __forceinline__ void remember_head(const append_task &a, const T *hea
         }
     }
     __syncthreads();
-    for (int i = threadIdx.x; i < tokens * half; i += THREADS) {
-        int t = i / half, d = i % half * 2;
+    for (int t = threadIdx.x / 32; t < tokens; t += THREADS / 32) { // a warp has a row
         T *row = row_of<T>(a, values, number, token0 + t);
-        if (row != nullptr) {
-            ops::store_pair(row + d, memory[t * pitch + d], memory[t * pitch + d + 1], 2,
-                            (uintptr_t)row % 4 == 0);
+        bool paired = (uintptr_t)row % 4 == 0;
+        for (int d = threadIdx.x % 32 * 2; d < dim && row != nullptr; d += 64) {
+            ops::store_pair(row + d, memory[t * pitch + d], memory[t * pitch + d + 1], 2, paired);
         }
     }
 }
@@ -176,7 +175,7 @@ template <class T> __global__ void __launch_bounds__(THREADS) append_kernel(cons
     int64_t token0 = (int64_t)blockIdx.x * TILE, head = blockIdx.y;
     int64_t heads = o.q != nullptr && o.cosines != nullptr ? o.heads : 0, size = o.head_dim * o.stride;
     ops::begin();
-    bool whole = a.vector && token0 + TILE <= o.tokens, values = head >= heads + o.kv_heads;
+    bool whole = a.vector && o.tokens % 8 == 0, values = head >= heads + o.kv_heads;
     if (head < heads) {
         T *q = (T *)o.q + head * size;
         whole ? turn_head<T, true>(a, q, token0) : turn_head<T, false>(a, q, token0);

@@ -20,52 +20,84 @@ struct embed_task {
     int count;
     int64_t features, tokens, x_stride;
     void *x;
+    bool tables_vector, x_vector; // 16-byte accesses are in order
 };
 
-template <class T>
-__device__ __forceinline__ float sum_of_rows(const embed_task &e, const int64_t (&rows)[GPU_MOST_LOOKUPS],
-                                             int64_t feature)
-{
-    float sum = 0;
+// Where token t finds its rows, < 0: nowhere.
+struct found_rows {
+    int64_t row[GPU_MOST_LOOKUPS];
+
+    __device__ __forceinline__ void find(const embed_task &e, int64_t token)
+    {
 #pragma unroll
-    for (int i = 0; i < GPU_MOST_LOOKUPS; i++) {
-        if (rows[i] >= 0) {
-            sum += ops::widen(((const T *)e.lookups[i].table)[rows[i] * e.features + feature]);
+        for (int i = 0; i < GPU_MOST_LOOKUPS; i++) {
+            const gpu_lookup &from = e.lookups[i];
+            bool there = i < e.count && token < e.tokens;
+            row[i] = !there ? -1 : from.rows != nullptr ? from.rows[token] : 0;
+            row[i] = row[i] < from.count ? row[i] : -1;
         }
     }
-    return sum;
-}
-
-template <class T> __global__ void __launch_bounds__(THREADS) embed_kernel(const __grid_constant__ embed_task e)
-{
-    __shared__ T tile[TILE][TILE + 2]; // [token][feature]
-    int64_t feature0 = (int64_t)blockIdx.x * TILE;
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    ops::begin();
-    for (int64_t token0 = (int64_t)blockIdx.y * TILE; token0 < e.tokens;
-         token0 += (int64_t)gridDim.y * TILE) {
-        int tokens = (int)min((int64_t)TILE, e.tokens - token0);
-        for (int t = warp; t < tokens; t += WARPS) {
-            int64_t rows[GPU_MOST_LOOKUPS];
+    // Features feature .. feature + 7, of which `left` are there.
+    template <class T>
+    __device__ __forceinline__ void add_up(const embed_task &e, int64_t feature, int left, float (&sum)[8]) const
+    {
 #pragma unroll
-            for (int i = 0; i < GPU_MOST_LOOKUPS; i++) {
-                const gpu_lookup &from = e.lookups[i];
-                rows[i] = i >= e.count ? -1 : from.rows != nullptr ? from.rows[token0 + t] : 0;
-                rows[i] = rows[i] < from.count ? rows[i] : -1;
-            }
+        for (int i = 0; i < GPU_MOST_LOOKUPS; i++) {
+            if (row[i] >= 0) {
+                float v[8];
+                const T *from = (const T *)e.lookups[i].table + row[i] * e.features + feature;
+                ops::widen_eight<T>(ops::load_eight(from, left, e.tables_vector), v);
 #pragma unroll
-            for (int i = 0; i < TILE; i += 32) {
-                if (feature0 + lane + i < e.features) {
-                    tile[t][lane + i] =
-                        ops::narrow<T>(sum_of_rows<T>(e, rows, feature0 + lane + i));
+                for (int j = 0; j < 8; j++) {
+                    sum[j] += v[j];
                 }
             }
         }
+    }
+};
+
+// Eight threads have 64 features of a token; then eight others have 64 tokens of a feature.
+template <class T> __global__ void __launch_bounds__(THREADS) embed_kernel(const __grid_constant__ embed_task e)
+{
+    __shared__ uint32_t tile[TILE][TILE / 2 + 1]; // [token][pair of features]
+    constexpr int EACH = TILE * 8 / THREADS;      // tokens, then features, of a thread
+    int64_t feature0 = (int64_t)blockIdx.x * TILE;
+    int eight = threadIdx.x % 8, line = threadIdx.x / 8;
+    int left = (int)max((int64_t)0, min((int64_t)8, e.features - feature0 - eight * 8));
+    ops::begin();
+    for (int64_t token0 = (int64_t)blockIdx.y * TILE; token0 < e.tokens;
+         token0 += (int64_t)gridDim.y * TILE) {
+        found_rows rows[EACH];
+        float sums[EACH][8] = {};
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            rows[k].find(e, token0 + line + k * (THREADS / 8));
+        }
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            rows[k].template add_up<T>(e, feature0 + eight * 8, left, sums[k]);
+        }
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            uint32_t *to = &tile[line + k * (THREADS / 8)][eight * 4];
+            uint4 v = ops::narrow_eight<T>(sums[k]);
+            to[0] = v.x, to[1] = v.y, to[2] = v.z, to[3] = v.w;
+        }
         __syncthreads();
-        for (int i = threadIdx.x; i < TILE * tokens; i += THREADS) {
-            int f = i / tokens, t = i % tokens;
+        int tokens = (int)max((int64_t)0, min((int64_t)8, e.tokens - token0 - eight * 8));
+#pragma unroll
+        for (int k = 0; k < EACH; k++) {
+            int f = line + k * (THREADS / 8);
+            uint32_t words[4];
+#pragma unroll
+            for (int j = 0; j < 4; j++) {
+                uint32_t low = tile[eight * 8 + 2 * j][f / 2] >> f % 2 * 16 & 0xffff;
+                words[j] = low | tile[eight * 8 + 2 * j + 1][f / 2] >> f % 2 * 16 << 16;
+            }
             if (feature0 + f < e.features) {
-                ((T *)e.x)[(feature0 + f) * e.x_stride + token0 + t] = tile[t][f];
+                T *to = (T *)e.x + (feature0 + f) * e.x_stride + token0 + eight * 8;
+                ops::store_eight(to, make_uint4(words[0], words[1], words[2], words[3]), tokens,
+                                 e.x_vector);
             }
         }
         __syncthreads();
@@ -167,42 +199,51 @@ template <class T> __global__ void __launch_bounds__(THREADS) gather_kernel(cons
 {
     ops::begin();
     two_columns at = my_columns(g.count);
-    for (int i = 0; i < at.left; i++) {
-        at.from[i] = g.index[at.first + i];
+#pragma unroll
+    for (int i = 0; i < 2; i++) { // unrolled, or the places would lie in memory
+        at.from[i] = i < at.left ? g.index[at.first + i] : -1;
     }
     at.find_neighbours(g.x_paired);
     for_rows(g.features, gather_rows<T>{g, at});
 }
 
+// A warp has the same 64 places of every image that is its turn, so positions are read once for them.
 struct place_task {
     gpu_image_tokens of;
-    bool paired;
+    bool paired, from_paired; // 4-byte accesses to x and from are in order
 };
 
 template <class T> struct place_rows {
-    const gpu_image_tokens &p;
-    bool paired;
-    two_columns at; // from: of `from`
+    const place_task &task;
+    two_columns at; // of an image; from: its column of `from`
     int64_t position[2];
 
     template <int ROWS> __device__ __forceinline__ void operator()(int64_t row, int64_t step) const
     {
-        T v[ROWS][2];
+        const gpu_image_tokens &p = task.of;
         float more[ROWS][2];
 #pragma unroll
         for (int r = 0; r < ROWS; r++) {
             const float *positions = p.positions + (row + r * step) * p.positions_stride;
-            at.load((const T *)p.from + (row + r * step) * p.from_stride, v[r]);
 #pragma unroll
             for (int i = 0; i < 2; i++) {
                 more[r][i] = position[i] >= 0 ? positions[position[i]] : 0.0f;
             }
         }
+        for (int64_t image = blockIdx.z; image < p.images; image += gridDim.z) {
+            const T *from = (const T *)p.from + row * p.from_stride + image * p.from_pitch;
+            T *x = (T *)p.x + row * p.x_stride + image * p.pitch + at.first, v[ROWS][2];
 #pragma unroll
-        for (int r = 0; r < ROWS; r++) {
-            T *x = (T *)p.x + (row + r * step) * p.x_stride + at.first;
-            ops::store_pair(x, ops::narrow<T>(ops::widen(v[r][0]) + more[r][0]),
-                            ops::narrow<T>(ops::widen(v[r][1]) + more[r][1]), at.left, paired);
+            for (int r = 0; r < ROWS; r++) {
+                at.load(from + r * step * p.from_stride, v[r]);
+            }
+#pragma unroll
+            for (int r = 0; r < ROWS; r++) {
+                ops::store_pair(x + r * step * p.x_stride,
+                                ops::narrow<T>(ops::widen(v[r][0]) + more[r][0]),
+                                ops::narrow<T>(ops::widen(v[r][1]) + more[r][1]), at.left,
+                                task.paired);
+            }
         }
     }
 };
@@ -211,16 +252,19 @@ template <class T> __global__ void __launch_bounds__(THREADS) place_kernel(const
 {
     ops::begin();
     const gpu_image_tokens &p = task.of;
-    place_rows<T> work = {p, task.paired, my_columns(p.images * p.pitch), {-1, -1}};
-    for (int i = 0; i < work.at.left; i++) {
-        int64_t image = (work.at.first + i) / p.pitch, token = (work.at.first + i) % p.pitch;
-        bool there = token < p.specials + p.patches;
+    place_rows<T> work = {task, my_columns(p.pitch), {-1, -1}};
+#pragma unroll
+    for (int i = 0; i < 2; i++) {
+        int64_t token = work.at.first + i;
+        bool there = i < work.at.left && token < p.specials + p.patches;
         work.position[i] = there ? token : -1;
-        work.at.from[i] =
-            there && token >= p.specials ? image * p.from_pitch + token - p.specials : -1;
+        work.at.from[i] = there && token >= p.specials ? token - p.specials : -1;
     }
+    work.at.find_neighbours(task.from_paired);
     for_rows(p.features, work);
 }
+
+constexpr int IMAGES_EACH = 8; // of a warp
 
 // Enough warps to fill the GPU, and no fewer rows a warp than make its list worth reading.
 int column_grid(int64_t columns, int64_t rows, dim3 *grid)
@@ -236,7 +280,8 @@ int column_grid(int64_t columns, int64_t rows, dim3 *grid)
 extern "C" int gpu_embed(gpu_type type, const gpu_lookup *lookups, int count, int64_t features,
                          int64_t tokens, void *x, int64_t x_stride, void *stream)
 {
-    embed_task task = {{}, count, features, tokens, x_stride, x};
+    embed_task task = {{},   count, features, tokens, x_stride, x, true,
+                       ops::aligned_to(x, x_stride, 2, 16)};
     if (count < 1 || count > GPU_MOST_LOOKUPS) {
         return cudaErrorInvalidValue;
     }
@@ -245,6 +290,8 @@ extern "C" int gpu_embed(gpu_type type, const gpu_lookup *lookups, int count, in
     }
     for (int i = 0; i < count; i++) {
         task.lookups[i] = lookups[i];
+        task.tables_vector =
+            task.tables_vector && ops::aligned_to(lookups[i].table, features, 2, 16);
     }
     switch (type) {
     case GPU_F16:
@@ -284,7 +331,10 @@ extern "C" int gpu_gather_columns(gpu_type type, const void *x, int64_t x_stride
 
 extern "C" int gpu_place_image_tokens(const gpu_image_tokens *tokens, void *stream)
 {
-    place_task task = {*tokens, ops::aligned_to(tokens->x, tokens->x_stride, 2, 4)};
+    place_task task = {*tokens,
+                       ops::aligned_to(tokens->x, tokens->x_stride, 2, 4) && tokens->pitch % 2 == 0,
+                       ops::aligned_to(tokens->from, tokens->from_stride, 2, 4) &&
+                           tokens->from_pitch % 2 == 0};
     dim3 grid;
     if (tokens->pitch < tokens->specials + tokens->patches ||
         tokens->from_pitch < tokens->patches) {
@@ -293,7 +343,8 @@ extern "C" int gpu_place_image_tokens(const gpu_image_tokens *tokens, void *stre
     if (tokens->features <= 0 || tokens->images <= 0 || tokens->pitch <= 0) {
         return cudaSuccess;
     }
-    int failed = column_grid(tokens->images * tokens->pitch, tokens->features, &grid);
+    int failed = column_grid(tokens->pitch, tokens->features, &grid);
+    grid.z = ops::at_most(ops::divide_up(tokens->images, IMAGES_EACH), ops::MOST_BLOCKS_Y);
     if (failed != 0) {
         return failed;
     }

@@ -10,6 +10,9 @@
 #include "cuda/attention_general.cuh"
 #include "cuda/sm90_attention_ptx.cuh"
 
+#ifndef ATT_STAGES
+#define ATT_STAGES 4
+#endif
 namespace attention {
 
 constexpr int SWIZZLED = 64; // elements of a row of shared memory
@@ -41,14 +44,21 @@ template <bool IS_BF16, layout KEYS_AS, int FEATURES, bool IS_CAUSAL, bool HAS_G
 struct warpgroups_of {
     static constexpr bool BF16 = IS_BF16, CAUSAL = IS_CAUSAL, GRID = HAS_GRID;
     static constexpr layout L = KEYS_AS;
-    static constexpr int D = FEATURES, M = 1, KEYS = 64, STAGES = 2, TOGETHER = 4;
+    static constexpr int D = FEATURES, M = 1, KEYS = 64, TOGETHER = 4;
+    static constexpr int LAST_KEYS = CAUSAL ? KEYS : 16; // 197 tokens are three tiles and a little
+    static constexpr int STAGES = GRID && D <= 64 ? 2 : ATT_STAGES; // short groups have all their keys under way
     static constexpr int WARPS = 8, THREADS = WARPS * 32, QUERIES = WARPS * 16;
     using tile = swizzled_tile<L, D>;
     static constexpr int QUERY_ROW = QUERIES + GAP;
     static constexpr uint32_t QUERY_BYTES = D * QUERY_ROW * 2, STAGE_BYTES = 2 * tile::BYTES;
-    static constexpr uint32_t QUERIES_AT = STAGE_BYTES;
+    // Queries whose registers would be held from tile to tile are given away by ptxas 13.0 where D is 64: keys of the
+    // second tile then met numerators. So they are read again for each tile there, and keep their room.
+    static constexpr bool RELOADS = D == 64 && !GRID, WHOLE = RELOADS && !CAUSAL;
+    static constexpr uint32_t QUERIES_AT = (RELOADS ? STAGES : STAGES - 1) * STAGE_BYTES; // else in the last stage's
     static constexpr uint32_t BIAS_AT =
-        QUERIES_AT + (QUERY_BYTES > STAGE_BYTES ? QUERY_BYTES : STAGE_BYTES);
+        QUERIES_AT + (RELOADS                     ? (WHOLE ? 2 : 1) * QUERY_BYTES
+                      : QUERY_BYTES > STAGE_BYTES ? QUERY_BYTES
+                                                  : STAGE_BYTES);
     static constexpr int BLOCKS = D <= 64 ? 2 : 1;
     static constexpr uint32_t ALIGNMENT = 1024;
 
@@ -65,27 +75,29 @@ struct warpgroups_of {
         ptx::async_fence();
     }
 
+    template <int WIDE>
     static __device__ __forceinline__ void add_scores(const uint32_t (&q)[M][D / 16][4], uint32_t stage,
-                                                      float (&s)[M][KEYS / 8][4])
+                                                      float (&s)[M][WIDE][4])
     {
         ptx::name_registers(s[0]);
         ptx::product_fence();
 #pragma unroll
         for (int k = 0; k < D / 16; k++) {
             uint64_t keys = tile::template operand<L == COLUMNS>(stage, k * 16);
-            ptx::attention_product<KEYS, BF16, L == COLUMNS>::run(s[0], q[0][k], keys);
+            ptx::attention_product<WIDE * 8, BF16, L == COLUMNS>::run(s[0], q[0][k], keys);
         }
         ptx::product_commit();
         ptx::product_wait<0>();
         ptx::name_registers(s[0]);
         ptx::name_registers(q[0]);
     }
-    static __device__ __forceinline__ void add_values(const float (&s)[M][KEYS / 8][4], uint32_t stage,
+    template <int WIDE>
+    static __device__ __forceinline__ void add_values(const float (&s)[M][WIDE][4], uint32_t stage,
                                                       running<M, D> *r)
     {
-        uint32_t a[KEYS / 16][4];
+        uint32_t a[WIDE / 2][4];
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
+        for (int k = 0; k < WIDE / 2; k++) {
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 const float *pair = &s[0][2 * k + i / 2][i % 2 * 2];
@@ -96,7 +108,7 @@ struct warpgroups_of {
         ptx::name_registers(r->o[0]);
         ptx::product_fence();
 #pragma unroll
-        for (int k = 0; k < KEYS / 16; k++) {
+        for (int k = 0; k < WIDE / 2; k++) {
             uint64_t values = tile::template operand<L == ROWS>(stage + tile::BYTES, k * 16);
             ptx::attention_product<D, BF16, L == ROWS>::run(r->o[0], a[k], values);
         }
@@ -111,24 +123,28 @@ private:
                                                      int features, int valid)
     {
         constexpr int PIECES = (L == COLUMNS ? KEYS : D) / 8, ALL = tile::HEIGHT * PIECES;
-        bool whole = features == D && valid >= KEYS;
-#pragma unroll
-        for (int step = 0; step < ALL; step += THREADS) {
-            int i = step + threadIdx.x, row = i / PIECES, column = i % PIECES * 8;
-            if (ALL % THREADS != 0 && i >= ALL) {
-                break;
-            }
+        constexpr int STEP = THREADS / PIECES; // rows
+        if (THREADS % PIECES == 0 && STEP % 8 == 0 && features == D && valid >= KEYS) {
+            int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
             uint32_t at = to + tile::place(row, column);
             const uint16_t *piece = from + row * stride + column;
-            if (whole) {
-                ptx::copy_16(at, piece);
-                continue;
+#pragma unroll
+            for (int i = 0; i < (ALL + THREADS - 1) / THREADS; i++) { // swizzled alike every eight rows
+                if (ALL % THREADS == 0 || row + i * STEP < tile::HEIGHT) {
+                    ptx::copy_16(at + i * STEP * 128, piece + i * STEP * stride);
+                }
             }
+            return;
+        }
+#pragma unroll 1
+        for (int i = threadIdx.x; i < ALL; i += THREADS) {
+            int row = i / PIECES, column = i % PIECES * 8;
             int key = L == COLUMNS ? column : row, feature = L == COLUMNS ? row : column;
             int bytes = feature >= features ? 0
                         : L == ROWS         ? (key < valid ? 16 : 0)
                                             : min(max(valid - key, 0), 8) * 2;
-            ptx::copy_16(at, bytes > 0 ? piece : from, (uint32_t)bytes);
+            const uint16_t *piece = from + row * stride + column;
+            ptx::copy_16(to + tile::place(row, column), bytes > 0 ? piece : from, (uint32_t)bytes);
         }
     }
 };

@@ -49,6 +49,9 @@ template <int N, bool BF16, bool DEPTH_IS_ROW> struct attention_product;
     ESP_ATTENTION_PRODUCT(WIDE, true, false, "bf16", A0, A1, A2, A3, B, "0")           \
     ESP_ATTENTION_PRODUCT(WIDE, true, true, "bf16", A0, A1, A2, A3, B, "1")
 
+#define ESP_LIST_N16 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define ESP_SUMS_N16 ESP_S4(0), ESP_S4(1)
+ESP_ATTENTION_PRODUCTS(16, "8", "9", "10", "11", "12")
 #define ESP_LIST_N32 \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15"
 #define ESP_SUMS_N32 ESP_S16(0)
