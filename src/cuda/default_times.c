@@ -67,16 +67,11 @@ static const esp_kernel *kernel_named(const char *short_name, esp_dtype type)
     return NULL;
 }
 
-/* Sums that cuBLASLt leaves in f32, read and written by a kernel that follows. */
+/* What cuBLASLt's times lack. */
 static double epilogue_us(const esp_kernel *dense, const esp_device *device,
                           const esp_matmul_problem *problem)
 {
-    double outputs = (double)problem->out_features * (double)problem->tokens;
-    double width = (double)esp_dtype_bytes(problem->out_type);
-    if (strcmp(dense->level, "cublaslt") != 0 || cuda_dense_is_direct(problem)) {
-        return 0;
-    }
-    return 2 + cuda_memory_us(device, (8 + width) * outputs); /* f32 out and in, Y */
+    return strcmp(dense->level, "cublaslt") == 0 ? cuda_dense_finish_us(device, problem) : 0;
 }
 
 bool cuda_times_find(const cuda_times *tables, const esp_device *device,

@@ -28,27 +28,32 @@
 #define ESP_CUDA_SM90_DENSE_CUH
 
 #include "cuda/sm90_dense_ptx.cuh"
+#include "cuda/sm90_dense_residual.cuh"
 #include "cuda/sm90_panel.cuh"
 
 namespace dense
 {
 
-using panel::departures;
-using panel::maps;
 using panel::ring;
-using panel::row_terms;
 using panel::shared_map;
 using panel::tile;
 using panel::walk;
 
+// How the copy engine sees the operands.
+struct maps {
+    panel::maps panel;
+    CUtensorMap residual;
+};
+
 // CHUNKS of each consumer may be on their way out.
-template <bool BF16_, int STAGES_, int CHUNKS_> struct config {
+template <bool BF16_, int N_, int STAGES_, int CHUNKS_> struct config {
     static constexpr bool BF16 = BF16_;
-    static constexpr int BLOCKS = 1, N = 256, STAGES = STAGES_, CHUNKS = CHUNKS_;
+    static constexpr int BLOCKS = 1, N = N_, STAGES = STAGES_, CHUNKS = CHUNKS_;
     static constexpr panel::sharing SHARING = panel::BY_ROWS;
     static constexpr panel::loading LOADING = panel::FEATURES;
     static constexpr int GROUPS = 2, WARPS = 4 * GROUPS, THREADS = 128 * GROUPS + panel::LOADERS;
-    static constexpr int TILE_BLOCKS = 2, TILE_TOKENS = N, SHIFT = 2;
+    static constexpr int TILE_BLOCKS = 2, TILE_TOKENS = N;
+    static constexpr int SHIFT = N == 256 ? 2 : N == 128 ? 1 : 0; // halvings down to 64 tokens
     static constexpr int CONSUMER_REGISTERS = 232, LOADER_REGISTERS = 40;
     static constexpr uint32_t X_BYTES = TILE_TOKENS * 128, W_BYTES = TILE_BLOCKS * 64 * 128;
     static constexpr uint32_t W_AT = STAGES * X_BYTES;
@@ -59,7 +64,8 @@ template <bool BF16_, int STAGES_, int CHUNKS_> struct config {
     static constexpr uint32_t LEAVING_BYTES =
         CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
     static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
-    static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
+    static constexpr uint32_t RESIDUALS_AT = BARRIERS_AT + STAGES * 16; // barriers
+    static constexpr uint32_t SHARED = RESIDUALS_AT + GROUPS * 8 + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
@@ -99,7 +105,7 @@ template <class C>
 __device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps &with,
                                                const shared_map<C> &at)
 {
-    weight_loader<C> weights = {&with.weights, at};
+    weight_loader<C> weights = {&with.panel.weights, at};
     ring<C::STAGES> place;
     panel::stretch mine = panel::steps_of(p);
     walk<C> tiles = {p.deal};
@@ -113,7 +119,7 @@ __device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps 
         for (int step = mine.first; step < mine.end; step++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
             weights.load(t, step, place.stage, C::X_BYTES >> t.shift);
-            panel::load_boxes<C>(p, with, t, step, at, place.stage);
+            panel::load_boxes<C>(p, with.panel, t, step, at, place.stage);
             place.next();
         }
     }
@@ -123,7 +129,7 @@ template <class C>
 __device__ __forceinline__ void load_elements(const gpu_product &p, const maps &with,
                                               const shared_map<C> &at, int thread)
 {
-    weight_loader<C> weights = {&with.weights, at};
+    weight_loader<C> weights = {&with.panel.weights, at};
     ring<C::STAGES> place;
     panel::stretch mine = panel::steps_of(p);
     walk<C> tiles = {p.deal};
@@ -152,6 +158,7 @@ template <class C> struct consumer {
     const shared_map<C> &at;
     int group, thread; // thread: of the warpgroup
     departures<C> &leaving;
+    arrivals<C> &residual;
     ring<C::STAGES> place;
 
     __device__ __forceinline__ void release(int stage)
@@ -191,7 +198,7 @@ template <class C> struct consumer {
         do {
             multiply_step<N>(sums, step == 0);
             if (BY_ENGINE) {
-                leaving.send_next(thread);
+                residual.step(leaving, thread);
             }
         } while (++step < steps);
         meanwhile();
@@ -203,12 +210,16 @@ template <class C> struct consumer {
     __device__ __forceinline__ void multiply_tile(float (&sums)[C::N / 2], int shift, int steps,
                                                   const Call &meanwhile)
     {
-        if (shift == 0) {
+        if (C::SHIFT == 0 || shift == 0) {
             multiply<C::N, BY_ENGINE>(sums, steps, meanwhile);
-        } else if (shift == 1) {
+        } else if constexpr (C::SHIFT == 1) {
             multiply<C::N / 2, BY_ENGINE>(sums, steps, meanwhile);
-        } else {
-            multiply<C::N / 4, BY_ENGINE>(sums, steps, meanwhile);
+        } else if constexpr (C::SHIFT == 2) {
+            if (shift == 1) {
+                multiply<C::N / 2, BY_ENGINE>(sums, steps, meanwhile);
+            } else {
+                multiply<C::N / 4, BY_ENGINE>(sums, steps, meanwhile);
+            }
         }
     }
 };
@@ -235,8 +246,9 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                                         const shared_map<C> &at, unsigned char *memory, int group,
                                         int thread)
 {
-    departures<C> leaving = {&with, at.chunks(group), 1 + group};
-    consumer<C> self = {at, group, thread, leaving, {}};
+    departures<C> leaving = {&with.panel, at.chunks(group), 1 + group};
+    arrivals<C> residual = {&with.residual, at.base + C::RESIDUALS_AT + group * 8};
+    consumer<C> self = {at, group, thread, leaving, residual, {}};
     panel::split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
     float sums[1][C::N / 2];
     panel::stretch steps = panel::steps_of(p);
@@ -251,9 +263,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         }
         bool leaves = row < p.weight.out && width > 0;
         row_terms terms;
-        if (adds && leaves) {
-            panel::prefetch_residual(p, row, token, width, thread);
-        }
+        residual.begin(row, token, adds && leaves ? width : 0);
         self.template multiply_tile<BY_ENGINE>(sums[0], t.shift, steps.end - steps.first, [&] {
             if (BY_ENGINE) {
                 terms.load(p, row, thread);
@@ -263,7 +273,9 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         if (p.deal.split > 1) {
             all.share(sums[0], C::N >> t.shift);
         }
-        if (leaves && BY_ENGINE) {
+        if (leaves && adds) {
+            leave_added<C>(p, leaving, residual, sums[0], terms, thread);
+        } else if (leaves && BY_ENGINE) {
             panel::leave_at_once<C>(p, leaving, sums, row, token, width, terms, thread);
         } else if (leaves) {
             dense::leave_by_strips<C>(p, sums[0], row, token, width, memory, group * 4 + thread / 32,
@@ -292,6 +304,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), 1 + (p.x_aligned ? 0 : panel::LOADER_WARPS));
             ptx::barrier_init(at.empty(i), C::WARPS);
+        }
+        for (int i = 0; i < C::GROUPS; i++) {
+            ptx::barrier_init(aligned + C::RESIDUALS_AT + i * 8, 1);
         }
         ptx::barrier_init_fence();
     }
@@ -341,14 +356,23 @@ inline int describe_weights(const gpu_panels &w, CUtensorMap *map)
     return failed == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+// The residual lies as Y does.
 template <class C> int describe_all(const gpu_product &p, maps *with)
 {
-    int failed = describe_weights(p.weight, &with->weights);
+    int failed = describe_weights(p.weight, &with->panel.weights);
     for (int i = 0; failed == 0 && p.x_aligned && i < p.deal.runs; i++) {
         int shift = p.deal.run[i].shift;
-        failed = panel::describe_x<C>(p, C::TILE_TOKENS >> shift, &with->x[shift]);
+        failed = panel::describe_x<C>(p, C::TILE_TOKENS >> shift, &with->panel.x[shift]);
     }
-    return failed == 0 && p.y_by_engine ? panel::describe_y(p, &with->y) : failed;
+    if (failed == 0 && p.y_by_engine) {
+        failed = panel::describe_y(p, &with->panel.y);
+    }
+    if (failed == 0 && p.y_by_engine && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0) {
+        gpu_product residual = p;
+        residual.epilogue.y = (void *)p.epilogue.residual;
+        failed = panel::describe_y(residual, &with->residual);
+    }
+    return failed;
 }
 
 template <class C> int launch(const gpu_product &p, void *stream)

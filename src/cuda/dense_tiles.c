@@ -1,0 +1,74 @@
+/* Dense products of many tokens by our own kernel, beside cuBLASLt's: about as fast, and every
+ * epilogue in passing. X and Y are feature-major, as they are inside a model; for others cuBLASLt
+ * writes Y in one go too, or is as good. The steps of a call are those of panels (panel_call.c): a
+ * dense weight is one panel of all rows, whose data is what it is. */
+#include "cuda/panel_call.h"
+
+static const char *why_not(const esp_kernel *kernel, const esp_device *device,
+                           const esp_matmul_problem *problem)
+{
+    const panel_variant *variant = kernel->variant;
+    const cuda_state *state = device->state;
+    if (state->facts.major != 9 || state->facts.minor != 0) {
+        return "it needs a GPU of compute capability 9.0";
+    }
+    if (problem->pattern.kind != ESP_PATTERN_DENSE) {
+        return "it reads dense weights only";
+    }
+    const char *why = cuda_why_not(problem, variant->type);
+    if (why != NULL) {
+        return why;
+    }
+    if (problem->x_layout != ESP_FEATURE_MAJOR) {
+        return "it reads X feature-major only";
+    }
+    if (problem->out_features % 16 != 0 || problem->in_features % 8 != 0) {
+        return "it takes output features in sixteens and input features in eights only";
+    }
+    int64_t rows = esp_ceil_div(problem->out_features, variant->rows);
+    return rows <= INT32_MAX / esp_ceil_div(problem->tokens, variant->tokens)
+               ? NULL
+               : "it has too many tiles to count";
+}
+
+/* As for panels, except that rows are always in their order. */
+static bool y_by_engine(const gpu_product *product)
+{
+    const gpu_epilogue *epilogue = &product->epilogue;
+    const unsigned activations = ESP_EP_RELU | ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
+    unsigned bits = epilogue->bits;
+    bool adds = (bits & ESP_EP_RESIDUAL) != 0, pairs = (bits & ESP_EP_SWIGLU) != 0;
+    return epilogue->type != GPU_F32 && epilogue->token_step == 1 && epilogue->aligned &&
+           epilogue->feature_step % 8 == 0 && epilogue->tokens % 8 == 0 &&
+           !(adds && (pairs || (bits & activations) != 0)) && !(pairs && product->deal.split > 1);
+}
+
+static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+{
+    panel_deal_product(variant, product);
+    product->y_by_engine = y_by_engine(product);
+    return product->bf16 ? gpu_sm90_dense_bf16(product, stream)
+                         : gpu_sm90_dense_f16(product, stream);
+}
+
+static double score_us(const esp_kernel *kernel, const esp_device *device,
+                       const esp_matmul_problem *problem)
+{
+    return panel_tiles_us(kernel->variant, device, problem);
+}
+
+/* Clocks: measured on an H100. */
+#define RECORD(short_name, element)                                                                \
+    {                                                                                              \
+        .name = "matmul_dense_" short_name "_" short_name "__cuda_sm90_128x256", .device = "cuda", \
+        .format = "dense", .level = "sm90",                                                        \
+        .idea = "W and X by the tensor copy engine, wgmma; every epilogue in passing",             \
+        .why_not = why_not, .workspace_bytes = panel_workspace_bytes, .score_us = score_us,        \
+        .launch = panel_launch, .variant = &(const panel_variant)                                  \
+        {                                                                                          \
+            .type = element, .rows = 128, .tokens = 256, .halvings = 2, .most_split = 8,           \
+            .clocks = 1150, .finish_clocks = 1500, .run = run_product                              \
+        }                                                                                          \
+    }
+
+const esp_kernel cuda_dense_tile_kernels[] = {RECORD("f16", ESP_F16), RECORD("bf16", ESP_BF16)};
