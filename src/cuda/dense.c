@@ -173,7 +173,7 @@ double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *
 {
     double outputs = (double)problem->out_features * (double)problem->tokens;
     double width = (double)esp_dtype_bytes(problem->out_type);
-    return cuda_dense_is_direct(problem) ? 0 : 2 + cuda_memory_us(device, (8 + width) * outputs);
+    return cuda_dense_is_direct(problem) ? 0 : 3 + cuda_memory_us(device, (8 + width) * outputs);
 }
 
 static dense_product describe(const esp_matmul_call *call, void *sums)

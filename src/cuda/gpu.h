@@ -285,11 +285,6 @@ typedef struct gpu_dense_product {
 
 int gpu_sm80_dense_few(const gpu_dense_product *product, void *stream);
 
-/* Any tokens, X by feature; `weight` is one panel whose data are [out][in], out a multiple of 16, in
- * of 8. */
-int gpu_sm90_dense_f16(const gpu_product *product, void *stream);
-int gpu_sm90_dense_bf16(const gpu_product *product, void *stream);
-
 #ifdef __cplusplus
 }
 #endif

@@ -191,8 +191,9 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .most_split = variant->most_split,
                          .least_share = (bits & ESP_EP_SWIGLU) != 0 ? 64 : 32, /* as chunks have */
                          .steps = steps};
+    double fixed = variant->part_fixed > 0 ? variant->part_fixed : PART_FIXED;
     for (int shift = 0; shift <= variant->halvings; shift++) {
-        double part = PART_FIXED + (1 - PART_FIXED) / (1 << shift);
+        double part = fixed + (1 - fixed) / (1 << shift);
         made.step_clocks[shift] = variant->clocks * part;
         made.finish_clocks[shift] = variant->finish_clocks * part;
         made.share_clocks[shift] = MEET_CLOCKS + SHARE_CLOCKS * (variant->tokens >> shift);

@@ -6,7 +6,7 @@
 // fast, but its bias runs along the wrong side of a Y with tokens side by side, so that bias and
 // activation would cost a pass over Y.
 //
-// Who does what. One block a multiprocessor walks over tiles of 128 rows x 256 tokens. One thread
+// Who does what. One block a multiprocessor walks over tiles of 128 rows x N tokens. One thread
 // asks the copy engine for boxes of W and X, 64 columns a stage; two warpgroups multiply 64 rows
 // each and let sums leave (sm90_panel_leave.cuh, _strips) while the other still multiplies.
 //
@@ -15,15 +15,15 @@
 // a tensor, W is [out / 16][2][8][in] with steps of 16, 1 and 2 rows. That needs `out` to be a
 // multiple of 16.
 //
-// Shared memory, bytes: STAGES x 32768 of X | STAGES x 16384 of W, both in pieces of 16 bytes
+// Shared memory, bytes: STAGES x 128 N of X | STAGES x 16384 of W, both in pieces of 16 bytes
 // swizzled over 128 | sums on their way out | barriers.
 //
 // Tails. The engine writes zeros for columns past `in`, rows past `out` and tokens past the end,
 // so that NaN behind them does no harm. X that the engine cannot take is loaded element by element;
 // Y that it cannot take leaves by strips.
 //
-// Limits: docs/kernels-gpu.md. In short: a stage takes the tensor cores 1024 clocks, the way from
-// the L2 some 800, and shared memory 1024 if it were read and written one after the other.
+// Limits: docs/kernels-gpu.md. In short: 256 tokens' stage takes the tensor cores 1024 clocks, the
+// way from the L2 some 800, and shared memory 1024 if it is read and written one after the other.
 #ifndef ESP_CUDA_SM90_DENSE_CUH
 #define ESP_CUDA_SM90_DENSE_CUH
 
@@ -53,7 +53,7 @@ template <bool BF16_, int N_, int STAGES_, int CHUNKS_> struct config {
     static constexpr panel::loading LOADING = panel::FEATURES;
     static constexpr int GROUPS = 2, WARPS = 4 * GROUPS, THREADS = 128 * GROUPS + panel::LOADERS;
     static constexpr int TILE_BLOCKS = 2, TILE_TOKENS = N;
-    static constexpr int SHIFT = N == 256 ? 2 : N == 128 ? 1 : 0; // halvings down to 64 tokens
+    static constexpr int SHIFT = N == 256 ? 2 : 1; // halvings down to 64 tokens
     static constexpr int CONSUMER_REGISTERS = 232, LOADER_REGISTERS = 40;
     static constexpr uint32_t X_BYTES = TILE_TOKENS * 128, W_BYTES = TILE_BLOCKS * 64 * 128;
     static constexpr uint32_t W_AT = STAGES * X_BYTES;
@@ -210,16 +210,12 @@ template <class C> struct consumer {
     __device__ __forceinline__ void multiply_tile(float (&sums)[C::N / 2], int shift, int steps,
                                                   const Call &meanwhile)
     {
-        if (C::SHIFT == 0 || shift == 0) {
+        if (shift == 0) {
             multiply<C::N, BY_ENGINE>(sums, steps, meanwhile);
-        } else if constexpr (C::SHIFT == 1) {
+        } else if (C::SHIFT == 1 || shift == 1) {
             multiply<C::N / 2, BY_ENGINE>(sums, steps, meanwhile);
         } else if constexpr (C::SHIFT == 2) {
-            if (shift == 1) {
-                multiply<C::N / 2, BY_ENGINE>(sums, steps, meanwhile);
-            } else {
-                multiply<C::N / 4, BY_ENGINE>(sums, steps, meanwhile);
-            }
+            multiply<C::N / 4, BY_ENGINE>(sums, steps, meanwhile);
         }
     }
 };
@@ -389,6 +385,13 @@ template <class C> int launch(const gpu_product &p, void *stream)
     return gpu_launch_clusters(kernel<C>, (unsigned)(p.deal.multiprocessors * p.deal.split),
                                (unsigned)p.deal.split, C::THREADS, C::SHARED, p.deal.overlaps,
                                stream, p, with);
+}
+
+// The smaller tile has the deeper ring: few tokens are bound by the way to memory.
+template <bool BF16> int launch_tile(const gpu_product &p, gpu_tile tile, void *stream)
+{
+    return tile == GPU_TILE_128X128 ? launch<config<BF16, 128, 6, 4>>(p, stream)
+                                    : launch<config<BF16, 256, 3, 8>>(p, stream);
 }
 
 } // namespace dense

@@ -1,4 +1,4 @@
-/* What the GPU's kernels of panels do to finished sums, where the other cases do not reach:
+/* What the GPU's kernels of panels and dense weights do to finished sums, where the other cases do not reach:
  * activations at every size of their argument, to nearly the rounding of Y, and products of several
  * tiles on each multiprocessor, whose sums leave while the next ones are computed. Without a GPU
  * every case is skipped; TEST_KERNEL names a part of the kernels to which the run is limited. */
@@ -60,7 +60,9 @@ static void activations(test_run *run)
         "matmul/2:4/f16/8192x8x24/ep:bias+gelu",       "matmul/2:4/bf16/8192x8x24/ep:bias+gelu",
         "matmul/2:4/f16/8192x8x24/ep:bias+gelu_tanh",  "matmul/2:4/f16/8192x8x24/ep:bias+silu",
         "matmul/64:2:8/bf16/8192x8x24/ep:bias+silu",   "matmul/64:2:8/f16/8192x8x24/ep:bias+gelu",
-        "matmul/2:4/bf16/8192x8x24/ep:bias+gelu_tanh", "matmul/2:4/f16/8192x8x24/ep:bias+relu"};
+        "matmul/2:4/bf16/8192x8x24/ep:bias+gelu_tanh", "matmul/2:4/f16/8192x8x24/ep:bias+relu",
+        "matmul/dense/f16/8192x8x24/ep:bias+gelu",     "matmul/dense/bf16/8192x8x24/ep:bias+silu",
+        "matmul/dense/f16/8192x8x24/ep:bias+gelu_tanh"};
     esp_context *context = test_context(run, 1);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -91,7 +93,10 @@ static void not_finite(test_run *run)
                                         "matmul/2:4/f16/192x64x320/ep:bias+relu",
                                         "matmul/2:4/f16/192x64x320/ep:bias+gelu_tanh",
                                         "matmul/64:2:8/bf16/192x64x320/ep:bias+residual",
-                                        "matmul/2:4/bf16/192x64x320/ep:bias+swiglu"};
+                                        "matmul/2:4/bf16/192x64x320/ep:bias+swiglu",
+                                        "matmul/dense/f16/192x64x320/ep:bias+gelu",
+                                        "matmul/dense/bf16/192x64x320/ep:bias+residual",
+                                        "matmul/dense/f16/192x64x320/ep:bias+swiglu"};
     esp_context *context = test_context(run, 1);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -229,7 +234,13 @@ static void tiles(test_run *run)
                  {"matmul/64:2:8/f16/2304x1100x2120/ep:bias+residual", true},
                  {"matmul/64:2:8/bf16/2304x500x2120/ep:bias+swiglu", false},
                  {"matmul/192:2:8/f16/2304x700x2056/ep:bias+gelu+residual", false},
-                 {"matmul/192:2:16/bf16/2304x1000x2056/ep:scale+relu", false}};
+                 {"matmul/192:2:16/bf16/2304x1000x2056/ep:scale+relu", false},
+                 {"matmul/dense/f16/2304x520x2056/ep:bias+gelu", false},
+                 {"matmul/dense/bf16/2304x64x2056/ep:bias+residual", true},
+                 {"matmul/dense/f16/2416x1000x2184/ep:scale+bias+residual", true},
+                 {"matmul/dense/bf16/2304x504x2120/ep:bias+residual", false},
+                 {"matmul/dense/f16/2304x328x2056/ep:swiglu", false},
+                 {"matmul/dense/bf16/2304x16x2056", false}};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(cases); i++) {
