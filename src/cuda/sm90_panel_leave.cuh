@@ -1,16 +1,19 @@
 // Sums on their way out of the panel kernels (sm90_panel.cuh) by the copy engine: 16-bit Y with
-// tokens side by side and rows in their order.
+// rows in their order.
 //
-// A warpgroup lays its rounded sums into chunks of 4096 bytes in shared memory. They leave one by
-// one while the next tile is multiplied: all at once they would stand in the engine's way before
-// that tile's loads. What lies past the end of Y the engine leaves out.
+// A warpgroup lays its rounded sums into chunks of 4096 bytes in shared memory
+// (sm90_panel_chunk.cuh). They leave one by one while the next tile is multiplied: all at once they
+// would stand in the engine's way before that tile's loads. What lies past the end of Y the engine
+// leaves out.
 //
-// Scale, bias, and an activation, swiglu or a residual are applied in passing, all at once at the
-// tile's end, where the tensor cores wait: ten instructions a sum for gelu, 3000 clocks for a tile
-// of 128 x 256. Setting sums aside in registers and finishing them in the next tile's steps was
-// slower, and so was a residual by the copy engine: both are more for its one thread to ask.
+// Scale, bias, and an activation, swiglu or a residual (sm90_panel_residual.cuh) are applied in
+// passing, all at once at the tile's end, where the tensor cores wait: ten instructions a sum for
+// gelu, 3000 clocks for a tile of 128 x 256. Setting sums aside in registers and finishing them in
+// the next tile's steps was slower; activating them in place makes the compiler wait for each
+// product.
 //
-// An activation together with a residual takes the strips.
+// An activation or swiglu together with a residual takes the strips, and so does an activation
+// where Y is by token: each would have to be compiled once more.
 #ifndef ESP_CUDA_SM90_PANEL_LEAVE_CUH
 #define ESP_CUDA_SM90_PANEL_LEAVE_CUH
 
@@ -27,11 +30,10 @@ template <class C> struct departures {
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
     const maps *with;
     const gpu_epilogue &e;
-    uint32_t chunks;       // CHUNKS places of CHUNK_BYTES
-    int barrier;           // of the warpgroup
-    int next = 0, end = 0; // to be sent; ready to be sent up to here
-    int row = 0,
-        token = 0; // of the tile that leaves; row: of Y, half of it where rows are in pairs
+    uint32_t chunks;            // CHUNKS places of CHUNK_BYTES
+    int barrier;                // of the warpgroup
+    int next = 0, end = 0;      // to be sent; ready to be sent up to here
+    int row = 0, token = 0;     // where the tile that leaves begins, as the engine counts rows
     residual_ahead<C> residual; // of the tile that is multiplied, then leaves
 
     __device__ __forceinline__ bool by_token() const
@@ -128,20 +130,18 @@ __device__ __forceinline__ void write_tile(const gpu_product &p, departures<C> &
                                            const row_terms &terms, int thread)
 {
     unsigned bits = p.epilogue.bits;
-    if (!BY_TOKEN && bits == 0) {
-        write_chunks<C, passing::BARE, BY_TOKEN>(p, leaving, sums, terms, thread);
-    } else if ((bits & ESP_EP_SWIGLU) != 0) {
+    if ((bits & ESP_EP_SWIGLU) != 0) {
         write_chunks<C, passing::PAIRS, BY_TOKEN>(p, leaving, sums, terms, thread);
     } else if ((bits & ESP_EP_RESIDUAL) != 0) {
         write_chunks<C, passing::ADD, BY_TOKEN>(p, leaving, sums, terms, thread);
-    } else if ((bits & ESP_EP_GELU) != 0) {
-        write_chunks<C, passing::GELU, BY_TOKEN>(p, leaving, sums, terms, thread);
-    } else if ((bits & (ESP_EP_SILU | ESP_EP_GELU_TANH)) != 0) {
-        write_chunks<C, passing::GATE, BY_TOKEN>(p, leaving, sums, terms, thread);
-    } else if ((bits & ESP_EP_RELU) != 0) {
-        write_chunks<C, passing::RELU, BY_TOKEN>(p, leaving, sums, terms, thread);
-    } else {
+    } else if (BY_TOKEN || (bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0) {
         write_chunks<C, passing::LINEAR, BY_TOKEN>(p, leaving, sums, terms, thread);
+    } else if ((bits & ESP_EP_GELU) != 0) {
+        write_chunks<C, passing::GELU, false>(p, leaving, sums, terms, thread);
+    } else if ((bits & ESP_EP_RELU) != 0) {
+        write_chunks<C, passing::RELU, false>(p, leaving, sums, terms, thread);
+    } else {
+        write_chunks<C, passing::GATE, false>(p, leaving, sums, terms, thread);
     }
 }
 
@@ -158,7 +158,9 @@ __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C
     leaving.row = pairs || !leaving.by_token() ? row / 2 : row;
     leaving.token = token, leaving.next = 0;
     leaving.end = width / leaving.chunk_tokens();
-    if (leaving.by_token()) {
+    if (p.epilogue.bits == 0 && !leaving.by_token()) {
+        write_chunks<C, passing::BARE, false>(p, leaving, sums, terms, thread);
+    } else if (leaving.by_token()) {
         write_tile<C, true>(p, leaving, sums, terms, thread);
     } else {
         write_tile<C, false>(p, leaving, sums, terms, thread);
