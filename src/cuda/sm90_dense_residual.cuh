@@ -19,13 +19,14 @@ template <class C> struct arrivals {
     const CUtensorMap *map;
     uint32_t barrier;
     int next = 0, end = 0; // to be asked for; none from here on
-    int row = 0, token = 0;
+    int row = 0, token = 0; // where the tile begins, as the engine counts rows
     uint32_t parity = 0;
 
-    // A tile of `width` tokens from output row `row_` on; 0: nothing is to come.
-    __device__ __forceinline__ void begin(int row_, int token_, int width)
+    // A tile of `width` tokens from output row `first` on; 0: nothing is to come.
+    __device__ __forceinline__ void begin(const departures<C> &leaving, int first, int token_,
+                                          int width)
     {
-        row = row_, token = token_;
+        row = leaving.by_token() ? first : first / 2, token = token_;
         next = 0, end = width / 32;
     }
     // By thread 0, when the place is free.
@@ -34,7 +35,9 @@ template <class C> struct arrivals {
         if (next == 0) {
             ptx::barrier_expect(barrier, end * panel::CHUNK_BYTES);
         }
-        ptx::tensor_copy(leaving.place(next), map, token + next * 32, row / 2, 0, barrier);
+        int at = token + next * 32;
+        ptx::tensor_copy(leaving.place(next), map, leaving.by_token() ? row : at,
+                         leaving.by_token() ? at : row, 0, barrier);
     }
     // Sends a chunk of the last tile and asks for what may come into the place of the one before.
     __device__ __forceinline__ void step(departures<C> &leaving, int thread)
@@ -65,23 +68,18 @@ template <class C> struct arrivals {
     }
 };
 
-// Adds 32 tokens of a warp to what lies in the chunk.
-template <int N>
-__device__ __forceinline__ void add_chunk(const gpu_epilogue &e, const float (&sums)[N / 2], int c,
-                                          uint32_t chunk, const row_terms &terms, int thread)
+template <class C, bool BY_TOKEN>
+__device__ __forceinline__ void add_chunks(const gpu_product &p, const departures<C> &leaving,
+                                           const float (&sums)[C::N / 2], const row_terms &terms,
+                                           int thread)
 {
 #pragma unroll
-    for (int j = 0; j < 4; j += 2) {
-        uint32_t words[4], more[4], at = chunk + panel::lane_of_chunk(j, thread);
-        ptx::load_matrices(at, more);
-#pragma unroll
-        for (int i = 0; i < 4; i++) {
-            int from = (c * 4 + j + i / 2) * 4 + i % 2 * 2;
-            float2 residual = epilogue::widen_pair(e.type, more[i]);
-            words[i] = epilogue::round_pair(e.type, terms.apply(sums[from], i % 2) + residual.x,
-                                            terms.apply(sums[from + 1], i % 2) + residual.y);
+    for (int c = 0; c < C::N / 32; c++) {
+        if (c >= leaving.end) {
+            break;
         }
-        ptx::store_matrices(at, words);
+        panel::write_chunk<C::N, passing::ADD, BY_TOKEN>(p.epilogue, sums, c, leaving.place(c),
+                                                         terms, thread);
     }
 }
 
@@ -91,14 +89,12 @@ __device__ __forceinline__ void leave_added(const gpu_product &p, departures<C> 
                                             const row_terms &terms, int thread)
 {
     coming.finish(leaving, thread);
-    leaving.row = coming.row, leaving.token = coming.token, leaving.next = 0;
-    leaving.chunk_tokens = 32, leaving.end = coming.end;
-#pragma unroll
-    for (int c = 0; c < C::N / 32; c++) {
-        if (c >= coming.end) {
-            break;
-        }
-        add_chunk<C::N>(p.epilogue, sums, c, leaving.place(c), terms, thread);
+    leaving.row = coming.row, leaving.token = coming.token;
+    leaving.next = 0, leaving.end = coming.end;
+    if (leaving.by_token()) {
+        add_chunks<C, true>(p, leaving, sums, terms, thread);
+    } else {
+        add_chunks<C, false>(p, leaving, sums, terms, thread);
     }
     leaving.settle();
 }
