@@ -220,8 +220,8 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
     int64_t panel_rows = v > 0 ? v : problem->out_features;
     int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
     bool dense = problem->pattern.kind == ESP_PATTERN_DENSE;
-    int64_t kept = dense ? problem->in_features
-                         : esp_pattern_kept(&problem->pattern, problem->in_features);
+    int64_t kept =
+        dense ? problem->in_features : esp_pattern_kept(&problem->pattern, problem->in_features);
     int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
     panel_tiling tiling = tiling_of(variant, panels, panel_rows, steps, problem->tokens,
                                     problem->epilogue, state->facts.multiprocessors);

@@ -92,8 +92,8 @@ void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacit
 bool cuda_dense_is_direct(const esp_matmul_problem *problem);
 /* What that kernel takes: sums out and in, in f32, and Y. */
 double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *problem);
-/* Our own dense kernel that is predicted to be the fastest, NULL: none can run the problem; and what
- * it takes longer than cuBLASLt takes without the epilogue; dense_tiles.c. */
+/* Our own dense kernel that is predicted to be the fastest, NULL: none can run the problem; and
+ * what it takes longer than cuBLASLt takes without the epilogue; dense_tiles.c. */
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem);
 double cuda_dense_passing_us(const esp_matmul_problem *problem);
 

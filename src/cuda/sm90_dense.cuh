@@ -64,7 +64,7 @@ template <bool BF16_, int N_, int STAGES_, int CHUNKS_> struct config {
     static constexpr uint32_t LEAVING_BYTES =
         CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
     static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
-    static constexpr uint32_t RESIDUALS_AT = BARRIERS_AT + STAGES * 16; // barriers
+    static constexpr uint32_t RESIDUALS_AT = BARRIERS_AT + STAGES * 16;  // barriers
     static constexpr uint32_t SHARED = RESIDUALS_AT + GROUPS * 8 + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
@@ -274,8 +274,8 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         } else if (leaves && BY_ENGINE) {
             panel::leave_at_once<C>(p, leaving, sums, row, token, width, terms, thread);
         } else if (leaves) {
-            dense::leave_by_strips<C>(p, sums[0], row, token, width, memory, group * 4 + thread / 32,
-                               thread % 32);
+            dense::leave_by_strips<C>(p, sums[0], row, token, width, memory,
+                                      group * 4 + thread / 32, thread % 32);
         }
         if (p.deal.split > 1) {
             break; // no other follows, which spares the products sums that are not theirs
@@ -347,8 +347,7 @@ inline int describe_weights(const gpu_panels &w, CUtensorMap *map)
     const cuuint32_t box[4] = {GPU_STEP_COLUMNS, 8, 2, 8}, steps[4] = {1, 1, 1, 1};
     CUresult failed = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 4, (void *)w.data, sizes, strides,
                              box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
-                             CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return failed == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 

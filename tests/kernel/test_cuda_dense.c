@@ -44,8 +44,8 @@ static void compare(test_run *run, esp_device *device, esp_context *context, con
         device_layout layout = draw_layout(&p, seed + (uint64_t)i);
         test_sub(run, "%s seed %llu%s strides %lld %lld offsets %lld %lld %s", text,
                  (unsigned long long)seed, in_place ? " in place" : "", (long long)layout.x_stride,
-                 (long long)layout.y_stride, (long long)layout.x_offset,
-                 (long long)layout.y_offset, names[i]);
+                 (long long)layout.y_stride, (long long)layout.x_offset, (long long)layout.y_offset,
+                 names[i]);
         run_on_gpu(run, &p, device, names[i], &layout, actual);
         if (kind == REALS) {
             compare_bounded(run, &p, sums, expected, actual);
@@ -107,11 +107,11 @@ static void compare_shapes(test_run *run, const shape *shapes, int count,
 
 static void shapes(test_run *run)
 {
-    static const shape sizes[] = {
-        {16, 8, 1},     {16, 8, 8},     {32, 72, 3},   {48, 64, 17},   {64, 128, 24},
-        {80, 136, 31},  {112, 200, 64}, {128, 64, 65}, {144, 72, 100}, {176, 264, 129},
-        {208, 56, 255}, {256, 64, 256}, {272, 8, 300}, {400, 40, 513}, {1104, 16, 600},
-        {16, 8200, 8},  {528, 648, 40}, {96, 4096, 56}};
+    static const shape sizes[] = {{16, 8, 1},     {16, 8, 8},      {32, 72, 3},     {48, 64, 17},
+                                  {64, 128, 24},  {80, 136, 31},   {112, 200, 64},  {128, 64, 65},
+                                  {144, 72, 100}, {176, 264, 129}, {208, 56, 255},  {256, 64, 256},
+                                  {272, 8, 300},  {400, 40, 513},  {1104, 16, 600}, {16, 8200, 8},
+                                  {528, 648, 40}, {96, 4096, 56}};
     static const char *const options[] = {"", "/o:f32"};
     compare_shapes(run, sizes, ESP_COUNT(sizes), options, ESP_COUNT(options), INTEGERS);
 }
@@ -138,9 +138,9 @@ static void smooth_epilogues(test_run *run)
 {
     static const shape sizes[] = {{144, 72, 5}, {144, 136, 296}, {320, 200, 328}};
     static const char *const options[] = {
-        "/ep:bias+gelu",   "/ep:bias+gelu_tanh",     "/ep:silu",         "/ep:swiglu",
-        "/ep:bias+swiglu", "/ep:bias+gelu+residual", "/y:tok/ep:swiglu", "/o:f32/ep:gelu",
-        "/y:tok/ep:bias+gelu"};
+        "/ep:bias+gelu",    "/ep:bias+gelu_tanh", "/ep:silu",
+        "/ep:swiglu",       "/ep:bias+swiglu",    "/ep:bias+gelu+residual",
+        "/y:tok/ep:swiglu", "/o:f32/ep:gelu",     "/y:tok/ep:bias+gelu"};
     compare_shapes(run, sizes, ESP_COUNT(sizes), options, ESP_COUNT(options), REALS);
 }
 
@@ -159,10 +159,9 @@ static void parts_of_tiles(test_run *run)
 /* Few rows and many features: multiprocessors share out the steps of a tile. */
 static void shared_steps(test_run *run)
 {
-    static const shape sizes[] = {{128, 520, 64},    {144, 1096, 200}, {64, 2104, 17},
-                                  {304, 1000, 128},  {256, 3072, 200}, {80, 9000, 33},
-                                  {640, 4096, 256},  {16, 6000, 1},    {768, 768, 200},
-                                  {768, 3072, 200}};
+    static const shape sizes[] = {
+        {128, 520, 64}, {144, 1096, 200}, {64, 2104, 17}, {304, 1000, 128}, {256, 3072, 200},
+        {80, 9000, 33}, {640, 4096, 256}, {16, 6000, 1},  {768, 768, 200},  {768, 3072, 200}};
     static const char *const options[] = {"", "/ep:scale+bias", "/ep:bias+residual", "/o:f32"};
     compare_shapes(run, sizes, ESP_COUNT(sizes), options, ESP_COUNT(options), INTEGERS);
 }

@@ -1,7 +1,8 @@
-/* What the GPU's kernels of panels and dense weights do to finished sums, where the other cases do not reach:
- * activations at every size of their argument, to nearly the rounding of Y, and products of several
- * tiles on each multiprocessor, whose sums leave while the next ones are computed. Without a GPU
- * every case is skipped; TEST_KERNEL names a part of the kernels to which the run is limited. */
+/* What the GPU's kernels of panels and dense weights do to finished sums, where the other cases do
+ * not reach: activations at every size of their argument, to nearly the rounding of Y, and products
+ * of several tiles on each multiprocessor, whose sums leave while the next ones are computed.
+ * Without a GPU every case is skipped; TEST_KERNEL names a part of the kernels to which the run is
+ * limited. */
 #include "product_device.h"
 
 /* ---- activations ---- */
