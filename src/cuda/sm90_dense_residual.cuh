@@ -18,7 +18,7 @@ template <class C> struct arrivals {
     static_assert(C::CHUNKS >= C::N / 32, "each chunk of a tile has a place of its own");
     const CUtensorMap *map;
     uint32_t barrier;
-    int next = 0, end = 0; // to be asked for; none from here on
+    int next = 0, end = 0;  // to be asked for; none from here on
     int row = 0, token = 0; // where the tile begins, as the engine counts rows
     uint32_t parity = 0;
 
