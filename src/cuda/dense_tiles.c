@@ -57,7 +57,10 @@ static int run_product(const panel_variant *variant, gpu_product *product, void 
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
-    return panel_tiles_us(kernel->variant, device, problem);
+    double out = (double)problem->out_features, in = (double)problem->in_features;
+    double tokens = (double)problem->tokens;
+    double memory_us = cuda_memory_us(device, 2 * (out * in + in * tokens + out * tokens));
+    return ESP_MAX(panel_tiles_us(kernel->variant, device, problem), 4 + memory_us);
 }
 
 #define RECORD(short_name, suffix, ...)                                                            \
