@@ -80,6 +80,10 @@ __device__ __forceinline__ void store_shared_16(uint32_t address, uint4 v)
                  "r"(v.z), "r"(v.w)
                  : "memory");
 }
+__device__ __forceinline__ void store_shared_u32(uint32_t address, uint32_t value)
+{
+    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
+}
 __device__ __forceinline__ void store_shared_u16(uint32_t address, uint16_t value)
 {
     asm volatile("st.shared.u16 [%0], %1;" ::"r"(address), "h"(value) : "memory");

@@ -4,6 +4,7 @@
 
 #include "cuda/block_exact.cuh"
 #include "cuda/sm90_blocks_tile.cuh"
+#include "cuda/sm90_stage.cuh"
 
 namespace blocks {
 
@@ -106,25 +107,6 @@ __device__ __forceinline__ void leave_by_engine(const gpu_block_product &p, cons
     }
 }
 
-// 32 tokens' sums to a strip of f32.
-template <int N>
-__device__ __forceinline__ void stage_sums(const float (&sums)[N / 2], int part, uint32_t strip,
-                                           int lane)
-{
-    uint32_t to = strip + (lane / 4 * 2 * epilogue::PITCH + lane % 4 * 2) * 4;
-#pragma unroll
-    for (int i = 0; i < N / 32; i++) {
-        if (i == part) {
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                uint32_t row = j % 2, token = j / 2 * 8;
-                ptx::store_shared_2(to + (row * epilogue::PITCH + token) * 4, sums[i * 16 + j * 2],
-                                    sums[i * 16 + j * 2 + 1]);
-            }
-        }
-    }
-}
-
 template <class C>
 __device__ __forceinline__ void
 leave_by_strip(const gpu_epilogue &e, const float (&sums)[C::TOKENS / 2], const int32_t *rows,
@@ -137,7 +119,7 @@ leave_by_strip(const gpu_epilogue &e, const float (&sums)[C::TOKENS / 2], const 
 #pragma unroll 1
     for (int part = 0; part < C::TOKENS / 32 && token + part * 32 < e.tokens; part++) {
         __syncwarp();
-        stage_sums<C::TOKENS>(sums, part, ptx::shared_address(strip), lane);
+        epilogue::stage_sums<C::TOKENS>(sums, part, ptx::shared_address(strip), lane);
         __syncwarp();
         epilogue::finish_staged(e, strip, mine, token + part * 32, lane);
     }
@@ -158,7 +140,7 @@ __device__ __noinline__ void leave_exactly(const gpu_block_product &p, int band,
         float sums[16] = {};
         exact::add_strip<C::BF16>(p, band, strip_of_band, token + part * 32, lane, sums);
         __syncwarp();
-        stage_sums<32>(sums, 0, ptx::shared_address(strip), lane);
+        epilogue::stage_sums<32>(sums, 0, ptx::shared_address(strip), lane);
         __syncwarp();
         epilogue::finish_staged(p.epilogue, strip, mine, token + part * 32, lane);
     }

@@ -31,10 +31,6 @@ ESP_DENSE_PRODUCT(256, true, "bf16", ESP_LIST_128, ESP_D128, "128", "129", "130"
 ESP_DENSE_PRODUCT(128, false, "f16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
 ESP_DENSE_PRODUCT(128, true, "bf16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
 
-__device__ __forceinline__ void store_shared_u32(uint32_t address, uint32_t value)
-{
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
 // Four matrices of 8 x 8 numbers; lane 8 m + i names row i of matrix m.
 __device__ __forceinline__ void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c,
                                                uint32_t d)

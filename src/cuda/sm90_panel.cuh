@@ -86,7 +86,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                                         int thread)
 {
     constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
-    departures<C> leaving = {&with, at.chunks(group), 1 + group};
+    departures<C> leaving = {&with, p.epilogue, at.chunks(group), 1 + group};
     consumer<C, WAY> self = {at, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0, 0, thread, leaving,
                              {}};
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
@@ -122,12 +122,17 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         }
         int row = first_row(p.weight, mine);
         row_terms terms;
-        if (WAY == BY_ENGINE && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0 && mine.blocks > 0) {
-            prefetch_residual(p, row, mine.token, mine.width, thread);
+        bool adds = WAY == BY_ENGINE && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0;
+        leaving.residual.left = leaving.residual.asked = 0;
+        if (adds && mine.blocks > 0) {
+            leaving.residual.begin(p, row, mine.token, mine.width, count, thread);
         }
         self.multiply_tile(sums, t.shift, count, group, turns && follows, [&] {
             if (WAY != BY_STRIPS) {
                 terms.load(p, row, thread);
+            }
+            if (adds) {
+                leaving.residual.load_first(p.epilogue);
             }
             more = follows && tiles.next(&later);
             if (more && ahead.worthwhile(count)) {
@@ -282,25 +287,28 @@ template <class C> int describe_x(const gpu_product &p, cuuint32_t width, CUtens
     return describe(d, map);
 }
 
-// Y in chunks. Even rows and odd rows: the order in which a
-// warp has them; swiglu leaves one of the two.
+// Y in chunks (sm90_panel_chunk.cuh). By feature, even rows and odd rows: the order in which a warp
+// has them; swiglu leaves one of the two.
 inline int describe_y(const gpu_product &p, CUtensorMap *map)
 {
     const gpu_epilogue &e = p.epilogue;
-    bool pairs = (e.bits & ESP_EP_SWIGLU) != 0;
-    cuuint64_t stride = (cuuint64_t)e.feature_step * 2;
-    description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16,
-                     3,
-                     e.y,
-                     {(cuuint64_t)e.tokens, (cuuint64_t)p.weight.out / 2, 2},
-                     {stride * 2, stride},
-                     {32, 32, 2},
-                     CU_TENSOR_MAP_SWIZZLE_64B};
-    if (pairs) {
-        d.sizes[2] = 1, d.strides[0] = stride;
-        d.box[0] = 64, d.box[2] = 1;
-        d.swizzle = CU_TENSOR_MAP_SWIZZLE_128B;
+    bool pairs = (e.bits & ESP_EP_SWIGLU) != 0, by_token = e.token_step != 1;
+    cuuint64_t rows = (cuuint64_t)p.weight.out / (pairs ? 2 : 1), tokens = (cuuint64_t)e.tokens;
+    cuuint64_t stride = (cuuint64_t)(by_token ? e.token_step : e.feature_step) * 2;
+    description d = {CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, e.y, {}, {stride, stride}, {}, {}};
+    if (by_token) {
+        d.sizes[0] = rows, d.sizes[1] = tokens, d.sizes[2] = 1;
+    } else if (pairs) {
+        d.sizes[0] = tokens, d.sizes[1] = rows, d.sizes[2] = 1;
+    } else {
+        d.sizes[0] = tokens, d.sizes[1] = rows / 2, d.sizes[2] = 2;
+        d.strides[0] = stride * 2;
     }
+    bool wide = by_token != pairs; // lines of 128 bytes
+    d.box[0] = wide ? 64 : 32;
+    d.box[1] = by_token && pairs ? 64 : 32;
+    d.box[2] = (cuuint32_t)d.sizes[2];
+    d.swizzle = wide ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B;
     return describe(d, map);
 }
 

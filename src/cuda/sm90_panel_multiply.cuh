@@ -86,7 +86,7 @@ template <class C, way WAY> struct consumer {
         }
         place.next();
         if constexpr (WAY == BY_ENGINE) {
-            leaving.send_next(thread);
+            leaving.after_step(thread);
         }
     }
 

@@ -4,29 +4,10 @@
 #define ESP_CUDA_SM90_PANEL_STRIPS_CUH
 
 #include "cuda/sm90_panel_parts.cuh"
+#include "cuda/sm90_stage.cuh"
 
 namespace panel
 {
-
-// Accumulators of 32 tokens to the warp's strip. A thread has rows 2 g and 2 g + 1 (dealt so by the
-// packing) and two tokens of each eight.
-template <int N>
-__device__ __forceinline__ void stage_sums(const float (&sums)[N / 2], int part, uint32_t strip,
-                                           int lane)
-{
-    uint32_t to = strip + (lane / 4 * 2 * epilogue::PITCH + lane % 4 * 2) * 4;
-#pragma unroll
-    for (int i = 0; i < N / 32; i++) {
-        if (i == part) {
-#pragma unroll
-            for (int j = 0; j < 8; j++) {
-                uint32_t row = j % 2, token = j / 2 * 8;
-                ptx::store_shared_2(to + (row * epilogue::PITCH + token) * 4, sums[i * 16 + j * 2],
-                                    sums[i * 16 + j * 2 + 1]);
-            }
-        }
-    }
-}
 
 // The common case, unrolled: Y with tokens side by side and aligned, a tile full of tokens, no
 // activation. A lane has eight tokens of two rows in each 32 tokens.
@@ -51,7 +32,7 @@ __device__ __forceinline__ void leave_plainly(const gpu_epilogue &e, const float
 #pragma unroll
     for (int i = 0; i < N / 32; i++) {
         __syncwarp();
-        stage_sums<N>(sums, i, ptx::shared_address(strip), lane);
+        epilogue::stage_sums<N>(sums, i, ptx::shared_address(strip), lane);
         __syncwarp();
 #pragma unroll
         for (int half = 0; half < 2; half++) {
@@ -86,7 +67,7 @@ __device__ __forceinline__ void leave(const gpu_epilogue &e, const float (&sums)
 #pragma unroll 1
     for (int part = 0; part < N / 32 && token + part * 32 < end; part++) {
         __syncwarp();
-        stage_sums<N>(sums, part, ptx::shared_address(strip), lane);
+        epilogue::stage_sums<N>(sums, part, ptx::shared_address(strip), lane);
         __syncwarp();
         epilogue::finish_staged(e, strip, mine, token + part * 32, lane);
     }

@@ -205,6 +205,14 @@ __device__ __forceinline__ void store_matrices(uint32_t address, const uint32_t 
                  : "memory");
 }
 
+__device__ __forceinline__ void store_matrices_transposed(uint32_t address, const uint32_t (&r)[4])
+{
+    asm volatile("stmatrix.sync.aligned.m8n8.x4.trans.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(
+                     address),
+                 "r"(r[0]), "r"(r[1]), "r"(r[2]), "r"(r[3])
+                 : "memory");
+}
+
 // ---- registers of a warpgroup ----
 
 template <int COUNT> __device__ __forceinline__ void take_registers()

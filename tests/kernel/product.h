@@ -77,4 +77,14 @@ void compare_bounded(test_run *run, const product *p, const double *sums, const 
  * sign). */
 void compare_exact(test_run *run, const product *p, const float *expected, const float *actual);
 
+/* ---- samples of large products (product_samples.c) ---- */
+
+/* The epilogue's activation of v; for swiglu the gate's. */
+double activated(unsigned epilogue, double v);
+/* Half of the distance between numbers of the type at v, at most. */
+double half_step(esp_dtype type, double v);
+/* Fails the case at the first of `count` random results, half of them from the last rows and
+ * tokens, that is further from the exact one than its bound. */
+void check_samples(test_run *run, const product *p, const float *actual, int count);
+
 #endif
