@@ -37,10 +37,29 @@ struct block_of {
     static constexpr int REGISTERS = D * M / 2 + KEYS * M / 2 + D * M / 4; // of sums, scores and queries
     static constexpr int BLOCKS = REGISTERS > 170 ? 1 : REGISTERS > 110 ? 2 : REGISTERS > 85 ? 3 : 4;
     static constexpr uint32_t ALIGNMENT = 16; // of shared memory
+    struct maps {};
 
-    // How a tile is loaded and multiplied. arrived: what a thread's own copies still need before the barrier.
+    static __device__ __forceinline__ void use_maps(const maps &, piece *) {}
+
+    // How tiles come. fetch: also counts where there is none. await: until this thread's copies of tile j are there.
+    static __device__ __forceinline__ void start(uint32_t) {}
+    static __device__ __forceinline__ void fetch(const piece &p, uint32_t shared, int j, int tiles)
+    {
+        if (j < tiles) {
+            load(p, shared + (uint32_t)(j % STAGES) * STAGE_BYTES, j * KEYS);
+        }
+        ptx::copy_commit();
+    }
+    static __device__ __forceinline__ void await_queries()
+    {
+        ptx::copy_wait<STAGES - 1>();
+    }
+    static __device__ __forceinline__ void await(uint32_t, int)
+    {
+        ptx::copy_wait<(STAGES > 1 ? STAGES - 2 : 0)>();
+    }
+    static __device__ __forceinline__ void clean(const piece &, uint32_t, int) {}
     static __device__ void load(const piece &p, uint32_t stage, int key);
-    static __device__ __forceinline__ void arrived() {}
     template <int WIDE>
     static __device__ __forceinline__ void add_scores(const uint32_t (&q)[M][D / 16][4], uint32_t stage,
                                                       float (&s)[M][WIDE][4])
@@ -72,6 +91,8 @@ struct piece {
     const float *row_table, *column_table;
     int width;
     int rounds; // blocks of queries, one after the other over the same keys; 1 or 2
+    int column, head;      // of the first key; of keys and values
+    const void *key_map, *value_map; // CUtensorMap, where the engine copies
 };
 
 // ---- loading ----
@@ -364,15 +385,6 @@ __device__ __forceinline__ void leave(const piece &p, uint32_t room, running<C::
 
 // ---- the block ----
 
-// Tile `tile` into its stage, if there is one; a group of copies either way, so that they can be counted.
-template <class C> __device__ __forceinline__ void fetch_tile(const piece &p, uint32_t shared, int tile, int tiles)
-{
-    if (tile < tiles) {
-        C::load(p, shared + (uint32_t)(tile % C::STAGES) * C::STAGE_BYTES, tile * C::KEYS);
-    }
-    ptx::copy_commit();
-}
-
 template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shared)
 {
     constexpr int AHEAD = C::STAGES > 1 ? C::STAGES - 1 : 1;
@@ -382,11 +394,12 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
     load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(threadIdx.x, room, p.q, p.stride, p.features,
                                                              p.queries - p.first);
     ptx::copy_commit();
+    C::start(shared);
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) {
-        fetch_tile<C>(p, shared, j, tiles);
+        C::fetch(p, shared, j, tiles);
     }
-    ptx::copy_wait<AHEAD>();
+    C::await_queries();
     __syncthreads();
     uint32_t q[C::M][C::D / 16][4];
     if (!C::RELOADS) {
@@ -403,9 +416,9 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
         running<C::M, C::D> r;
         r.begin();
         for (int j = 0; j < tiles; j++) {
+            uint32_t stage = shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES;
             if (!C::WHOLE || round == 0) {
-                ptx::copy_wait<AHEAD - 1>();
-                C::arrived();
+                C::await(shared, j);
                 __syncthreads(); // the tile is there for all, and nobody reads the one before
                 if (C::WHOLE && j == 0 && p.rounds > 1) {
                     load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(
@@ -413,14 +426,14 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
                         p.queries - p.first - C::QUERIES);
                 }
                 if (C::STAGES > 1) {
-                    fetch_tile<C>(p, shared, j + AHEAD, tiles);
+                    C::fetch(p, shared, j + AHEAD, tiles);
                 }
+                C::clean(p, stage, j * C::KEYS);
             }
-            take_tile<C>(p, bias, room, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES,
-                         j * C::KEYS, &r);
+            take_tile<C>(p, bias, room, q, stage, j * C::KEYS, &r);
             if (C::STAGES == 1) {
                 __syncthreads();
-                fetch_tile<C>(p, shared, j + 1, tiles);
+                C::fetch(p, shared, j + 1, tiles);
             }
         }
         if (!C::RELOADS) {
@@ -431,6 +444,7 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
             break;
         }
         p.first += C::QUERIES, p.y += C::QUERIES, room += C::QUERY_BYTES;
+        ptx::copy_commit();
         ptx::copy_wait<0>();
         __syncthreads(); // these queries are there for all
     }
