@@ -36,7 +36,7 @@ template <layout L, int D> struct swizzled_tile {
     {
         uint32_t at = DEPTH_IS_ROW ? (uint32_t)deep * 128
                                    : (uint32_t)(deep / SWIZZLED) * BLOCK_BYTES + (uint32_t)(deep % SWIZZLED) * 2;
-        return ptx::descriptor(tile + at, BLOCK_BYTES, 1024, 1);
+        return ptx::descriptor(tile, BLOCK_BYTES, 1024, 1) + at / 16; // its low bits are the address over 16
     }
 };
 
