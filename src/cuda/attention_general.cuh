@@ -1,4 +1,4 @@
-// Groups and prefill by mma.sync: which block does what, and launching; for one type. Head sizes between those that
+// Groups and prefill: which block does what, and launching; for one type, and here by mma.sync. Head sizes between those that
 // are compiled take the next larger one, whose further features are zeros.
 #ifndef ESP_CUDA_ATTENTION_GENERAL_CUH
 #define ESP_CUDA_ATTENTION_GENERAL_CUH
@@ -9,10 +9,7 @@
 
 namespace attention {
 
-#ifndef ATT_ENOUGH
-#define ATT_ENOUGH 256
-#endif
-constexpr int ENOUGH_BLOCKS = ATT_ENOUGH;
+constexpr int ENOUGH_BLOCKS = 256; // for all multiprocessors
 
 // Blocks of queries that one block of threads takes: two where that leaves enough for all multiprocessors, so that
 // keys are loaded once.

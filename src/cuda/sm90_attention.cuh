@@ -1,18 +1,17 @@
 // Attention of a block of queries by warpgroup products, on compute capability 9.0: as attention_block.cuh, but a
 // warpgroup has 64 queries, and keys and values stand in shared memory as wgmma reads them: blocks of rows of 128
-// bytes, the 16-byte piece c of row r at c ^ (r & 7). Either way round is a descriptor's matter, so nothing is turned.
+// bytes, the 16-byte piece c of row r at c ^ (r & 7). Either way round is a descriptor's matter, so nothing is turned,
+// and tensor copies lay them down so, three tiles ahead, with zeros where a head has no more features.
 //
 // One product waits for the other inside a warpgroup; warpgroups of two blocks or more share the tensor cores, so that
-// some multiply while others take powers.
+// some multiply while others take powers. A block that may (rounds_of) takes both blocks of queries of a short group,
+// one after the other, over keys that came once.
 #ifndef ESP_CUDA_SM90_ATTENTION_CUH
 #define ESP_CUDA_SM90_ATTENTION_CUH
 
 #include "cuda/attention_general.cuh"
 #include "cuda/sm90_attention_ptx.cuh"
 
-#ifndef ATT_STAGES
-#define ATT_STAGES 4
-#endif
 namespace attention {
 
 constexpr int SWIZZLED = 64; // elements of a row of shared memory
@@ -46,7 +45,7 @@ struct warpgroups_of {
     static constexpr layout L = KEYS_AS;
     static constexpr int D = FEATURES, M = 1, KEYS = 64, TOGETHER = 4;
     static constexpr int LAST_KEYS = CAUSAL ? KEYS : 16; // 197 tokens are three tiles and a little
-    static constexpr int STAGES = GRID && D <= 64 ? 2 : ATT_STAGES; // short groups have all their keys under way
+    static constexpr int STAGES = GRID && D <= 64 ? 2 : 4; // a group of 256 keys is all under way
     static constexpr int WARPS = 8, THREADS = WARPS * 32, QUERIES = WARPS * 16;
     using tile = swizzled_tile<L, D>;
     static constexpr int QUERY_ROW = QUERIES + GAP;
@@ -72,8 +71,8 @@ struct warpgroups_of {
         p->key_map = &with.keys, p->value_map = &with.values;
     }
 
-    // The engine brings tiles, a barrier for each stage: one thread says so, and no thread's own writes stand between
-    // copies and products. (A fence after cp.async waits for all that are under way, so nothing came ahead.)
+    // The engine brings tiles, a barrier for each stage: one thread says so, and no thread's own writes, which would have
+    // to be fenced for every tile, stand between copies and products.
     static __device__ __forceinline__ void start(uint32_t shared)
     {
         if (threadIdx.x == 0) {
