@@ -169,6 +169,13 @@ bool cuda_dense_is_direct(const esp_matmul_problem *problem)
            (problem->out_type == problem->act_type || problem->out_type == ESP_F32);
 }
 
+double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *problem)
+{
+    double outputs = (double)problem->out_features * (double)problem->tokens;
+    double width = (double)esp_dtype_bytes(problem->out_type);
+    return cuda_dense_is_direct(problem) ? 0 : 3 + cuda_memory_us(device, (8 + width) * outputs);
+}
+
 static dense_product describe(const esp_matmul_call *call, void *sums)
 {
     const esp_matmul_problem *problem = call->problem;
@@ -367,7 +374,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     double tokens = (double)problem->tokens, width = (double)esp_dtype_bytes(problem->act_type);
     double flops = 2 * out * in * tokens, bytes = width * (out * in + in * tokens + out * tokens);
     double per_us = problem->act_type == ESP_F32 ? 40e6 : 650e6;
-    return 4 + ESP_MAX(flops / per_us, cuda_memory_us(device, bytes));
+    return 4 + ESP_MAX(flops / per_us, cuda_memory_us(device, bytes)) +
+           cuda_dense_finish_us(device, problem);
 }
 
 #define RECORD(short_name, type)                                                                   \

@@ -47,8 +47,19 @@ static esp_status pack_dense(esp_device *device, const esp_sparse *sparse, esp_p
     }
     packed->bytes = part_bytes(&values);
     ESP_TRY(cuda_take(device, packed->bytes, "a weight", &weight->memory, error));
+    int64_t out = packed->out_features, in = packed->in_features;
     weight->dense = true;
     weight->values = weight->memory;
+    weight->panels = (gpu_panels){.out = out,
+                                  .in = in,
+                                  .panel_rows = out,
+                                  .block_rows = GPU_BLOCK_ROWS,
+                                  .panels = 1,
+                                  .blocks = (int)esp_ceil_div(out, GPU_BLOCK_ROWS),
+                                  .steps = (int)esp_ceil_div(in, GPU_STEP_COLUMNS),
+                                  .data = weight->memory,
+                                  .straight = true};
+    weight->pairs_together = true;
     return cuda_check(gpu_upload(weight->memory, values.data, packed->bytes), device,
                       "copying a weight to it", error);
 }

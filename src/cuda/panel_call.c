@@ -192,8 +192,9 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .most_split = variant->most_split,
                          .least_share = (bits & ESP_EP_SWIGLU) != 0 ? 64 : 32, /* as chunks have */
                          .steps = steps};
+    double fixed = variant->part_fixed > 0 ? variant->part_fixed : PART_FIXED;
     for (int shift = 0; shift <= variant->halvings; shift++) {
-        double part = PART_FIXED + (1 - PART_FIXED) / (1 << shift);
+        double part = fixed + (1 - fixed) / (1 << shift);
         made.step_clocks[shift] = variant->clocks * part;
         made.finish_clocks[shift] = variant->finish_clocks * part;
         made.share_clocks[shift] =
@@ -220,7 +221,9 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
     int64_t v = esp_pattern_panel_rows(&problem->pattern, problem->out_features);
     int64_t panel_rows = v > 0 ? v : problem->out_features;
     int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
-    int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
+    bool dense = problem->pattern.kind == ESP_PATTERN_DENSE;
+    int64_t kept =
+        dense ? problem->in_features : esp_pattern_kept(&problem->pattern, problem->in_features);
     int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
     panel_tiling tiling = tiling_of(variant, panels, panel_rows, steps, problem->tokens,
                                     problem->epilogue, state->facts.multiprocessors);

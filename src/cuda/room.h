@@ -24,7 +24,7 @@ typedef struct cuda_weight {
     bool dense;
     void *memory; /* everything below lies in it */
     const void *values;
-    gpu_panels panels;
+    gpu_panels panels; /* of a dense weight: its values, as one panel of all rows and columns */
     gpu_blocks blocks;
     gpu_misfits *misfits; /* what compressing on the device found last */
     bool reordered;       /* stored rows are not output rows */
@@ -72,11 +72,13 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 #define CUDA_BLOCK_KERNELS 10
 #define CUDA_DENSE_KERNELS 3
 #define CUDA_DENSE_FEW_KERNELS 2
+#define CUDA_DENSE_TILE_KERNELS 4
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
 extern const esp_kernel cuda_sm80_panel_kernels[CUDA_SM80_PANEL_KERNELS];
 extern const esp_kernel cuda_block_kernels[CUDA_BLOCK_KERNELS];
 extern const esp_kernel cuda_dense_kernels[CUDA_DENSE_KERNELS];
 extern const esp_kernel cuda_dense_few_kernels[CUDA_DENSE_FEW_KERNELS];
+extern const esp_kernel cuda_dense_tile_kernels[CUDA_DENSE_TILE_KERNELS];
 extern const esp_kernel *const esp_cuda_kernels[];
 
 /* The device's cuBLASLt, or NULL; dense.c. */
@@ -88,6 +90,12 @@ void cuda_cublaslt_describe(const esp_device *device, char *text, size_t capacit
 
 /* It writes Y itself: no kernel follows for an epilogue or a type that it does not write. */
 bool cuda_dense_is_direct(const esp_matmul_problem *problem);
+/* What that kernel takes: sums out and in, in f32, and Y. */
+double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *problem);
+/* Our own dense kernel that is predicted to be the fastest, NULL: none can run the problem; and
+ * what it takes longer than cuBLASLt takes without the epilogue; dense_tiles.c. */
+const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem);
+double cuda_dense_passing_us(const esp_matmul_problem *problem);
 
 /* ---- times that ship; default_times.c ---- */
 

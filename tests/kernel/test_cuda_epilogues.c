@@ -1,7 +1,8 @@
-/* What the GPU's kernels of panels do to finished sums, where the other cases do not reach:
- * activations at every size of their argument, to nearly the rounding of Y, and products of several
- * tiles on each multiprocessor, whose sums leave while the next ones are computed. Without a GPU
- * every case is skipped; TEST_KERNEL names a part of the kernels to which the run is limited. */
+/* What the GPU's kernels of panels and dense weights do to finished sums, where the other cases do
+ * not reach: activations at every size of their argument, to nearly the rounding of Y, and products
+ * of several tiles on each multiprocessor, whose sums leave while the next ones are computed.
+ * Without a GPU every case is skipped; TEST_KERNEL names a part of the kernels to which the run is
+ * limited. */
 #include "product_device.h"
 
 /* ---- activations ---- */
@@ -38,7 +39,9 @@ static void activations(test_run *run)
         "matmul/2:4/f16/8192x8x24/ep:bias+gelu",       "matmul/2:4/bf16/8192x8x24/ep:bias+gelu",
         "matmul/2:4/f16/8192x8x24/ep:bias+gelu_tanh",  "matmul/2:4/f16/8192x8x24/ep:bias+silu",
         "matmul/64:2:8/bf16/8192x8x24/ep:bias+silu",   "matmul/64:2:8/f16/8192x8x24/ep:bias+gelu",
-        "matmul/2:4/bf16/8192x8x24/ep:bias+gelu_tanh", "matmul/2:4/f16/8192x8x24/ep:bias+relu"};
+        "matmul/2:4/bf16/8192x8x24/ep:bias+gelu_tanh", "matmul/2:4/f16/8192x8x24/ep:bias+relu",
+        "matmul/dense/f16/8192x8x24/ep:bias+gelu",     "matmul/dense/bf16/8192x8x24/ep:bias+silu",
+        "matmul/dense/f16/8192x8x24/ep:bias+gelu_tanh"};
     esp_context *context = test_context(run, 1);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -69,7 +72,10 @@ static void not_finite(test_run *run)
                                         "matmul/2:4/f16/192x64x320/ep:bias+relu",
                                         "matmul/2:4/f16/192x64x320/ep:bias+gelu_tanh",
                                         "matmul/64:2:8/bf16/192x64x320/ep:bias+residual",
-                                        "matmul/2:4/bf16/192x64x320/ep:bias+swiglu"};
+                                        "matmul/2:4/bf16/192x64x320/ep:bias+swiglu",
+                                        "matmul/dense/f16/192x64x320/ep:bias+gelu",
+                                        "matmul/dense/bf16/192x64x320/ep:bias+residual",
+                                        "matmul/dense/f16/192x64x320/ep:bias+swiglu"};
     esp_context *context = test_context(run, 1);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
@@ -145,7 +151,13 @@ static void tiles(test_run *run)
                  {"matmul/2:4/bf16/768x3072x200/ep:bias+residual", true},
                  {"matmul/2:4/f16/776x3072x203/y:tok/ep:bias+residual", true},
                  {"matmul/128:2:8/f16/768x6144x136/ep:swiglu", false},
-                 {"matmul/128:2:8/bf16/768x6144x135/y:tok/ep:swiglu", false}};
+                 {"matmul/128:2:8/bf16/768x6144x135/y:tok/ep:swiglu", false},
+                 {"matmul/dense/f16/2304x520x2056/ep:bias+gelu", false},
+                 {"matmul/dense/bf16/2304x64x2056/ep:bias+residual", true},
+                 {"matmul/dense/f16/2416x1000x2184/ep:scale+bias+residual", true},
+                 {"matmul/dense/bf16/2304x504x2120/ep:bias+residual", false},
+                 {"matmul/dense/f16/2304x328x2056/ep:swiglu", false},
+                 {"matmul/dense/bf16/2304x16x2056", false}};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(cases); i++) {

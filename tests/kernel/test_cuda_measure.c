@@ -304,7 +304,8 @@ static const cuda_times made_times[] = {{"NVIDIA H200", made_names, made_familie
 /* As if an H200 were there: nothing of it is asked but what it is. */
 static void shipped_times(test_run *run)
 {
-    cuda_state state = {.facts = {.name = "NVIDIA H200", .major = 9, .gb_per_s = 4800}};
+    cuda_state state = {
+        .facts = {.name = "NVIDIA H200", .major = 9, .multiprocessors = 132, .gb_per_s = 4800}};
     esp_device device = {.backend = &esp_cuda_backend, .state = &state};
     esp_shipped_times times, other;
     esp_matmul_problem problem = problem_of(run, "matmul/64:2:8/f16/4096x4096x300/c:f32");
@@ -318,10 +319,14 @@ static void shipped_times(test_run *run)
     REQUIRE(cuda_times_find(made_times, &device, &problem, &other));
     CHECK_TEXT(other.sparse->name, "matmul_panel_bf16_bf16__cuda_sm90_64x256");
     CHECK(times.sparse_us == other.sparse_us);
-    test_sub(run, "an epilogue costs dense a pass");
+    test_sub(run, "an epilogue costs cuBLASLt a pass, which our own kernel spares");
     problem = problem_of(run, "matmul/64:2:8/f16/4096x4096x512/ep:bias+gelu");
     REQUIRE(cuda_times_find(made_times, &device, &problem, &other));
     CHECK(other.dense_us > times.dense_us && other.sparse_us == times.sparse_us);
+    CHECK(strstr(other.dense->name, "matmul_dense_f16_f16__cuda_sm90_") != NULL);
+    problem = problem_of(run, "matmul/64:2:8/f16/4096x4096x512/o:f32/y:tok/ep:bias+residual");
+    REQUIRE(cuda_times_find(made_times, &device, &problem, &other));
+    CHECK(strstr(other.dense->name, "matmul_dense_f16_f16__cuda_sm90_") != NULL);
     test_sub(run, "the nearest by ratio, of two the smaller, within a factor of four");
     static const int64_t asked[][2] = {{16, 64}, {181, 64}, {182, 512}, {17, 64}, {512, 512}};
     for (int i = 0; i < ESP_COUNT(asked); i++) {

@@ -1,0 +1,20 @@
+/* What dense products of many tokens on Hopper offer to the C files (sm90_dense.cuh); manners as in
+ * gpu.h. */
+#ifndef ESP_CUDA_GPU_DENSE_H
+#define ESP_CUDA_GPU_DENSE_H
+
+#include "cuda/gpu.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* X by feature; `weight` is one panel whose data are [out][in], out a multiple of 16, in of 8.
+ * Tiles: 128x256, 128x128. */
+int gpu_sm90_dense_f16(const gpu_product *product, gpu_tile tile, void *stream);
+int gpu_sm90_dense_bf16(const gpu_product *product, gpu_tile tile, void *stream);
+
+#ifdef __cplusplus
+}
+#endif
+#endif
