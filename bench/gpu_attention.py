@@ -1,8 +1,12 @@
 # PyTorch's scaled_dot_product_attention at the shapes of gpu_attention, each of its kernels that takes them.
 # Usage: python3 bench/gpu_attention.py; prints the fastest and what each takes, medians of CUDA graphs.
+import warnings
+
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
+
+warnings.filterwarnings('ignore')  # each kernel that declines a shape says so
 
 BACKENDS = {'flash': SDPBackend.FLASH_ATTENTION, 'cudnn': SDPBackend.CUDNN_ATTENTION,
             'efficient': SDPBackend.EFFICIENT_ATTENTION}

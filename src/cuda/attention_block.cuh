@@ -7,11 +7,9 @@
 #ifndef ESP_CUDA_ATTENTION_BLOCK_CUH
 #define ESP_CUDA_ATTENTION_BLOCK_CUH
 
-#include "cuda/attention_warp.cuh"
+#include "cuda/attention_grid.cuh"
 
 namespace attention {
-
-struct piece;
 
 // One compiled kernel. M: times 16 queries of a warp; CAUSAL: query i sees keys 0 .. past + i only.
 template <bool IS_BF16, layout KEYS_AS, int FEATURES, int M_, bool IS_CAUSAL, bool HAS_GRID>
@@ -37,10 +35,29 @@ struct block_of {
     static constexpr int REGISTERS = D * M / 2 + KEYS * M / 2 + D * M / 4; // of sums, scores and queries
     static constexpr int BLOCKS = REGISTERS > 170 ? 1 : REGISTERS > 110 ? 2 : REGISTERS > 85 ? 3 : 4;
     static constexpr uint32_t ALIGNMENT = 16; // of shared memory
+    struct maps {};
 
-    // How a tile is loaded and multiplied. arrived: what a thread's own copies still need before the barrier.
+    static __device__ __forceinline__ void use_maps(const maps &, piece *) {}
+
+    // How tiles come. fetch: also counts where there is none. await: until this thread's copies of tile j are there.
+    static __device__ __forceinline__ void start(uint32_t) {}
+    static __device__ __forceinline__ void fetch(const piece &p, uint32_t shared, int j, int tiles)
+    {
+        if (j < tiles) {
+            load(p, shared + (uint32_t)(j % STAGES) * STAGE_BYTES, j * KEYS);
+        }
+        ptx::copy_commit();
+    }
+    static __device__ __forceinline__ void await_queries()
+    {
+        ptx::copy_wait<STAGES - 1>();
+    }
+    static __device__ __forceinline__ void await(uint32_t, int)
+    {
+        ptx::copy_wait<(STAGES > 1 ? STAGES - 2 : 0)>();
+    }
+    static __device__ __forceinline__ void clean(const piece &, uint32_t, int) {}
     static __device__ void load(const piece &p, uint32_t stage, int key);
-    static __device__ __forceinline__ void arrived() {}
     template <int WIDE>
     static __device__ __forceinline__ void add_scores(const uint32_t (&q)[M][D / 16][4], uint32_t stage,
                                                       float (&s)[M][WIDE][4])
@@ -57,21 +74,6 @@ struct block_of {
         attention::add_values<BF16, L, M, D, KEYS>(
             s, stage + tile::BYTES + right_lane<L == ROWS>(lane, tile::ROW), r);
     }
-};
-
-// What one block works on.
-struct piece {
-    const uint16_t *q, *keys, *values; // of the first query, key and feature of the head
-    uint16_t *y;
-    int64_t stride, key_stride, y_stride;
-    int features;      // real ones; D or fewer
-    int first;         // query of the block
-    int queries, keys_count, past;
-    float scale;
-    // of the grid
-    const float *row_table, *column_table;
-    int width;
-    int rounds; // blocks of queries, one after the other over the same keys; 1 or 2
 };
 
 // ---- loading ----
@@ -91,162 +93,6 @@ __device__ __forceinline__ void block_of<BF16, L, D, M, CAUSAL, GRID>::load(cons
         load_rows<THREADS, D, KEYS, tile::ROW>(threadIdx.x, stage, p.keys + offset, p.features, valid);
         load_rows<THREADS, D, KEYS, tile::ROW>(threadIdx.x, stage + tile::BYTES, p.values + offset,
                                                p.features, valid);
-    }
-}
-
-// ---- relative positions ----
-
-// For each query of the block, what each row and each column of the grid adds to its scores, over scale: f32
-// [QUERIES][row_pitch] and [QUERIES][column_pitch].
-struct grid_bias {
-    uint32_t rows, columns; // shared memory
-    int row_pitch, column_pitch;
-    int high, wide;
-    uint32_t inverse; // of wide, for __umulhi
-
-    // Of tokens up to 65535.
-    __device__ __forceinline__ int row_of(int token) const
-    {
-        return wide == 1 ? token : (int)__umulhi((uint32_t)token, inverse);
-    }
-};
-
-__host__ __device__ inline int bias_pitch(int size)
-{
-    return (size + 7) / 8 * 8 + 8;
-}
-
-template <class C>
-__device__ __forceinline__ grid_bias bias_of(const piece &p, uint32_t shared)
-{
-    grid_bias b = {};
-    b.wide = p.width;
-    b.high = p.keys_count / p.width;
-    b.row_pitch = bias_pitch(b.high);
-    b.column_pitch = bias_pitch(b.wide);
-    b.rows = shared + C::BIAS_AT;
-    b.columns = b.rows + (uint32_t)(C::QUERIES * b.row_pitch) * 4;
-    b.inverse = (uint32_t)(((1ull << 32) + b.wide - 1) / b.wide);
-    return b;
-}
-
-constexpr int TABLE_ROWS = 64; // at a time in shared memory
-
-// Rows first .. first + 63 of a table, rounded; zeros behind its end and its features.
-template <class C>
-__device__ __forceinline__ void load_table(uint32_t to, const float *table, int first, int rows, int features)
-{
-    for (int i = threadIdx.x; i < TABLE_ROWS * C::D / 2; i += C::THREADS) {
-        int row = i / (C::D / 2), d = i % (C::D / 2) * 2;
-        const float *at = table + (first + row) * features + d;
-        bool there = first + row < rows;
-        float low = there && d < features ? at[0] : 0, high = there && d + 1 < features ? at[1] : 0;
-        ptx::store_shared_u32(to + (uint32_t)(row * (C::D + GAP) + d) * 2, ptx::pack<C::BF16>(low, high));
-    }
-}
-
-// Every query times every row of the table, by way of `room`; what belongs to key row (column) k of the query's own
-// row (column) `place` is entry place - k + size - 1.
-template <class C>
-__device__ __forceinline__ void relate(const piece &p, const uint32_t (&q)[C::M][C::D / 16][4],
-                                       const grid_bias &bias, const float *table, bool by_row,
-                                       uint32_t room)
-{
-    static_assert(TABLE_ROWS * (C::D + GAP) * 2 <= C::BIAS_AT - C::QUERIES_AT, "rows fit the queries' room");
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    int size = by_row ? bias.high : bias.wide, rows = 2 * size - 1;
-    int pitch = by_row ? bias.row_pitch : bias.column_pitch;
-    uint32_t to = by_row ? bias.rows : bias.columns;
-    float factor = 1 / p.scale;
-    uint32_t mine = room + right_lane<false>(lane, C::D + GAP);
-    for (int first = 0; first < rows; first += TABLE_ROWS) {
-        __syncthreads();
-        load_table<C>(room, table, first, rows, p.features);
-        __syncthreads();
-        for (int n = first; n < min(rows, first + TABLE_ROWS); n += 16) {
-            float sums[C::M][2][4] = {};
-#pragma unroll
-            for (int k = 0; k < C::D / 16; k++) {
-                uint32_t b[4];
-                load_right<false>(mine, C::D + GAP, k * 16, n - first, b);
-#pragma unroll
-                for (int m = 0; m < C::M; m++) {
-                    const uint32_t(&a)[4] = q[m][k];
-                    ptx::product_16x8<C::BF16>(sums[m][0], a[0], a[1], a[2], a[3], b[0], b[1]);
-                    ptx::product_16x8<C::BF16>(sums[m][1], a[0], a[1], a[2], a[3], b[2], b[3]);
-                }
-            }
-#pragma unroll
-            for (int i = 0; i < C::M * 8; i++) {
-                int m = i / 8, query = (warp * C::M + m) * 16 + lane / 4 + i / 2 % 2 * 8;
-                int token = p.first + query, row = bias.row_of(token);
-                int place = by_row ? row : token - row * p.width;
-                int k = place - (n + i / 4 % 2 * 8 + lane % 4 * 2 + i % 2) + size - 1;
-                if (k >= 0 && k < size) {
-                    ptx::store_shared_f32(to + (uint32_t)(query * pitch + k) * 4,
-                                          sums[m][i / 4 % 2][i % 4] * factor);
-                }
-            }
-        }
-    }
-}
-
-// Scores begin as what the grid adds; here where a tile is a row of the grid.
-template <class C, int WIDE>
-__device__ __forceinline__ void begin_with_row(const grid_bias &b, int row,
-                                               float (&s)[C::M][WIDE][4])
-{
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll
-    for (int i = 0; i < C::M * 2; i++) {
-        int m = i / 2, half = i % 2, query = (warp * C::M + m) * 16 + lane / 4 + half * 8;
-        float of_row = ptx::load_shared_f32(b.rows + (uint32_t)(query * b.row_pitch + row) * 4);
-        uint32_t columns = b.columns + (uint32_t)(query * b.column_pitch + lane % 4 * 2) * 4;
-#pragma unroll
-        for (int n = 0; n < WIDE; n++) {
-            float2 pair = ptx::load_shared_2(columns + (uint32_t)(n * 8) * 4);
-            s[m][n][2 * half] = of_row + pair.x;
-            s[m][n][2 * half + 1] = of_row + pair.y;
-        }
-    }
-}
-
-// In general.
-template <class C, int WIDE>
-__device__ __forceinline__ void begin_with_bias(const grid_bias &b, int key0, int last_key,
-                                                float (&s)[C::M][WIDE][4])
-{
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    bool even = b.wide % 2 == 0;
-    if (WIDE * 8 == C::KEYS && b.wide == C::KEYS) {
-        begin_with_row<C>(b, key0 / C::KEYS, s);
-        return;
-    }
-#pragma unroll
-    for (int n = 0; n < WIDE; n++) {
-        int key = key0 + n * 8 + lane % 4 * 2;
-        int first = min(key, even ? last_key - 1 : last_key), second = min(key + 1, last_key);
-        int row = b.row_of(first), column = first - row * b.wide;
-        int row2 = b.row_of(second), column2 = second - row2 * b.wide;
-#pragma unroll
-        for (int m = 0; m < C::M; m++) {
-#pragma unroll
-            for (int half = 0; half < 2; half++) {
-                int query = (warp * C::M + m) * 16 + lane / 4 + half * 8;
-                uint32_t rows = b.rows + (uint32_t)(query * b.row_pitch) * 4;
-                uint32_t columns = b.columns + (uint32_t)(query * b.column_pitch) * 4;
-                float of_row = ptx::load_shared_f32(rows + (uint32_t)row * 4);
-                if (even) { // neighbours are in one row of the grid
-                    float2 pair = ptx::load_shared_2(columns + (uint32_t)column * 4);
-                    s[m][n][2 * half] = of_row + pair.x;
-                    s[m][n][2 * half + 1] = of_row + pair.y;
-                } else {
-                    s[m][n][2 * half] = of_row + ptx::load_shared_f32(columns + (uint32_t)column * 4);
-                    s[m][n][2 * half + 1] = ptx::load_shared_f32(rows + (uint32_t)row2 * 4) +
-                                            ptx::load_shared_f32(columns + (uint32_t)column2 * 4);
-                }
-            }
-        }
     }
 }
 
@@ -364,15 +210,6 @@ __device__ __forceinline__ void leave(const piece &p, uint32_t room, running<C::
 
 // ---- the block ----
 
-// Tile `tile` into its stage, if there is one; a group of copies either way, so that they can be counted.
-template <class C> __device__ __forceinline__ void fetch_tile(const piece &p, uint32_t shared, int tile, int tiles)
-{
-    if (tile < tiles) {
-        C::load(p, shared + (uint32_t)(tile % C::STAGES) * C::STAGE_BYTES, tile * C::KEYS);
-    }
-    ptx::copy_commit();
-}
-
 template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shared)
 {
     constexpr int AHEAD = C::STAGES > 1 ? C::STAGES - 1 : 1;
@@ -382,11 +219,12 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
     load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(threadIdx.x, room, p.q, p.stride, p.features,
                                                              p.queries - p.first);
     ptx::copy_commit();
+    C::start(shared);
 #pragma unroll
     for (int j = 0; j < AHEAD; j++) {
-        fetch_tile<C>(p, shared, j, tiles);
+        C::fetch(p, shared, j, tiles);
     }
-    ptx::copy_wait<AHEAD>();
+    C::await_queries();
     __syncthreads();
     uint32_t q[C::M][C::D / 16][4];
     if (!C::RELOADS) {
@@ -403,9 +241,9 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
         running<C::M, C::D> r;
         r.begin();
         for (int j = 0; j < tiles; j++) {
+            uint32_t stage = shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES;
             if (!C::WHOLE || round == 0) {
-                ptx::copy_wait<AHEAD - 1>();
-                C::arrived();
+                C::await(shared, j);
                 __syncthreads(); // the tile is there for all, and nobody reads the one before
                 if (C::WHOLE && j == 0 && p.rounds > 1) {
                     load_columns<C::THREADS, C::D, C::QUERIES, C::QUERY_ROW>(
@@ -413,14 +251,14 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
                         p.queries - p.first - C::QUERIES);
                 }
                 if (C::STAGES > 1) {
-                    fetch_tile<C>(p, shared, j + AHEAD, tiles);
+                    C::fetch(p, shared, j + AHEAD, tiles);
                 }
+                C::clean(p, stage, j * C::KEYS);
             }
-            take_tile<C>(p, bias, room, q, shared + (uint32_t)(j % C::STAGES) * C::STAGE_BYTES,
-                         j * C::KEYS, &r);
+            take_tile<C>(p, bias, room, q, stage, j * C::KEYS, &r);
             if (C::STAGES == 1) {
                 __syncthreads();
-                fetch_tile<C>(p, shared, j + 1, tiles);
+                C::fetch(p, shared, j + 1, tiles);
             }
         }
         if (!C::RELOADS) {
@@ -431,6 +269,7 @@ template <class C> __device__ __forceinline__ void attend(piece p, uint32_t shar
             break;
         }
         p.first += C::QUERIES, p.y += C::QUERIES, room += C::QUERY_BYTES;
+        ptx::copy_commit();
         ptx::copy_wait<0>();
         __syncthreads(); // these queries are there for all
     }

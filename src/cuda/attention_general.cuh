@@ -1,4 +1,4 @@
-// Groups and prefill by mma.sync: which block does what, and launching; for one type. Head sizes between those that
+// Groups and prefill: which block does what, and launching; for one type, and here by mma.sync. Head sizes between those that
 // are compiled take the next larger one, whose further features are zeros.
 #ifndef ESP_CUDA_ATTENTION_GENERAL_CUH
 #define ESP_CUDA_ATTENTION_GENERAL_CUH
@@ -9,10 +9,7 @@
 
 namespace attention {
 
-#ifndef ATT_ENOUGH
-#define ATT_ENOUGH 256
-#endif
-constexpr int ENOUGH_BLOCKS = ATT_ENOUGH;
+constexpr int ENOUGH_BLOCKS = 256; // for all multiprocessors
 
 // Blocks of queries that one block of threads takes: two where that leaves enough for all multiprocessors, so that
 // keys are loaded once.
@@ -58,7 +55,11 @@ __device__ __forceinline__ bool piece_of(const gpu_attention_groups &a, uint32_t
                a.row_table,
                a.column_table,
                (int)a.grid_width,
-               first + C::QUERIES < tokens ? rounds_of<C>(a) : 1};
+               first + C::QUERIES < tokens ? rounds_of<C>(a) : 1,
+               (int)begin,
+               (int)head,
+               nullptr,
+               nullptr};
     return first < tokens;
 }
 
@@ -88,18 +89,29 @@ __device__ __forceinline__ bool piece_of(const gpu_attention_prefill &a, uint32_
                nullptr,
                nullptr,
                0,
-               1};
+               1,
+               0,
+               (int)kv_head,
+               nullptr,
+               nullptr};
     return first < a.tokens;
 }
 
+// What a kernel gets; the maps come first, which are aligned the most.
+template <class C, class A> struct task {
+    typename C::maps with;
+    A of;
+};
+
 template <class C, class A>
-__global__ void __launch_bounds__(C::THREADS, C::BLOCKS) block_kernel(const A a)
+__global__ void __launch_bounds__(C::THREADS, C::BLOCKS) block_kernel(const __grid_constant__ task<C, A> t)
 {
     extern __shared__ uint4 memory[];
     mma::let_next_launch_begin();
     mma::wait_for_launch_before();
     piece p;
-    if (piece_of<C>(a, blockIdx.x, &p)) {
+    if (piece_of<C>(t.of, blockIdx.x, &p)) {
+        C::use_maps(t.with, &p);
         attend<C>(p, (ptx::shared_address(memory) + C::ALIGNMENT - 1) / C::ALIGNMENT * C::ALIGNMENT);
     }
 }
@@ -126,7 +138,7 @@ inline int64_t heads_of(const gpu_attention_prefill &a)
     return a.heads;
 }
 
-template <class C, class A> int launch(const A &a, void *stream)
+template <class C, class A> int launch(const A &a, const typename C::maps &with, void *stream)
 {
     static std::atomic<uint64_t> prepared;
     const auto kernel = block_kernel<C, A>;
@@ -138,17 +150,18 @@ template <class C, class A> int launch(const A &a, void *stream)
     int failed = gpu_prepare((const void *)kernel, most, a.device, &prepared);
     return failed != 0 ? failed
                        : gpu_launch_overlapping(kernel, (unsigned)blocks, C::THREADS,
-                                                shared_bytes<C>(a), a.device, stream, a);
+                                                shared_bytes<C>(a), a.device, stream,
+                                                task<C, A>{with, a});
 }
 
 template <bool BF16, int D> int launch_groups(const gpu_attention_groups &a, void *stream)
 {
-    return a.row_table != nullptr ? launch<block_of<BF16, COLUMNS, D, 1, false, true>>(a, stream)
-                                  : launch<block_of<BF16, COLUMNS, D, 1, false, false>>(a, stream);
+    return a.row_table != nullptr ? launch<block_of<BF16, COLUMNS, D, 1, false, true>>(a, {}, stream)
+                                  : launch<block_of<BF16, COLUMNS, D, 1, false, false>>(a, {}, stream);
 }
 template <bool BF16, int D> int launch_prefill(const gpu_attention_prefill &a, void *stream)
 {
-    return launch<block_of<BF16, ROWS, D, 1, true, false>>(a, stream);
+    return launch<block_of<BF16, ROWS, D, 1, true, false>>(a, {}, stream);
 }
 
 #define ESP_BY_HEAD_DIM(LAUNCH, BF16)                                                              \

@@ -43,6 +43,11 @@ __device__ __forceinline__ void store_shared_f32(uint32_t address, float value)
 {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
 }
+// A mask of the first `count` halves of a word.
+__device__ __forceinline__ uint32_t first_halves(int count)
+{
+    return count >= 2 ? ~0u : count == 1 ? 0xffffu : 0;
+}
 __device__ __forceinline__ float2 load_shared_2(uint32_t address)
 {
     float2 v;

@@ -166,6 +166,17 @@ __device__ __forceinline__ float of_row_sum(float value)
     return value + __shfl_xor_sync(~0u, value, 2);
 }
 
+// Maxima and sums go in several chains: one would be waited for at every link.
+template <int WIDE> __device__ __forceinline__ float most_of(const float (&s)[WIDE][4], int half)
+{
+    float most[2] = {s[0][2 * half], s[0][2 * half + 1]};
+#pragma unroll
+    for (int n = 1; n < WIDE; n++) {
+        most[n % 2] = fmaxf(most[n % 2], fmaxf(s[n][2 * half], s[n][2 * half + 1]));
+    }
+    return fmaxf(most[0], most[1]);
+}
+
 // Scores become numerators 2^((s - most) * scale), and what was summed before is brought to the new `most`. fmaxf
 // passes NaN by; the power does not. A row of nothing but -infinity gives NaN, so tiles without any are not given.
 template <int M, int D, int WIDE>
@@ -173,30 +184,32 @@ __device__ __forceinline__ void take_powers(float (&s)[M][WIDE][4], float scale,
 {
 #pragma unroll
     for (int m = 0; m < M; m++) {
+        float before[2], shift[2], total[4] = {};
 #pragma unroll
         for (int half = 0; half < 2; half++) {
-            float most = s[m][0][2 * half];
-#pragma unroll
-            for (int n = 0; n < WIDE; n++) {
-                most = fmaxf(most, fmaxf(s[m][n][2 * half], s[m][n][2 * half + 1]));
-            }
-            most = fmaxf(r->most[m][half], of_row_most(most));
-            float before = ptx::exp2_fast((r->most[m][half] - most) * scale);
-            float total = 0, shift = -most * scale;
+            float most = fmaxf(r->most[m][half], of_row_most(most_of(s[m], half)));
+            before[half] = ptx::exp2_fast((r->most[m][half] - most) * scale);
+            shift[half] = -most * scale;
             r->most[m][half] = most;
+        }
 #pragma unroll
-            for (int n = 0; n < WIDE; n++) {
+        for (int n = 0; n < WIDE; n++) {
 #pragma unroll
-                for (int i = 2 * half; i < 2 * half + 2; i++) {
-                    s[m][n][i] = ptx::exp2_fast(fmaf(s[m][n][i], scale, shift));
-                    total += s[m][n][i];
-                }
+            for (int i = 0; i < 4; i++) {
+                s[m][n][i] = ptx::exp2_fast(fmaf(s[m][n][i], scale, shift[i / 2]));
+                total[i] += s[m][n][i];
             }
-            r->total[m][half] = fmaf(r->total[m][half], before, total);
+        }
 #pragma unroll
-            for (int n = 0; n < D / 8; n++) {
-                r->o[m][n][2 * half] *= before;
-                r->o[m][n][2 * half + 1] *= before;
+        for (int half = 0; half < 2; half++) {
+            float sum = total[2 * half] + total[2 * half + 1];
+            r->total[m][half] = fmaf(r->total[m][half], before[half], sum);
+        }
+#pragma unroll
+        for (int n = 0; n < D / 8; n++) {
+#pragma unroll
+            for (int i = 0; i < 4; i++) {
+                r->o[m][n][i] *= before[i / 2];
             }
         }
     }

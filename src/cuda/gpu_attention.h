@@ -42,7 +42,9 @@ typedef struct gpu_attention_groups {
     int64_t groups;
     int64_t tokens;         /* of each group, or at most */
     int64_t pitch;          /* begin(g) = g * pitch, pitch >= tokens, unless starts is given */
-    const int32_t *starts;  /* [groups] begin(g), multiples of 8; NULL: by pitch */
+    const int32_t *starts;  /* [groups] begin(g), multiples of 8; NULL: by pitch. With it, all
+                             * `stride` columns of every row of k and v are memory of the caller's,
+                             * whatever they hold */
     const int32_t *lengths; /* [groups] in 0..tokens; NULL: all `tokens` */
     float scale;            /* multiplies q . k */
     /* Relative positions of a grid of tokens / grid_width rows, or NULL, NULL, 0: key s of query t

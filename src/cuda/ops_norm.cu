@@ -1,10 +1,10 @@
-// Norms of tokens over their features: x feature-major, so a token is a column, and 32 neighbouring columns are a
-// 64-byte piece of each row. Reference: src/ref/ops.c.
+// Norms of tokens over their features: x feature-major, so a token is a column, and 64 neighbouring columns are a
+// 128-byte piece of each row. Reference: src/ref/ops.c.
 //
 // Idea. One read and one write: a block keeps its piece of x in shared memory, finds the mean and the sum of squares
 // around it of each column, and writes what comes out. Every thread copies there what it alone reads again, so all of
-// a piece is under way at once, whatever registers there are, and three blocks a multiprocessor keep memory busy while
-// others add. Where a column is too long for one block, or there are so few columns that most of the GPU would be
+// a piece is under way at once, whatever registers there are, and two blocks or more of a multiprocessor keep memory
+// busy while others add. Where a column is too long for one block, or there are so few columns that most of the GPU would be
 // idle, the blocks of a cluster share the rows and exchange what they found through each other's shared memory.
 //
 //   block    256 threads: ACROSS neighbours have 8 columns each of a row, the next ones the next row
@@ -16,9 +16,6 @@
 // Limit: memory bandwidth; for few columns the way to the L2 and back, a barrier of the block and one of the cluster.
 #include "cuda/launch.cuh"
 #include "cuda/ops.cuh"
-#ifdef NORM_TRIAL
-#include <cstdlib>
-#endif
 #include "cuda/sm90_ptx.cuh"
 
 namespace {
@@ -380,12 +377,13 @@ struct cut {
 };
 
 constexpr int PASS = THREADS * 16; // bytes
-#ifdef NORM_TRIAL
-constexpr int MOST_KEPT = 24,
-#else
-constexpr int MOST_KEPT = 14,
-#endif
-              ENOUGH_BLOCKS = 200, MOST_TERMS = 2048;
+// Of a thread's rows as many are kept as leave room for two blocks a multiprocessor; other GPUs than Hopper have less.
+constexpr int MOST_KEPT = 24, MOST_KEPT_ELSEWHERE = 14, ENOUGH_BLOCKS = 64, MOST_TERMS = 2048;
+
+int most_kept()
+{
+    return ops::on_hopper() ? MOST_KEPT : MOST_KEPT_ELSEWHERE;
+}
 
 cut cut_by(int64_t features, int64_t tokens, int across, int cluster)
 {
@@ -394,26 +392,19 @@ cut cut_by(int64_t features, int64_t tokens, int across, int cluster)
             ops::divide_up(tokens, 8 * across) * cluster};
 }
 
-// Wide pieces, as long as every multiprocessor gets something to do; then as few blocks a column as keep the
-// GPU busy, and where they cannot, as many as shorten the way through a block.
+// Wide pieces: 128 bytes of a row are one request to the L2, 64 are another, and requests are what it has too few of.
+// Then as few blocks a column as keep the GPU busy, since a cluster has to meet; where there are few columns, as many as
+// shorten the way through a block.
 cut choose(const gpu_norm *norm)
 {
     int most = ops::on_hopper() ? MOST_CLUSTER : 1;
     cut best = {};
     int widest = norm->tokens > 32 ? 8 : norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
-#ifdef NORM_TRIAL
-    if (getenv("ACROSS") != nullptr && norm->tokens > 32) {
-        best = cut_by(norm->features, norm->tokens, atoi(getenv("ACROSS")), atoi(getenv("CLUSTER")));
-        if (best.passes <= 48) {
-            return best;
-        }
-    }
-#endif
     for (int across = widest; across >= 1; across /= 2) {
         for (int cluster = 1; cluster <= most; cluster *= 2) {
             best = cut_by(norm->features, norm->tokens, across, cluster);
             bool spread_out = best.blocks >= ENOUGH_BLOCKS || best.passes <= 2;
-            if (best.passes <= MOST_KEPT && spread_out) {
+            if (best.passes <= most_kept() && spread_out) {
                 return best;
             }
         }
@@ -424,7 +415,7 @@ cut choose(const gpu_norm *norm)
 template <class T, bool MEAN, int ACROSS> int launch_across(const norm_task &task, int64_t blocks, void *stream)
 {
     static std::atomic<uint64_t> prepared;
-    constexpr uint32_t most = MOST_KEPT * PASS + 2 * MOST_TERMS * sizeof(float);
+    const uint32_t most = (uint32_t)most_kept() * PASS + 2 * MOST_TERMS * sizeof(float);
     const auto kernel = norm_kernel<T, MEAN, ACROSS>;
     int device = 0, terms = task.terms_kept ? 2 * task.block_rows : 0;
     int failed = cudaGetDevice(&device);
@@ -446,13 +437,9 @@ template <class T, bool MEAN> int launch_as(const gpu_norm *norm, void *stream)
                           ops::aligned_to(norm->y, norm->y_stride, 2, 16),
                       how.cluster,
                       (int)how.block_rows,
-                      how.passes < MOST_KEPT ? how.passes : MOST_KEPT,
+                      how.passes < most_kept() ? how.passes : most_kept(),
                       how.block_rows <= MOST_TERMS};
     switch (how.across) {
-#ifdef NORM_TRIAL
-    case 16:
-        return launch_across<T, MEAN, 16>(task, how.blocks, stream);
-#endif
     case 8:
         return launch_across<T, MEAN, 8>(task, how.blocks, stream);
     case 4:

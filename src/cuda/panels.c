@@ -85,17 +85,17 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
                .rows = 128, .tokens = 256, .most_split = 8, .halvings = 2, .clocks = 790,          \
                .finish_clocks = 4100),                                                             \
         RECORD(short_name, "128x128", GATHERED, type, .listed = true, .tile = GPU_TILE_128X128,    \
-               .rows = 128, .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 695,          \
-               .finish_clocks = 1300),                                                             \
+               .rows = 128, .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 640,          \
+               .finish_clocks = 1900),                                                             \
         RECORD(short_name, "64x512", GATHERED, type, .listed = true, .tile = GPU_TILE_64X512,      \
-               .rows = 64, .tokens = 512, .halvings = 2, .clocks = 1110, .finish_clocks = 5500),   \
+               .rows = 64, .tokens = 512, .halvings = 2, .clocks = 1230, .finish_clocks = 5000),   \
         RECORD(short_name, "64x256", GATHERED, type, .listed = true, .tile = GPU_TILE_64X256,      \
-               .rows = 64, .tokens = 256, .halvings = 2, .clocks = 660, .finish_clocks = 2200),    \
+               .rows = 64, .tokens = 256, .halvings = 2, .clocks = 680, .finish_clocks = 2200),    \
         RECORD(short_name, "whole_128x256", WHOLE, type, .tile = GPU_TILE_128X256, .rows = 128,    \
                .tokens = 256, .most_split = 8, .halvings = 2, .clocks = 690,                       \
                .finish_clocks = 1800),                                                             \
         RECORD(short_name, "whole_128x128", WHOLE, type, .tile = GPU_TILE_128X128, .rows = 128,    \
-               .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 480,                       \
-               .finish_clocks = 1500)
+               .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 430,                       \
+               .finish_clocks = 1700)
 
 const esp_kernel cuda_panel_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};

@@ -1,18 +1,17 @@
 // Attention of a block of queries by warpgroup products, on compute capability 9.0: as attention_block.cuh, but a
 // warpgroup has 64 queries, and keys and values stand in shared memory as wgmma reads them: blocks of rows of 128
-// bytes, the 16-byte piece c of row r at c ^ (r & 7). Either way round is a descriptor's matter, so nothing is turned.
+// bytes, the 16-byte piece c of row r at c ^ (r & 7). Either way round is a descriptor's matter, so nothing is turned,
+// and tensor copies lay them down so, three tiles ahead, with zeros where a head has no more features.
 //
 // One product waits for the other inside a warpgroup; warpgroups of two blocks or more share the tensor cores, so that
-// some multiply while others take powers.
+// some multiply while others take powers. A block that may (rounds_of) takes both blocks of queries of a short group,
+// one after the other, over keys that came once.
 #ifndef ESP_CUDA_SM90_ATTENTION_CUH
 #define ESP_CUDA_SM90_ATTENTION_CUH
 
 #include "cuda/attention_general.cuh"
 #include "cuda/sm90_attention_ptx.cuh"
 
-#ifndef ATT_STAGES
-#define ATT_STAGES 4
-#endif
 namespace attention {
 
 constexpr int SWIZZLED = 64; // elements of a row of shared memory
@@ -36,7 +35,7 @@ template <layout L, int D> struct swizzled_tile {
     {
         uint32_t at = DEPTH_IS_ROW ? (uint32_t)deep * 128
                                    : (uint32_t)(deep / SWIZZLED) * BLOCK_BYTES + (uint32_t)(deep % SWIZZLED) * 2;
-        return ptx::descriptor(tile + at, BLOCK_BYTES, 1024, 1);
+        return ptx::descriptor(tile, BLOCK_BYTES, 1024, 1) + at / 16; // its low bits are the address over 16
     }
 };
 
@@ -46,7 +45,7 @@ struct warpgroups_of {
     static constexpr layout L = KEYS_AS;
     static constexpr int D = FEATURES, M = 1, KEYS = 64, TOGETHER = 4;
     static constexpr int LAST_KEYS = CAUSAL ? KEYS : 16; // 197 tokens are three tiles and a little
-    static constexpr int STAGES = GRID && D <= 64 ? 2 : ATT_STAGES; // short groups have all their keys under way
+    static constexpr int STAGES = GRID && D <= 64 ? 2 : 4; // a group of 256 keys is all under way
     static constexpr int WARPS = 8, THREADS = WARPS * 32, QUERIES = WARPS * 16;
     using tile = swizzled_tile<L, D>;
     static constexpr int QUERY_ROW = QUERIES + GAP;
@@ -55,24 +54,75 @@ struct warpgroups_of {
     // second tile then met numerators. So they are read again for each tile there, and keep their room.
     static constexpr bool RELOADS = D == 64 && !GRID, WHOLE = RELOADS && !CAUSAL;
     static constexpr uint32_t QUERIES_AT = (RELOADS ? STAGES : STAGES - 1) * STAGE_BYTES; // else in the last stage's
-    static constexpr uint32_t BIAS_AT =
+    static constexpr uint32_t BARRIERS_AT =
         QUERIES_AT + (RELOADS                     ? (WHOLE ? 2 : 1) * QUERY_BYTES
                       : QUERY_BYTES > STAGE_BYTES ? QUERY_BYTES
                                                   : STAGE_BYTES);
+    static constexpr uint32_t BIAS_AT = BARRIERS_AT + 64;
     static constexpr int BLOCKS = D <= 64 ? 2 : 1;
     static constexpr uint32_t ALIGNMENT = 1024;
 
-    static __device__ __forceinline__ void load(const piece &p, uint32_t stage, int key)
+    struct maps {
+        CUtensorMap keys, values;
+    };
+
+    static __device__ __forceinline__ void use_maps(const maps &with, piece *p)
     {
-        int64_t at = L == COLUMNS ? key : (int64_t)key * p.features;
-        int64_t stride = L == COLUMNS ? p.key_stride : p.features;
-        load_tile(stage, p.keys + at, stride, p.features, p.keys_count - key);
-        load_tile(stage + tile::BYTES, p.values + at, stride, p.features, p.keys_count - key);
+        p->key_map = &with.keys, p->value_map = &with.values;
     }
-    // What the tensor cores read was written by ordinary copies.
-    static __device__ __forceinline__ void arrived()
+
+    // The engine brings tiles, a barrier for each stage: one thread says so, and no thread's own writes, which would have
+    // to be fenced for every tile, stand between copies and products.
+    static __device__ __forceinline__ void start(uint32_t shared)
     {
+        if (threadIdx.x == 0) {
+            for (int i = 0; i < STAGES; i++) {
+                ptx::barrier_init(shared + BARRIERS_AT + (uint32_t)i * 8, 1);
+            }
+            ptx::barrier_init_fence();
+        }
+    }
+    static __device__ __forceinline__ void fetch(const piece &p, uint32_t shared, int j, int tiles)
+    {
+        if (threadIdx.x != 0 || j >= tiles) {
+            return;
+        }
+        uint32_t stage = shared + (uint32_t)(j % STAGES) * STAGE_BYTES;
+        uint32_t barrier = shared + BARRIERS_AT + (uint32_t)(j % STAGES) * 8;
+        ptx::barrier_expect(barrier, STAGE_BYTES);
+        copy_tile((const CUtensorMap *)p.key_map, p, j * KEYS, stage, barrier);
+        copy_tile((const CUtensorMap *)p.value_map, p, j * KEYS, stage + tile::BYTES, barrier);
+    }
+    static __device__ __forceinline__ void await_queries()
+    {
+        ptx::copy_wait<0>();
+    }
+    static __device__ __forceinline__ void await(uint32_t shared, int j)
+    {
+        ptx::barrier_wait(shared + BARRIERS_AT + (uint32_t)(j % STAGES) * 8, (uint32_t)(j / STAGES) & 1);
+    }
+    // Values of keys that are not there become zeros: 0 times what lies there could be NaN. For all threads.
+    static __device__ __forceinline__ void clean(const piece &p, uint32_t stage, int key)
+    {
+        int valid = p.keys_count - key;
+        if (valid >= KEYS) {
+            return;
+        }
+        constexpr int PIECES = (L == COLUMNS ? KEYS : tile::BLOCKS * SWIZZLED) / 8;
+#pragma unroll 1
+        for (int i = threadIdx.x; i < tile::HEIGHT * PIECES; i += THREADS) {
+            int row = i / PIECES, column = i % PIECES * 8;
+            int there = L == COLUMNS ? valid - column : row < valid ? 8 : 0;
+            if (there < 8) {
+                uint32_t at = stage + tile::BYTES + tile::place(row, column);
+                uint4 v = there > 0 ? ptx::load_shared_16(at) : make_uint4(0, 0, 0, 0);
+                v.x &= ptx::first_halves(there), v.y &= ptx::first_halves(there - 2);
+                v.z &= ptx::first_halves(there - 4), v.w &= ptx::first_halves(there - 6);
+                ptx::store_shared_16(at, v);
+            }
+        }
         ptx::async_fence();
+        __syncthreads();
     }
 
     template <int WIDE>
@@ -119,45 +169,87 @@ struct warpgroups_of {
     }
 
 private:
-    static __device__ __forceinline__ void load_tile(uint32_t to, const uint16_t *from, int64_t stride,
-                                                     int features, int valid)
+    static __device__ __forceinline__ void copy_tile(const CUtensorMap *map, const piece &p, int key,
+                                                     uint32_t to, uint32_t barrier)
     {
-        constexpr int PIECES = (L == COLUMNS ? KEYS : D) / 8, ALL = tile::HEIGHT * PIECES;
-        constexpr int STEP = THREADS / PIECES; // rows
-        if (THREADS % PIECES == 0 && STEP % 8 == 0 && features == D && valid >= KEYS) {
-            int row = threadIdx.x / PIECES, column = threadIdx.x % PIECES * 8;
-            uint32_t at = to + tile::place(row, column);
-            const uint16_t *piece = from + row * stride + column;
+        if constexpr (L == COLUMNS) {
+            ptx::tensor_copy(to, map, p.column + key, 0, p.head, barrier);
+        } else {
 #pragma unroll
-            for (int i = 0; i < (ALL + THREADS - 1) / THREADS; i++) { // swizzled alike every eight rows
-                if (ALL % THREADS == 0 || row + i * STEP < tile::HEIGHT) {
-                    ptx::copy_16(at + i * STEP * 128, piece + i * STEP * stride);
-                }
+            for (int i = 0; i < tile::BLOCKS; i++) {
+                ptx::tensor_copy(to + (uint32_t)i * tile::BLOCK_BYTES, map, i * SWIZZLED, key, p.head,
+                                 barrier);
             }
-            return;
-        }
-#pragma unroll 1
-        for (int i = threadIdx.x; i < ALL; i += THREADS) {
-            int row = i / PIECES, column = i % PIECES * 8;
-            int key = L == COLUMNS ? column : row, feature = L == COLUMNS ? row : column;
-            int bytes = feature >= features ? 0
-                        : L == ROWS         ? (key < valid ? 16 : 0)
-                                            : min(max(valid - key, 0), 8) * 2;
-            const uint16_t *piece = from + row * stride + column;
-            ptx::copy_16(to + tile::place(row, column), bytes > 0 ? piece : from, (uint32_t)bytes);
         }
     }
 };
 
+// ---- tensor maps ----
+
+using encode_function = CUresult (*)(CUtensorMap *, CUtensorMapDataType, cuuint32_t, void *,
+                                     const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+                                     const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+                                     CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+inline encode_function find_encode()
+{
+    void *function = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    cudaError_t failed = cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &function,
+                                                          12000, cudaEnableDefault, &found);
+    return failed == cudaSuccess ? (encode_function)function : nullptr;
+}
+
+// 16-bit numbers of heads, rows and columns; a box is 64 columns of `high` rows, zeros outside.
+inline int describe(const void *base, int64_t columns, int64_t rows, int64_t heads, int64_t stride,
+                    int64_t head_stride, int high, CUtensorMap *map)
+{
+    static const encode_function encode = find_encode();
+    if (encode == nullptr) {
+        return cudaErrorNotSupported;
+    }
+    const cuuint64_t sizes[3] = {(cuuint64_t)columns, (cuuint64_t)rows, (cuuint64_t)heads};
+    const cuuint64_t strides[2] = {(cuuint64_t)stride * 2, (cuuint64_t)head_stride * 2};
+    const cuuint32_t box[3] = {SWIZZLED, (cuuint32_t)high, 1}, steps[3] = {1, 1, 1};
+    CUresult failed = encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 3, (void *)base, sizes, strides,
+                             box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_128B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return failed == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
+}
+
+template <class C> int describe_keys(const gpu_attention_groups &a, typename C::maps *with)
+{
+    int64_t columns = a.starts != nullptr ? a.stride : (a.groups - 1) * a.pitch + a.tokens;
+    int64_t head = a.head_dim * a.stride;
+    int failed = describe(a.k, columns, a.head_dim, a.heads, a.stride, head, C::D, &with->keys);
+    return failed != 0 ? failed
+                       : describe(a.v, columns, a.head_dim, a.heads, a.stride, head, C::D, &with->values);
+}
+template <class C> int describe_keys(const gpu_attention_prefill &a, typename C::maps *with)
+{
+    int64_t head = a.capacity * a.head_dim;
+    int failed = describe(a.keys, a.head_dim, a.capacity, a.kv_heads, a.head_dim, head, C::KEYS, &with->keys);
+    return failed != 0 ? failed
+                       : describe(a.values, a.head_dim, a.capacity, a.kv_heads, a.head_dim, head,
+                                  C::KEYS, &with->values);
+}
+
+template <class C, class A> int launch_described(const A &a, void *stream)
+{
+    typename C::maps with;
+    int failed = describe_keys<C>(a, &with);
+    return failed != 0 ? failed : launch<C>(a, with, stream);
+}
+
 template <bool BF16, int D> int launch_groups_sm90(const gpu_attention_groups &a, void *stream)
 {
     return a.row_table != nullptr
-               ? launch<warpgroups_of<BF16, COLUMNS, D, false, true>>(a, stream)
-               : launch<warpgroups_of<BF16, COLUMNS, D, false, false>>(a, stream);
+               ? launch_described<warpgroups_of<BF16, COLUMNS, D, false, true>>(a, stream)
+               : launch_described<warpgroups_of<BF16, COLUMNS, D, false, false>>(a, stream);
 }
 template <bool BF16, int D> int launch_prefill_sm90(const gpu_attention_prefill &a, void *stream)
 {
-    return launch<warpgroups_of<BF16, ROWS, D, true, false>>(a, stream);
+    return launch_described<warpgroups_of<BF16, ROWS, D, true, false>>(a, stream);
 }
 
 #define ESP_SM90_BY_HEAD_DIM(LAUNCH, BF16)                                                         \

@@ -31,6 +31,7 @@
 #ifndef ESP_CUDA_SM90_PANEL_CUH
 #define ESP_CUDA_SM90_PANEL_CUH
 
+#include "cuda/sm90_panel_ahead.cuh"
 #include "cuda/sm90_panel_load.cuh"
 #include "cuda/sm90_panel_multiply.cuh"
 #include "cuda/sm90_panel_split.cuh"
@@ -98,14 +99,19 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
     }
     constexpr bool turns = C::SHARING == IN_TURNS;
     walk<C> tiles = {p.deal};
-    tile t, coming;
+    tile t, coming, later; // in turns `coming` is the other's
     bool there = tiles.next(&t);
     if (turns && group == 1) {
         self.place.skip(count);
         there = there && tiles.next(&t);
     }
+    bool follows = there && tiles.next(&coming), more = false;
+    const x_ahead<C> ahead = {p, turns ? thread : group * 128 + thread};
+    if (there) {
+        ahead.ask(t);
+    }
     ptx::stream_order_wait();
-    for (; there; t = coming) {
+    while (there) {
         int width = C::N >> t.shift; // of this consumer
         self.token = C::SHARING == BY_TOKENS ? group * width : 0;
         share mine = {t.panel, t.block + self.block, p.weight.blocks - t.block - self.block,
@@ -121,15 +127,17 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         if (adds && mine.blocks > 0) {
             leaving.residual.begin(p, row, mine.token, mine.width, count, thread);
         }
-        bool other_follows = turns && tiles.next(&coming);
-        self.multiply_tile(sums, t.shift, count, group, other_follows, [&] {
+        self.multiply_tile(sums, t.shift, count, group, turns && follows, [&] {
             if (WAY != BY_STRIPS) {
                 terms.load(p, row, thread);
             }
             if (adds) {
                 leaving.residual.load_first(p.epilogue);
             }
-            there = (!turns || other_follows) && tiles.next(&coming);
+            more = follows && tiles.next(&later);
+            if (more && ahead.worthwhile(count)) {
+                ahead.ask(later);
+            }
         });
         if (turns) {
             self.place.skip(count);
@@ -143,6 +151,13 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         }
         if (mine.blocks > 0) {
             leave_tile<C, WAY>(p, self, sums, mine, row, terms, strip);
+        }
+        there = turns ? more : follows;
+        t = turns ? later : coming;
+        if (turns) {
+            follows = more && tiles.next(&coming);
+        } else {
+            follows = more, coming = later;
         }
     }
     leaving.send_all(thread);

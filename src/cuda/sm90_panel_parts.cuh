@@ -57,9 +57,11 @@ struct maps {
     CUtensorMap weights, x[MOST_SHIFT + 1], y;
 };
 
-// A tile or a part of one: TILE_TOKENS >> shift tokens.
+// A tile or a part of one: TILE_TOKENS >> shift tokens. It is number `sharer` of the `sharers`
+// tiles that need the same tokens of X at about the same time.
 struct tile {
     int panel, block, token, shift;
+    int sharer, sharers;
 };
 
 // The steps of each of its tiles that are this block's.
@@ -100,10 +102,13 @@ template <class C> struct walk {
         const gpu_run &mine = deal.run[run];
         int i = mine.from + item, index = mine.first + i % mine.tiles;
         int row = index - deal.rows * deal.tokens, token = deal.tokens; // of the last column
+        t->sharer = row, t->sharers = deal.rows;
         if (row < 0) {
             int of_group = deal.group * deal.tokens, first = index / of_group * deal.group;
-            int inside = index % of_group, width = min(deal.group, deal.rows - first);
-            row = first + inside % width, token = inside / width;
+            int inside = index % of_group;
+            t->sharers = min(deal.group, deal.rows - first);
+            t->sharer = inside % t->sharers;
+            row = first + t->sharer, token = inside / t->sharers;
         }
         t->panel = row / deal.of_panel;
         t->block = row % deal.of_panel * C::TILE_BLOCKS;
