@@ -9,8 +9,8 @@
 #include "images.h"
 #include "load.h"
 
-const char *const calibration_methods[] = {"magnitude", "square",    "obd", "wanda",
-                                           "ria",       "sparsegpt", "obs", NULL};
+const char *const calibration_methods[] = {"magnitude", "square", "obd",   "wanda", "ria",
+                                           "sparsegpt", "obs",    "joint", NULL};
 const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
 
 typedef struct calibration_job {

@@ -161,8 +161,10 @@ typedef enum esp_method {
     ESP_METHOD_WANDA,         /* |w| ||x|| (Sun et al., arXiv 2306.11695) */
     ESP_METHOD_RIA,           /* relative importance and activations (Zhang et al., ICLR 2024) */
     ESP_METHOD_SPARSE_GPT,    /* with updates of what is kept (Frantar and Alistarh, 2301.00774) */
-    ESP_METHOD_OBS /* V:2:M and free panels: columns by second order, one by one, with updates; for
-                      other patterns SparseGPT */
+    ESP_METHOD_OBS,  /* V:2:M and free panels: columns by second order, one by one, with updates;
+                        for other patterns SparseGPT */
+    ESP_METHOD_JOINT /* 2:4, V:2:M and free panels: columns and two of each four together, by the
+                        least squares of all that is kept; for other patterns SparseGPT */
 } esp_method;
 
 /* What the outputs of a pruned layer are to come near to, in SparseGPT and in a refit. */

@@ -8,7 +8,7 @@
 #define ALREADY_PRUNED 0.25 /* share of zeros that is no accident */
 
 static const char *const method_names[] = {"magnitude", "square",    "obd", "wanda",
-                                           "ria",       "sparsegpt", "obs"};
+                                           "ria",       "sparsegpt", "obs", "joint"};
 static const char *const targets_names[] = {"stream", "dense", "layer"};
 
 const char *esp_method_name(esp_method method)
@@ -212,7 +212,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 static esp_status check_options(const esp_calibration_options *options, esp_error *error)
 {
-    if ((unsigned)options->method > ESP_METHOD_OBS ||
+    if ((unsigned)options->method > ESP_METHOD_JOINT ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_method",
                         "method %d or targets %d are none of the known ones", (int)options->method,

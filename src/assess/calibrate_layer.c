@@ -165,11 +165,23 @@ static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error 
                          calibration->inputs.inverse, job->result, mask, error);
 }
 
+static esp_status by_joint_search(const layer_job *job, esp_mask **mask, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    ESP_TRY(need_inverse(job, error));
+    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    return esp_joint_panels(calibration->algebra, job->pattern, job->out, job->in,
+                            calibration->inputs.inverse, job->result, mask, error);
+}
+
 static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error)
 {
     static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
                                              ESP_LAYER_WANDA, ESP_LAYER_RIA};
     esp_method method = job->calibration->options->method;
+    if (method == ESP_METHOD_JOINT && esp_joint_takes(job->pattern)) {
+        return by_joint_search(job, mask, error);
+    }
     if (method == ESP_METHOD_OBS && esp_panel_obs_takes(job->pattern)) {
         return by_panel_obs(job, mask, error);
     }
