@@ -83,8 +83,27 @@ static void keep_results(calibration_job *job)
              summary->damping, summary->algebra, summary->mean_error, summary->seconds);
 }
 
+/* Orders first, where they are wanted, then the pruning in them. */
+static esp_status permute_and_prune(calibration_job *job, const char *out,
+                                    const esp_prune_options *prune,
+                                    const esp_calibration_options *options,
+                                    esp_permutation **permutation, esp_prune_summary *summary,
+                                    esp_error *error)
+{
+    cli_state *cli = job->cli;
+    esp_prune_options ordered = *prune;
+    if (permutation != NULL) {
+        const esp_permute_options permute = {.progress = prune->progress, .user = prune->user};
+        TRY(esp_permutation_calibrate(cli->device, cli->operands[0], prune, &permute, options,
+                                      permutation, error));
+        ordered.permutation = job->report->permutation = *permutation;
+    }
+    return esp_prune_calibrated(cli->device, cli->operands[0], out, &ordered, options, summary,
+                                &job->summary, error);
+}
+
 static esp_status run(calibration_job *job, const char *out, const esp_prune_options *prune,
-                      esp_prune_summary *summary, esp_error *error)
+                      esp_permutation **permutation, esp_prune_summary *summary, esp_error *error)
 {
     cli_state *cli = job->cli;
     const calibration_args *args = job->args;
@@ -109,18 +128,17 @@ static esp_status run(calibration_job *job, const char *out, const esp_prune_opt
         options.text = job->text;
         options.text_bytes = job->length;
     }
-    TRY(esp_prune_calibrated(cli->device, cli->operands[0], out, prune, &options, summary,
-                             &job->summary, error));
+    TRY(permute_and_prune(job, out, prune, &options, permutation, summary, error));
     keep_results(job);
     return ESP_OK;
 }
 
 esp_status prune_calibrated(cli_state *cli, const calibration_args *args, const char *out,
-                            const esp_prune_options *prune, layer_report *report,
-                            esp_prune_summary *summary, esp_error *error)
+                            const esp_prune_options *prune, esp_permutation **permutation,
+                            layer_report *report, esp_prune_summary *summary, esp_error *error)
 {
     calibration_job job = {.cli = cli, .args = args, .report = report, .layers = record_list()};
-    esp_status status = run(&job, out, prune, summary, error);
+    esp_status status = run(&job, out, prune, permutation, summary, error);
     record_free(&job.layers);
     opened_images_free(job.images);
     free(job.text);

@@ -86,10 +86,11 @@ extern const char *const calibration_methods[], *const calibration_targets[];
         .fallback = "0", .least = 0, .most = INT64_MAX                                             \
     }
 
-/* esp_prune_calibrated with what args say. */
+/* esp_prune_calibrated with what args say; permutation: NULL, or where the orders of channels go
+ * that are looked for first, to be freed after a failure too. */
 ESP_MUST_CHECK esp_status prune_calibrated(cli_state *cli, const calibration_args *args,
                                            const char *out, const esp_prune_options *prune,
-                                           layer_report *report, esp_prune_summary *summary,
-                                           esp_error *error);
+                                           esp_permutation **permutation, layer_report *report,
+                                           esp_prune_summary *summary, esp_error *error);
 
 #endif

@@ -232,6 +232,15 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_calibrated(
     const esp_calibration_options *options, esp_prune_summary *summary,
     esp_calibration_summary *calibration, esp_error *error);
 
+/* esp_permutation_search by what weights cost the outputs that the samples give: w^2 / [H^-1]_jj,
+ * of each layer as a share of all, H from the dense model. For prune->permutation of
+ * esp_prune_calibrated with the same samples. Of calibration, method, refit, targets and on_layer
+ * are not looked at; permute's scores neither, and it may be NULL. */
+ESP_MUST_CHECK ESP_API esp_status esp_permutation_calibrate(
+    esp_device *device, const char *model_dir, const esp_prune_options *prune,
+    const esp_permute_options *permute, const esp_calibration_options *calibration,
+    esp_permutation **permutation, esp_error *error);
+
 /* ---- verify: what does this folder hold? ---- */
 
 typedef struct esp_verify_layer {

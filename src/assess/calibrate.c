@@ -149,6 +149,22 @@ static esp_status replace(esp_calibration *calibration, const char *name, const 
     return status;
 }
 
+/* In the model's own order, in which it is run. */
+static esp_status replace_permuted(esp_calibration *calibration, const char *name,
+                                   const esp_tensor *values, esp_error *error)
+{
+    esp_context *context = calibration->context;
+    size_t bytes = 0;
+    esp_tensor own;
+    ESP_TRY(esp_tensor_size(values, NULL, &bytes, error));
+    ESP_TRY(esp_tensor_create(context, values->dtype, values->rank, values->shape, &own, error));
+    memcpy(own.data, values->data, bytes);
+    esp_status status = esp_permutation_undo(calibration->prune->permutation, name, &own, error);
+    status = status == ESP_OK ? replace(calibration, name, &own, error) : status;
+    esp_tensor_free(context, &own);
+    return status;
+}
+
 static esp_status make(void *user, int64_t index, const esp_pattern *pattern, esp_tensor *values,
                        esp_mask **mask, char *note, esp_error *error)
 {
@@ -167,7 +183,9 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
     ESP_TRY(esp_calibration_prune(calibration, pattern, values, mask, &report, error));
     if (looks) {
-        ESP_TRY(replace(calibration, linear->name, values, error));
+        ESP_TRY(calibration->prune->permutation != NULL
+                    ? replace_permuted(calibration, linear->name, values, error)
+                    : replace(calibration, linear->name, values, error));
     }
     calibration->done += weights;
     report_layer(calibration, &report, note);
@@ -254,14 +272,32 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
-static esp_status run(esp_calibration *calibration, const char *model_dir, const char *out_dir,
-                      esp_prune_summary *summary, esp_error *error)
+esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
+                                esp_error *error)
 {
+    calibration->layer = -1;
+    calibration->inputs.group = -1;
+    ESP_TRY(check_options(calibration->options, error));
+    if (esp_device_is_far(calibration->device)) {
+        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                        "device '%s': calibration looks at activations in the host's memory; use "
+                        "--device cpu",
+                        calibration->device->name);
+    }
+    ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));
     ESP_TRY(list_linears(calibration, error));
-    ESP_TRY(check_samples(calibration, error));
-    return prune_all(calibration, out_dir, summary, error);
+    return check_samples(calibration, error);
+}
+
+void esp_calibration_close(esp_calibration *calibration)
+{
+    esp_group_inputs_free(calibration->context, &calibration->inputs);
+    esp_calibration_drop(calibration);
+    esp_release(calibration->context, calibration->linears);
+    esp_algebra_close(calibration->algebra);
+    esp_checkpoint_close(calibration->checkpoint);
 }
 
 esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const char *out_dir,
@@ -270,39 +306,16 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
                                 esp_calibration_summary *calibration, esp_error *error)
 {
     double start = esp_seconds();
-    esp_checkpoint *checkpoint = NULL;
-    ESP_TRY(check_options(options, error));
     if (out_dir == NULL || prune->dry_run) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.no_target",
                         "calibrated pruning writes a new folder: give its name, and no dry run");
     }
-    if (prune->permutation != NULL) {
-        return esp_fail(
-            error, ESP_UNSUPPORTED, "calibrate.permuted",
-            "channels cannot be reordered in a calibrated pruning yet; leave out one of "
-            "the two");
-    }
-    if (esp_device_is_far(device)) {
-        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
-                        "device '%s': calibration looks at activations in the host's memory; use "
-                        "--device cpu",
-                        device->name);
-    }
-    ESP_TRY(esp_checkpoint_open(device->context, model_dir, &checkpoint, error));
-    esp_calibration job = {.context = device->context,
-                           .device = device,
-                           .checkpoint = checkpoint,
-                           .prune = prune,
-                           .options = options,
-                           .layer = -1,
-                           .inputs = {.group = -1}};
-    esp_status status = run(&job, model_dir, out_dir, summary, error);
+    esp_calibration job = {
+        .context = device->context, .device = device, .prune = prune, .options = options};
+    esp_status status = esp_calibration_open(&job, model_dir, error);
+    status = status == ESP_OK ? prune_all(&job, out_dir, summary, error) : status;
     job.summary.seconds = esp_seconds() - start;
-    esp_group_inputs_free(job.context, &job.inputs);
-    esp_calibration_drop(&job);
-    esp_release(job.context, job.linears);
-    esp_algebra_close(job.algebra);
-    esp_checkpoint_close(checkpoint);
+    esp_calibration_close(&job);
     if (status == ESP_OK && calibration != NULL) {
         *calibration = job.summary;
     }

@@ -40,7 +40,7 @@ typedef struct esp_group_inputs {
 typedef struct esp_calibration {
     esp_context *context;
     esp_device *device;
-    const esp_checkpoint *checkpoint;
+    esp_checkpoint *checkpoint;
     const esp_prune_options *prune;
     const esp_calibration_options *options;
     esp_algebra *algebra;
@@ -50,7 +50,8 @@ typedef struct esp_calibration {
     int64_t sample_count;
     esp_calibrated_linear *linears; /* in the order of the walk */
     int64_t linear_count;
-    int64_t layer;    /* that both walks hold; -1: none */
+    bool looks_only;  /* nothing is pruned: the dense walk stays where it is */
+    int64_t layer;    /* that the walks hold; -1: none */
     int layer_groups; /* known ones of that layer */
     esp_group_inputs inputs;
     double done, total; /* weights, for the progress */
@@ -58,6 +59,11 @@ typedef struct esp_calibration {
     int64_t pruned_count;
     esp_calibration_summary summary;
 } esp_calibration;
+
+/* calibrate.c: algebra, samples and the list of layers; close after a failure too. */
+ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
+                                               esp_error *error);
+void esp_calibration_close(esp_calibration *calibration);
 
 /* calibrate_data.c: walks, samples and their embeddings. */
 ESP_MUST_CHECK esp_status esp_calibration_load(esp_calibration *calibration, const char *model_dir,
@@ -83,6 +89,8 @@ ESP_MUST_CHECK esp_status esp_calibration_prune(esp_calibration *calibration,
                                                 const esp_pattern *pattern, esp_tensor *values,
                                                 esp_mask **mask, esp_calibrated_layer *report,
                                                 esp_error *error);
+/* H^-1 of calibration->inputs, once for all layers that read the same. */
+ESP_MUST_CHECK esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error);
 /* Whether a method looks at more than the weights. */
 bool esp_calibration_looks(const esp_calibration_options *options);
 
