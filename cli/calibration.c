@@ -4,6 +4,7 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "images.h"
@@ -22,6 +23,7 @@ typedef struct calibration_job {
     opened_images *images;
     cli_record layers;
     esp_calibration_summary summary;
+    char state_dir[4096]; /* of finished layers, beside the new folder */
 } calibration_job;
 
 /* Models of images have a preprocessor and no tokenizer. */
@@ -69,6 +71,7 @@ static void keep_results(calibration_job *job)
     record_real(&record, "damping", summary->damping);
     record_real(&record, "mean_error", summary->mean_error);
     record_text(&record, "algebra", summary->algebra);
+    record_int(&record, "recalled_layers", summary->recalled);
     record_real(&record, "seconds", summary->seconds);
     record_child(&record, "layers", job->layers);
     job->layers = (cli_record){0};
@@ -76,11 +79,12 @@ static void keep_results(calibration_job *job)
     snprintf(report->calibration_text, sizeof report->calibration_text,
              "calibrated: %s%s, targets %s, %lld samples, %lld tokens (%.1f for each input of the "
              "widest layer), crc32c %s, seed %lld, damping %g, by %s\n"
-             "mean error of outputs: %.4g of their square; %.1f s\n",
+             "mean error of outputs: %.4g of their square; %d layers finished before; %.1f s\n",
              calibration_methods[args->method], args->refit ? " with refit" : "",
              calibration_targets[args->targets], (long long)summary->samples,
              (long long)summary->tokens, summary->tokens_per_input, crc, (long long)args->seed,
-             summary->damping, summary->algebra, summary->mean_error, summary->seconds);
+             summary->damping, summary->algebra, summary->mean_error, summary->recalled,
+             summary->seconds);
 }
 
 /* Orders first, where they are wanted, then the pruning in them. */
@@ -115,6 +119,7 @@ static esp_status run(calibration_job *job, const char *out, const esp_prune_opt
                                        .tokens = args->tokens,
                                        .context = args->context,
                                        .seed = (uint64_t)args->seed,
+                                       .state_dir = job->state_dir,
                                        .on_layer = add_layer,
                                        .user = job};
     esp_image_set set;
@@ -138,6 +143,11 @@ esp_status prune_calibrated(cli_state *cli, const calibration_args *args, const 
                             layer_report *report, esp_prune_summary *summary, esp_error *error)
 {
     calibration_job job = {.cli = cli, .args = args, .report = report, .layers = record_list()};
+    size_t length = strlen(out);
+    while (length > 1 && out[length - 1] == '/') {
+        length--;
+    }
+    snprintf(job.state_dir, sizeof job.state_dir, "%.*s.unfinished", (int)length, out);
     esp_status status = run(&job, out, prune, permutation, summary, error);
     record_free(&job.layers);
     opened_images_free(job.images);

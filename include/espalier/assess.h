@@ -201,6 +201,10 @@ typedef struct esp_calibration_options {
     int64_t tokens;      /* at most; 0: 65536 */
     int64_t context;     /* tokens of a piece of text; 0: min(model context, 2048) */
     uint64_t seed;       /* of the choice where there is more than `tokens` */
+    /* A folder for finished layers, made when there is one and removed when all are written. What
+     * another run by the same options left there is not computed again, and the result is the same
+     * as if it had been. NULL: none are kept. "calibrate.bad_state" */
+    const char *state_dir;
     esp_calibrated_layer_fn on_layer;
     void *user;
 } esp_calibration_options;
@@ -210,6 +214,7 @@ typedef struct esp_calibration_summary {
     uint32_t data_crc32c;    /* of the samples as the model takes them: ids or pixels */
     int64_t widest_in;       /* input features of the widest layer */
     double tokens_per_input; /* tokens / widest_in */
+    int recalled;            /* layers from state_dir */
     double mean_error;       /* of the pruned layers */
     double damping;
     const char *algebra; /* "OpenBLAS" or "plain loops" */

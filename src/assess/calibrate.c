@@ -165,6 +165,42 @@ static esp_status replace_permuted(esp_calibration *calibration, const char *nam
     return status;
 }
 
+/* Mask and values from the inputs. */
+static esp_status find(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                       const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
+                       esp_calibrated_layer *report, esp_error *error)
+{
+    double weights = (double)values->shape[0] * (double)values->shape[1];
+    if (esp_calibration_looks(calibration->options)) {
+        ESP_TRY(esp_calibration_collect(calibration, linear, error));
+        report->tokens = calibration->inputs.tokens;
+        report->dead_inputs = calibration->inputs.dead;
+    }
+    ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
+    return esp_calibration_prune(calibration, pattern, values, mask, report, error);
+}
+
+static esp_status recall_or_find(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                                 const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
+                                 esp_calibrated_layer *report, esp_error *error)
+{
+    char key[ESP_STATE_KEY];
+    esp_mask *found = NULL;
+    ESP_TRY(
+        esp_calibration_recall(calibration, linear, pattern, values, &found, report, key, error));
+    if (found == NULL) {
+        ESP_TRY(find(calibration, linear, pattern, values, &found, report, error));
+        esp_status status =
+            esp_calibration_remember(calibration, linear, key, values, found, report, error);
+        if (status != ESP_OK) {
+            esp_mask_free(found);
+            return status;
+        }
+    }
+    *mask = found;
+    return ESP_OK;
+}
+
 static esp_status make(void *user, int64_t index, const esp_pattern *pattern, esp_tensor *values,
                        esp_mask **mask, char *note, esp_error *error)
 {
@@ -176,12 +212,8 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     ESP_TRY(check_zeros(calibration, values, error));
     if (looks) {
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
-        ESP_TRY(esp_calibration_collect(calibration, linear, error));
-        report.tokens = calibration->inputs.tokens;
-        report.dead_inputs = calibration->inputs.dead;
     }
-    ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
-    ESP_TRY(esp_calibration_prune(calibration, pattern, values, mask, &report, error));
+    ESP_TRY(recall_or_find(calibration, linear, pattern, values, mask, &report, error));
     if (looks) {
         ESP_TRY(calibration->prune->permutation != NULL
                     ? replace_permuted(calibration, linear->name, values, error)
@@ -313,7 +345,12 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
     esp_calibration job = {
         .context = device->context, .device = device, .prune = prune, .options = options};
     esp_status status = esp_calibration_open(&job, model_dir, error);
+    status = status == ESP_OK ? esp_calibration_state_check(&job, error) : status;
     status = status == ESP_OK ? prune_all(&job, out_dir, summary, error) : status;
+    if (status == ESP_OK) {
+        esp_calibration_state_drop(&job);
+    }
+    job.summary.recalled = job.recalled;
     job.summary.seconds = esp_seconds() - start;
     esp_calibration_close(&job);
     if (status == ESP_OK && calibration != NULL) {

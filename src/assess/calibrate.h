@@ -54,7 +54,9 @@ typedef struct esp_calibration {
     int64_t layer;    /* that the walks hold; -1: none */
     int layer_groups; /* known ones of that layer */
     esp_group_inputs inputs;
-    double done, total; /* weights, for the progress */
+    uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
+    int recalled;         /* layers that were finished before */
+    double done, total;   /* weights, for the progress */
     double error_sum;
     int64_t pruned_count;
     esp_calibration_summary summary;
@@ -89,6 +91,25 @@ ESP_MUST_CHECK esp_status esp_calibration_prune(esp_calibration *calibration,
                                                 const esp_pattern *pattern, esp_tensor *values,
                                                 esp_mask **mask, esp_calibrated_layer *report,
                                                 esp_error *error);
+/* calibrate_state.c: finished layers in options->state_dir; nothing is done where that is NULL. */
+#define ESP_STATE_KEY 1024
+ESP_MUST_CHECK esp_status esp_calibration_state_check(const esp_calibration *calibration,
+                                                      esp_error *error);
+/* values, *mask and *report of a layer that was finished before; else *mask stays NULL, and key is
+ * for remembering the layer. values: as they were. */
+ESP_MUST_CHECK esp_status esp_calibration_recall(esp_calibration *calibration,
+                                                 const esp_calibrated_linear *linear,
+                                                 const esp_pattern *pattern, esp_tensor *values,
+                                                 esp_mask **mask, esp_calibrated_layer *report,
+                                                 char key[ESP_STATE_KEY], esp_error *error);
+ESP_MUST_CHECK esp_status esp_calibration_remember(esp_calibration *calibration,
+                                                   const esp_calibrated_linear *linear,
+                                                   const char *key, const esp_tensor *values,
+                                                   const esp_mask *mask,
+                                                   const esp_calibrated_layer *report,
+                                                   esp_error *error);
+void esp_calibration_state_drop(const esp_calibration *calibration);
+
 /* H^-1 of calibration->inputs, once for all layers that read the same. */
 ESP_MUST_CHECK esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error);
 /* Whether a method looks at more than the weights. */
