@@ -18,9 +18,6 @@ typedef struct calibration_job {
     cli_state *cli;
     const calibration_args *args;
     layer_report *report;
-    char *text;
-    size_t length;
-    opened_images *images;
     cli_record layers;
     esp_calibration_summary summary;
     char state_dir[4096]; /* of finished layers, beside the new folder */
@@ -106,36 +103,54 @@ static esp_status permute_and_prune(calibration_job *job, const char *out,
                                 &job->summary, error);
 }
 
+esp_status calibration_load(cli_state *cli, const calibration_args *args, calibration_data *data,
+                            esp_calibration_options *options, esp_error *error)
+{
+    *data = (calibration_data){0};
+    *options = (esp_calibration_options){.method = (esp_method)args->method,
+                                         .refit = args->refit,
+                                         .respect = args->respect,
+                                         .targets = (esp_targets)args->targets,
+                                         .damping = args->damping,
+                                         .tokens = args->tokens,
+                                         .context = args->context,
+                                         .seed = (uint64_t)args->seed};
+    if (takes_images(cli->operands[0])) {
+        TRY(opened_images_list(cli, args->path, &data->images, error));
+        data->set = opened_images_set(data->images);
+        options->images = &data->set;
+        return ESP_OK;
+    }
+    TRY(load_text(args->path, &data->text, &options->text_bytes, error));
+    options->text = data->text;
+    return ESP_OK;
+}
+
+void calibration_data_free(calibration_data *data)
+{
+    opened_images_free(data->images);
+    free(data->text);
+}
+
 static esp_status run(calibration_job *job, const char *out, const esp_prune_options *prune,
                       esp_permutation **permutation, esp_prune_summary *summary, esp_error *error)
 {
     cli_state *cli = job->cli;
-    const calibration_args *args = job->args;
-    esp_calibration_options options = {.method = (esp_method)args->method,
-                                       .refit = args->refit,
-                                       .respect = args->respect,
-                                       .targets = (esp_targets)args->targets,
-                                       .damping = args->damping,
-                                       .tokens = args->tokens,
-                                       .context = args->context,
-                                       .seed = (uint64_t)args->seed,
-                                       .state_dir = job->state_dir,
-                                       .on_layer = add_layer,
-                                       .user = job};
-    esp_image_set set;
+    calibration_data data = {0};
+    esp_calibration_options options;
     TRY(cli_open_device(cli, error));
-    if (takes_images(cli->operands[0])) {
-        TRY(opened_images_list(cli, args->path, &job->images, error));
-        set = opened_images_set(job->images);
-        options.images = &set;
-    } else {
-        TRY(load_text(args->path, &job->text, &job->length, error));
-        options.text = job->text;
-        options.text_bytes = job->length;
+    esp_status status = calibration_load(cli, job->args, &data, &options, error);
+    options.state_dir = job->state_dir;
+    options.on_layer = add_layer;
+    options.user = job;
+    if (status == ESP_OK) {
+        status = permute_and_prune(job, out, prune, &options, permutation, summary, error);
     }
-    TRY(permute_and_prune(job, out, prune, &options, permutation, summary, error));
-    keep_results(job);
-    return ESP_OK;
+    if (status == ESP_OK) {
+        keep_results(job);
+    }
+    calibration_data_free(&data);
+    return status;
 }
 
 esp_status prune_calibrated(cli_state *cli, const calibration_args *args, const char *out,
@@ -150,7 +165,5 @@ esp_status prune_calibrated(cli_state *cli, const calibration_args *args, const 
     snprintf(job.state_dir, sizeof job.state_dir, "%.*s.unfinished", (int)length, out);
     esp_status status = run(&job, out, prune, permutation, summary, error);
     record_free(&job.layers);
-    opened_images_free(job.images);
-    free(job.text);
     return status;
 }

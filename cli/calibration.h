@@ -5,6 +5,7 @@
 #include <stddef.h>
 
 #include "cli.h"
+#include "images.h"
 #include "layer_table.h"
 
 typedef struct calibration_args {
@@ -85,6 +86,19 @@ extern const char *const calibration_methods[], *const calibration_targets[];
         .help = "with --calibrate: chooses the samples where there are more than are looked at",   \
         .fallback = "0", .least = 0, .most = INT64_MAX                                             \
     }
+
+/* Samples of a run, and options that point to them. */
+typedef struct calibration_data {
+    char *text;
+    opened_images *images;
+    esp_image_set set;
+} calibration_data;
+
+/* What args say of the model operands[0]; data: to be freed, after a failure too. */
+ESP_MUST_CHECK esp_status calibration_load(cli_state *cli, const calibration_args *args,
+                                           calibration_data *data, esp_calibration_options *options,
+                                           esp_error *error);
+void calibration_data_free(calibration_data *data);
 
 /* esp_prune_calibrated with what args say; permutation: NULL, or where the orders of channels go
  * that are looked for first, to be freed after a failure too. */

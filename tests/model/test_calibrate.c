@@ -9,6 +9,8 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include <espalier/advise.h>
+
 #include "assess/assess.h"
 #include "cli/tiny_bert.h"
 #include "cli/tiny_sam.h"
@@ -521,6 +523,110 @@ static void interrupted(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- in other orders of channels ---- */
+
+typedef struct error_list {
+    int count;
+    double errors[64];
+} error_list;
+
+static void list_error(void *user, const esp_calibrated_layer *layer)
+{
+    error_list *list = user;
+    list->errors[list->count++ % 64] = layer->error;
+}
+
+/* What does not depend on orders comes out the same in any; what does gets better. */
+static void permuted(test_run *run)
+{
+    const char *const models[] = {"plain", "bert"};
+    char out[1100];
+    snprintf(out, sizeof out, "%s/permuted", test_folder(run));
+    esp_context *context = test_context(run, 2);
+    esp_device *device = NULL;
+    REQUIRE(esp_device_open(context, "cpu", &device, NULL) == ESP_OK);
+    for (int m = 0; m < ESP_COUNT(models); m++) {
+        const char *model = tiny_folder(run, models[m]);
+        esp_prune_options panels = with_pattern(run, "16:2:8"), free = {0};
+        esp_calibration_options options = with_text(ESP_METHOD_JOINT, true);
+        esp_permutation *permutation = NULL;
+        esp_permutation_summary summary;
+        error_list lists[4] = {{0}};
+        CHECK_OK(
+            esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error));
+        esp_permutation_get_summary(permutation, &summary);
+        CHECK(summary.moved_orders > 0 && summary.kept_after > summary.kept_before);
+        CHECK_OK(esp_pattern_parse("unstructured@0.7", &free.pattern, error));
+        options.on_layer = list_error;
+        panels.force = free.force = true;
+        for (int i = 0; i < 4; i++) {
+            esp_prune_options *prune = i < 2 ? &free : &panels;
+            test_sub(run, "%s, %s order, %s", models[m], i % 2 == 0 ? "own" : "new",
+                     i < 2 ? "unstructured" : "panels");
+            prune->permutation = i % 2 == 0 ? NULL : permutation;
+            options.user = &lists[i];
+            CHECK_OK(esp_prune_calibrated(device, model, out, prune, &options, NULL, NULL, error));
+        }
+        double own = 0, new = 0;
+        for (int k = 0; k < lists[0].count; k++) {
+            CHECK(fabs(lists[0].errors[k] - lists[1].errors[k]) <=
+                  (k < 7 ? 1e-5 : 1e-2) * lists[0].errors[k]); /* later, equal weights differ */
+            own += lists[2].errors[k];
+            new += lists[3].errors[k];
+        }
+        CHECK(new < own);
+        esp_permutation_free(permutation);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* ---- advice ---- */
+
+/* The first layers read the same in advice and in a pruning, so they lose the same. */
+static void advised(test_run *run)
+{
+    const char *model = tiny_folder(run, "plain");
+    char out[1100];
+    snprintf(out, sizeof out, "%s/advised", test_folder(run));
+    esp_context *context = test_context(run, 1);
+    esp_device *device = NULL;
+    esp_checkpoint *checkpoint = NULL;
+    esp_advice *advice = NULL;
+    esp_prune_options prune = with_pattern(run, "16:2:8");
+    esp_calibration_options options = with_text(ESP_METHOD_JOINT, true);
+    error_list list = {0};
+    const int64_t tokens = 8;
+    REQUIRE(esp_device_open(context, "cpu", &device, NULL) == ESP_OK);
+    CHECK_OK(esp_checkpoint_open(context, model, &checkpoint, error));
+    options.targets = ESP_TARGETS_LAYER;
+    const esp_advise_options wanted = {.patterns = &prune.pattern,
+                                       .pattern_count = 1,
+                                       .tokens = &tokens,
+                                       .token_count = 1,
+                                       .rounds = 1,
+                                       .calibration = &options};
+    CHECK_OK(esp_advice_create(device, checkpoint, &wanted, &advice, error));
+    options.on_layer = list_error;
+    options.user = &list;
+    CHECK_OK(esp_prune_calibrated(device, model, out, &prune, &options, NULL, NULL, error));
+    double least = 1, most = 0;
+    for (int64_t i = 0; advice != NULL && i < esp_advice_layers(advice); i++) {
+        const esp_advised_way *way = &esp_advice_layer(advice, i).ways[1];
+        CHECK(way->calibrated && way->error > 0 && way->error < 1);
+        for (int k = 0; k < 3; k++) {
+            double difference = fabs(way->error - list.errors[k]);
+            least = k == 0 ? ESP_MIN(least, difference) : least;
+        }
+        most = ESP_MAX(most, way->error);
+    }
+    CHECK(least < 1e-6 && most > 0);
+    esp_advice_free(advice);
+    esp_checkpoint_close(checkpoint);
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 static const test_case cases[] = {
     {"walks", walks},
     {"patterns", patterns},
@@ -529,6 +635,8 @@ static const test_case cases[] = {
     {"refusals", refusals},
     {"interrupted", interrupted},
     {"going on after a kill", resumed},
+    {"in other orders", permuted},
+    {"advice", advised},
 };
 
 TEST_MAIN(cases)
