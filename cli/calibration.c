@@ -69,6 +69,7 @@ static void keep_results(calibration_job *job)
     record_real(&record, "mean_error", summary->mean_error);
     record_text(&record, "algebra", summary->algebra);
     record_int(&record, "recalled_layers", summary->recalled);
+    record_int(&record, "turned_layers", summary->turned_layers);
     record_real(&record, "seconds", summary->seconds);
     record_child(&record, "layers", job->layers);
     job->layers = (cli_record){0};
@@ -76,12 +77,13 @@ static void keep_results(calibration_job *job)
     snprintf(report->calibration_text, sizeof report->calibration_text,
              "calibrated: %s%s, targets %s, %lld samples, %lld tokens (%.1f for each input of the "
              "widest layer), crc32c %s, seed %lld, damping %g, by %s\n"
-             "mean error of outputs: %.4g of their square; %d layers finished before; %.1f s\n",
+             "mean error of outputs: %.4g of their square; %d layers finished before, values of %d "
+             "turned; %.1f s\n",
              calibration_methods[args->method], args->refit ? " with refit" : "",
              calibration_targets[args->targets], (long long)summary->samples,
              (long long)summary->tokens, summary->tokens_per_input, crc, (long long)args->seed,
              summary->damping, summary->algebra, summary->mean_error, summary->recalled,
-             summary->seconds);
+             summary->turned_layers, summary->seconds);
 }
 
 /* Orders first, where they are wanted, then the pruning in them. */
@@ -109,6 +111,7 @@ esp_status calibration_load(cli_state *cli, const calibration_args *args, calibr
     *data = (calibration_data){0};
     *options = (esp_calibration_options){.method = (esp_method)args->method,
                                          .refit = args->refit,
+                                         .turn_values = args->turn,
                                          .respect = args->respect,
                                          .targets = (esp_targets)args->targets,
                                          .damping = args->damping,

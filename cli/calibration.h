@@ -11,7 +11,7 @@
 typedef struct calibration_args {
     const char *path;    /* NULL: without */
     int method, targets; /* esp_method, esp_targets */
-    bool refit, respect;
+    bool refit, respect, turn;
     double damping;
     int64_t tokens, context, seed;
 } calibration_args;
@@ -41,6 +41,11 @@ extern const char *const calibration_methods[], *const calibration_targets[];
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, refit),                                                 \
          .help = "with --calibrate: least squares of the kept weights against the dense outputs"}, \
+        {.name = "turn-values",                                                                    \
+         .kind = OPTION_FLAG,                                                                      \
+         .offset = CALIBRATION_FIELD(type, turn),                                                  \
+         .help = "with --calibrate: turn values of attention to their principal axes first; "      \
+                 "the model computes the same, and it costs nothing when run"},                    \
         {.name = "targets",                                                                        \
          .kind = OPTION_CHOICE,                                                                    \
          .offset = CALIBRATION_FIELD(type, targets),                                               \

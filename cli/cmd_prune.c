@@ -60,10 +60,13 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
 static esp_status check_calibration(const prune_args *args, esp_error *error)
 {
     const calibration_args *calibration = &args->calibration;
-    if (calibration->path == NULL && (calibration->refit || calibration->respect)) {
+    if (calibration->path == NULL &&
+        (calibration->refit || calibration->respect || calibration->turn)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
                         "%s needs --calibrate TEXT_OR_IMAGES",
-                        calibration->refit ? "--refit" : "--respect");
+                        calibration->refit  ? "--refit"
+                        : calibration->turn ? "--turn-values"
+                                            : "--respect");
     }
     if (calibration->path != NULL && (args->dry_run || args->score != 0)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",

@@ -194,7 +194,11 @@ typedef struct esp_calibration_options {
     size_t text_bytes;
     const esp_image_set *images;
     esp_method method;
-    bool refit;          /* least squares of the kept weights */
+    bool refit; /* least squares of the kept weights */
+    /* Values of attention are turned to the principal axes of what their output projection reads,
+     * which leaves the model's outputs as they are and pruning it less to lose; where v has no bias
+     * and both weights are pruned. Not with respect. */
+    bool turn_values;
     bool respect;        /* zeros of the weights stay zeros; else many of them are refused */
     esp_targets targets; /* of SparseGPT and refit */
     double damping;      /* added to H's diagonal, as a share of its mean; 0: 0.01 */
@@ -215,6 +219,7 @@ typedef struct esp_calibration_summary {
     int64_t widest_in;       /* input features of the widest layer */
     double tokens_per_input; /* tokens / widest_in */
     int recalled;            /* layers from state_dir */
+    int turned_layers;       /* layers whose values were turned */
     double mean_error;       /* of the pruned layers */
     double damping;
     const char *algebra; /* "OpenBLAS" or "plain loops" */

@@ -4,8 +4,8 @@
 #include "assess/advise.h"
 #include "assess/calibrate.h"
 
-static esp_status lose_one(esp_calibration *calibration, const esp_tensor *dense,
-                           esp_advised_way *way, esp_error *error)
+static esp_status lose_one(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                           const esp_tensor *dense, esp_advised_way *way, esp_error *error)
 {
     esp_tensor values;
     esp_mask *mask = NULL;
@@ -16,7 +16,7 @@ static esp_status lose_one(esp_calibration *calibration, const esp_tensor *dense
                               &values, error));
     memcpy(values.data, dense->data, bytes);
     esp_status status =
-        esp_calibration_prune(calibration, &way->pattern, &values, &mask, &report, error);
+        esp_calibration_prune(calibration, linear, &way->pattern, &values, &mask, &report, error);
     esp_mask_free(mask);
     esp_tensor_free(calibration->context, &values);
     way->error = status == ESP_OK ? report.error : way->error;
@@ -37,7 +37,7 @@ static esp_status lose_all(esp_advice *advice, esp_calibration *calibration,
     esp_status status =
         esp_checkpoint_read_dense(calibration->checkpoint, linear->index, &dense, error);
     for (int k = 1; k < advice->ways && status == ESP_OK; k++) {
-        status = ways[k].possible ? lose_one(calibration, &dense, &ways[k], error) : status;
+        status = ways[k].possible ? lose_one(calibration, linear, &dense, &ways[k], error) : status;
         status = status == ESP_OK ? esp_advice_step(advice, "calibrating", error) : status;
     }
     esp_tensor_free(advice->context, &dense);
@@ -73,6 +73,7 @@ esp_status esp_advice_calibrate(esp_advice *advice, esp_error *error)
     const esp_prune_options prune = {.mask = advice->options->mask};
     options.targets = ESP_TARGETS_LAYER; /* the inputs are the dense model's */
     options.state_dir = NULL;
+    options.turn_values = false;
     esp_calibration calibration = {.context = advice->context,
                                    .device = advice->device,
                                    .prune = &prune,

@@ -177,7 +177,7 @@ static esp_status find(esp_calibration *calibration, const esp_calibrated_linear
         report->dead_inputs = calibration->inputs.dead;
     }
     ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
-    return esp_calibration_prune(calibration, pattern, values, mask, report, error);
+    return esp_calibration_prune(calibration, linear, pattern, values, mask, report, error);
 }
 
 static esp_status recall_or_find(esp_calibration *calibration, const esp_calibrated_linear *linear,
@@ -247,6 +247,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
     esp_buffer_printf(json, "{\"method\": \"%s\", \"refit\": %s, \"targets\": \"%s\"",
                       esp_method_name(options->method), options->refit ? "true" : "false",
                       esp_targets_name(options->targets));
+    esp_buffer_printf(json, ", \"turned_values\": %s", options->turn_values ? "true" : "false");
     esp_buffer_printf(json, ", \"samples\": %lld, \"tokens\": %lld, \"data\": \"%s\"",
                       (long long)summary->samples, (long long)summary->tokens,
                       options->images != NULL ? "images" : "text");
@@ -267,6 +268,11 @@ static esp_status check_options(const esp_calibration_options *options, esp_erro
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_method",
                         "method %d or targets %d are none of the known ones", (int)options->method,
                         (int)options->targets);
+    }
+    if (options->turn_values && (options->respect || !esp_calibration_looks(options))) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
+                        "values can only be turned by a method that looks at inputs, and where "
+                        "zeros need not stay");
     }
     if (!(options->damping >= 0) || options->damping > 100 || options->tokens < 0 ||
         options->context < 0) {
@@ -320,12 +326,14 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));
     ESP_TRY(list_linears(calibration, error));
-    return check_samples(calibration, error);
+    ESP_TRY(check_samples(calibration, error));
+    return esp_calibration_turn_open(calibration, error);
 }
 
 void esp_calibration_close(esp_calibration *calibration)
 {
     esp_group_inputs_free(calibration->context, &calibration->inputs);
+    esp_calibration_turn_close(calibration);
     esp_calibration_drop(calibration);
     esp_release(calibration->context, calibration->linears);
     esp_algebra_close(calibration->algebra);
@@ -351,6 +359,7 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
         esp_calibration_state_drop(&job);
     }
     job.summary.recalled = job.recalled;
+    job.summary.turned_layers = esp_calibration_turned(&job);
     job.summary.seconds = esp_seconds() - start;
     esp_calibration_close(&job);
     if (status == ESP_OK && calibration != NULL) {

@@ -37,6 +37,8 @@ typedef struct esp_group_inputs {
     int64_t dead;     /* inputs that are always 0 */
 } esp_group_inputs;
 
+typedef struct esp_turning esp_turning;
+
 typedef struct esp_calibration {
     esp_context *context;
     esp_device *device;
@@ -54,6 +56,7 @@ typedef struct esp_calibration {
     int64_t layer;    /* that the walks hold; -1: none */
     int layer_groups; /* known ones of that layer */
     esp_group_inputs inputs;
+    esp_turning *turning; /* NULL: nothing is turned */
     uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
     int recalled;         /* layers that were finished before */
     double done, total;   /* weights, for the progress */
@@ -88,9 +91,31 @@ ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibratio
 
 /* calibrate_layer.c: mask and values of one layer from calibration->inputs. */
 ESP_MUST_CHECK esp_status esp_calibration_prune(esp_calibration *calibration,
+                                                const esp_calibrated_linear *linear,
                                                 const esp_pattern *pattern, esp_tensor *values,
                                                 esp_mask **mask, esp_calibrated_layer *report,
                                                 esp_error *error);
+/* Sums X X^T of what a layer reads in the dense model, over the first samples; gram: [in][in]. */
+ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibration,
+                                                        const esp_calibrated_linear *linear,
+                                                        int64_t most_samples, double *gram,
+                                                        esp_error *error);
+
+/* calibrate_turn.c: values of attention; nothing is done without options->turn_values. */
+ESP_MUST_CHECK esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *error);
+void esp_calibration_turn_close(esp_calibration *calibration);
+/* Layers so far. */
+int esp_calibration_turned(const esp_calibration *calibration);
+/* weights: [out][in] of the layer, as they were. */
+ESP_MUST_CHECK esp_status esp_calibration_turn_weights(esp_calibration *calibration,
+                                                       const esp_calibrated_linear *linear,
+                                                       int64_t out, int64_t in, double *weights,
+                                                       esp_error *error);
+/* cross of calibration->inputs: the dense inputs become those of the turned layer. May be NULL. */
+ESP_MUST_CHECK esp_status esp_calibration_turn_inputs(esp_calibration *calibration,
+                                                      const esp_calibrated_linear *linear,
+                                                      double *cross, esp_error *error);
+
 /* calibrate_state.c: finished layers in options->state_dir; nothing is done where that is NULL. */
 #define ESP_STATE_KEY 1024
 ESP_MUST_CHECK esp_status esp_calibration_state_check(const esp_calibration *calibration,

@@ -285,12 +285,58 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     job.dense.wanted = job.pruned.wanted = linear->group;
     esp_status status = sum_group(&job, error);
     status = status == ESP_OK ? reorder(calibration, linear->name, inputs, error) : status;
+    if (status == ESP_OK) {
+        status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);
+    }
     esp_release(calibration->context, job.room);
     esp_release(calibration->context, job.scratch);
     if (status == ESP_OK) {
         inputs->group = linear->group;
         inputs->layer = linear->layer;
     }
+    return status;
+}
+
+/* ---- what the dense model reads ---- */
+
+static esp_status add_dense(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                            const esp_walked_batch *sample, float *scratch, double *gram,
+                            esp_error *error)
+{
+    look l = {.wanted = linear->group};
+    ESP_TRY(run_until(calibration->dense, sample, sample->dense, &l, error));
+    size_t floats = (size_t)(l.in * l.tokens);
+    float *x = esp_alloc_array(calibration->context, floats, sizeof *x);
+    if (x == NULL) {
+        return esp_fail_memory(error, floats * sizeof *x, "activations");
+    }
+    l.x = x;
+    esp_status status = run_until(calibration->dense, sample, sample->dense, &l, error);
+    if (status == ESP_OK) {
+        esp_algebra_add_gram(calibration->algebra, x, l.in, x, l.in, l.tokens, scratch, gram);
+    }
+    esp_release(calibration->context, x);
+    return status;
+}
+
+esp_status esp_calibration_dense_moments(esp_calibration *calibration,
+                                         const esp_calibrated_linear *linear, int64_t most_samples,
+                                         double *gram, esp_error *error)
+{
+    int64_t in = esp_checkpoint_get(calibration->checkpoint, linear->index).shape[1];
+    size_t floats = esp_algebra_gram_floats(calibration->algebra, in);
+    float *scratch = esp_alloc_array(calibration->context, floats, sizeof *scratch);
+    if (scratch == NULL) {
+        return esp_fail_memory(error, floats * sizeof *scratch, "moments");
+    }
+    esp_status status = ESP_OK;
+    memset(gram, 0, (size_t)(in * in) * sizeof *gram);
+    for (int64_t i = 0; i < ESP_MIN(calibration->sample_count, most_samples) && status == ESP_OK;
+         i++) {
+        status = add_dense(calibration, linear, &calibration->samples[i], scratch, gram, error);
+    }
+    esp_algebra_mirror(gram, in);
+    esp_release(calibration->context, scratch);
     return status;
 }
 

@@ -267,9 +267,9 @@ static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mas
     return looks ? error_of(job, energy, &report->error, error) : ESP_OK;
 }
 
-esp_status esp_calibration_prune(esp_calibration *calibration, const esp_pattern *pattern,
-                                 esp_tensor *values, esp_mask **mask, esp_calibrated_layer *report,
-                                 esp_error *error)
+esp_status esp_calibration_prune(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                                 const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
+                                 esp_calibrated_layer *report, esp_error *error)
 {
     esp_context *context = calibration->context;
     layer_job job = {.calibration = calibration,
@@ -293,7 +293,9 @@ esp_status esp_calibration_prune(esp_calibration *calibration, const esp_pattern
         for (size_t i = 0; i < count; i++) {
             job.weights[i] = (double)job.scores[i];
         }
-        status = prune(&job, values, &made, report, error);
+        status =
+            esp_calibration_turn_weights(calibration, linear, job.out, job.in, job.weights, error);
+        status = status == ESP_OK ? prune(&job, values, &made, report, error) : status;
     }
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         esp_release(context, *areas[i]);
