@@ -14,6 +14,8 @@ const char *const calibration_methods[] = {"magnitude", "square", "obd",   "wand
                                            "sparsegpt", "obs",    "joint", NULL};
 const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
 
+#define PERMUTE_ROUNDS 4 /* beside a calibration they cost little */
+
 typedef struct calibration_job {
     cli_state *cli;
     const calibration_args *args;
@@ -96,7 +98,8 @@ static esp_status permute_and_prune(calibration_job *job, const char *out,
     cli_state *cli = job->cli;
     esp_prune_options ordered = *prune;
     if (permutation != NULL) {
-        const esp_permute_options permute = {.progress = prune->progress, .user = prune->user};
+        const esp_permute_options permute = {
+            .rounds = PERMUTE_ROUNDS, .progress = prune->progress, .user = prune->user};
         TRY(esp_permutation_calibrate(cli->device, cli->operands[0], prune, &permute, options,
                                       permutation, error));
         ordered.permutation = job->report->permutation = *permutation;

@@ -11,90 +11,31 @@
  * outliers or to cut the weakest channels off.
  *
  * Only where v has no bias, and where both weights are pruned. */
-#include <math.h>
-#include <stdio.h>
-#include <stdlib.h>
-
 #include "assess/calibrate.h"
-#include "model/family.h"
-#include "model/fold.h"
-#include "prune/eigen.h"
 
 #define MOST_SAMPLES 16
 
 struct esp_turning {
-    esp_fold_plan fold;
+    esp_value_places *places;
     esp_pattern *patterns; /* [tensors] */
     int64_t layer;         /* that matrix is of; -1: none */
     double *matrix;        /* [key-value heads][head][head] */
     int layers;            /* turned so far */
 };
 
-/* Of one layer. */
-typedef struct turnable {
-    const esp_space_part *values, *mixed;
-    const char *v, *o; /* tensors; o NULL: this layer stays */
-    int64_t heads, head;
-} turnable;
-
-/* ---- where ---- */
-
-static bool ends_with(const char *text, const char *end)
-{
-    size_t a = strlen(text), b = strlen(end);
-    return a >= b && strcmp(text + a - b, end) == 0;
-}
-
-/* The space of values within heads, which has an axis of mixed values. */
-static const esp_space *space_of(const esp_turning *turning, int64_t layer, turnable *found)
-{
-    char name[48];
-    const esp_fold_plan *fold = &turning->fold;
-    snprintf(name, sizeof name, "layers.%lld.mixed", (long long)layer);
-    for (int i = 0; i < fold->space_count; i++) {
-        const esp_space *space = &fold->spaces[i];
-        for (int k = 0; k < space->part_count && space->unit == 1; k++) {
-            if (strcmp(fold->permutation->axes[space->parts[k].axis].name, name) == 0) {
-                found->mixed = &space->parts[k];
-                found->values = &space->parts[k == 0 ? 1 : 0];
-                return space->part_count == 2 ? space : NULL;
-            }
-        }
-    }
-    return NULL;
-}
-
 static bool is_pruned(const esp_calibration *calibration, const char *name)
 {
-    int64_t index = esp_checkpoint_find(calibration->checkpoint, name);
+    int64_t index = name != NULL ? esp_checkpoint_find(calibration->checkpoint, name) : -1;
     return index >= 0 && calibration->turning->patterns[index].kind != ESP_PATTERN_DENSE;
 }
 
-/* o stays NULL where the layer cannot be turned. */
-static turnable look_up(const esp_calibration *calibration, int64_t layer)
+/* heads->o is NULL where the layer cannot be turned. */
+static esp_value_heads look_up(const esp_calibration *calibration, int64_t layer)
 {
-    turnable found = {0};
-    const esp_permutation *names = calibration->turning->fold.permutation;
-    const esp_space *space = space_of(calibration->turning, layer, &found);
-    const char *o = NULL;
-    bool bias = false;
-    for (int64_t i = 0; space != NULL && i < names->binding_count; i++) {
-        const esp_axis_binding *binding = &names->bindings[i];
-        if (binding->axis == found.mixed->axis && binding->dimension == 1) {
-            o = binding->tensor;
-        }
-        if (binding->axis == found.values->axis) {
-            bias |= !ends_with(binding->tensor, ".weight");
-            found.v = binding->tensor;
-        }
-    }
-    if (o != NULL && found.v != NULL && !bias && is_pruned(calibration, o) &&
-        is_pruned(calibration, found.v)) {
-        found.o = o;
-        found.head = space->block;
-        found.heads = space->channels / space->block;
-    }
-    return found;
+    esp_value_heads found = esp_value_places_of(calibration->turning->places, layer);
+    bool turns =
+        !found.has_bias && is_pruned(calibration, found.v) && is_pruned(calibration, found.o);
+    return turns ? found : (esp_value_heads){0};
 }
 
 /* ---- which way ---- */
@@ -112,7 +53,7 @@ static void deal_ranks(int64_t head, int64_t m, int64_t *rank_of)
 
 /* What o reads of one head, summed over the heads that share its values; in the order of pruning.
  */
-static void head_moments(const esp_calibration *calibration, const turnable *of, int64_t in,
+static void head_moments(const esp_calibration *calibration, const esp_value_heads *of, int64_t in,
                          const double *gram, int64_t head, double *moments)
 {
     const esp_permutation *orders = calibration->prune->permutation;
@@ -120,11 +61,11 @@ static void head_moments(const esp_calibration *calibration, const turnable *of,
     const uint32_t *order = axis >= 0 ? orders->axes[axis].order : NULL;
     int64_t n = of->head;
     memset(moments, 0, (size_t)(n * n) * sizeof *moments);
-    for (int64_t copy = 0; copy < of->mixed->copies; copy++) {
+    for (int64_t copy = 0; copy < of->mixed.copies; copy++) {
         for (int64_t i = 0; i < n; i++) {
             for (int64_t j = 0; j < n; j++) {
-                int64_t a = esp_space_place(of->mixed, head * n + i, copy);
-                int64_t b = esp_space_place(of->mixed, head * n + j, copy);
+                int64_t a = esp_space_place(&of->mixed, head * n + i, copy);
+                int64_t b = esp_space_place(&of->mixed, head * n + j, copy);
                 a = order != NULL ? order[a] : a;
                 b = order != NULL ? order[b] : b;
                 moments[i * n + j] += gram[a * in + b];
@@ -133,7 +74,7 @@ static void head_moments(const esp_calibration *calibration, const turnable *of,
     }
 }
 
-static esp_status find_axes(esp_calibration *calibration, const turnable *of, int64_t in,
+static esp_status find_axes(esp_calibration *calibration, const esp_value_heads *of, int64_t in,
                             const double *gram, esp_error *error)
 {
     esp_context *context = calibration->context;
@@ -154,7 +95,7 @@ static esp_status find_axes(esp_calibration *calibration, const turnable *of, in
             head_moments(calibration, of, in, gram, h, room);
             esp_principal_axes(room, n, room + square);
             for (int64_t place = 0; place < n; place++) {
-                memcpy(matrix + ((int64_t)h * n + place) * n, room + square + rank_of[place] * n,
+                memcpy(matrix + (h * n + place) * n, room + square + rank_of[place] * n,
                        (size_t)n * sizeof *matrix);
             }
         }
@@ -177,7 +118,7 @@ static const esp_calibrated_linear *linear_named(const esp_calibration *calibrat
     return NULL;
 }
 
-static esp_status learn(esp_calibration *calibration, const turnable *of, int64_t layer,
+static esp_status learn(esp_calibration *calibration, const esp_value_heads *of, int64_t layer,
                         esp_error *error)
 {
     const esp_calibrated_linear *o = linear_named(calibration, of->o);
@@ -198,7 +139,7 @@ static esp_status learn(esp_calibration *calibration, const turnable *of, int64_
 
 /* lines[place(d)] of each head becomes sum of R_dj lines[place(j)]; lines are `stride` apart, each
  * of `count` numbers `step` apart. */
-static esp_status turn_lines(const esp_calibration *calibration, const turnable *of,
+static esp_status turn_lines(const esp_calibration *calibration, const esp_value_heads *of,
                              const esp_space_part *part, double *lines, int64_t stride,
                              int64_t count, int64_t step, esp_error *error)
 {
@@ -229,7 +170,7 @@ static esp_status turn_lines(const esp_calibration *calibration, const turnable 
 
 /* Whether the weight is turned; then the layer's matrix is there. */
 static esp_status prepare(esp_calibration *calibration, const esp_calibrated_linear *linear,
-                          turnable *of, bool *is_v, bool *is_o, esp_error *error)
+                          esp_value_heads *of, bool *is_v, bool *is_o, esp_error *error)
 {
     *is_v = *is_o = false;
     if (calibration->turning == NULL) {
@@ -247,38 +188,28 @@ esp_status esp_calibration_turn_weights(esp_calibration *calibration,
                                         const esp_calibrated_linear *linear, int64_t out,
                                         int64_t in, double *weights, esp_error *error)
 {
-    turnable of;
+    esp_value_heads of;
     bool is_v, is_o;
     ESP_TRY(prepare(calibration, linear, &of, &is_v, &is_o, error));
     if (is_v) {
-        ESP_TRY(turn_lines(calibration, &of, of.values, weights, in, in, 1, error));
+        ESP_TRY(turn_lines(calibration, &of, &of.values, weights, in, in, 1, error));
     }
-    return is_o ? turn_lines(calibration, &of, of.mixed, weights, 1, out, in, error) : ESP_OK;
+    return is_o ? turn_lines(calibration, &of, &of.mixed, weights, 1, out, in, error) : ESP_OK;
 }
 
 esp_status esp_calibration_turn_inputs(esp_calibration *calibration,
                                        const esp_calibrated_linear *linear, double *cross,
                                        esp_error *error)
 {
-    turnable of;
+    esp_value_heads of;
     bool is_v, is_o;
     ESP_TRY(prepare(calibration, linear, &of, &is_v, &is_o, error));
     int64_t in = calibration->inputs.in;
-    return is_o && cross != NULL ? turn_lines(calibration, &of, of.mixed, cross, in, in, 1, error)
+    return is_o && cross != NULL ? turn_lines(calibration, &of, &of.mixed, cross, in, in, 1, error)
                                  : ESP_OK;
 }
 
 /* ---- begin and end ---- */
-
-static esp_status make_fold(esp_calibration *calibration, esp_error *error)
-{
-    esp_model *model = NULL;
-    ESP_TRY(esp_model_outline(calibration->device, calibration->checkpoint, &model, error));
-    esp_status status =
-        esp_fold_make(model, calibration->checkpoint, true, &calibration->turning->fold, error);
-    esp_model_free(model);
-    return status;
-}
 
 esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *error)
 {
@@ -299,7 +230,8 @@ esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *er
     }
     ESP_TRY(esp_prune_patterns(context, calibration->checkpoint, calibration->prune,
                                turning->patterns, error));
-    return make_fold(calibration, error);
+    return esp_value_places_find(calibration->device, calibration->checkpoint, &turning->places,
+                                 error);
 }
 
 int esp_calibration_turned(const esp_calibration *calibration)
@@ -311,7 +243,7 @@ void esp_calibration_turn_close(esp_calibration *calibration)
 {
     esp_turning *turning = calibration->turning;
     if (turning != NULL) {
-        esp_fold_plan_free(calibration->context, &turning->fold);
+        esp_value_places_free(turning->places);
         esp_release(calibration->context, turning->patterns);
         esp_release(calibration->context, turning->matrix);
         esp_release(calibration->context, turning);
