@@ -93,8 +93,11 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
     if (prune->progress != NULL &&
         !prune->progress(prune->user, "calibrating", calibration->done + share * weights,
                          calibration->total, "weights")) {
+        const char *kept = calibration->options->state_dir;
         return esp_fail(error, ESP_CANCELLED, "cancelled",
-                        "pruning was interrupted; nothing was written");
+                        "pruning was interrupted; nothing was written%s%s",
+                        kept != NULL ? ", and finished layers are kept in " : "",
+                        kept != NULL ? kept : "");
     }
     return ESP_OK;
 }
