@@ -4,24 +4,25 @@
 #include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
+#include <string.h>
 #include <sys/stat.h>
 
 #include "images.h"
 #include "load.h"
 
-const char *const calibration_methods[] = {"magnitude", "square",    "obd", "wanda",
-                                           "ria",       "sparsegpt", "obs", NULL};
+const char *const calibration_methods[] = {"magnitude", "square", "obd",   "wanda", "ria",
+                                           "sparsegpt", "obs",    "joint", NULL};
 const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
+
+#define PERMUTE_ROUNDS 4 /* beside a calibration they cost little */
 
 typedef struct calibration_job {
     cli_state *cli;
     const calibration_args *args;
     layer_report *report;
-    char *text;
-    size_t length;
-    opened_images *images;
     cli_record layers;
     esp_calibration_summary summary;
+    char state_dir[4096]; /* of finished layers, beside the new folder */
 } calibration_job;
 
 /* Models of images have a preprocessor and no tokenizer. */
@@ -69,6 +70,8 @@ static void keep_results(calibration_job *job)
     record_real(&record, "damping", summary->damping);
     record_real(&record, "mean_error", summary->mean_error);
     record_text(&record, "algebra", summary->algebra);
+    record_int(&record, "recalled_layers", summary->recalled);
+    record_int(&record, "turned_layers", summary->turned_layers);
     record_real(&record, "seconds", summary->seconds);
     record_child(&record, "layers", job->layers);
     job->layers = (cli_record){0};
@@ -76,53 +79,97 @@ static void keep_results(calibration_job *job)
     snprintf(report->calibration_text, sizeof report->calibration_text,
              "calibrated: %s%s, targets %s, %lld samples, %lld tokens (%.1f for each input of the "
              "widest layer), crc32c %s, seed %lld, damping %g, by %s\n"
-             "mean error of outputs: %.4g of their square; %.1f s\n",
+             "mean error of outputs: %.4g of their square; %d layers finished before, values of %d "
+             "turned; %.1f s\n",
              calibration_methods[args->method], args->refit ? " with refit" : "",
              calibration_targets[args->targets], (long long)summary->samples,
              (long long)summary->tokens, summary->tokens_per_input, crc, (long long)args->seed,
-             summary->damping, summary->algebra, summary->mean_error, summary->seconds);
+             summary->damping, summary->algebra, summary->mean_error, summary->recalled,
+             summary->turned_layers, summary->seconds);
 }
 
-static esp_status run(calibration_job *job, const char *out, const esp_prune_options *prune,
-                      esp_prune_summary *summary, esp_error *error)
+/* Orders first, where they are wanted, then the pruning in them. */
+static esp_status permute_and_prune(calibration_job *job, const char *out,
+                                    const esp_prune_options *prune,
+                                    const esp_calibration_options *options,
+                                    esp_permutation **permutation, esp_prune_summary *summary,
+                                    esp_error *error)
 {
     cli_state *cli = job->cli;
-    const calibration_args *args = job->args;
-    esp_calibration_options options = {.method = (esp_method)args->method,
-                                       .refit = args->refit,
-                                       .respect = args->respect,
-                                       .targets = (esp_targets)args->targets,
-                                       .damping = args->damping,
-                                       .tokens = args->tokens,
-                                       .context = args->context,
-                                       .seed = (uint64_t)args->seed,
-                                       .on_layer = add_layer,
-                                       .user = job};
-    esp_image_set set;
-    TRY(cli_open_device(cli, error));
-    if (takes_images(cli->operands[0])) {
-        TRY(opened_images_list(cli, args->path, &job->images, error));
-        set = opened_images_set(job->images);
-        options.images = &set;
-    } else {
-        TRY(load_text(args->path, &job->text, &job->length, error));
-        options.text = job->text;
-        options.text_bytes = job->length;
+    esp_prune_options ordered = *prune;
+    if (permutation != NULL) {
+        const esp_permute_options permute = {
+            .rounds = PERMUTE_ROUNDS, .progress = prune->progress, .user = prune->user};
+        TRY(esp_permutation_calibrate(cli->device, cli->operands[0], prune, &permute, options,
+                                      permutation, error));
+        ordered.permutation = job->report->permutation = *permutation;
     }
-    TRY(esp_prune_calibrated(cli->device, cli->operands[0], out, prune, &options, summary,
-                             &job->summary, error));
-    keep_results(job);
+    return esp_prune_calibrated(cli->device, cli->operands[0], out, &ordered, options, summary,
+                                &job->summary, error);
+}
+
+esp_status calibration_load(cli_state *cli, const calibration_args *args, calibration_data *data,
+                            esp_calibration_options *options, esp_error *error)
+{
+    *data = (calibration_data){0};
+    *options = (esp_calibration_options){.method = (esp_method)args->method,
+                                         .refit = args->refit,
+                                         .turn_values = args->turn,
+                                         .respect = args->respect,
+                                         .targets = (esp_targets)args->targets,
+                                         .damping = args->damping,
+                                         .tokens = args->tokens,
+                                         .context = args->context,
+                                         .seed = (uint64_t)args->seed};
+    if (takes_images(cli->operands[0])) {
+        TRY(opened_images_list(cli, args->path, &data->images, error));
+        data->set = opened_images_set(data->images);
+        options->images = &data->set;
+        return ESP_OK;
+    }
+    TRY(load_text(args->path, &data->text, &options->text_bytes, error));
+    options->text = data->text;
     return ESP_OK;
 }
 
+void calibration_data_free(calibration_data *data)
+{
+    opened_images_free(data->images);
+    free(data->text);
+}
+
+static esp_status run(calibration_job *job, const char *out, const esp_prune_options *prune,
+                      esp_permutation **permutation, esp_prune_summary *summary, esp_error *error)
+{
+    cli_state *cli = job->cli;
+    calibration_data data = {0};
+    esp_calibration_options options;
+    TRY(cli_open_device(cli, error));
+    esp_status status = calibration_load(cli, job->args, &data, &options, error);
+    options.state_dir = job->state_dir;
+    options.on_layer = add_layer;
+    options.user = job;
+    if (status == ESP_OK) {
+        status = permute_and_prune(job, out, prune, &options, permutation, summary, error);
+    }
+    if (status == ESP_OK) {
+        keep_results(job);
+    }
+    calibration_data_free(&data);
+    return status;
+}
+
 esp_status prune_calibrated(cli_state *cli, const calibration_args *args, const char *out,
-                            const esp_prune_options *prune, layer_report *report,
-                            esp_prune_summary *summary, esp_error *error)
+                            const esp_prune_options *prune, esp_permutation **permutation,
+                            layer_report *report, esp_prune_summary *summary, esp_error *error)
 {
     calibration_job job = {.cli = cli, .args = args, .report = report, .layers = record_list()};
-    esp_status status = run(&job, out, prune, summary, error);
+    size_t length = strlen(out);
+    while (length > 1 && out[length - 1] == '/') {
+        length--;
+    }
+    snprintf(job.state_dir, sizeof job.state_dir, "%.*s.unfinished", (int)length, out);
+    esp_status status = run(&job, out, prune, permutation, summary, error);
     record_free(&job.layers);
-    opened_images_free(job.images);
-    free(job.text);
     return status;
 }

@@ -5,12 +5,13 @@
 #include <stddef.h>
 
 #include "cli.h"
+#include "images.h"
 #include "layer_table.h"
 
 typedef struct calibration_args {
     const char *path;    /* NULL: without */
     int method, targets; /* esp_method, esp_targets */
-    bool refit, respect;
+    bool refit, respect, turn;
     double damping;
     int64_t tokens, context, seed;
 } calibration_args;
@@ -40,6 +41,11 @@ extern const char *const calibration_methods[], *const calibration_targets[];
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, refit),                                                 \
          .help = "with --calibrate: least squares of the kept weights against the dense outputs"}, \
+        {.name = "turn-values",                                                                    \
+         .kind = OPTION_FLAG,                                                                      \
+         .offset = CALIBRATION_FIELD(type, turn),                                                  \
+         .help = "with --calibrate: turn values of attention to their principal axes first; "      \
+                 "the model computes the same, and it costs nothing when run"},                    \
         {.name = "targets",                                                                        \
          .kind = OPTION_CHOICE,                                                                    \
          .offset = CALIBRATION_FIELD(type, targets),                                               \
@@ -86,10 +92,24 @@ extern const char *const calibration_methods[], *const calibration_targets[];
         .fallback = "0", .least = 0, .most = INT64_MAX                                             \
     }
 
-/* esp_prune_calibrated with what args say. */
+/* Samples of a run, and options that point to them. */
+typedef struct calibration_data {
+    char *text;
+    opened_images *images;
+    esp_image_set set;
+} calibration_data;
+
+/* What args say of the model operands[0]; data: to be freed, after a failure too. */
+ESP_MUST_CHECK esp_status calibration_load(cli_state *cli, const calibration_args *args,
+                                           calibration_data *data, esp_calibration_options *options,
+                                           esp_error *error);
+void calibration_data_free(calibration_data *data);
+
+/* esp_prune_calibrated with what args say; permutation: NULL, or where the orders of channels go
+ * that are looked for first, to be freed after a failure too. */
 ESP_MUST_CHECK esp_status prune_calibrated(cli_state *cli, const calibration_args *args,
                                            const char *out, const esp_prune_options *prune,
-                                           layer_report *report, esp_prune_summary *summary,
-                                           esp_error *error);
+                                           esp_permutation **permutation, layer_report *report,
+                                           esp_prune_summary *summary, esp_error *error);
 
 #endif

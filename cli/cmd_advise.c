@@ -4,6 +4,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "calibration.h"
 #include "frontier.h"
 #include "output.h"
 #include "recipe.h"
@@ -20,6 +21,7 @@ typedef struct advise_args {
     const char *tokens, *recipe, *figure;
     double speedup, bytes;
     int64_t rounds;
+    calibration_args calibration;
 } advise_args;
 
 typedef struct advise_job {
@@ -29,6 +31,8 @@ typedef struct advise_job {
     esp_pattern patterns[MAX_PATTERNS];
     int64_t tokens[ESP_ADVISE_MAX_TOKENS];
     esp_advise_options options;
+    calibration_data data;
+    esp_calibration_options calibration;
     esp_advice *advice;
     esp_advised_point *points;
     int point_count;
@@ -192,8 +196,14 @@ static esp_status print_text(const advise_job *job, esp_error *error)
         printf("\nsay --speedup S or --bytes SHARE for a mix, --recipe FILE to keep it for "
                "'espalier prune --recipe'\n");
     }
-    printf("loss: the share of the weights' sum of squares that the mask drops; what it costs the "
-           "model, 'espalier eval' tells.\n");
+    if (job->args->calibration.path != NULL) {
+        printf("loss: squared error of a layer's outputs as a share of their square, on %s, pruned "
+               "by %s with refit; what it costs the model, 'espalier eval' tells.\n",
+               job->args->calibration.path, calibration_methods[job->args->calibration.method]);
+    } else {
+        printf("loss: the share of the weights' sum of squares that the mask drops; --calibrate "
+               "tells of outputs, and what it costs the model, 'espalier eval'.\n");
+    }
     return ESP_OK;
 }
 
@@ -217,6 +227,7 @@ static cli_record way_json(const advise_job *job, const esp_advised_way *way)
     record_text(&record, "why_not", way->possible ? NULL : way->why_not);
     record_int(&record, "stored_bytes", (int64_t)way->stored_bytes);
     record_real(&record, "loss", way->possible ? way->error : (double)NAN);
+    record_bool(&record, "calibrated", way->calibrated);
     for (int t = 0; way->possible && t < job->options.token_count; t++) {
         cli_record time = record_object();
         record_int(&time, "tokens", job->tokens[t]);
@@ -353,6 +364,11 @@ static esp_status advise(advise_job *job, esp_error *error)
     TRY(parse(job, error));
     TRY(cli_open_device(cli, error));
     TRY(esp_checkpoint_open(cli->context, cli->operands[0], &job->checkpoint, error));
+    if (job->args->calibration.path != NULL) {
+        TRY(calibration_load(cli, &job->args->calibration, &job->data, &job->calibration, error));
+        job->calibration.refit = true; /* what a mask costs is what cannot be made up for */
+        job->options.calibration = &job->calibration;
+    }
     TRY(esp_advice_create(cli->device, job->checkpoint, &job->options, &job->advice, error));
     progress_end(&cli->progress);
     job->points = calloc(MAX_POINTS, sizeof *job->points);
@@ -371,6 +387,7 @@ static esp_status run(cli_state *cli, esp_error *error)
     advise_job job = {.cli = cli, .args = cli->args};
     esp_status status = advise(&job, error);
     esp_advice_free(job.advice);
+    calibration_data_free(&job.data);
     esp_checkpoint_close(job.checkpoint);
     free(job.points);
     return status;
@@ -425,6 +442,7 @@ static const cli_option options[] = {
      .fallback = "9",
      .least = 1,
      .most = 10000},
+    CALIBRATION_OPTIONS(advise_args),
     {.name = NULL}};
 
 const cli_command advise_command = {

@@ -14,7 +14,7 @@ typedef struct prune_args {
     calibration_args calibration;
 } prune_args;
 
-/* NULL where none was asked for. */
+/* By the weights alone; NULL where none was asked for. */
 static esp_status find_permutation(cli_state *cli, const esp_prune_options *prune,
                                    layer_report *report, esp_permutation **permutation,
                                    esp_error *error)
@@ -22,9 +22,10 @@ static esp_status find_permutation(cli_state *cli, const esp_prune_options *prun
     const prune_args *args = cli->args;
     const esp_permute_options options = {.progress = layer_report_progress, .user = report};
     *permutation = NULL;
-    return !args->permute ? ESP_OK
-                          : esp_permutation_search(cli->context, cli->operands[0], prune, &options,
-                                                   permutation, error);
+    return !args->permute || args->calibration.path != NULL
+               ? ESP_OK
+               : esp_permutation_search(cli->context, cli->operands[0], prune, &options,
+                                        permutation, error);
 }
 
 static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *error)
@@ -41,7 +42,8 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
     esp_status status = find_permutation(cli, options, &report, &permutation, error);
     options->permutation = report.permutation = permutation;
     if (status == ESP_OK && args->calibration.path != NULL) {
-        status = prune_calibrated(cli, &args->calibration, out, options, &report, &summary, error);
+        status = prune_calibrated(cli, &args->calibration, out, options,
+                                  args->permute ? &permutation : NULL, &report, &summary, error);
     } else if (status == ESP_OK) {
         status =
             esp_prune_checkpoint(cli->context, cli->operands[0], out, options, &summary, error);
@@ -58,14 +60,13 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
 static esp_status check_calibration(const prune_args *args, esp_error *error)
 {
     const calibration_args *calibration = &args->calibration;
-    if (calibration->path == NULL && (calibration->refit || calibration->respect)) {
+    if (calibration->path == NULL &&
+        (calibration->refit || calibration->respect || calibration->turn)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
                         "%s needs --calibrate TEXT_OR_IMAGES",
-                        calibration->refit ? "--refit" : "--respect");
-    }
-    if (calibration->path != NULL && args->permute) {
-        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
-                        "--permute and --calibrate do not go together yet; give one of them");
+                        calibration->refit  ? "--refit"
+                        : calibration->turn ? "--turn-values"
+                                            : "--respect");
     }
     if (calibration->path != NULL && (args->dry_run || args->score != 0)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",

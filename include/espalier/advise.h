@@ -13,6 +13,8 @@ extern "C" {
 
 #define ESP_ADVISE_MAX_TOKENS 8 /* token counts of one question */
 
+struct esp_calibration_options;
+
 typedef struct esp_advise_options {
     const esp_pattern *patterns; /* candidates beside dense */
     int pattern_count;
@@ -22,7 +24,10 @@ typedef struct esp_advise_options {
     double stored_share;   /* at most this share of their bytes; 0: no wish. Not both */
     esp_compute compute;
     esp_mask_options mask; /* how masks are chosen whose loss is counted */
-    int rounds;            /* of a measurement; 0: as esp_tune */
+    /* Samples and method by which losses are found instead, layer by layer, on the inputs of the
+     * dense model (<espalier/assess.h>); targets are not looked at. NULL: losses are the masks'. */
+    const struct esp_calibration_options *calibration;
+    int rounds; /* of a measurement; 0: as esp_tune */
     esp_progress_fn progress;
     void *user;
 } esp_advise_options;
@@ -33,8 +38,11 @@ typedef struct esp_advised_way {
     bool possible;       /* some sparse kernel runs it, and it gets smaller; dense: true */
     const char *why_not; /* static text, where it is not */
     size_t stored_bytes;
-    double error; /* share of the sum of squares of the weights that the mask drops: the relative
-                     error of outputs for inputs that do not correlate */
+    /* Share of the sum of squares of the weights that the mask drops, which is the relative error
+     * of outputs for inputs that do not correlate; calibrated: the squared error of the outputs as
+     * a share of their square, as pruned by the calibration's method. */
+    double error;
+    bool calibrated;
     double us[ESP_ADVISE_MAX_TOKENS];   /* of the faster kernel, sparse or dense, at each count */
     double gain[ESP_ADVISE_MAX_TOKENS]; /* dense over sparse in the same rounds; 0: no sparse one */
     const char *kernels[ESP_ADVISE_MAX_TOKENS]; /* of the faster one */

@@ -161,8 +161,10 @@ typedef enum esp_method {
     ESP_METHOD_WANDA,         /* |w| ||x|| (Sun et al., arXiv 2306.11695) */
     ESP_METHOD_RIA,           /* relative importance and activations (Zhang et al., ICLR 2024) */
     ESP_METHOD_SPARSE_GPT,    /* with updates of what is kept (Frantar and Alistarh, 2301.00774) */
-    ESP_METHOD_OBS /* V:2:M and free panels: columns by second order, one by one, with updates; for
-                      other patterns SparseGPT */
+    ESP_METHOD_OBS,  /* V:2:M and free panels: columns by second order, one by one, with updates;
+                        for other patterns SparseGPT */
+    ESP_METHOD_JOINT /* 2:4, V:2:M and free panels: columns and two of each four together, by the
+                        least squares of all that is kept; for other patterns SparseGPT */
 } esp_method;
 
 /* What the outputs of a pruned layer are to come near to, in SparseGPT and in a refit. */
@@ -192,13 +194,21 @@ typedef struct esp_calibration_options {
     size_t text_bytes;
     const esp_image_set *images;
     esp_method method;
-    bool refit;          /* least squares of the kept weights */
+    bool refit; /* least squares of the kept weights */
+    /* Values of attention are turned to the principal axes of what their output projection reads,
+     * which leaves the model's outputs as they are and pruning it less to lose; where v has no bias
+     * and both weights are pruned. Not with respect. */
+    bool turn_values;
     bool respect;        /* zeros of the weights stay zeros; else many of them are refused */
     esp_targets targets; /* of SparseGPT and refit */
     double damping;      /* added to H's diagonal, as a share of its mean; 0: 0.01 */
     int64_t tokens;      /* at most; 0: 65536 */
     int64_t context;     /* tokens of a piece of text; 0: min(model context, 2048) */
     uint64_t seed;       /* of the choice where there is more than `tokens` */
+    /* A folder for finished layers, made when there is one and removed when all are written. What
+     * another run by the same options left there is not computed again, and the result is the same
+     * as if it had been. NULL: none are kept. "calibrate.bad_state" */
+    const char *state_dir;
     esp_calibrated_layer_fn on_layer;
     void *user;
 } esp_calibration_options;
@@ -208,6 +218,8 @@ typedef struct esp_calibration_summary {
     uint32_t data_crc32c;    /* of the samples as the model takes them: ids or pixels */
     int64_t widest_in;       /* input features of the widest layer */
     double tokens_per_input; /* tokens / widest_in */
+    int recalled;            /* layers from state_dir */
+    int turned_layers;       /* layers whose values were turned */
     double mean_error;       /* of the pruned layers */
     double damping;
     const char *algebra; /* "OpenBLAS" or "plain loops" */
@@ -229,6 +241,15 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_calibrated(
     esp_device *device, const char *model_dir, const char *out_dir, const esp_prune_options *prune,
     const esp_calibration_options *options, esp_prune_summary *summary,
     esp_calibration_summary *calibration, esp_error *error);
+
+/* esp_permutation_search by what weights cost the outputs that the samples give: w^2 / [H^-1]_jj,
+ * of each layer as a share of all, H from the dense model. For prune->permutation of
+ * esp_prune_calibrated with the same samples. Of calibration, method, refit, targets and on_layer
+ * are not looked at; permute's scores neither, and it may be NULL. */
+ESP_MUST_CHECK ESP_API esp_status esp_permutation_calibrate(
+    esp_device *device, const char *model_dir, const esp_prune_options *prune,
+    const esp_permute_options *permute, const esp_calibration_options *calibration,
+    esp_permutation **permutation, esp_error *error);
 
 /* ---- verify: what does this folder hold? ---- */
 

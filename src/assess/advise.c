@@ -275,9 +275,13 @@ static esp_status make(esp_advice *advice, esp_error *error)
 {
     ESP_TRY(take_layers(advice, error));
     describe_layers(advice);
-    advice->total = (double)advice->count * (2 * advice->ways - 1);
+    bool calibrated = advice->options->calibration != NULL;
+    advice->total = (double)advice->count * ((calibrated ? 3 : 2) * (advice->ways - 1) + 1);
     for (int64_t i = 0; i < advice->count; i++) {
         ESP_TRY(lose(advice, i, error));
+    }
+    if (calibrated) {
+        ESP_TRY(esp_advice_calibrate(advice, error));
     }
     ESP_TRY(esp_advice_measure(advice, error));
     return choose(advice, error);

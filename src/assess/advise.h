@@ -29,6 +29,8 @@ struct esp_advice {
 
 /* advise_measure.c: fills us, gain, kernels, possible and why_not of every layer's ways. */
 ESP_MUST_CHECK esp_status esp_advice_measure(esp_advice *advice, esp_error *error);
+/* advise_calibrated.c: errors of the layers that options->calibration reaches. */
+ESP_MUST_CHECK esp_status esp_advice_calibrate(esp_advice *advice, esp_error *error);
 /* "cancelled" when the caller says so; one more step is done. */
 ESP_MUST_CHECK esp_status esp_advice_step(esp_advice *advice, const char *what, esp_error *error);
 

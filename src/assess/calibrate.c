@@ -8,7 +8,7 @@
 #define ALREADY_PRUNED 0.25 /* share of zeros that is no accident */
 
 static const char *const method_names[] = {"magnitude", "square",    "obd", "wanda",
-                                           "ria",       "sparsegpt", "obs"};
+                                           "ria",       "sparsegpt", "obs", "joint"};
 static const char *const targets_names[] = {"stream", "dense", "layer"};
 
 const char *esp_method_name(esp_method method)
@@ -93,8 +93,11 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
     if (prune->progress != NULL &&
         !prune->progress(prune->user, "calibrating", calibration->done + share * weights,
                          calibration->total, "weights")) {
+        const char *kept = calibration->options->state_dir;
         return esp_fail(error, ESP_CANCELLED, "cancelled",
-                        "pruning was interrupted; nothing was written");
+                        "pruning was interrupted; nothing was written%s%s",
+                        kept != NULL ? ", and finished layers are kept in " : "",
+                        kept != NULL ? kept : "");
     }
     return ESP_OK;
 }
@@ -149,6 +152,58 @@ static esp_status replace(esp_calibration *calibration, const char *name, const 
     return status;
 }
 
+/* In the model's own order, in which it is run. */
+static esp_status replace_permuted(esp_calibration *calibration, const char *name,
+                                   const esp_tensor *values, esp_error *error)
+{
+    esp_context *context = calibration->context;
+    size_t bytes = 0;
+    esp_tensor own;
+    ESP_TRY(esp_tensor_size(values, NULL, &bytes, error));
+    ESP_TRY(esp_tensor_create(context, values->dtype, values->rank, values->shape, &own, error));
+    memcpy(own.data, values->data, bytes);
+    esp_status status = esp_permutation_undo(calibration->prune->permutation, name, &own, error);
+    status = status == ESP_OK ? replace(calibration, name, &own, error) : status;
+    esp_tensor_free(context, &own);
+    return status;
+}
+
+/* Mask and values from the inputs. */
+static esp_status find(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                       const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
+                       esp_calibrated_layer *report, esp_error *error)
+{
+    double weights = (double)values->shape[0] * (double)values->shape[1];
+    if (esp_calibration_looks(calibration->options)) {
+        ESP_TRY(esp_calibration_collect(calibration, linear, error));
+        report->tokens = calibration->inputs.tokens;
+        report->dead_inputs = calibration->inputs.dead;
+    }
+    ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
+    return esp_calibration_prune(calibration, linear, pattern, values, mask, report, error);
+}
+
+static esp_status recall_or_find(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                                 const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
+                                 esp_calibrated_layer *report, esp_error *error)
+{
+    char key[ESP_STATE_KEY];
+    esp_mask *found = NULL;
+    ESP_TRY(
+        esp_calibration_recall(calibration, linear, pattern, values, &found, report, key, error));
+    if (found == NULL) {
+        ESP_TRY(find(calibration, linear, pattern, values, &found, report, error));
+        esp_status status =
+            esp_calibration_remember(calibration, linear, key, values, found, report, error);
+        if (status != ESP_OK) {
+            esp_mask_free(found);
+            return status;
+        }
+    }
+    *mask = found;
+    return ESP_OK;
+}
+
 static esp_status make(void *user, int64_t index, const esp_pattern *pattern, esp_tensor *values,
                        esp_mask **mask, char *note, esp_error *error)
 {
@@ -160,14 +215,12 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     ESP_TRY(check_zeros(calibration, values, error));
     if (looks) {
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
-        ESP_TRY(esp_calibration_collect(calibration, linear, error));
-        report.tokens = calibration->inputs.tokens;
-        report.dead_inputs = calibration->inputs.dead;
     }
-    ESP_TRY(esp_calibration_step(calibration, 0.5, weights, error));
-    ESP_TRY(esp_calibration_prune(calibration, pattern, values, mask, &report, error));
+    ESP_TRY(recall_or_find(calibration, linear, pattern, values, mask, &report, error));
     if (looks) {
-        ESP_TRY(replace(calibration, linear->name, values, error));
+        ESP_TRY(calibration->prune->permutation != NULL
+                    ? replace_permuted(calibration, linear->name, values, error)
+                    : replace(calibration, linear->name, values, error));
     }
     calibration->done += weights;
     report_layer(calibration, &report, note);
@@ -197,6 +250,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
     esp_buffer_printf(json, "{\"method\": \"%s\", \"refit\": %s, \"targets\": \"%s\"",
                       esp_method_name(options->method), options->refit ? "true" : "false",
                       esp_targets_name(options->targets));
+    esp_buffer_printf(json, ", \"turned_values\": %s", options->turn_values ? "true" : "false");
     esp_buffer_printf(json, ", \"samples\": %lld, \"tokens\": %lld, \"data\": \"%s\"",
                       (long long)summary->samples, (long long)summary->tokens,
                       options->images != NULL ? "images" : "text");
@@ -212,11 +266,16 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 static esp_status check_options(const esp_calibration_options *options, esp_error *error)
 {
-    if ((unsigned)options->method > ESP_METHOD_OBS ||
+    if ((unsigned)options->method > ESP_METHOD_JOINT ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_method",
                         "method %d or targets %d are none of the known ones", (int)options->method,
                         (int)options->targets);
+    }
+    if (options->turn_values && (options->respect || !esp_calibration_looks(options))) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
+                        "values can only be turned by a method that looks at inputs, and where "
+                        "zeros need not stay");
     }
     if (!(options->damping >= 0) || options->damping > 100 || options->tokens < 0 ||
         options->context < 0) {
@@ -254,14 +313,34 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
-static esp_status run(esp_calibration *calibration, const char *model_dir, const char *out_dir,
-                      esp_prune_summary *summary, esp_error *error)
+esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
+                                esp_error *error)
 {
+    calibration->layer = -1;
+    calibration->inputs.group = -1;
+    ESP_TRY(check_options(calibration->options, error));
+    if (esp_device_is_far(calibration->device)) {
+        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                        "device '%s': calibration looks at activations in the host's memory; use "
+                        "--device cpu",
+                        calibration->device->name);
+    }
+    ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));
     ESP_TRY(list_linears(calibration, error));
     ESP_TRY(check_samples(calibration, error));
-    return prune_all(calibration, out_dir, summary, error);
+    return esp_calibration_turn_open(calibration, error);
+}
+
+void esp_calibration_close(esp_calibration *calibration)
+{
+    esp_group_inputs_free(calibration->context, &calibration->inputs);
+    esp_calibration_turn_close(calibration);
+    esp_calibration_drop(calibration);
+    esp_release(calibration->context, calibration->linears);
+    esp_algebra_close(calibration->algebra);
+    esp_checkpoint_close(calibration->checkpoint);
 }
 
 esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const char *out_dir,
@@ -270,39 +349,22 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
                                 esp_calibration_summary *calibration, esp_error *error)
 {
     double start = esp_seconds();
-    esp_checkpoint *checkpoint = NULL;
-    ESP_TRY(check_options(options, error));
     if (out_dir == NULL || prune->dry_run) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.no_target",
                         "calibrated pruning writes a new folder: give its name, and no dry run");
     }
-    if (prune->permutation != NULL) {
-        return esp_fail(
-            error, ESP_UNSUPPORTED, "calibrate.permuted",
-            "channels cannot be reordered in a calibrated pruning yet; leave out one of "
-            "the two");
+    esp_calibration job = {
+        .context = device->context, .device = device, .prune = prune, .options = options};
+    esp_status status = esp_calibration_open(&job, model_dir, error);
+    status = status == ESP_OK ? esp_calibration_state_check(&job, error) : status;
+    status = status == ESP_OK ? prune_all(&job, out_dir, summary, error) : status;
+    if (status == ESP_OK) {
+        esp_calibration_state_drop(&job);
     }
-    if (esp_device_is_far(device)) {
-        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
-                        "device '%s': calibration looks at activations in the host's memory; use "
-                        "--device cpu",
-                        device->name);
-    }
-    ESP_TRY(esp_checkpoint_open(device->context, model_dir, &checkpoint, error));
-    esp_calibration job = {.context = device->context,
-                           .device = device,
-                           .checkpoint = checkpoint,
-                           .prune = prune,
-                           .options = options,
-                           .layer = -1,
-                           .inputs = {.group = -1}};
-    esp_status status = run(&job, model_dir, out_dir, summary, error);
+    job.summary.recalled = job.recalled;
+    job.summary.turned_layers = esp_calibration_turned(&job);
     job.summary.seconds = esp_seconds() - start;
-    esp_group_inputs_free(job.context, &job.inputs);
-    esp_calibration_drop(&job);
-    esp_release(job.context, job.linears);
-    esp_algebra_close(job.algebra);
-    esp_checkpoint_close(checkpoint);
+    esp_calibration_close(&job);
     if (status == ESP_OK && calibration != NULL) {
         *calibration = job.summary;
     }

@@ -37,10 +37,12 @@ typedef struct esp_group_inputs {
     int64_t dead;     /* inputs that are always 0 */
 } esp_group_inputs;
 
+typedef struct esp_turning esp_turning;
+
 typedef struct esp_calibration {
     esp_context *context;
     esp_device *device;
-    const esp_checkpoint *checkpoint;
+    esp_checkpoint *checkpoint;
     const esp_prune_options *prune;
     const esp_calibration_options *options;
     esp_algebra *algebra;
@@ -50,14 +52,23 @@ typedef struct esp_calibration {
     int64_t sample_count;
     esp_calibrated_linear *linears; /* in the order of the walk */
     int64_t linear_count;
-    int64_t layer;    /* that both walks hold; -1: none */
+    bool looks_only;  /* nothing is pruned: the dense walk stays where it is */
+    int64_t layer;    /* that the walks hold; -1: none */
     int layer_groups; /* known ones of that layer */
     esp_group_inputs inputs;
-    double done, total; /* weights, for the progress */
+    esp_turning *turning; /* NULL: nothing is turned */
+    uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
+    int recalled;         /* layers that were finished before */
+    double done, total;   /* weights, for the progress */
     double error_sum;
     int64_t pruned_count;
     esp_calibration_summary summary;
 } esp_calibration;
+
+/* calibrate.c: algebra, samples and the list of layers; close after a failure too. */
+ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
+                                               esp_error *error);
+void esp_calibration_close(esp_calibration *calibration);
 
 /* calibrate_data.c: walks, samples and their embeddings. */
 ESP_MUST_CHECK esp_status esp_calibration_load(esp_calibration *calibration, const char *model_dir,
@@ -80,9 +91,52 @@ ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibratio
 
 /* calibrate_layer.c: mask and values of one layer from calibration->inputs. */
 ESP_MUST_CHECK esp_status esp_calibration_prune(esp_calibration *calibration,
+                                                const esp_calibrated_linear *linear,
                                                 const esp_pattern *pattern, esp_tensor *values,
                                                 esp_mask **mask, esp_calibrated_layer *report,
                                                 esp_error *error);
+/* Sums X X^T of what a layer reads in the dense model, over the first samples; gram: [in][in]. */
+ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibration,
+                                                        const esp_calibrated_linear *linear,
+                                                        int64_t most_samples, double *gram,
+                                                        esp_error *error);
+
+/* calibrate_turn.c: values of attention; nothing is done without options->turn_values. */
+ESP_MUST_CHECK esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *error);
+void esp_calibration_turn_close(esp_calibration *calibration);
+/* Layers so far. */
+int esp_calibration_turned(const esp_calibration *calibration);
+/* weights: [out][in] of the layer, as they were. */
+ESP_MUST_CHECK esp_status esp_calibration_turn_weights(esp_calibration *calibration,
+                                                       const esp_calibrated_linear *linear,
+                                                       int64_t out, int64_t in, double *weights,
+                                                       esp_error *error);
+/* cross of calibration->inputs: the dense inputs become those of the turned layer. May be NULL. */
+ESP_MUST_CHECK esp_status esp_calibration_turn_inputs(esp_calibration *calibration,
+                                                      const esp_calibrated_linear *linear,
+                                                      double *cross, esp_error *error);
+
+/* calibrate_state.c: finished layers in options->state_dir; nothing is done where that is NULL. */
+#define ESP_STATE_KEY 1024
+ESP_MUST_CHECK esp_status esp_calibration_state_check(const esp_calibration *calibration,
+                                                      esp_error *error);
+/* values, *mask and *report of a layer that was finished before; else *mask stays NULL, and key is
+ * for remembering the layer. values: as they were. */
+ESP_MUST_CHECK esp_status esp_calibration_recall(esp_calibration *calibration,
+                                                 const esp_calibrated_linear *linear,
+                                                 const esp_pattern *pattern, esp_tensor *values,
+                                                 esp_mask **mask, esp_calibrated_layer *report,
+                                                 char key[ESP_STATE_KEY], esp_error *error);
+ESP_MUST_CHECK esp_status esp_calibration_remember(esp_calibration *calibration,
+                                                   const esp_calibrated_linear *linear,
+                                                   const char *key, const esp_tensor *values,
+                                                   const esp_mask *mask,
+                                                   const esp_calibrated_layer *report,
+                                                   esp_error *error);
+void esp_calibration_state_drop(const esp_calibration *calibration);
+
+/* H^-1 of calibration->inputs, once for all layers that read the same. */
+ESP_MUST_CHECK esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error);
 /* Whether a method looks at more than the weights. */
 bool esp_calibration_looks(const esp_calibration_options *options);
 

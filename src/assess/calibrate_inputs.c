@@ -90,12 +90,12 @@ static esp_status find_groups(esp_calibration *calibration, esp_error *error)
     if (x == NULL) {
         return esp_fail_memory(error, floats * sizeof *x, "activations");
     }
-    memcpy(x, sample->dense, floats * sizeof *x);
+    memcpy(x, sample->pruned, floats * sizeof *x);
     look l = {.calibration = calibration,
               .wanted = -1,
               .linears = calibration->linears,
               .linear_count = calibration->linear_count};
-    esp_status status = run_until(calibration->dense, sample, x, &l, error);
+    esp_status status = run_until(calibration->pruned, sample, x, &l, error);
     esp_release(calibration->context, x);
     return status;
 }
@@ -234,6 +234,28 @@ static void damp(const esp_calibration_options *options, esp_group_inputs *input
     }
 }
 
+/* What is pruned lies in the order of the permutation, what is run in the model's own. */
+static esp_status reorder(const esp_calibration *calibration, const char *name,
+                          const esp_group_inputs *inputs, esp_error *error)
+{
+    const esp_permutation *permutation = calibration->prune->permutation;
+    if (permutation == NULL) {
+        return ESP_OK;
+    }
+    int columns = esp_permutation_axis(permutation, name, 1);
+    double *const square[] = {inputs->gram, inputs->cross};
+    for (int i = 0; i < ESP_COUNT(square) && square[i] != NULL; i++) {
+        ESP_TRY(esp_permutation_apply_to(permutation, columns, 1, inputs->in, square[i], error));
+        ESP_TRY(esp_permutation_apply_to(permutation, columns, inputs->in, 1, square[i], error));
+    }
+    if (inputs->residual == NULL) {
+        return ESP_OK;
+    }
+    int rows = esp_permutation_axis(permutation, name, 0);
+    ESP_TRY(esp_permutation_apply_to(permutation, rows, 1, inputs->in, inputs->residual, error));
+    return esp_permutation_apply_to(permutation, columns, inputs->out, 1, inputs->residual, error);
+}
+
 static esp_status sum_group(collect_job *job, esp_error *error)
 {
     esp_calibration *calibration = job->calibration;
@@ -262,12 +284,59 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
     job.dense.wanted = job.pruned.wanted = linear->group;
     esp_status status = sum_group(&job, error);
+    status = status == ESP_OK ? reorder(calibration, linear->name, inputs, error) : status;
+    if (status == ESP_OK) {
+        status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);
+    }
     esp_release(calibration->context, job.room);
     esp_release(calibration->context, job.scratch);
     if (status == ESP_OK) {
         inputs->group = linear->group;
         inputs->layer = linear->layer;
     }
+    return status;
+}
+
+/* ---- what the dense model reads ---- */
+
+static esp_status add_dense(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                            const esp_walked_batch *sample, float *scratch, double *gram,
+                            esp_error *error)
+{
+    look l = {.wanted = linear->group};
+    ESP_TRY(run_until(calibration->dense, sample, sample->dense, &l, error));
+    size_t floats = (size_t)(l.in * l.tokens);
+    float *x = esp_alloc_array(calibration->context, floats, sizeof *x);
+    if (x == NULL) {
+        return esp_fail_memory(error, floats * sizeof *x, "activations");
+    }
+    l.x = x;
+    esp_status status = run_until(calibration->dense, sample, sample->dense, &l, error);
+    if (status == ESP_OK) {
+        esp_algebra_add_gram(calibration->algebra, x, l.in, x, l.in, l.tokens, scratch, gram);
+    }
+    esp_release(calibration->context, x);
+    return status;
+}
+
+esp_status esp_calibration_dense_moments(esp_calibration *calibration,
+                                         const esp_calibrated_linear *linear, int64_t most_samples,
+                                         double *gram, esp_error *error)
+{
+    int64_t in = esp_checkpoint_get(calibration->checkpoint, linear->index).shape[1];
+    size_t floats = esp_algebra_gram_floats(calibration->algebra, in);
+    float *scratch = esp_alloc_array(calibration->context, floats, sizeof *scratch);
+    if (scratch == NULL) {
+        return esp_fail_memory(error, floats * sizeof *scratch, "moments");
+    }
+    esp_status status = ESP_OK;
+    memset(gram, 0, (size_t)(in * in) * sizeof *gram);
+    for (int64_t i = 0; i < ESP_MIN(calibration->sample_count, most_samples) && status == ESP_OK;
+         i++) {
+        status = add_dense(calibration, linear, &calibration->samples[i], scratch, gram, error);
+    }
+    esp_algebra_mirror(gram, in);
+    esp_release(calibration->context, scratch);
     return status;
 }
 
@@ -278,7 +347,9 @@ static esp_status run_through(esp_calibration *calibration, esp_error *error)
     for (int64_t i = 0; i < calibration->sample_count; i++) {
         esp_walked_batch *sample = &calibration->samples[i];
         ESP_TRY(esp_calibration_step(calibration, 0, 0, error));
-        ESP_TRY(esp_walk_run(calibration->dense, &sample->batch, sample->dense, NULL, error));
+        if (!calibration->looks_only) {
+            ESP_TRY(esp_walk_run(calibration->dense, &sample->batch, sample->dense, NULL, error));
+        }
         ESP_TRY(esp_walk_run(calibration->pruned, &sample->batch, sample->pruned, NULL, error));
     }
     return ESP_OK;
@@ -291,7 +362,9 @@ esp_status esp_calibration_advance(esp_calibration *calibration, int64_t layer, 
             ESP_TRY(run_through(calibration, error));
         }
         calibration->layer++;
-        ESP_TRY(esp_walk_load(calibration->dense, calibration->layer, error));
+        if (!calibration->looks_only) {
+            ESP_TRY(esp_walk_load(calibration->dense, calibration->layer, error));
+        }
         ESP_TRY(esp_walk_load(calibration->pruned, calibration->layer, error));
         ESP_TRY(find_groups(calibration, error));
     }

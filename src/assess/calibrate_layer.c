@@ -47,20 +47,18 @@ static void multiply(const layer_job *job, const double *a, const double *b, dou
     esp_algebra_multiply(job->calibration->algebra, &product);
 }
 
-static esp_status not_definite(const layer_job *job, esp_error *error)
+static esp_status not_definite(const esp_calibration *calibration, esp_error *error)
 {
     return esp_fail(error, ESP_CHECK_FAILED, "calibrate.not_definite",
                     "the inputs' second moments cannot be inverted, with %g added to their "
                     "diagonal: give more samples or a larger damping",
-                    job->calibration->inputs.damping);
+                    calibration->inputs.damping);
 }
 
-/* H^-1, once for all layers that read the same. */
-static esp_status need_inverse(const layer_job *job, esp_error *error)
+esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error)
 {
-    esp_calibration *calibration = job->calibration;
     esp_group_inputs *inputs = &calibration->inputs;
-    size_t count = (size_t)(job->in * job->in);
+    size_t count = (size_t)(inputs->in * inputs->in);
     if (inputs->inverse != NULL) {
         return ESP_OK;
     }
@@ -69,11 +67,11 @@ static esp_status need_inverse(const layer_job *job, esp_error *error)
         return esp_fail_memory(error, count * sizeof *inverse, "an inverse");
     }
     memcpy(inverse, inputs->gram, count * sizeof *inverse);
-    if (!esp_algebra_factor(calibration->algebra, inverse, job->in)) {
+    if (!esp_algebra_factor(calibration->algebra, inverse, inputs->in)) {
         esp_release(calibration->context, inverse);
-        return not_definite(job, error);
+        return not_definite(calibration, error);
     }
-    esp_algebra_invert(calibration->algebra, inverse, job->in);
+    esp_algebra_invert(calibration->algebra, inverse, inputs->in);
     inputs->inverse = inverse;
     return ESP_OK;
 }
@@ -93,7 +91,7 @@ static esp_status find_target(const layer_job *job, esp_error *error)
         job->goal[i] += inputs->damping * job->weights[i];
         job->goal[i] += inputs->residual != NULL ? inputs->residual[i] : 0;
     }
-    ESP_TRY(need_inverse(job, error));
+    ESP_TRY(esp_calibration_invert(job->calibration, error));
     multiply(job, job->goal, inputs->inverse, 0, job->target);
     return ESP_OK;
 }
@@ -106,7 +104,7 @@ static esp_status mask_by_score(const layer_job *job, esp_layer_score score, con
     esp_calibration *calibration = job->calibration;
     double *diagonal = NULL;
     if (score == ESP_LAYER_OBS) {
-        ESP_TRY(need_inverse(job, error));
+        ESP_TRY(esp_calibration_invert(job->calibration, error));
         diagonal = esp_alloc_array(calibration->context, (size_t)job->in, sizeof *diagonal);
         if (diagonal == NULL) {
             return esp_fail_memory(error, (size_t)job->in * sizeof *diagonal, "scores");
@@ -135,7 +133,7 @@ static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error
     if (!esp_sparse_gpt_chooses(job->pattern)) {
         ESP_TRY(mask_by_score(job, ESP_LAYER_OBS, job->target, mask, error));
     }
-    ESP_TRY(need_inverse(job, error));
+    ESP_TRY(esp_calibration_invert(job->calibration, error));
     double *factor = esp_alloc_array(calibration->context, count, sizeof *factor);
     if (factor == NULL) {
         return esp_fail_memory(error, count * sizeof *factor, "a factor");
@@ -151,7 +149,7 @@ static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error
     esp_status status = definite
                             ? esp_sparse_gpt(calibration->algebra, job->pattern, &options, job->out,
                                              job->in, factor, job->result, mask, error)
-                            : not_definite(job, error);
+                            : not_definite(calibration, error);
     esp_release(calibration->context, factor);
     return status;
 }
@@ -159,10 +157,19 @@ static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error
 static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error *error)
 {
     esp_calibration *calibration = job->calibration;
-    ESP_TRY(need_inverse(job, error));
+    ESP_TRY(esp_calibration_invert(job->calibration, error));
     memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
     return esp_panel_obs(calibration->algebra, job->pattern, job->out, job->in,
                          calibration->inputs.inverse, job->result, mask, error);
+}
+
+static esp_status by_joint_search(const layer_job *job, esp_mask **mask, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    ESP_TRY(esp_calibration_invert(job->calibration, error));
+    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    return esp_joint_panels(calibration->algebra, job->pattern, job->out, job->in,
+                            calibration->inputs.inverse, job->result, mask, error);
 }
 
 static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error)
@@ -170,6 +177,9 @@ static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error
     static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
                                              ESP_LAYER_WANDA, ESP_LAYER_RIA};
     esp_method method = job->calibration->options->method;
+    if (method == ESP_METHOD_JOINT && esp_joint_takes(job->pattern)) {
+        return by_joint_search(job, mask, error);
+    }
     if (method == ESP_METHOD_OBS && esp_panel_obs_takes(job->pattern)) {
         return by_panel_obs(job, mask, error);
     }
@@ -257,9 +267,9 @@ static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mas
     return looks ? error_of(job, energy, &report->error, error) : ESP_OK;
 }
 
-esp_status esp_calibration_prune(esp_calibration *calibration, const esp_pattern *pattern,
-                                 esp_tensor *values, esp_mask **mask, esp_calibrated_layer *report,
-                                 esp_error *error)
+esp_status esp_calibration_prune(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                                 const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
+                                 esp_calibrated_layer *report, esp_error *error)
 {
     esp_context *context = calibration->context;
     layer_job job = {.calibration = calibration,
@@ -283,7 +293,9 @@ esp_status esp_calibration_prune(esp_calibration *calibration, const esp_pattern
         for (size_t i = 0; i < count; i++) {
             job.weights[i] = (double)job.scores[i];
         }
-        status = prune(&job, values, &made, report, error);
+        status =
+            esp_calibration_turn_weights(calibration, linear, job.out, job.in, job.weights, error);
+        status = status == ESP_OK ? prune(&job, values, &made, report, error) : status;
     }
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         esp_release(context, *areas[i]);

@@ -4,6 +4,7 @@
 
 #include <espalier/model.h>
 
+#include "model/values.h"
 #include "model/walk.h"
 
 /* The context that the model's device was opened from. */

@@ -94,5 +94,18 @@ bool esp_panel_obs_takes(const esp_pattern *pattern);
 ESP_MUST_CHECK esp_status esp_panel_obs(const esp_algebra *algebra, const esp_pattern *pattern,
                                         int64_t out, int64_t in, const double *inverse,
                                         double *weights, esp_mask **mask, esp_error *error);
+/* Its first half: the columns of each panel, [ceil(out / V)][esp_pattern_kept], ascending,
+ * UINT32_MAX for padding at the end. weights: T at first, used up. */
+ESP_MUST_CHECK esp_status esp_panel_obs_columns(const esp_algebra *algebra,
+                                                const esp_pattern *pattern, int64_t out, int64_t in,
+                                                const double *inverse, double *weights,
+                                                uint32_t *columns, esp_error *error);
+
+/* Panels, 2:4 among them, by a joint search of columns and of two of each four, both judged by the
+ * least squares of all that is live (joint.c). Arguments as of esp_panel_obs. */
+bool esp_joint_takes(const esp_pattern *pattern);
+ESP_MUST_CHECK esp_status esp_joint_panels(const esp_algebra *algebra, const esp_pattern *pattern,
+                                           int64_t out, int64_t in, const double *inverse,
+                                           double *weights, esp_mask **mask, esp_error *error);
 
 #endif

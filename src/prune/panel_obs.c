@@ -195,10 +195,22 @@ static int64_t list_quads(const obs_job *job, const obs_panel *p, const int64_t 
     return count;
 }
 
+static void list_columns(const obs_job *job, const obs_panel *p, const int64_t *places,
+                         uint32_t *listed)
+{
+    for (int64_t j = 0; j < job->kept; j++) {
+        listed[j] = j < p->left ? (uint32_t)p->columns[places[j]] : UINT32_MAX;
+    }
+}
+
 static bool finish_panel(const obs_job *job, obs_panel *p, int64_t *places, uint32_t *listed)
 {
     int64_t in = job->in, n = p->left;
     sort_places(p, places);
+    list_columns(job, p, places, listed);
+    if (job->mask == NULL) {
+        return true;
+    }
     if (!factor(job, p, places)) {
         return false;
     }
@@ -219,9 +231,6 @@ static bool finish_panel(const obs_job *job, obs_panel *p, int64_t *places, uint
         for (int64_t j = 0; j < n; j++) {
             to[columns[j]] = row[j];
         }
-    }
-    for (int64_t j = 0; j < job->kept; j++) {
-        listed[j] = j < n ? (uint32_t)columns[j] : UINT32_MAX;
     }
     return true;
 }
@@ -274,8 +283,9 @@ static esp_status run(obs_job *job, esp_error *error)
                         "the inputs' second moments cannot be factored within a panel: give more "
                         "samples or a larger damping");
     }
-    return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
-                     : ESP_OK;
+    return job->free && job->mask != NULL
+               ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
+               : ESP_OK;
 }
 
 bool esp_panel_obs_takes(const esp_pattern *pattern)
@@ -283,25 +293,52 @@ bool esp_panel_obs_takes(const esp_pattern *pattern)
     return pattern->kind == ESP_PATTERN_PANEL && !esp_pattern_is_2_4(pattern);
 }
 
+static obs_job job_of(const esp_algebra *algebra, const esp_pattern *pattern, int64_t out,
+                      int64_t in, const double *inverse, double *weights)
+{
+    return (obs_job){.algebra = algebra,
+                     .out = out,
+                     .in = in,
+                     .v = esp_pattern_panel_rows(pattern, out),
+                     .free = pattern->m == 0,
+                     .group = pattern->m > 0 ? ESP_MIN(pattern->m, in) : in,
+                     .kept = esp_pattern_kept(pattern, in),
+                     .inverse = inverse,
+                     .weights = weights};
+}
+
+static void free_room(const obs_job *job)
+{
+    esp_context *context = esp_algebra_context(job->algebra);
+    esp_release(context, job->room);
+    esp_release(context, job->lists);
+    esp_release(context, job->columns);
+}
+
+/* Of V:2:M every group has four places; what a narrower one at the end lacks is padding. */
+esp_status esp_panel_obs_columns(const esp_algebra *algebra, const esp_pattern *pattern,
+                                 int64_t out, int64_t in, const double *inverse, double *weights,
+                                 uint32_t *columns, esp_error *error)
+{
+    obs_job job = job_of(algebra, pattern, out, in, inverse, weights);
+    size_t count = (size_t)esp_ceil_div(out, job.v) * (size_t)job.kept;
+    esp_status status = run(&job, error);
+    if (status == ESP_OK) {
+        memcpy(columns, job.columns, count * sizeof *columns);
+    }
+    free_room(&job);
+    return status;
+}
+
 esp_status esp_panel_obs(const esp_algebra *algebra, const esp_pattern *pattern, int64_t out,
                          int64_t in, const double *inverse, double *weights, esp_mask **mask,
                          esp_error *error)
 {
     esp_context *context = esp_algebra_context(algebra);
-    obs_job job = {.algebra = algebra,
-                   .out = out,
-                   .in = in,
-                   .v = esp_pattern_panel_rows(pattern, out),
-                   .free = pattern->m == 0,
-                   .group = pattern->m > 0 ? ESP_MIN(pattern->m, in) : in,
-                   .kept = esp_pattern_kept(pattern, in),
-                   .inverse = inverse,
-                   .weights = weights};
+    obs_job job = job_of(algebra, pattern, out, in, inverse, weights);
     ESP_TRY(esp_mask_create(context, out, in, &job.mask, error));
     esp_status status = run(&job, error);
-    esp_release(context, job.room);
-    esp_release(context, job.lists);
-    esp_release(context, job.columns);
+    free_room(&job);
     if (status != ESP_OK) {
         esp_mask_free(job.mask);
         return status;

@@ -130,9 +130,10 @@ esp_status esp_permutation_check(const esp_permutation *permutation, esp_error *
 
 /* ---- applying ---- */
 
-/* items[i] = items[order[i]] among `count` items of `bytes` each, in each of `outer` runs. */
-static esp_status reorder(esp_context *context, const esp_axis *axis, size_t outer, size_t bytes,
-                          char *data, esp_error *error)
+/* items[i] = items[order[i]] among `count` items of `bytes` each, in each of `outer` runs; back:
+ * items[order[i]] = items[i]. */
+static esp_status reorder(esp_context *context, const esp_axis *axis, bool back, size_t outer,
+                          size_t bytes, char *data, esp_error *error)
 {
     size_t run = (size_t)axis->count * bytes;
     char *old = esp_alloc(context, run);
@@ -142,7 +143,9 @@ static esp_status reorder(esp_context *context, const esp_axis *axis, size_t out
     for (size_t i = 0; i < outer; i++, data += run) {
         memcpy(old, data, run);
         for (int64_t at = 0; at < axis->count; at++) {
-            memcpy(data + (size_t)at * bytes, old + axis->order[at] * bytes, bytes);
+            size_t from = (size_t)(back ? at : axis->order[at]);
+            size_t to = (size_t)(back ? axis->order[at] : at);
+            memcpy(data + to * bytes, old + from * bytes, bytes);
         }
     }
     esp_release(context, old);
@@ -150,7 +153,7 @@ static esp_status reorder(esp_context *context, const esp_axis *axis, size_t out
 }
 
 static esp_status apply_one(const esp_permutation *permutation, const esp_axis_binding *binding,
-                            esp_tensor *tensor, esp_error *error)
+                            bool back, esp_tensor *tensor, esp_error *error)
 {
     const esp_axis *axis = &permutation->axes[binding->axis];
     if (binding->dimension >= tensor->rank || tensor->shape[binding->dimension] != axis->count) {
@@ -165,19 +168,40 @@ static esp_status apply_one(const esp_permutation *permutation, const esp_axis_b
         bytes *= i > binding->dimension ? (size_t)tensor->shape[i] : 1;
     }
     return esp_axis_is_moved(axis)
-               ? reorder(permutation->context, axis, outer, bytes, tensor->data, error)
+               ? reorder(permutation->context, axis, back, outer, bytes, tensor->data, error)
                : ESP_OK;
+}
+
+static esp_status apply_all(const esp_permutation *permutation, const char *name, bool back,
+                            esp_tensor *tensor, esp_error *error)
+{
+    for (int64_t i = 0; i < permutation->binding_count; i++) {
+        if (strcmp(permutation->bindings[i].tensor, name) == 0) {
+            ESP_TRY(apply_one(permutation, &permutation->bindings[i], back, tensor, error));
+        }
+    }
+    return ESP_OK;
 }
 
 esp_status esp_permutation_apply(const esp_permutation *permutation, const char *name,
                                  esp_tensor *tensor, esp_error *error)
 {
-    for (int64_t i = 0; i < permutation->binding_count; i++) {
-        if (strcmp(permutation->bindings[i].tensor, name) == 0) {
-            ESP_TRY(apply_one(permutation, &permutation->bindings[i], tensor, error));
-        }
-    }
-    return ESP_OK;
+    return apply_all(permutation, name, false, tensor, error);
+}
+
+esp_status esp_permutation_undo(const esp_permutation *permutation, const char *name,
+                                esp_tensor *tensor, esp_error *error)
+{
+    return apply_all(permutation, name, true, tensor, error);
+}
+
+esp_status esp_permutation_apply_to(const esp_permutation *permutation, int axis, int64_t outer,
+                                    int64_t inner, double *items, esp_error *error)
+{
+    return axis >= 0 && esp_axis_is_moved(&permutation->axes[axis])
+               ? reorder(permutation->context, &permutation->axes[axis], false, (size_t)outer,
+                         (size_t)inner * sizeof *items, (char *)items, error)
+               : ESP_OK;
 }
 
 /* ---- telling ---- */

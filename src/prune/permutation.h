@@ -45,6 +45,13 @@ ESP_MUST_CHECK esp_status esp_permutation_check(const esp_permutation *permutati
 ESP_MUST_CHECK esp_status esp_permutation_apply(const esp_permutation *permutation,
                                                 const char *name, esp_tensor *tensor,
                                                 esp_error *error);
+/* Brings it back into the old one. */
+ESP_MUST_CHECK esp_status esp_permutation_undo(const esp_permutation *permutation, const char *name,
+                                               esp_tensor *tensor, esp_error *error);
+/* Numbers [outer][count of the axis][inner] into the new order; axis -1: they stay. */
+ESP_MUST_CHECK esp_status esp_permutation_apply_to(const esp_permutation *permutation, int axis,
+                                                   int64_t outer, int64_t inner, double *items,
+                                                   esp_error *error);
 /* What a folder remembers of it, as a JSON object. */
 void esp_permutation_print(const esp_permutation *permutation, esp_buffer *text);
 

@@ -190,6 +190,13 @@ t "an unknown scope" 2 prune plain -p unstructured@0.7 -o x --scope all
 awk 'BEGIN { srand(3); for (i = 0; i < 3000; i++) printf "w%d ", int(rand() * 100) }' >words.txt
 t "prune, calibrated" 0 prune plain -p 16:2:8 -o pc --calibrate words.txt --refit; quiet_err
 out_has 'error 0\.[0-9]+, 0\.[0-9]+ before the refit'; out_has '^calibrated: sparsegpt with refit, targets stream'
+[ ! -e pc.unfinished ] || bad "finished layers are still there"
+t "prune, calibrated and reordered" 0 prune plain -p 16:2:8 -o pp --calibrate words.txt --method joint --refit --permute
+out_has 'calibrated: joint with refit'; out_has 'permutation: [1-9]'
+t "verify what was reordered" 0 verify pp --strict -q
+mkdir pq.unfinished && echo mine >pq.unfinished/notes
+t "prune, calibrated, beside something else" 2 prune plain -p 2:4 -o pq -c words.txt; err_has '\[calibrate.bad_state\]'
+[ -e pq.unfinished/notes ] || bad "a file of somebody else is gone"
 t "verify what was calibrated" 0 verify pc --strict -q
 t "prune, calibrated, JSON" 0 prune plain -p 2:4 -o pc --force --calibrate words.txt --method wanda --json
 json '$j->{calibration}{method} eq "wanda" && $j->{calibration}{tokens} > 1000'
@@ -584,6 +591,8 @@ export ESPALIER_TUNING
 t "advise" 0 advise plain --tokens 1,32 -r 1 -p 2:4 -p 64:2:8; out_has '^shape +layers +pattern'; out_has '^the best mixes'; out_has 'say --speedup'
 t "advise, JSON" 0 advise plain --tokens 1,32 -r 1 -p 2:4 --json
 json '@{$j->{layers}} == 14 && @{$j->{frontier}} >= 1 && !defined $j->{layers}[0]{advised} && $j->{layers}[0]{ways}[1]{pattern} eq "2:4" && @{$j->{layers}[0]{ways}[1]{times}} == 2'
+t "advise, calibrated" 0 advise plain --tokens 1 -r 1 -p 2:4 --calibrate words.txt --method wanda --json
+json '$j->{layers}[0]{ways}[1]{calibrated} && $j->{layers}[0]{ways}[1]{loss} > 0 && $j->{layers}[0]{ways}[1]{loss} < 1'
 t "advise for bytes" 0 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.5625 --recipe recipe.json --figure frontier.svg; out_has '^advised: .* 0\.5[0-9]* of their bytes'
 name="the figure is one"; if grep -q '</svg>' frontier.svg; then ok; else bad "frontier.svg"; fi
 t "prune by the recipe" 0 prune plain --recipe recipe.json -o by-recipe --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 14'
