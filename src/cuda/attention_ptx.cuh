@@ -35,10 +35,6 @@ __device__ __forceinline__ uint32_t turn_matrix(uint32_t pair)
     return turned;
 }
 
-__device__ __forceinline__ void store_shared_u32(uint32_t address, uint32_t value)
-{
-    asm volatile("st.shared.u32 [%0], %1;" ::"r"(address), "r"(value) : "memory");
-}
 __device__ __forceinline__ void store_shared_f32(uint32_t address, float value)
 {
     asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
