@@ -86,7 +86,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                                         int thread)
 {
     constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
-    departures<C> leaving = {&with, p.epilogue, at.chunks(group), 1 + group};
+    departures<C> leaving = {&with, p, at.chunks(group), 1 + group};
     consumer<C, WAY> self = {at, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0, 0, thread, leaving,
                              {}};
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
@@ -123,7 +123,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         int row = first_row(p.weight, mine);
         row_terms terms;
         bool adds = WAY == BY_ENGINE && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0;
-        leaving.residual.left = leaving.residual.asked = 0;
+        leaving.residual = residual_ahead<C>();
         if (adds && mine.blocks > 0) {
             leaving.residual.begin(p, row, mine.token, mine.width, count, thread);
         }

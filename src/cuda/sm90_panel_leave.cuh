@@ -29,7 +29,7 @@ template <class C> struct departures {
     // In turns the other consumer multiplies meanwhile, and there is nothing to put off.
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
     const maps *with;
-    const gpu_epilogue &e;
+    const gpu_product &p;
     uint32_t chunks;            // CHUNKS places of CHUNK_BYTES
     int barrier;                // of the warpgroup
     int next = 0, end = 0;      // to be sent; ready to be sent up to here
@@ -38,11 +38,11 @@ template <class C> struct departures {
 
     __device__ __forceinline__ bool by_token() const
     {
-        return e.token_step != 1;
+        return p.epilogue.token_step != 1;
     }
     __device__ __forceinline__ int chunk_tokens() const
     {
-        return (e.bits & ESP_EP_SWIGLU) != 0 ? 64 : 32;
+        return (p.epilogue.bits & ESP_EP_SWIGLU) != 0 ? 64 : 32;
     }
     __device__ __forceinline__ uint32_t place(int chunk) const
     {
@@ -77,7 +77,9 @@ template <class C> struct departures {
     __device__ __forceinline__ void after_step(int thread)
     {
         send_next(thread);
-        residual.ask_next(e);
+        if (residual.asks(p)) {
+            residual.ask_next(p.epilogue);
+        }
     }
     __device__ __forceinline__ void send_all(int thread)
     {
@@ -154,6 +156,9 @@ __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C
 {
     static_assert(C::BLOCKS == 1, "a part of a tile has the first of its chunks");
     bool pairs = (p.epilogue.bits & ESP_EP_SWIGLU) != 0;
+    // Or the compiler works out where a thread's words go for every way of leaving before the first
+    // tile, and has no registers left to activate several sums at a time.
+    asm volatile("" : "+r"(thread));
     leaving.send_all(thread);
     leaving.row = pairs || !leaving.by_token() ? row / 2 : row;
     leaving.token = token, leaving.next = 0;

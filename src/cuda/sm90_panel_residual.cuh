@@ -25,7 +25,16 @@ template <class C> struct residual_ahead {
     int asked; // chunks that memory was asked for
     uint4 of[AHEAD][2];
 
-    static constexpr int FEW_STEPS = 24;
+    // Nothing of a tile before: what is kept from one to the next takes registers of activations.
+    __device__ __forceinline__ residual_ahead() : left(0), asked(0)
+    {
+    }
+
+    // Whether a tile has so few steps that memory is asked ahead.
+    static __device__ __forceinline__ bool asks(const gpu_product &p)
+    {
+        return p.weight.steps <= 24 * p.deal.split;
+    }
 
     // `row`, `token`: where `width` tokens of 64 rows begin; `steps`: of the tile.
     __device__ __forceinline__ void begin(const gpu_product &p, int row, int token, int width,
@@ -38,7 +47,6 @@ template <class C> struct residual_ahead {
         row += thread / 32 * 16 + (by_token ? lane % 2 * 8 : lane / 4 * 2);
         left = row < p.weight.out ? min(width, e.tokens - token) - first : 0;
         from = (const uint16_t *)e.residual + row * e.feature_step + (token + first) * e.token_step;
-        asked = steps > FEW_STEPS ? ALL : 0;
         for (int i = steps; i < width / 32; i++) {
             ask_next(e);
         }
