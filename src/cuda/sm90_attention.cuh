@@ -39,27 +39,29 @@ template <layout L, int D> struct swizzled_tile {
     }
 };
 
-template <bool IS_BF16, layout KEYS_AS, int FEATURES, bool IS_CAUSAL, bool HAS_GRID>
+// OF: warpgroups of a block. Two wait for one another at every tile, but share keys; one has half the queries and half
+// the stages, so that there are twice as many blocks.
+template <bool IS_BF16, layout KEYS_AS, int FEATURES, bool IS_CAUSAL, bool HAS_GRID, int OF>
 struct warpgroups_of {
     static constexpr bool BF16 = IS_BF16, CAUSAL = IS_CAUSAL, GRID = HAS_GRID;
     static constexpr layout L = KEYS_AS;
     static constexpr int D = FEATURES, M = 1, KEYS = 64, TOGETHER = 4;
     static constexpr int LAST_KEYS = CAUSAL ? KEYS : 16; // 197 tokens are three tiles and a little
-    static constexpr int STAGES = GRID && D <= 64 ? 2 : 4; // a group of 256 keys is all under way
-    static constexpr int WARPS = 8, THREADS = WARPS * 32, QUERIES = WARPS * 16;
+    static constexpr int STAGES = 2 * OF; // with two warpgroups, a group of 256 keys is all under way
+    static constexpr int WARPS = 4 * OF, THREADS = WARPS * 32, QUERIES = WARPS * 16;
     using tile = swizzled_tile<L, D>;
     static constexpr int QUERY_ROW = QUERIES + GAP;
     static constexpr uint32_t QUERY_BYTES = D * QUERY_ROW * 2, STAGE_BYTES = 2 * tile::BYTES;
     // Queries whose registers would be held from tile to tile are given away by ptxas 13.0 where D is 64: keys of the
     // second tile then met numerators. So they are read again for each tile there, and keep their room.
-    static constexpr bool RELOADS = D == 64 && !GRID, WHOLE = RELOADS && !CAUSAL;
+    static constexpr bool RELOADS = D == 64 && !GRID, WHOLE = RELOADS && !CAUSAL && OF == 2;
     static constexpr uint32_t QUERIES_AT = (RELOADS ? STAGES : STAGES - 1) * STAGE_BYTES; // else in the last stage's
     static constexpr uint32_t BARRIERS_AT =
         QUERIES_AT + (RELOADS                     ? (WHOLE ? 2 : 1) * QUERY_BYTES
                       : QUERY_BYTES > STAGE_BYTES ? QUERY_BYTES
                                                   : STAGE_BYTES);
     static constexpr uint32_t BIAS_AT = BARRIERS_AT + 64;
-    static constexpr int BLOCKS = D <= 64 ? 2 : 1;
+    static constexpr int BLOCKS = (D <= 64 ? 4 : 2) / OF;
     static constexpr uint32_t ALIGNMENT = 1024;
 
     struct maps {
@@ -241,15 +243,26 @@ template <class C, class A> int launch_described(const A &a, void *stream)
     return failed != 0 ? failed : launch<C>(a, with, stream);
 }
 
+constexpr int MANY_TOKENS = 1024; // of a prefill
+
+// One warpgroup or two: what was faster on an H100.
 template <bool BF16, int D> int launch_groups_sm90(const gpu_attention_groups &a, void *stream)
 {
-    return a.row_table != nullptr
-               ? launch_described<warpgroups_of<BF16, COLUMNS, D, false, true>>(a, stream)
-               : launch_described<warpgroups_of<BF16, COLUMNS, D, false, false>>(a, stream);
+    using two = warpgroups_of<BF16, COLUMNS, D, false, false, 2>;
+    if (a.row_table != nullptr) {
+        return launch_described<warpgroups_of<BF16, COLUMNS, D, false, true, 1>>(a, stream);
+    }
+    if constexpr (D == 64) {
+        if (rounds_of<two>(a) == 1) {
+            return launch_described<warpgroups_of<BF16, COLUMNS, D, false, false, 1>>(a, stream);
+        }
+    }
+    return launch_described<two>(a, stream);
 }
 template <bool BF16, int D> int launch_prefill_sm90(const gpu_attention_prefill &a, void *stream)
 {
-    return launch_described<warpgroups_of<BF16, ROWS, D, true, false>>(a, stream);
+    return a.tokens >= MANY_TOKENS ? launch_described<warpgroups_of<BF16, ROWS, D, true, false, 1>>(a, stream)
+                                   : launch_described<warpgroups_of<BF16, ROWS, D, true, false, 2>>(a, stream);
 }
 
 #define ESP_SM90_BY_HEAD_DIM(LAUNCH, BF16)                                                         \

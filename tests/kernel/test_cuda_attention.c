@@ -42,6 +42,25 @@ static void groups_on(test_run *run, esp_device *device)
     }
 }
 
+/* So many groups that a block takes all queries of a head. */
+static void many_groups_on(test_run *run, esp_device *device)
+{
+    static const int tokens[] = {129, 144, 192, 193, 197, 200, 255, 256};
+    for (int i = 0; i < ESP_COUNT(tokens); i++) {
+        problem p = {.kind = GROUPS,
+                     .type = types[i % 2],
+                     .groups = 65,
+                     .heads = 4,
+                     .kv_heads = 4,
+                     .head_dim = i == 3 ? 56 : 64,
+                     .tokens = tokens[i],
+                     .own_lengths = i % 4 == 2,
+                     .integers = i % 3 == 0,
+                     .seed = test_seed(run) + (uint64_t)i};
+        check(run, device, &p);
+    }
+}
+
 static void other_head_dims_on(test_run *run, esp_device *device)
 {
     static const int dims[] = {1,   5,   8,   24,  33,  40,  48,  72, 88,
@@ -144,6 +163,20 @@ static void prefill_on(test_run *run, esp_device *device)
             check(run, device, &p);
         }
     }
+    for (int j = 0; j < ESP_COUNT(head_dims); j++) { /* many tokens */
+        problem p = {.kind = PREFILL,
+                     .type = types[j % 2],
+                     .groups = 1,
+                     .heads = 2,
+                     .kv_heads = 1,
+                     .head_dim = head_dims[j],
+                     .tokens = 1024 + 9 * j,
+                     .past = 70 * j,
+                     .capacity = 1024 + 79 * j + j % 2,
+                     .integers = j == 0,
+                     .seed = test_seed(run) + (uint64_t)j};
+        check(run, device, &p);
+    }
 }
 
 static void decode_on(test_run *run, esp_device *device)
@@ -230,6 +263,11 @@ static void sanitizer_on(test_run *run, esp_device *device)
         p.own_lengths = true;
         check(run, device, &p);
         p.own_lengths = false;
+        if (i == 0) {
+            p.groups = 128;
+            check(run, device, &p);
+            p.groups = 3;
+        }
         p.grid_height = 9;
         p.grid_width = 14;
         p.tokens = 126;
@@ -297,6 +335,7 @@ static void refused_on(test_run *run, esp_device *device)
         with_gpu(run, name##_on);                                                                  \
     }
 ON_GPU(groups)
+ON_GPU(many_groups)
 ON_GPU(other_head_dims)
 ON_GPU(own_lengths)
 ON_GPU(grids)
@@ -307,10 +346,15 @@ ON_GPU(sanitizer)
 ON_GPU(refused)
 
 static const test_case cases[] = {
-    {"groups", groups},           {"other_head_dims", other_head_dims},
-    {"own_lengths", own_lengths}, {"grids", grids},
-    {"prefill", prefill},         {"decode", decode},
-    {"random", random_problems},  {"sanitizer", sanitizer},
+    {"groups", groups},
+    {"many_groups", many_groups},
+    {"other_head_dims", other_head_dims},
+    {"own_lengths", own_lengths},
+    {"grids", grids},
+    {"prefill", prefill},
+    {"decode", decode},
+    {"random", random_problems},
+    {"sanitizer", sanitizer},
     {"refused", refused},
 };
 
