@@ -1,27 +1,186 @@
 #!/usr/bin/perl
-# Lines of bench/accuracy.sh on standard input to a table in Markdown: a row per pattern, for each
-# method the held-out loss in nats a token without and with refit.
+# The tables of docs/accuracy.md from the lines of bench/accuracy.sh, and what they say about the
+# questions there: differences between two settings on the same documents or images, with 95 %
+# intervals of resamples that are the same for both (percentile bootstrap).
+# Usage: accuracy.pl RESULTS
 use strict;
 use warnings;
+use JSON::PP;
 
-my (%loss, @patterns, $dense);
-my @methods = qw(magnitude wanda ria sparsegpt obs);
-while (<STDIN>) {
-    my ($pattern, $method, $refit, $nats) = split;
-    if ($pattern eq 'dense') {
-        $dense = $nats;
+use constant RESAMPLES => 1000;
+
+my @methods = qw(magnitude wanda ria sparsegpt obs joint);
+my @patterns = qw(2:4 64:2:5 128:2:5 64:2:8 128:2:8 panel:64@0.75 panel:128@0.75 64:2:16);
+my (%line, %compared, $dense);
+
+sub key {
+    my ($pattern, $method, $refit, $permute, $inputs, $seed) = @_;
+    return join ' ', $pattern, $method, $refit, $permute // 'no', $inputs // 'pruned', $seed // 0;
+}
+
+while (<>) {
+    my $line = decode_json($_);
+    my $s = $line->{setting};
+    if ($s->{pattern} eq 'dense') {
+        $dense //= $line;
         next;
     }
-    push @patterns, $pattern unless grep { $_ eq $pattern } @patterns;
-    $loss{$pattern}{$method}{$refit} = $nats;
+    my $method = $s->{method} . ($s->{search} eq 'auto' ? '' : "+$s->{search}");
+    $line{ key($s->{pattern}, $method, @{$s}{qw(refit permute inputs seed)}) } //= $line;
 }
-print "| pattern | ", join(' | ', map { ("$_", "$_, refit") } @methods), " |\n";
-print "| --- ", "| ---: " x (2 * @methods), "|\n";
-for my $pattern (@patterns) {
-    print "| $pattern";
-    for my $method (@methods) {
-        print " | ", $loss{$pattern}{$method}{$_} // 'not run' for qw(no yes);
+die "no line of the dense model\n" unless defined $dense;
+my $images = defined $dense->{eval}{images};
+
+sub loss { my ($line) = @_; return $line->{eval}{ $images ? 'cross_entropy' : 'mean_nats' } }
+
+# Half of an interval's width: of loss above the dense model's, so that what is hard for both is out.
+sub half { my ($interval) = @_; return ($interval->{high} - $interval->{low}) / 2 }
+
+# ---- tables ----
+
+# A key in words.
+sub named {
+    my ($pattern, $method, $refit, $permute) = split / /, $_[0];
+    return "$pattern $method" . ($refit eq 'yes' ? ', refit' : '') . ($permute eq 'yes' ? ', permuted' : '');
+}
+
+sub row { print '| ', join(' | ', @_), " |\n" }
+
+sub heads {
+    my ($first, @heads) = @_;
+    row($first, @heads);
+    row('---', map { '---:' } @heads);
+}
+
+# A table of patterns by methods; a cell shows without refit / with refit.
+sub table {
+    my ($title, $permute, $number) = @_;
+    my @shown = grep { my $m = $_; grep { /^\S+ \Q$m\E \S+ $permute pruned 0$/ } keys %line } @methods;
+    return unless @shown;
+    print "\n**$title** (without refit / with refit)\n\n";
+    heads('pattern', @shown);
+    for my $pattern (@patterns) {
+        row($pattern, map {
+            my $method = $_;
+            join ' / ', map {
+                my $line = $line{ key($pattern, $method, $_, $permute) };
+                defined $line && $line->{eval} ? $number->($line) : '-'
+            } qw(no yes)
+        } @shown);
     }
-    print " |\n";
 }
-print "\ndense: $dense\n" if defined $dense;
+
+for my $permute (qw(no yes)) {
+    my $how = $permute eq 'yes' ? ', channels permuted' : '';
+    table('Top-1, percent' . $how, $permute, sub {
+        sprintf '%.1f ±%.1f', 100 * $_[0]{eval}{top1}, 100 * half($_[0]{eval}{intervals}{top1});
+    }) if $images;
+    table('Loss, nats ' . ($images ? 'an image' : 'a token') . $how, $permute, sub {
+        sprintf '%.3f ±%.3f', loss($_[0]), half($_[0]{eval}{intervals}{excess_nats});
+    });
+    table('KL to the dense model, nats' . $how, $permute, sub {
+        sprintf '%.3f ±%.3f', $_[0]{eval}{mean_kl}, half($_[0]{eval}{intervals}{mean_kl});
+    });
+    table('Median error of a layer in its place' . $how, $permute, sub {
+        my $c = $_[0]{calibration};
+        $c ? sprintf '%.4f', $c->{median_error} : '-';
+    });
+}
+printf "\nDense: loss %.4f%s.\n", loss($dense),
+    $images ? sprintf(', top-1 %.1f %%', 100 * $dense->{eval}{top1}) : '';
+
+# ---- equal inputs ----
+
+# Both errors come from the line with refit: before it and after it.
+sub equal_inputs {
+    my ($pattern, $method) = @_;
+    my $line = $line{ key($pattern, $method, 'yes', 'no', 'dense') };
+    return $line ? @{ $line->{calibration} }{qw(median_masked_error median_error)} : ();
+}
+
+my %named = map { (split / (?=yes no dense)/)[0] =~ /^\S+ (.*)$/ ? ($1 => 1) : () } grep { / dense / } keys %line;
+my @with = ((grep { $named{$_} } @methods), sort grep { my $m = $_; !grep { $_ eq $m } @methods } keys %named);
+if (@with) {
+    print "\n**Median error of a layer on equal inputs** (without refit / with refit)\n\n";
+    heads('pattern', @with);
+    for my $pattern (@patterns) {
+        my @cells = map { [equal_inputs($pattern, $_)] } @with;
+        next unless grep { @$_ } @cells;
+        row($pattern, map { @$_ ? sprintf '%.4f / %.4f', @$_ : '-' } @cells);
+    }
+}
+
+# ---- seeds ----
+
+my %seeds;
+for my $key (keys %line) {
+    my ($what, $seed) = $key =~ /^(.*) (\d+)$/;
+    $seeds{$what}{$seed} = $line{$key} if $line{$key}{eval};
+}
+my @several = sort grep { keys %{ $seeds{$_} } > 1 } keys %seeds;
+if (@several) {
+    print "\n**Calibration seeds** (loss; seed 0, 1, 2)\n\n";
+    heads('setting', 'loss', 'largest difference');
+    for my $what (@several) {
+        my @loss = map { loss($seeds{$what}{$_}) } sort keys %{ $seeds{$what} };
+        my ($low, $high) = (sort { $a <=> $b } @loss)[0, -1];
+        row(named($what),
+            join(', ', map { sprintf '%.3f', $_ } @loss), sprintf '%.3f', $high - $low);
+    }
+}
+
+# ---- questions ----
+
+# Mean difference of nats a token (an image), of the same resamples of both.
+sub difference {
+    my ($one, $other) = @_;
+    my @parts = map { [ $one->{parts}[$_][0], $one->{parts}[$_][1] - $other->{parts}[$_][1] ] } 0 .. $#{ $one->{parts} };
+    my @means;
+    srand 1;
+    for (1 .. RESAMPLES) {
+        my ($tokens, $sum) = (0, 0);
+        for (@parts) {
+            my $drawn = $parts[ rand @parts ];
+            $tokens += $drawn->[0];
+            $sum += $drawn->[1];
+        }
+        push @means, $sum / $tokens;
+    }
+    @means = sort { $a <=> $b } @means;
+    return (loss($one) - loss($other), $means[ 0.025 * RESAMPLES ], $means[ 0.975 * RESAMPLES - 1 ]);
+}
+
+sub best {
+    my ($pattern) = @_;
+    my @known = grep { /^\Q$pattern\E .* pruned 0$/ && $line{$_}{eval} } keys %line;
+    return (sort { loss($line{$a}) <=> loss($line{$b}) } @known)[0];
+}
+
+sub compare {
+    my ($one, $other) = @_;
+    return unless defined $one && defined $other && $line{$one} && $line{$other};
+    return if $compared{"$one, $other"}++;
+    printf "| %s | %s | %.3f | %.3f | %+.3f (%+.3f to %+.3f) |\n", named($one), named($other),
+        loss($line{$one}), loss($line{$other}), difference($line{$one}, $line{$other});
+}
+
+print "\n**Pairs on the same ", ($images ? 'images' : 'documents'),
+    "** (a difference below 0 says that the first is better)\n\n";
+heads('first', 'second', 'loss', 'loss', 'difference');
+my $best = best('128:2:5');
+compare($best, key('2:4', $_, 'no')) for qw(wanda ria sparsegpt);
+compare($best, key('2:4', 'sparsegpt', 'yes'));
+for my $v (64, 128) {
+    for my $refit (qw(no yes)) {
+        for my $method (@methods) {
+            compare(key("panel:$v\@0.75", $method, $refit), key("$v:2:8", $method, $refit));
+        }
+    }
+    compare(best("panel:$v\@0.75"), best("$v:2:8"));
+}
+for my $pattern (@patterns) {
+    for my $method (@methods) {
+        compare(key($pattern, $method, 'yes'), key($pattern, $method, 'no'));
+        compare(key($pattern, $method, $_, 'yes'), key($pattern, $method, $_)) for qw(no yes);
+    }
+}

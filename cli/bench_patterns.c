@@ -151,7 +151,8 @@ static esp_status judge_images(pattern_job *job, model_row *row, esp_error *erro
 {
     const model_row *dense = &job->rows[0];
     TRY(opened_images_eval(job->images, row->loaded.model,
-                           row == dense ? NULL : dense->loaded.model, &row->image_eval, error));
+                           row == dense ? NULL : dense->loaded.model, NULL, &row->image_eval,
+                           error));
     row->has_image_eval = true;
     return ESP_OK;
 }

@@ -13,6 +13,7 @@
 const char *const calibration_methods[] = {"magnitude", "square", "obd",   "wanda", "ria",
                                            "sparsegpt", "obs",    "joint", NULL};
 const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
+const char *const calibration_inputs[] = {"pruned", "dense", NULL};
 
 #define PERMUTE_ROUNDS 4 /* beside a calibration they cost little */
 
@@ -45,6 +46,7 @@ static void add_layer(void *user, const esp_calibrated_layer *layer)
     record_int(&record, "dead_inputs", layer->dead_inputs);
     record_real(&record, "masked_error", layer->masked_error);
     record_real(&record, "error", layer->error);
+    record_real(&record, "own_error", layer->own_error);
     record_int(&record, "iterations", layer->iterations);
     record_real(&record, "residual", layer->residual);
     record_add(&job->layers, record);
@@ -62,6 +64,7 @@ static void keep_results(calibration_job *job)
     record_text(&record, "method", calibration_methods[args->method]);
     record_bool(&record, "refit", args->refit);
     record_text(&record, "targets", calibration_targets[args->targets]);
+    record_text(&record, "inputs", calibration_inputs[args->inputs]);
     record_int(&record, "samples", summary->samples);
     record_int(&record, "tokens", summary->tokens);
     record_real(&record, "tokens_per_input", summary->tokens_per_input);
@@ -69,6 +72,9 @@ static void keep_results(calibration_job *job)
     record_int(&record, "seed", args->seed);
     record_real(&record, "damping", summary->damping);
     record_real(&record, "mean_error", summary->mean_error);
+    record_real(&record, "median_error", summary->median_error);
+    record_real(&record, "median_masked_error", summary->median_masked_error);
+    record_real(&record, "median_own_error", summary->median_own_error);
     record_text(&record, "algebra", summary->algebra);
     record_int(&record, "recalled_layers", summary->recalled);
     record_int(&record, "turned_layers", summary->turned_layers);
@@ -77,15 +83,16 @@ static void keep_results(calibration_job *job)
     job->layers = (cli_record){0};
     report->calibration = record;
     snprintf(report->calibration_text, sizeof report->calibration_text,
-             "calibrated: %s%s, targets %s, %lld samples, %lld tokens (%.1f for each input of the "
+             "calibrated: %s%s, targets %s, inputs %s, %lld samples, %lld tokens (%.1f for each "
+             "input of the "
              "widest layer), crc32c %s, seed %lld, damping %g, by %s\n"
-             "mean error of outputs: %.4g of their square; %d layers finished before, values of %d "
-             "turned; %.1f s\n",
+             "errors of outputs, as shares of their square: mean %.4g, median %.4g; %d layers "
+             "finished before, values of %d turned; %.1f s\n",
              calibration_methods[args->method], args->refit ? " with refit" : "",
-             calibration_targets[args->targets], (long long)summary->samples,
-             (long long)summary->tokens, summary->tokens_per_input, crc, (long long)args->seed,
-             summary->damping, summary->algebra, summary->mean_error, summary->recalled,
-             summary->turned_layers, summary->seconds);
+             calibration_targets[args->targets], calibration_inputs[args->inputs],
+             (long long)summary->samples, (long long)summary->tokens, summary->tokens_per_input,
+             crc, (long long)args->seed, summary->damping, summary->algebra, summary->mean_error,
+             summary->median_error, summary->recalled, summary->turned_layers, summary->seconds);
 }
 
 /* Orders first, where they are wanted, then the pruning in them. */
@@ -117,6 +124,7 @@ esp_status calibration_load(cli_state *cli, const calibration_args *args, calibr
                                          .turn_values = args->turn,
                                          .respect = args->respect,
                                          .targets = (esp_targets)args->targets,
+                                         .dense_inputs = args->inputs == 1,
                                          .damping = args->damping,
                                          .tokens = args->tokens,
                                          .context = args->context,

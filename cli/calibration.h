@@ -11,12 +11,14 @@
 typedef struct calibration_args {
     const char *path;    /* NULL: without */
     int method, targets; /* esp_method, esp_targets */
+    int inputs;          /* index into calibration_inputs */
     bool refit, respect, turn;
     double damping;
     int64_t tokens, context, seed;
 } calibration_args;
 
-extern const char *const calibration_methods[], *const calibration_targets[];
+extern const char *const calibration_methods[], *const calibration_targets[],
+                                                    *const calibration_inputs[];
 
 /* Entries of an option table for the struct `type` that holds a calibration_args named
  * `calibration`. */
@@ -55,6 +57,15 @@ extern const char *const calibration_methods[], *const calibration_targets[];
                  "layer's dense weights on the pruned model's inputs",                             \
          .fallback = "stream",                                                                     \
          .choices = calibration_targets},                                                          \
+        {.name = "inputs",                                                                         \
+         .kind = OPTION_CHOICE,                                                                    \
+         .offset = CALIBRATION_FIELD(type, inputs),                                                \
+         .argument = "INPUTS",                                                                     \
+         .help = "with --calibrate: what layers read: what the layers before them make, as "       \
+                 "pruned; or what the dense model's make, each layer as if it were the only one "  \
+                 "pruned (targets: layer)",                                                        \
+         .fallback = "pruned",                                                                     \
+         .choices = calibration_inputs},                                                           \
         {.name = "respect",                                                                        \
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, respect),                                               \

@@ -4,6 +4,7 @@
 #include <stdlib.h>
 
 #include "cli.h"
+#include "eval_parts.h"
 #include "explain.h"
 #include "images.h"
 #include "load.h"
@@ -15,6 +16,7 @@
 typedef struct eval_args {
     const char *text, *retrieval, *choices, *images, *baseline;
     int64_t context, stride, max_tokens, max_images;
+    eval_parts_args parts;
     plan_args plan;
 } eval_args;
 
@@ -22,6 +24,7 @@ typedef struct eval_job {
     cli_state *cli;
     const eval_args *args;
     loaded_model model, baseline;
+    eval_parts parts;
     char *text;
     size_t length;
     esp_eval_result result;
@@ -48,6 +51,7 @@ static void print_text(const eval_job *job)
         printf("%-16s %.5f nats\n", "  mean KL", result->mean_kl);
         printf("%-16s %.4f\n", "  same top token", result->top1_agreement);
     }
+    eval_parts_print(&job->parts, &result->intervals, result->has_baseline, false);
     printf("%-16s %s, compute %s, %d threads, %.2f s, %.0f tokens/s\n", "run",
            esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
            esp_context_threads(job->cli->context), result->seconds,
@@ -63,7 +67,7 @@ static void print_text(const eval_job *job)
     explain_note(job->cli, job->model.model, "", "note", result->context - 1, stdout);
 }
 
-static esp_status print_json(const eval_job *job, esp_error *error)
+static esp_status print_json(eval_job *job, esp_error *error)
 {
     const esp_eval_result *result = &job->result;
     double unknown = (double)NAN;
@@ -78,6 +82,7 @@ static esp_status print_json(const eval_job *job, esp_error *error)
     record_int(&record, "tokens", result->tokens);
     record_int(&record, "text_bytes", (int64_t)result->text_bytes);
     record_real(&record, "nats", result->nats);
+    record_real(&record, "mean_nats", result->nats / (double)result->tokens);
     record_real(&record, "perplexity", result->perplexity);
     record_real(&record, "bits_per_byte", result->bits_per_byte);
     record_text(&record, "baseline", job->args->baseline);
@@ -86,6 +91,7 @@ static esp_status print_json(const eval_job *job, esp_error *error)
                 has ? result->perplexity / result->baseline_perplexity : unknown);
     record_real(&record, "mean_kl", has ? result->mean_kl : unknown);
     record_real(&record, "top1_agreement", has ? result->top1_agreement : unknown);
+    eval_parts_json(&job->parts, &result->intervals, has, false, &record);
     record_real(&record, "seconds", result->seconds);
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", esp_compute_name(job->model.info.compute));
@@ -112,6 +118,7 @@ static esp_status evaluate(eval_job *job, esp_error *error)
 {
     cli_state *cli = job->cli;
     const eval_args *args = job->args;
+    TRY(eval_parts_open(&job->parts, &args->parts, error));
     TRY(load_text(args->text, &job->text, &job->length, error));
     TRY(load_model(cli, cli->operands[0], true, &job->model, error));
     if (args->baseline != NULL) {
@@ -120,6 +127,7 @@ static esp_status evaluate(eval_job *job, esp_error *error)
     esp_eval_options options = {.context = args->context,
                                 .stride = args->stride,
                                 .max_tokens = args->max_tokens,
+                                .parts = eval_parts_options(&job->parts),
                                 .progress = progress_step,
                                 .user = &cli->progress};
     TRY(esp_eval_text(job->model.model, job->baseline.model, job->model.tokenizer, job->text,
@@ -132,6 +140,20 @@ static esp_status evaluate(eval_job *job, esp_error *error)
     return job->args->plan.explain
                ? explain_model(cli, job->model.model, job->result.context - 1, stdout, error)
                : (esp_status)ESP_OK;
+}
+
+/* Options that only mean something for texts, or for texts and images. */
+static esp_status check_parts(const eval_args *args, esp_error *error)
+{
+    if (args->parts.documents != NULL && args->text == NULL) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--documents goes with --text");
+    }
+    if (args->parts.bootstrap > 0 && args->text == NULL && args->images == NULL) {
+        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
+                        "--bootstrap goes with --text and --images");
+    }
+    return ESP_OK;
 }
 
 static esp_status run(cli_state *cli, esp_error *error)
@@ -147,6 +169,7 @@ static esp_status run(cli_state *cli, esp_error *error)
                         "one of --text, --retrieval, --multiple-choice and --images must be given; "
                         "see 'espalier eval --help'");
     }
+    TRY(check_parts(args, error));
     if (args->retrieval != NULL) {
         return eval_retrieval(cli, args->retrieval, args->baseline, error);
     }
@@ -154,12 +177,14 @@ static esp_status run(cli_state *cli, esp_error *error)
         return eval_choices(cli, args->choices, args->baseline, error);
     }
     if (args->images != NULL) {
-        return eval_images(cli, args->images, args->baseline, args->max_images, error);
+        return eval_images(cli, args->images, args->baseline, args->max_images, &args->parts,
+                           error);
     }
     cli->plan_tokens = (job.args->context > 0 ? job.args->context : DEFAULT_CONTEXT) - 1;
     esp_status status = evaluate(&job, error);
     loaded_model_free(&job.baseline);
     loaded_model_free(&job.model);
+    eval_parts_free(&job.parts);
     free(job.text);
     return status;
 }
@@ -227,6 +252,7 @@ static const cli_option options[] = {
      .fallback = "0",
      .least = 0,
      .most = INT64_MAX},
+    EVAL_PARTS_OPTIONS(eval_args),
     MEMORY_OPTION(eval_args),
     PLAN_OPTIONS(eval_args),
     {.name = NULL}};
@@ -246,7 +272,8 @@ const cli_command eval_command = {
         "every token is scored exactly once; with a smaller stride, earlier tokens serve as "
         "context. Softmax and sums are in double. With a baseline: its perplexity on the same "
         "windows, the mean of KL(baseline || model) in nats, and how often both prefer the same "
-        "token.\n"
+        "token. --bootstrap draws documents (without --documents windows) or images with "
+        "replacement, N times, and shows between what 95 % of the results lie.\n"
         "With --retrieval an encoder makes a vector of every text, and each query looks for its "
         "document among all documents by cosine: the share of queries that find it first, among "
         "the first ten, and the mean of 1 / rank.\n"

@@ -10,6 +10,7 @@ typedef struct eval_job {
     const char *path, *baseline_path;
     loaded_model model, baseline;
     opened_images *images;
+    eval_parts parts;
     esp_image_eval_result result;
 } eval_job;
 
@@ -64,6 +65,7 @@ static void print_text(const eval_job *job)
         printf("%-16s %s\n", "baseline", job->baseline_path);
     }
     print_distance(job);
+    eval_parts_print(&job->parts, &result->intervals, result->has_baseline, true);
     printf("%-16s %s, compute %s, %d threads, %.2f s, %.1f images/s\n", "run",
            esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
            esp_context_threads(job->cli->context), result->seconds,
@@ -73,7 +75,7 @@ static void print_text(const eval_job *job)
     explain_note(job->cli, job->model.model, "", "note", job->model.info.context, stdout);
 }
 
-static esp_status print_json(const eval_job *job, esp_error *error)
+static esp_status print_json(eval_job *job, esp_error *error)
 {
     const esp_image_eval_result *result = &job->result;
     bool has = result->has_baseline, labelled = classifies(job);
@@ -96,6 +98,7 @@ static esp_status print_json(const eval_job *job, esp_error *error)
     record_real(&record, "least_cosine", has ? result->least_cosine : unknown);
     record_real(&record, "relative_error", has ? result->relative_error : unknown);
     record_real(&record, "largest_error", has ? result->largest_error : unknown);
+    eval_parts_json(&job->parts, &result->intervals, has, true, &record);
     record_real(&record, "seconds", result->seconds);
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", esp_compute_name(job->model.info.compute));
@@ -108,15 +111,18 @@ static esp_status print_json(const eval_job *job, esp_error *error)
 
 /* ---- the whole ---- */
 
-static esp_status evaluate(eval_job *job, int64_t limit, esp_error *error)
+static esp_status evaluate(eval_job *job, int64_t limit, const eval_parts_args *args,
+                           esp_error *error)
 {
     cli_state *cli = job->cli;
+    TRY(eval_parts_open(&job->parts, args, error));
     TRY(load_model(cli, cli->operands[0], false, &job->model, error));
     TRY(opened_images_create(cli, job->path, limit, &job->model, &job->images, error));
     if (job->baseline_path != NULL) {
         TRY(load_model(cli, job->baseline_path, false, &job->baseline, error));
     }
-    TRY(opened_images_eval(job->images, job->model.model, job->baseline.model, &job->result,
+    esp_eval_parts parts = eval_parts_options(&job->parts);
+    TRY(opened_images_eval(job->images, job->model.model, job->baseline.model, &parts, &job->result,
                            error));
     progress_end(&cli->progress);
     if (cli->common.json) {
@@ -129,10 +135,11 @@ static esp_status evaluate(eval_job *job, int64_t limit, esp_error *error)
 }
 
 esp_status eval_images(cli_state *cli, const char *path, const char *baseline, int64_t limit,
-                       esp_error *error)
+                       const eval_parts_args *args, esp_error *error)
 {
     eval_job job = {.cli = cli, .path = path, .baseline_path = baseline};
-    esp_status status = evaluate(&job, limit, error);
+    esp_status status = evaluate(&job, limit, args, error);
+    eval_parts_free(&job.parts);
     opened_images_free(job.images);
     loaded_model_free(&job.baseline);
     loaded_model_free(&job.model);

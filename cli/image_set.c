@@ -157,11 +157,13 @@ esp_status opened_images_create(cli_state *cli, const char *path, int64_t limit,
 }
 
 esp_status opened_images_eval(opened_images *images, const esp_model *model,
-                              const esp_model *baseline, esp_image_eval_result *result,
-                              esp_error *error)
+                              const esp_model *baseline, const esp_eval_parts *parts,
+                              esp_image_eval_result *result, esp_error *error)
 {
     const esp_image_set set = opened_images_set(images);
-    const esp_image_eval_options options = {.progress = progress_step,
-                                            .user = &images->cli->progress};
+    esp_image_eval_options options = {.progress = progress_step, .user = &images->cli->progress};
+    if (parts != NULL) {
+        options.parts = *parts;
+    }
     return esp_eval_images(model, baseline, images->processor, &set, &options, result, error);
 }

@@ -2,6 +2,7 @@
 #ifndef CLI_IMAGES_H
 #define CLI_IMAGES_H
 
+#include "eval_parts.h"
 #include "explain.h"
 #include "load.h"
 
@@ -37,7 +38,7 @@ ESP_MUST_CHECK esp_status run_images(cli_state *cli, const run_images_args *args
 
 /* path: a folder or an index. baseline: a model's folder, or NULL. limit: images; 0: all. */
 ESP_MUST_CHECK esp_status eval_images(cli_state *cli, const char *path, const char *baseline,
-                                      int64_t limit, esp_error *error);
+                                      int64_t limit, const eval_parts_args *args, esp_error *error);
 
 /* ---- sets of images (image_list.c) ---- */
 
@@ -69,9 +70,9 @@ ESP_MUST_CHECK esp_status opened_images_list(cli_state *cli, const char *path,
                                              opened_images **images, esp_error *error);
 /* What the library reads of them. */
 esp_image_set opened_images_set(opened_images *images);
-/* A baseline may be NULL. */
+/* A baseline may be NULL, and parts. */
 ESP_MUST_CHECK esp_status opened_images_eval(opened_images *images, const esp_model *model,
-                                             const esp_model *baseline,
+                                             const esp_model *baseline, const esp_eval_parts *parts,
                                              esp_image_eval_result *result, esp_error *error);
 
 #endif

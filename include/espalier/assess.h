@@ -9,12 +9,51 @@
 extern "C" {
 #endif
 
+/* ---- how sure an evaluation is ---- */
+
+/* Sums over the tokens of one part of what was evaluated: a document or a window of a text, or an
+ * image. */
+typedef struct esp_eval_part {
+    int64_t index;  /* of the document, window or image */
+    int64_t tokens; /* 1 for an image */
+    double nats, baseline_nats, kl;
+    int64_t top1; /* of an image: 1 when its label is the first */
+} esp_eval_part;
+typedef void (*esp_eval_part_fn)(void *user, const esp_eval_part *part);
+
+typedef struct esp_eval_parts {
+    /* The text's documents one after the other, in bytes; their sum is the text's length
+     * ("eval.bad_documents"). NULL: every window is a part. Images are parts themselves. */
+    const size_t *document_bytes;
+    int64_t document_count;
+    int64_t resamples; /* of the parts; 0: no intervals */
+    uint64_t seed;     /* of the resamples */
+    esp_eval_part_fn on_part;
+    void *user;
+} esp_eval_parts;
+
+typedef struct esp_interval {
+    double low, high;
+} esp_interval;
+
+/* 95 % by the percentile bootstrap: as many parts as there are, drawn with replacement, each with
+ * all its tokens, again and again; the values that 2.5 % of the resamples lie below and above. What
+ * it leaves out is how much another calibration, or another model of the kind, would differ. */
+typedef struct esp_eval_intervals {
+    int64_t parts, resamples; /* 0: none were asked for */
+    esp_interval nats;        /* a token or an image */
+    esp_interval excess;      /* nats above the baseline's; with a baseline */
+    esp_interval kl;          /* with a baseline */
+    esp_interval top1;        /* of images */
+} esp_eval_intervals;
+
 /* ---- quality on text ---- */
 
 typedef struct esp_eval_options {
     int64_t context; /* tokens of a window, the prefix (BOS) included; 0: min(model context, 512) */
     int64_t stride;  /* newly scored tokens of a window; 0: context - prefix (no overlap) */
     int64_t max_tokens; /* score only the first so many; 0: all */
+    esp_eval_parts parts;
     esp_progress_fn progress;
     void *user;
 } esp_eval_options;
@@ -30,11 +69,13 @@ typedef struct esp_eval_result {
     double baseline_perplexity;
     double mean_kl;        /* mean over tokens of KL(baseline || model), nats */
     double top1_agreement; /* share of positions where both prefer the same token */
+    esp_eval_intervals intervals;
     double seconds;
 } esp_eval_result;
 
 /* Each token of the text is scored once. The text is tokenised without template; every window
- * starts with the template's prefix. baseline may be NULL; it must share the vocabulary. */
+ * starts with the template's prefix. baseline may be NULL; it must share the vocabulary. A token is
+ * of the document in which its first byte lies. Intervals need two parts ("eval.one_part"). */
 ESP_MUST_CHECK ESP_API esp_status esp_eval_text(const esp_model *model, const esp_model *baseline,
                                                 const esp_tokenizer *tokenizer, const char *text,
                                                 size_t length, const esp_eval_options *options,
@@ -124,6 +165,7 @@ typedef struct esp_image_set {
 
 typedef struct esp_image_eval_options {
     int64_t batch; /* images at once, where they come out at one size; 0: 16 */
+    esp_eval_parts parts;
     esp_progress_fn progress;
     void *user;
 } esp_image_eval_options;
@@ -141,6 +183,7 @@ typedef struct esp_image_eval_result {
     double mean_cosine, least_cosine;
     double relative_error; /* root of (sum of squared differences / sum of squares), all images */
     double largest_error;
+    esp_eval_intervals intervals; /* of a classifier */
     double seconds;
 } esp_image_eval_result;
 
@@ -183,8 +226,11 @@ typedef struct esp_calibrated_layer {
     int64_t tokens, dead_inputs; /* features that are 0 at every token */
     double masked_error;         /* before the refit; equal to error without one */
     double error;                /* as stored */
-    int64_t iterations;          /* of the refit; 0: none */
-    double residual;             /* of the refit's rows, the largest, relative */
+    /* |W X - V X|^2 / |V X|^2, V being the layer's dense weights: what the layer does to what it
+     * reads, whatever the target was */
+    double own_error;
+    int64_t iterations; /* of the refit; 0: none */
+    double residual;    /* of the refit's rows, the largest, relative */
 } esp_calibrated_layer;
 typedef void (*esp_calibrated_layer_fn)(void *user, const esp_calibrated_layer *layer);
 
@@ -201,10 +247,13 @@ typedef struct esp_calibration_options {
     bool turn_values;
     bool respect;        /* zeros of the weights stay zeros; else many of them are refused */
     esp_targets targets; /* of SparseGPT and refit */
-    double damping;      /* added to H's diagonal, as a share of its mean; 0: 0.01 */
-    int64_t tokens;      /* at most; 0: 65536 */
-    int64_t context;     /* tokens of a piece of text; 0: min(model context, 2048) */
-    uint64_t seed;       /* of the choice where there is more than `tokens` */
+    /* Layers read what the dense model gives them, so that each is pruned, and judged, as if it
+     * were the only one; targets are then the layer's own whatever `targets` says */
+    bool dense_inputs;
+    double damping;  /* added to H's diagonal, as a share of its mean; 0: 0.01 */
+    int64_t tokens;  /* at most; 0: 65536 */
+    int64_t context; /* tokens of a piece of text; 0: min(model context, 2048) */
+    uint64_t seed;   /* of the choice where there is more than `tokens` */
     /* A folder for finished layers, made when there is one and removed when all are written. What
      * another run by the same options left there is not computed again, and the result is the same
      * as if it had been. NULL: none are kept. "calibrate.bad_state" */
@@ -221,6 +270,7 @@ typedef struct esp_calibration_summary {
     int recalled;            /* layers from state_dir */
     int turned_layers;       /* layers whose values were turned */
     double mean_error;       /* of the pruned layers */
+    double median_error, median_masked_error, median_own_error;
     double damping;
     const char *algebra; /* "OpenBLAS" or "plain loops" */
     double seconds;

@@ -2,6 +2,7 @@
  * order of the walk, and gets mask and values. */
 #include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 
 #include "assess/calibrate.h"
 
@@ -94,10 +95,9 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
         !prune->progress(prune->user, "calibrating", calibration->done + share * weights,
                          calibration->total, "weights")) {
         const char *kept = calibration->options->state_dir;
-        return esp_fail(error, ESP_CANCELLED, "cancelled",
-                        "pruning was interrupted; nothing was written%s%s",
-                        kept != NULL ? ", and finished layers are kept in " : "",
-                        kept != NULL ? kept : "");
+        return esp_fail(
+            error, ESP_CANCELLED, "cancelled", "pruning was interrupted; nothing was written%s%s",
+            kept != NULL ? ", and finished layers are kept in " : "", kept != NULL ? kept : "");
     }
     return ESP_OK;
 }
@@ -120,8 +120,8 @@ static esp_status check_zeros(const esp_calibration *calibration, const esp_tens
     return ESP_OK;
 }
 
-static void report_layer(esp_calibration *calibration, const esp_calibrated_layer *layer,
-                         char *note)
+static void report_layer(esp_calibration *calibration, esp_calibrated_linear *linear,
+                         const esp_calibrated_layer *layer, char *note)
 {
     const esp_calibration_options *options = calibration->options;
     if (esp_calibration_looks(options)) {
@@ -131,6 +131,10 @@ static void report_layer(esp_calibration *calibration, const esp_calibrated_laye
                      layer->masked_error);
         }
     }
+    linear->pruned = true;
+    linear->error = layer->error;
+    linear->masked_error = layer->masked_error;
+    linear->own_error = layer->own_error;
     calibration->error_sum += layer->error;
     calibration->pruned_count++;
     if (options->on_layer != NULL) {
@@ -208,7 +212,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
                        esp_mask **mask, char *note, esp_error *error)
 {
     esp_calibration *calibration = user;
-    const esp_calibrated_linear *linear = linear_of(calibration, index);
+    esp_calibrated_linear *linear = linear_of(calibration, index);
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);
@@ -217,17 +221,52 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     }
     ESP_TRY(recall_or_find(calibration, linear, pattern, values, mask, &report, error));
-    if (looks) {
+    if (looks && !calibration->options->dense_inputs) {
         ESP_TRY(calibration->prune->permutation != NULL
                     ? replace_permuted(calibration, linear->name, values, error)
                     : replace(calibration, linear->name, values, error));
     }
     calibration->done += weights;
-    report_layer(calibration, &report, note);
+    report_layer(calibration, linear, &report, note);
     return ESP_OK;
 }
 
 /* ---- the record ---- */
+
+static int compare(const void *a, const void *b)
+{
+    double first = *(const double *)a, second = *(const double *)b;
+    return (first > second) - (first < second);
+}
+
+static double median(double *values, int64_t count)
+{
+    qsort(values, (size_t)count, sizeof *values, compare);
+    return count > 0 ? (values[(count - 1) / 2] + values[count / 2]) / 2 : 0;
+}
+
+static esp_status find_medians(esp_calibration *calibration, esp_error *error)
+{
+    esp_calibration_summary *summary = &calibration->summary;
+    int64_t count = 0, most = calibration->linear_count;
+    double *errors = esp_alloc_array(calibration->context, (size_t)(3 * most), sizeof *errors);
+    if (errors == NULL) {
+        return esp_fail_memory(error, (size_t)(3 * most) * sizeof *errors, "errors of layers");
+    }
+    for (int64_t i = 0; i < most; i++) {
+        const esp_calibrated_linear *linear = &calibration->linears[i];
+        if (linear->pruned) {
+            errors[count] = linear->error;
+            errors[most + count] = linear->masked_error;
+            errors[2 * most + count++] = linear->own_error;
+        }
+    }
+    summary->median_error = median(errors, count);
+    summary->median_masked_error = median(errors + most, count);
+    summary->median_own_error = median(errors + 2 * most, count);
+    esp_release(calibration->context, errors);
+    return ESP_OK;
+}
 
 static void finish_summary(esp_calibration *calibration)
 {
@@ -242,23 +281,25 @@ static void finish_summary(esp_calibration *calibration)
 
 static esp_status record(void *user, esp_buffer *json, esp_error *error)
 {
-    (void)error;
     esp_calibration *calibration = user;
     const esp_calibration_options *options = calibration->options;
     const esp_calibration_summary *summary = &calibration->summary;
     finish_summary(calibration);
+    ESP_TRY(find_medians(calibration, error));
     esp_buffer_printf(json, "{\"method\": \"%s\", \"refit\": %s, \"targets\": \"%s\"",
                       esp_method_name(options->method), options->refit ? "true" : "false",
                       esp_targets_name(options->targets));
     esp_buffer_printf(json, ", \"turned_values\": %s", options->turn_values ? "true" : "false");
+    esp_buffer_printf(json, ", \"inputs\": \"%s\"", options->dense_inputs ? "dense" : "pruned");
     esp_buffer_printf(json, ", \"samples\": %lld, \"tokens\": %lld, \"data\": \"%s\"",
                       (long long)summary->samples, (long long)summary->tokens,
                       options->images != NULL ? "images" : "text");
     esp_buffer_printf(json, ", \"data_crc32c\": \"%08x\", \"seed\": %llu, \"damping\": %g",
                       (unsigned)summary->data_crc32c, (unsigned long long)options->seed,
                       summary->damping);
-    esp_buffer_printf(json, ", \"mean_error\": %.9g, \"algebra\": \"%s\"}", summary->mean_error,
-                      summary->algebra);
+    esp_buffer_printf(json, ", \"mean_error\": %.9g, \"median_error\": %.9g", summary->mean_error,
+                      summary->median_error);
+    esp_buffer_printf(json, ", \"algebra\": \"%s\"}", summary->algebra);
     return ESP_OK;
 }
 

@@ -21,6 +21,8 @@ typedef struct esp_calibrated_linear {
     int64_t layer;
     const char *name; /* of the checkpoint, with ".weight" */
     int group;        /* of the linear layers of its layer that read the same; -1: not known yet */
+    bool pruned;
+    double error, masked_error, own_error; /* once pruned */
 } esp_calibrated_linear;
 
 /* What the layers of one group read, and what they should make of it. */
@@ -139,5 +141,7 @@ void esp_calibration_state_drop(const esp_calibration *calibration);
 ESP_MUST_CHECK esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error);
 /* Whether a method looks at more than the weights. */
 bool esp_calibration_looks(const esp_calibration_options *options);
+/* Whether it looks at what the dense model reads, too. */
+bool esp_calibration_looks_at_dense(const esp_calibration_options *options);
 
 #endif

@@ -128,9 +128,9 @@ static double *take(esp_context *context, int64_t rows, int64_t columns)
                : NULL;
 }
 
-static bool uses_dense(const esp_calibration_options *options)
+bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
 {
-    return options->targets != ESP_TARGETS_LAYER &&
+    return options->targets != ESP_TARGETS_LAYER && !options->dense_inputs &&
            (options->refit || options->method >= ESP_METHOD_SPARSE_GPT);
 }
 
@@ -151,7 +151,7 @@ static esp_status make_room(collect_job *job, const look *sizes, esp_error *erro
 {
     esp_calibration *calibration = job->calibration;
     esp_context *context = calibration->context;
-    bool dense = uses_dense(calibration->options);
+    bool dense = esp_calibration_looks_at_dense(calibration->options);
     bool stream = dense && calibration->options->targets == ESP_TARGETS_STREAM;
     int64_t in = sizes->in, out = sizes->out, tokens = 0;
     for (int64_t i = 0; i < calibration->sample_count; i++) { /* windows may add tokens */
@@ -344,10 +344,11 @@ esp_status esp_calibration_dense_moments(esp_calibration *calibration,
 
 static esp_status run_through(esp_calibration *calibration, esp_error *error)
 {
+    bool dense = !calibration->looks_only && esp_calibration_looks_at_dense(calibration->options);
     for (int64_t i = 0; i < calibration->sample_count; i++) {
         esp_walked_batch *sample = &calibration->samples[i];
         ESP_TRY(esp_calibration_step(calibration, 0, 0, error));
-        if (!calibration->looks_only) {
+        if (dense) {
             ESP_TRY(esp_walk_run(calibration->dense, &sample->batch, sample->dense, NULL, error));
         }
         ESP_TRY(esp_walk_run(calibration->pruned, &sample->batch, sample->pruned, NULL, error));

@@ -220,6 +220,16 @@ static esp_status error_of(const layer_job *job, double energy, double *share, e
     return ESP_OK;
 }
 
+/* What it does to what it reads; leaves the weights as they were in the target's place. */
+static esp_status find_own_error(const layer_job *job, double *share, esp_error *error)
+{
+    double energy = 0;
+    memcpy(job->target, job->weights, (size_t)(job->out * job->in) * sizeof *job->target);
+    ESP_TRY(esp_layer_energy(job->calibration->algebra, &job->inputs, job->out, job->target,
+                             &energy, error));
+    return error_of(job, energy, share, error);
+}
+
 static void round_into(const layer_job *job, esp_tensor *values)
 {
     size_t width = esp_dtype_bytes(values->dtype);
@@ -264,7 +274,11 @@ static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mas
     round_into(job, values);
     report->iterations = refit.iterations;
     report->residual = refit.residual;
-    return looks ? error_of(job, energy, &report->error, error) : ESP_OK;
+    if (!looks) {
+        return ESP_OK;
+    }
+    ESP_TRY(error_of(job, energy, &report->error, error));
+    return find_own_error(job, &report->own_error, error);
 }
 
 esp_status esp_calibration_prune(esp_calibration *calibration, const esp_calibrated_linear *linear,

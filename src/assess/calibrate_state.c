@@ -19,7 +19,7 @@ typedef struct state_head {
     uint64_t key_bytes, value_bytes, words, columns, rows;
     int64_t v, kept;
     int64_t tokens, dead_inputs, iterations;
-    double masked_error, error, residual;
+    double masked_error, error, own_error, residual;
 } state_head;
 
 /* ---- names ---- */
@@ -76,18 +76,20 @@ static void make_key(const esp_calibration *calibration, const esp_calibrated_li
                        ? esp_crc32c(0, values->data, bytes)
                        : 0;
     esp_pattern_print(pattern, text);
-    snprintf(
-        key, ESP_STATE_KEY,
-        "espalier %s by %s, %d threads; %s refit %d turn %d respect %d targets %s damping %.17g; "
-        "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; %s "
-        "%s %08x after "
-        "%08x",
-        esp_version(), esp_algebra_name(calibration->algebra), calibration->context->threads,
-        esp_method_name(o->method), o->refit, o->turn_values, o->respect,
-        esp_targets_name(o->targets), o->damping, (long long)calibration->summary.samples,
-        (long long)calibration->summary.tokens, (unsigned)calibration->summary.data_crc32c,
-        (int)mask->score, (int)mask->search, (int)mask->scope, mask->regroup, linear->name, text,
-        (unsigned)crc, (unsigned)calibration->state_chain);
+    snprintf(key, ESP_STATE_KEY,
+             "espalier %s by %s, %d threads; %s refit %d turn %d respect %d targets %s inputs %s "
+             "damping "
+             "%.17g; "
+             "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; %s "
+             "%s %08x after "
+             "%08x",
+             esp_version(), esp_algebra_name(calibration->algebra), calibration->context->threads,
+             esp_method_name(o->method), o->refit, o->turn_values, o->respect,
+             esp_targets_name(o->targets), o->dense_inputs ? "dense" : "pruned", o->damping,
+             (long long)calibration->summary.samples, (long long)calibration->summary.tokens,
+             (unsigned)calibration->summary.data_crc32c, (int)mask->score, (int)mask->search,
+             (int)mask->scope, mask->regroup, linear->name, text, (unsigned)crc,
+             (unsigned)calibration->state_chain);
 }
 
 /* ---- remembering ---- */
@@ -117,6 +119,7 @@ static void compose(const esp_tensor *values, size_t value_bytes, const char *ke
                        .iterations = report->iterations,
                        .masked_error = report->masked_error,
                        .error = report->error,
+                       .own_error = report->own_error,
                        .residual = report->residual};
     head.bytes = sizeof head + head.key_bytes + head.value_bytes + head.words * sizeof(uint64_t) +
                  (head.columns + head.rows) * sizeof(uint32_t) + sizeof(uint32_t);
@@ -245,6 +248,7 @@ static esp_status take(esp_context *context, const state_head *head, const char 
     report->iterations = head->iterations;
     report->masked_error = head->masked_error;
     report->error = head->error;
+    report->own_error = head->own_error;
     report->residual = head->residual;
     *mask = made;
     return ESP_OK;

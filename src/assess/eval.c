@@ -10,7 +10,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "assess/assess.h"
+#include "assess/parts.h"
 #include "model/model.h"
 
 #define MAX_PREFIX 16
@@ -41,6 +41,10 @@ typedef struct eval_run {
     int32_t place; /* of esp_tokenizer_next: a space put before the text is no byte of it */
     int32_t *window;
     token_score *scores; /* [batch] */
+    esp_eval_part *parts;
+    int64_t part_count;
+    int64_t part;             /* of the token that is next */
+    size_t offset, part_ends; /* bytes of the text before that token, and where its document ends */
     esp_eval_result result;
 } eval_run;
 
@@ -119,12 +123,30 @@ static esp_status report(const eval_run *run, esp_error *error)
     return ESP_OK;
 }
 
-/* Bytes of the text that a token stands for; to be asked of each token once, in order. */
-static size_t next_bytes(eval_run *run, int64_t token)
+/* Goes on by one token, to be done for each token once, in order: its part of the text becomes
+ * run->part. Returns the bytes that it stands for. */
+static size_t next_token(eval_run *run, int64_t token)
 {
+    const esp_eval_parts *options = &run->options->parts;
     size_t length = 0;
     (void)esp_tokenizer_next(run->tokenizer, run->ids[token], true, &run->place, &length);
+    if (options->document_bytes == NULL) {
+        run->part = ESP_MAX(0, token - run->first) / run->result.stride;
+    } else {
+        while (run->offset >= run->part_ends && run->part + 1 < run->part_count) {
+            run->part_ends += options->document_bytes[++run->part];
+        }
+    }
+    run->offset += length;
     return length;
+}
+
+static void add_to_part(esp_eval_part *part, const token_score *score)
+{
+    part->tokens++;
+    part->nats += score->nats;
+    part->baseline_nats += score->baseline_nats;
+    part->kl += score->kl;
 }
 
 /* Adds `rows` scores; the first one is of text token `token`. */
@@ -140,7 +162,8 @@ static esp_status add_scores(eval_run *run, int64_t token, int64_t rows, double 
                             "'espalier verify --strict' looks for NaN and infinity in its weights",
                             isfinite(score->nats) ? "baseline" : "model", (long long)(token + row));
         }
-        result->text_bytes += next_bytes(run, token + row);
+        result->text_bytes += next_token(run, token + row);
+        add_to_part(&run->parts[run->part], score);
         result->nats += score->nats;
         *baseline_nats += score->baseline_nats;
         result->mean_kl += score->kl;
@@ -202,7 +225,8 @@ static esp_status score_text(eval_run *run, esp_error *error)
         result->mean_kl /= tokens;
         result->top1_agreement = agreeing / tokens;
     }
-    return ESP_OK;
+    return esp_parts_finish(run->context, &run->options->parts, run->parts, run->part_count,
+                            &result->intervals, error);
 }
 
 /* ---- set-up ---- */
@@ -242,11 +266,44 @@ static esp_status choose_tokens(eval_run *run, esp_error *error)
                         "the text has %lld tokens, so none can be scored; give a longer text",
                         (long long)run->count);
     }
-    for (int64_t token = 0; token < run->first; token++) {
-        (void)next_bytes(run, token);
-    }
     if (most > 0 && run->count - run->first > most) {
         run->count = run->first + most;
+    }
+    return ESP_OK;
+}
+
+static esp_status choose_parts(eval_run *run, size_t length, esp_error *error)
+{
+    const esp_eval_parts *options = &run->options->parts;
+    size_t sum = 0;
+    int64_t documents = options->document_bytes != NULL ? options->document_count : 0;
+    ESP_TRY(esp_parts_check(options, error));
+    for (int64_t i = 0; i < documents; i++) {
+        sum += options->document_bytes[i];
+        if (options->document_bytes[i] > length || sum > length) {
+            break;
+        }
+    }
+    if (options->document_bytes != NULL && sum != length) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "eval.bad_documents",
+                        "the %lld documents have %s bytes than the text, which has %zu; their "
+                        "sizes must add up to it",
+                        (long long)documents, sum < length ? "fewer" : "more", length);
+    }
+    run->part_count = options->document_bytes != NULL
+                          ? documents
+                          : esp_ceil_div(run->count - run->first, run->result.stride);
+    run->part_ends = options->document_bytes != NULL ? options->document_bytes[0] : 0;
+    size_t count = (size_t)run->part_count;
+    run->parts = esp_alloc_array(run->context, count, sizeof *run->parts);
+    if (run->parts == NULL) {
+        return esp_fail_memory(error, count * sizeof *run->parts, "the text's parts");
+    }
+    for (int64_t i = 0; i < run->part_count; i++) {
+        run->parts[i] = (esp_eval_part){.index = i};
+    }
+    for (int64_t token = 0; token < run->first; token++) {
+        (void)next_token(run, token);
     }
     return ESP_OK;
 }
@@ -316,16 +373,18 @@ static void close_run(eval_run *run)
     esp_release(run->context, run->baseline.logits);
     esp_release(run->context, run->window);
     esp_release(run->context, run->scores);
+    esp_release(run->context, run->parts);
     esp_ids_free(run->tokenizer, run->ids);
 }
 
 static esp_status eval_opened(eval_run *run, const esp_model *model, const esp_model *baseline,
-                              esp_error *error)
+                              size_t length, esp_error *error)
 {
     esp_model_info info;
     esp_model_get_info(model, &info);
     ESP_TRY(choose_context(run, &info, error));
     ESP_TRY(choose_tokens(run, error));
+    ESP_TRY(choose_parts(run, length, error));
     ESP_TRY(check_vocabulary(run, &info, baseline, error));
     ESP_TRY(open_run(run, model, baseline, &info, error));
     return score_text(run, error);
@@ -348,7 +407,7 @@ esp_status esp_eval_text(const esp_model *model, const esp_model *baseline,
     }
     run.result.prefix = prefix;
     ESP_TRY(esp_tokenizer_encode(tokenizer, text, length, false, &run.ids, &run.count, error));
-    esp_status status = eval_opened(&run, model, baseline, error);
+    esp_status status = eval_opened(&run, model, baseline, length, error);
     close_run(&run);
     if (status == ESP_OK) {
         *result = run.result;

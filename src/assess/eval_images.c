@@ -5,7 +5,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "assess/assess.h"
+#include "assess/parts.h"
 #include "model/model.h"
 
 #define DEFAULT_BATCH 16
@@ -28,6 +28,7 @@ typedef struct image_eval {
     int64_t height, width, held, first; /* images waiting: `held` from `first` on */
     float *pixels;
     double squares, differences;
+    esp_eval_part *parts; /* [set->count] */
     bool classifies;
 } image_eval;
 
@@ -74,7 +75,8 @@ static void add_distance(image_eval *run, const float *ours, const float *theirs
     result->least_cosine = fmin(result->least_cosine, cosine);
 }
 
-static void add_agreement(image_eval *run, const float *ours, const float *theirs)
+static void add_agreement(image_eval *run, const float *ours, const float *theirs,
+                          esp_eval_part *part)
 {
     int64_t best, other_best;
     double total = log_sum_exp(ours, run->size, &best);
@@ -83,18 +85,23 @@ static void add_agreement(image_eval *run, const float *ours, const float *their
         double log_p = (double)theirs[i] - other;
         kl += exp(log_p) * (log_p - ((double)ours[i] - total));
     }
+    part->kl = kl;
     run->result->mean_kl += kl;
     run->result->top1_agreement += best == other_best;
 }
 
-static void add_label(image_eval *run, const float *ours, const float *theirs, int64_t label)
+static void add_label(image_eval *run, const float *ours, const float *theirs, int64_t label,
+                      esp_eval_part *part)
 {
     esp_image_eval_result *result = run->result;
     int64_t best, rank = rank_of(ours, run->size, label);
+    part->top1 = rank < 1;
+    part->nats = log_sum_exp(ours, run->size, &best) - (double)ours[label];
     result->top1 += rank < 1;
     result->top5 += rank < 5;
-    result->nats += log_sum_exp(ours, run->size, &best) - (double)ours[label];
+    result->nats += part->nats;
     if (theirs != NULL) {
+        part->baseline_nats = log_sum_exp(theirs, run->size, &best) - (double)theirs[label];
         rank = rank_of(theirs, run->size, label);
         result->baseline_top1 += rank < 1;
         result->baseline_top5 += rank < 5;
@@ -123,14 +130,16 @@ static esp_status add_image(image_eval *run, int64_t place, esp_error *error)
                         (long long)(run->first + place),
                         is_finite(ours, run->size) ? "baseline" : "model");
     }
+    esp_eval_part *part = &run->parts[run->first + place];
+    *part = (esp_eval_part){.index = run->first + place, .tokens = 1};
     if (run->classifies) {
-        add_label(run, ours, theirs, run->set->labels[run->first + place]);
+        add_label(run, ours, theirs, run->set->labels[part->index], part);
     }
     if (theirs != NULL) {
         add_distance(run, ours, theirs);
     }
     if (theirs != NULL && run->classifies) {
-        add_agreement(run, ours, theirs);
+        add_agreement(run, ours, theirs, part);
     }
     run->result->images++;
     return ESP_OK;
@@ -223,7 +232,8 @@ static esp_status evaluate(image_eval *run, esp_error *error)
     result->relative_error = run->squares > 0       ? sqrt(run->differences / run->squares)
                              : run->differences > 0 ? INFINITY
                                                     : 0;
-    return ESP_OK;
+    return esp_parts_finish(run->context, &run->options->parts, run->parts, run->set->count,
+                            &result->intervals, error);
 }
 
 static esp_status check_labels(const image_eval *run, int64_t labels, esp_error *error)
@@ -243,6 +253,20 @@ static esp_status check_labels(const image_eval *run, int64_t labels, esp_error 
         }
     }
     return ESP_OK;
+}
+
+static esp_status make_parts(image_eval *run, esp_error *error)
+{
+    const esp_eval_parts *options = &run->options->parts;
+    size_t count = (size_t)run->set->count;
+    ESP_TRY(esp_parts_check(options, error));
+    if (options->resamples > 0 && !run->classifies) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "eval.bad_resamples",
+                        "intervals of images are those of a classifier; leave out the resamples");
+    }
+    run->parts = esp_alloc_array(run->context, count, sizeof *run->parts);
+    return run->parts != NULL ? ESP_OK
+                              : esp_fail_memory(error, count * sizeof *run->parts, "images");
 }
 
 static esp_status set_up(image_eval *run, esp_error *error)
@@ -272,6 +296,7 @@ static esp_status set_up(image_eval *run, esp_error *error)
     run->size = size;
     run->classifies = info.kind == ESP_MODEL_CLASSIFIER;
     ESP_TRY(check_labels(run, info.labels, error));
+    ESP_TRY(make_parts(run, error));
     for (int i = 0; i < 2; i++) {
         size_t floats = (size_t)(run->batch * size);
         run->sides[i].output = esp_alloc_array(run->context, floats, sizeof(float));
@@ -309,6 +334,7 @@ esp_status esp_eval_images(const esp_model *model, const esp_model *baseline,
         esp_release(run.context, run.sides[i].output);
     }
     esp_release(run.context, run.pixels);
+    esp_release(run.context, run.parts);
     if (status == ESP_OK) {
         *result = found;
     }

@@ -45,6 +45,11 @@ t "eval some images" 0 eval "$glyphs" --images "$glyphs/sample" --max-images 47 
 json '$j->{images} == 47'
 t "eval images against itself" 0 eval "$glyphs" --images index.tsv --baseline "$glyphs" --json
 json '$j->{top1_agreement} == 1 && $j->{relative_error} == 0 && $j->{mean_cosine} > 0.999999'
+t "intervals of images" 0 eval "$glyphs" --images "$glyphs/sample" --max-images 47 --bootstrap 100 --json
+json '@{$j->{parts}} == 47 && $j->{intervals}{parts} == 47'
+json '$j->{intervals}{top1}{low} <= $j->{top1} && $j->{top1} <= $j->{intervals}{top1}{high}'
+json '$j->{intervals}{mean_nats}{low} < $j->{cross_entropy} && $j->{cross_entropy} < $j->{intervals}{mean_nats}{high}'
+t "intervals of maps" 2 eval sam --images "$glyphs/sample" --bootstrap 10; err_has '\[eval.bad_resamples\]'
 t "images and text" 2 eval "$glyphs" --images index.tsv --text text.txt; err_has '\[usage.extra_option\]'
 t "a folder without images" 3 eval "$glyphs" --images plain; err_has '\[images.none\]'
 t "no folder" 3 eval "$glyphs" --images nowhere; err_has '\[images.unreadable\]'

@@ -287,6 +287,23 @@ t "eval on cpu agrees with ref" 0 eval plain --text short.txt --compute f32 --js
 json "abs(\$j->{nats} - $ref) < 1e-3"
 t "eval without BOS" 0 eval no-bos --text short.txt; out_has 'no BOS; the first token is not scored'
 t "eval --max-tokens" 0 eval plain --text text.txt --max-tokens 10 --json; json '$j->{tokens} == 10'
+printf '14 the first line\n58\tthe second\n' >documents.txt
+printf '14\nmany\n' >bad-documents.txt
+t "eval --bootstrap" 0 eval p --text text.txt --baseline plain --documents documents.txt --bootstrap 100 --seed 3
+out_has '^intervals +95 %, 100 resamples of 2 documents, seed 3$'; out_has 'mean KL [0-9.]+ to [0-9.]+$'; quiet_err
+t "eval --bootstrap, JSON" 0 eval p --text text.txt --baseline plain --documents documents.txt --bootstrap 100 --json
+json '@{$j->{parts}} == 2 && $j->{parts}[0]{tokens} == 14 && $j->{parts}[1]{tokens} == 58'
+json '$j->{intervals}{mean_nats}{low} <= $j->{mean_nats} && $j->{mean_nats} <= $j->{intervals}{mean_nats}{high}'
+json 'abs($j->{parts}[0]{nats} + $j->{parts}[1]{nats} - $j->{nats}) < 1e-6'
+t "eval --bootstrap of windows" 0 eval plain --text text.txt --context 32 --bootstrap 50; out_has 'resamples of 3 windows'
+t "eval --bootstrap of one window" 2 eval plain --text short.txt --bootstrap 50; err_has '\[eval.one_part\]'
+t "eval: documents of another text" 2 eval plain --text short.txt --documents documents.txt; err_has '\[eval.bad_documents\]'
+t "eval: documents that are no numbers" 3 eval plain --text text.txt --documents bad-documents.txt
+err_has 'bad-documents.txt, line 2: .*\[text.bad_size\]'
+t "eval: no documents" 3 eval plain --text text.txt --documents empty.txt; err_has '\[text.bad_size\]'
+t "eval: documents of questions" 2 eval plain --multiple-choice questions.jsonl --documents documents.txt
+err_has '\[usage.extra_option\]'
+t "eval: intervals of questions" 2 eval plain --multiple-choice questions.jsonl --bootstrap 10; err_has '\[usage.extra_option\]'
 t "eval of an empty text" 2 eval plain --text empty.txt; err_has '\[eval.no_text\]'
 t "eval of no file" 3 eval plain --text absent.txt; err_has '\[text.unreadable\]'
 t "eval of a folder" 3 eval plain --text plain; err_has '\[text.unreadable\]'

@@ -310,6 +310,82 @@ static void plain_magnitude(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- errors of layers ---- */
+
+enum { MOST_SEEN = 32 };
+
+typedef struct seen_list {
+    int count;
+    esp_calibrated_layer layers[MOST_SEEN];
+} seen_list;
+
+static void list_layer(void *user, const esp_calibrated_layer *layer)
+{
+    seen_list *list = user;
+    if (list->count < MOST_SEEN) {
+        list->layers[list->count++] = *layer;
+    }
+}
+
+static void prune_listed(test_run *run, esp_calibration_options options, seen_list *list,
+                         esp_calibration_summary *summary)
+{
+    char out[1100];
+    esp_context *context = test_context(run, 1);
+    esp_device *device = NULL;
+    esp_prune_options prune = with_pattern(run, "16:2:8");
+    snprintf(out, sizeof out, "%s/listed", test_folder(run));
+    prune.force = true;
+    options.on_layer = list_layer;
+    options.user = list;
+    *list = (seen_list){0};
+    CHECK_OK(esp_device_open(context, "cpu", &device, error));
+    CHECK_OK(esp_prune_calibrated(device, tiny_folder(run, "plain"), out, &prune, &options, NULL,
+                                  summary, error));
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* The number that as many are above as below; slow and plain. */
+static bool is_median(const seen_list *list, double median)
+{
+    int below = 0, above = 0;
+    for (int i = 0; i < list->count; i++) {
+        below += list->layers[i].error < median;
+        above += list->layers[i].error > median;
+    }
+    return below == above;
+}
+
+/* With the dense model's inputs a layer's target is itself, and what is done to one layer does not
+ * reach another. */
+static void dense_inputs(test_run *run)
+{
+    seen_list wanda, refit, pruned;
+    esp_calibration_summary summary = {0};
+    esp_calibration_options options = with_text(ESP_METHOD_WANDA, false);
+    prune_listed(run, options, &pruned, &summary);
+    CHECK(is_median(&pruned, summary.median_error));
+    CHECK(summary.median_error == summary.median_own_error);
+    options.dense_inputs = true;
+    prune_listed(run, options, &wanda, &summary);
+    options.refit = true;
+    prune_listed(run, options, &refit, &summary);
+    CHECK(is_median(&refit, summary.median_error));
+    CHECK(summary.median_error < summary.median_masked_error);
+    CHECK(wanda.count == 14 && refit.count == 14 && pruned.count == 14);
+    for (int i = 0; i < wanda.count && i < refit.count; i++) {
+        const esp_calibrated_layer *layer = &refit.layers[i];
+        /* up to the rounding of weights to their type */
+        CHECK(fabs(layer->masked_error - wanda.layers[i].error) < 1e-3 * layer->masked_error);
+        CHECK(layer->error < layer->masked_error);
+        CHECK(layer->own_error == layer->error);
+    }
+    /* the first layer reads the same either way, a later one does not */
+    CHECK(pruned.layers[0].error == wanda.layers[0].error);
+    CHECK(pruned.layers[13].error != wanda.layers[13].error);
+}
+
 /* ---- images ---- */
 
 static esp_status read_image(void *user, int64_t index, esp_image *image, esp_error *error)
@@ -686,6 +762,7 @@ static const test_case cases[] = {
     {"walks", walks},
     {"patterns", patterns},
     {"magnitude", plain_magnitude},
+    {"dense inputs", dense_inputs},
     {"other models", other_models},
     {"refusals", refusals},
     {"interrupted", interrupted},

@@ -237,6 +237,142 @@ static void baselines_are_compared(test_run *run)
     }
 }
 
+/* ---- parts and intervals ---- */
+
+enum { DOCUMENTS = 12, RESAMPLES = 400 };
+
+typedef struct seen_parts {
+    int64_t count;
+    esp_eval_part parts[64];
+} seen_parts;
+
+static void see_part(void *user, const esp_eval_part *part)
+{
+    seen_parts *seen = user;
+    if (seen->count < ESP_COUNT(seen->parts)) {
+        seen->parts[seen->count++] = *part;
+    }
+}
+
+static seen_parts evaluate_parts(test_run *run, const test_subject *subject,
+                                 const test_subject *baseline, const char *text, size_t length,
+                                 esp_eval_options options, esp_eval_result *result)
+{
+    seen_parts seen = {0};
+    options.parts.on_part = see_part;
+    options.parts.user = &seen;
+    CHECK_OK(esp_eval_text(subject->model, baseline->model, subject->tokenizer, text, length,
+                           &options, result, error));
+    return seen;
+}
+
+/* How many of the resamples' means lie below a bound, by another walk over the same draws. */
+static int64_t count_below(const seen_parts *seen, uint64_t seed, bool of_kl, double bound)
+{
+    int64_t below = 0;
+    esp_random random;
+    esp_random_seed(&random, seed);
+    for (int i = 0; i < RESAMPLES; i++) {
+        double sum = 0, tokens = 0;
+        for (int64_t k = 0; k < seen->count; k++) {
+            uint64_t drawn = esp_random_below(&random, (uint64_t)seen->count);
+            sum += of_kl ? seen->parts[drawn].kl : seen->parts[drawn].nats;
+            tokens += (double)seen->parts[drawn].tokens;
+        }
+        below += sum / tokens < bound;
+    }
+    return below;
+}
+
+static void check_sums(test_run *run, const seen_parts *seen, const esp_eval_result *result)
+{
+    double nats = 0, kl = 0;
+    int64_t tokens = 0;
+    for (int64_t i = 0; i < seen->count; i++) {
+        nats += seen->parts[i].nats;
+        kl += seen->parts[i].kl;
+        tokens += seen->parts[i].tokens;
+    }
+    CHECK_INT(tokens, result->tokens);
+    CHECK(near(nats, result->nats, 1e-12));
+    CHECK(near(kl / (double)tokens, result->mean_kl, 1e-12));
+}
+
+static void parts_make_intervals(test_run *run)
+{
+    char text[300];
+    size_t sizes[DOCUMENTS], left = sizeof text;
+    test_subject dense, subject;
+    fill_text(text, sizeof text, test_seed(run) + 3);
+    for (int i = 0; i < DOCUMENTS; i++) { /* one of them is empty */
+        sizes[i] = i + 1 == DOCUMENTS ? left : i == 4 ? 0 : (size_t)(7 + 3 * i);
+        left -= sizes[i];
+    }
+    if (!open_subject(run, "plain", "plain", 1, NULL, &dense) ||
+        !open_subject(run, "plain", "plain", 1, "2:4", &subject)) {
+        return;
+    }
+    esp_eval_result result = {0}, again = {0};
+    esp_eval_options options = {.context = 40};
+    options.parts = (esp_eval_parts){
+        .document_bytes = sizes, .document_count = DOCUMENTS, .resamples = RESAMPLES, .seed = 5};
+    seen_parts seen = evaluate_parts(run, &subject, &dense, text, sizeof text, options, &result);
+    test_sub(run, "documents");
+    CHECK_INT(seen.count, DOCUMENTS - 1); /* a token is a byte, so that the empty one has none */
+    for (int64_t i = 0; i < seen.count; i++) {
+        CHECK_INT(seen.parts[i].index, i < 4 ? i : i + 1);
+        CHECK_INT(seen.parts[i].tokens, (int64_t)sizes[seen.parts[i].index]);
+    }
+    check_sums(run, &seen, &result);
+    test_sub(run, "intervals");
+    const esp_eval_intervals *found = &result.intervals;
+    CHECK_INT(found->parts, DOCUMENTS - 1);
+    CHECK_INT(found->resamples, RESAMPLES);
+    double mean = result.nats / (double)result.tokens;
+    CHECK(found->nats.low < mean && mean < found->nats.high);
+    CHECK(found->kl.low < result.mean_kl && result.mean_kl < found->kl.high);
+    CHECK(found->excess.low < found->excess.high);
+    CHECK_INT(count_below(&seen, 5, false, found->nats.low), 10); /* 2.5 % of 400 */
+    CHECK_INT(count_below(&seen, 5, false, found->nats.high), 390);
+    CHECK_INT(count_below(&seen, 5, true, found->kl.low), 10);
+    CHECK_INT(count_below(&seen, 5, true, found->kl.high), 390);
+    (void)evaluate_parts(run, &subject, &dense, text, sizeof text, options, &again);
+    CHECK(memcmp(&again.intervals, found, sizeof *found) == 0);
+    test_sub(run, "windows");
+    options.parts.document_bytes = NULL;
+    options.parts.resamples = 0;
+    options.max_tokens = 100;
+    again = (esp_eval_result){0};
+    seen = evaluate_parts(run, &subject, &dense, text, sizeof text, options, &again);
+    CHECK_INT(seen.count, 3); /* 39 + 39 + 22 tokens */
+    CHECK_INT(seen.parts[2].tokens, 22);
+    CHECK_INT(again.intervals.resamples, 0);
+    check_sums(run, &seen, &again);
+    test_sub(run, "refusals");
+    options.parts = (esp_eval_parts){.resamples = -1};
+    CHECK_FAILS(esp_eval_text(dense.model, NULL, dense.tokenizer, text, sizeof text, &options,
+                              &again, error),
+                ESP_BAD_ARGUMENT, "eval.bad_resamples");
+    options.parts.resamples = 10;
+    CHECK_FAILS(
+        esp_eval_text(dense.model, NULL, dense.tokenizer, text, 20, &options, &again, error),
+        ESP_BAD_ARGUMENT, "eval.one_part");
+    options.parts.document_bytes = sizes;
+    for (int wrong = 0; wrong < 3; wrong++) { /* too few, too many, more than fits a size_t */
+        options.parts.document_count = wrong == 0 ? DOCUMENTS - 1 : DOCUMENTS;
+        sizes[DOCUMENTS - 1] = wrong == 2 ? SIZE_MAX : sizes[DOCUMENTS - 1] + (size_t)wrong;
+        CHECK_FAILS(esp_eval_text(dense.model, NULL, dense.tokenizer, text, sizeof text, &options,
+                                  &again, error),
+                    ESP_BAD_ARGUMENT, "eval.bad_documents");
+    }
+    esp_model_free(subject.model);
+    esp_tokenizer_close(subject.tokenizer);
+    esp_checkpoint_close(subject.checkpoint);
+    esp_device_close(subject.device);
+    esp_context_free(subject.context); /* leaks are counted when the last one goes */
+    close_subject(run, &dense);
+}
+
 static void threads_do_not_matter(test_run *run)
 {
     char text[300];
@@ -365,6 +501,7 @@ static void refusals(test_run *run)
 static const test_case cases[] = {
     {"windows score each token once", windows_score_each_token_once},
     {"baselines are compared", baselines_are_compared},
+    {"parts make intervals", parts_make_intervals},
     {"threads do not matter", threads_do_not_matter},
     {"any bytes are text", any_bytes_are_text},
     {"refusals", refusals},
