@@ -21,8 +21,7 @@ const esp_kernel *const esp_cuda_kernels[] = {
     &cuda_dense_kernels[0],
     &cuda_dense_kernels[1],
     &cuda_dense_kernels[2],
-    &cuda_dense_few_kernels[0],
-    &cuda_dense_few_kernels[1],
+    FOUR(cuda_dense_few_kernels, 0),
     FOUR(cuda_dense_tile_kernels, 0),
     NULL,
 };
