@@ -105,24 +105,38 @@ template <class C> __device__ __forceinline__ void ask_ahead(const share &s)
 
 // ---- the step's own row ----
 
-// Feature d of a head of the block's token, rotated; products and sums are rounded one by one, as the reference's.
-template <class C>
-__device__ __forceinline__ uint16_t turned(const gpu_attention_decode &a, const share &s,
-                                           const uint16_t *head, int d)
-{
-    int half = s.features / 2, pair = d < half ? d : d - half;
-    int64_t angle = pair * a.angle_stride + s.sequence;
-    float low = ptx::widened<C::BF16>(head[pair * a.stride]);
-    float high = ptx::widened<C::BF16>(head[(pair + half) * a.stride]);
-    float cosine = a.cosines[angle], sine = a.sines[angle];
-    float v = d < half ? __fsub_rn(__fmul_rn(low, cosine), __fmul_rn(high, sine))
-                       : __fadd_rn(__fmul_rn(high, cosine), __fmul_rn(low, sine));
-    return (uint16_t)ptx::pack<C::BF16>(v, 0);
-}
+// Feature d of a head of the block's token, and what it is rotated with, as they were read: loads that nothing keeps
+// apart, for each is a way to the L2. Products and sums are rounded one by one, as the reference's.
+template <class C> struct raw_feature {
+    uint16_t low, high; // of its pair; high alone: of what is not rotated
+    float cosine, sine;
+
+    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s,
+                                         const uint16_t *head, int d, bool there, bool turns)
+    {
+        int half = s.features / 2, pair = d < half ? d : d - half;
+        int64_t angle = pair * a.angle_stride + s.sequence;
+        bool both = there && turns;
+        low = both ? __ldcg(head + pair * a.stride) : (uint16_t)0;
+        high = there ? __ldcg(head + (turns ? pair + half : d) * a.stride) : (uint16_t)0;
+        cosine = both ? __ldcg(a.cosines + angle) : 0.0f;
+        sine = both ? __ldcg(a.sines + angle) : 0.0f;
+    }
+
+    __device__ __forceinline__ uint16_t turned(const share &s, int d, bool turns) const
+    {
+        float x = ptx::widened<C::BF16>(low), y = ptx::widened<C::BF16>(high);
+        float v = d < s.features / 2 ? __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine))
+                                     : __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine));
+        return turns ? (uint16_t)ptx::pack<C::BF16>(v, 0) : high;
+    }
+};
 
 // Features lane, lane + 32... of the new key and value, in the warp that has its chunk.
 template <class C> struct fresh_row {
-    uint16_t key[(C::D + 31) / 32], value[(C::D + 31) / 32];
+    static constexpr int EACH = (C::D + 31) / 32;
+    raw_feature<C> key[EACH];
+    uint16_t value[EACH];
     int chunk; // -1: none in this warp
 
     __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
@@ -133,11 +147,11 @@ template <class C> struct fresh_row {
             return;
         }
 #pragma unroll
-        for (int i = 0; i < (C::D + 31) / 32; i++) {
+        for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
             bool there = d < s.features;
-            key[i] = there ? turned<C>(a, s, (const uint16_t *)a.k + s.row, d) : (uint16_t)0;
-            value[i] = there ? ((const uint16_t *)a.v)[s.row + d * a.stride] : (uint16_t)0;
+            key[i].load(a, s, (const uint16_t *)a.k + s.row, d, there, true);
+            value[i] = there ? __ldcg((const uint16_t *)a.v + s.row + d * a.stride) : (uint16_t)0;
         }
     }
 
@@ -147,13 +161,14 @@ template <class C> struct fresh_row {
         uint32_t row = stage + (uint32_t)(s.cached % CHUNK * C::tile::ROW) * 2;
         int64_t to = (int64_t)s.cached * s.features;
 #pragma unroll
-        for (int i = 0; i < (C::D + 31) / 32; i++) {
+        for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
             if (d < s.features) {
-                ptx::store_shared_u16(row + d * 2, key[i]);
+                uint16_t turned = key[i].turned(s, d, true);
+                ptx::store_shared_u16(row + d * 2, turned);
                 ptx::store_shared_u16(row + C::tile::BYTES + d * 2, value[i]);
                 if (s.records) {
-                    s.keys[to + d] = key[i];
+                    s.keys[to + d] = turned;
                     s.values[to + d] = value[i];
                 }
             }
@@ -163,29 +178,34 @@ template <class C> struct fresh_row {
 };
 
 // [16][D] from feature-major memory, where the features of a token lie a stride apart; zeros around.
-template <class C>
-__device__ __forceinline__ void load_heads(const gpu_attention_decode &a, const share &s, uint32_t to)
-{
-    constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
-    const uint16_t *q = (const uint16_t *)a.q + s.q;
-    uint16_t values[EACH]; // all on their way before the first is stored
+template <class C> struct queries_of {
+    static constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
+    raw_feature<C> raw[EACH];
+
+    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
+    {
+        const uint16_t *q = (const uint16_t *)a.q + s.q;
+        bool turns = a.k != nullptr;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-        int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-        bool there = head < s.heads && d < s.features;
-        const uint16_t *from = q + (int64_t)head * s.features * a.stride;
-        values[i] = !there            ? (uint16_t)0
-                    : a.k == nullptr ? from[d * a.stride]
-                                     : turned<C>(a, s, from, d);
+        for (int i = 0; i < EACH; i++) {
+            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
+            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
+            raw[i].load(a, s, q + (int64_t)head * s.features * a.stride, d,
+                        head < s.heads && d < s.features, turns);
+        }
     }
+
+    __device__ __forceinline__ void lay(const gpu_attention_decode &a, const share &s, uint32_t to) const
+    {
+        bool turns = a.k != nullptr;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-        int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-        ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, values[i]);
+        for (int i = 0; i < EACH; i++) {
+            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
+            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
+            ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, raw[i].turned(s, d, turns));
+        }
     }
-}
+};
 
 template <class C>
 __device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1][C::D / 16][4],
@@ -316,6 +336,8 @@ __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
     ask_ahead<C>(s);
     mma::wait_for_launch_before();
     int past = ptx::load_current(&a.places[s.sequence].past);
+    queries_of<C> queries;
+    queries.load(a, s);
     s.seen = min(past, s.capacity - 1) + 1;
     s.cached = a.k != nullptr && past >= 0 && past < s.capacity ? past : s.seen;
 #pragma unroll
@@ -324,7 +346,7 @@ __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
     }
     fresh_row<C> fresh;
     fresh.load(a, s);
-    load_heads<C>(a, s, shared + C::QUERIES_AT);
+    queries.lay(a, s, shared + C::QUERIES_AT);
     __syncthreads();
     uint32_t q[1][C::D / 16][4];
 #pragma unroll

@@ -177,7 +177,7 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
     }
     bool mine = warp < groups && finish.finishes(warp);
     int first = row + warp * 16 + lane / 4 * 2;
-    two_rows ends = {{first < p.out ? first : -1, first + 1 < p.out ? first + 1 : -1}, {1, 1}, {0, 0}};
+    two_rows<EIGHTS> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
     __syncwarp();
     ptx::cluster_arrive();
     if (lane == 0) {
@@ -185,9 +185,7 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
     }
     __syncwarp();
     ptx::stream_order_wait();
-    if (mine) {
-        ends.load_terms(p.epilogue);
-    }
+    ends.load_terms(p.epilogue, lane);
     sums_of<EIGHTS> sums = {};
     add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, weights, base + map::X_AT + warp * map::X_BYTES,
                                                base + map::SQUARES_AT, groups, lane, sums);
@@ -196,12 +194,7 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
     if (mine) {
         float4 whole[EIGHTS];
         finish.receive(warp, lane, whole);
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            int token = e * 8 + lane % 4 * 2;
-            ends.finish(p.epilogue, whole[e].x, whole[e].z, token);
-            ends.finish(p.epilogue, whole[e].y, whole[e].w, token + 1);
-        }
+        ends.finish(p.epilogue, whole, lane);
     }
 }
 

@@ -246,7 +246,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     first_columns<AHEAD> columns;
     columns.load(p.weight, panel, weights, lane);
     bool mine = warp < weights.groups && finish.finishes(warp);
-    two_rows ends = {{-1, -1}, {1, 1}, {0, 0}};
+    two_rows<EIGHTS> ends(-1, -1);
     if (mine) {
         int2 two = *(const int2 *)(rows + warp * 16 + lane / 4 * 2);
         ends.row[0] = two.x, ends.row[1] = two.y;
@@ -258,7 +258,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     }
     __syncwarp();
     ptx::stream_order_wait();
-    ends.load_terms(p.epilogue);
+    ends.load_terms(p.epilogue, lane);
     sums_of<EIGHTS> sums = {};
     add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, panel, weights, columns,
                                                base + map::X_AT + warp * map::X_BYTES,
@@ -268,12 +268,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     if (mine) {
         float4 whole[EIGHTS];
         finish.receive(warp, lane, whole);
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            int token = e * 8 + lane % 4 * 2;
-            ends.finish(p.epilogue, whole[e].x, whole[e].z, token);
-            ends.finish(p.epilogue, whole[e].y, whole[e].w, token + 1);
-        }
+        ends.finish(p.epilogue, whole, lane);
     }
 }
 

@@ -104,16 +104,18 @@ struct column_of_x {
 
     // scale: of a norm.
     template <int EIGHT_BYTES = 1024>
-    __device__ __forceinline__ void lay(uint32_t to, float scale = 1)
+    __device__ __forceinline__ void lay(uint32_t to, float scale = 1) const
     {
-        if constexpr (PROLOGUE != PLAIN) {
+        if constexpr (PROLOGUE == PLAIN) {
+            few::lay_column<EIGHTS, READING, EIGHT_BYTES>(word, to);
+        } else {
+            uint32_t made[WORDS];
 #pragma unroll
             for (int i = 0; i < WORDS; i++) {
-                word[i] =
-                    prepared<PROLOGUE, BF16>(word[i], beside[PROLOGUE == GATED ? i : 0], scale);
+                made[i] = prepared<PROLOGUE, BF16>(word[i], beside[PROLOGUE == GATED ? i : 0], scale);
             }
+            few::lay_column<EIGHTS, READING, EIGHT_BYTES>(made, to);
         }
-        few::lay_column<EIGHTS, READING, EIGHT_BYTES>(word, to);
     }
 };
 
@@ -220,13 +222,46 @@ template <int EIGHTS, int WARPS> struct exchange {
     }
 };
 
+// From the L2, whatever the L1 has: where launches overlap, that may be older than what the launch before wrote.
+__device__ __forceinline__ float load_current(gpu_type type, const void *data, int64_t at)
+{
+    if (type == GPU_F32) {
+        return __ldcg((const float *)data + at);
+    }
+    uint16_t bits = __ldcg((const uint16_t *)data + at);
+    return epilogue::load_one(type, &bits, 0);
+}
+
 // The end of a group of 16 rows, of which a lane has two neighbours (see pack.cu) and two tokens of
 // each eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
-struct two_rows {
+// The residual is asked for with the other terms: read one element after the other between stores, which it might
+// alias for all that the compiler knows, it took a way to the L2 each.
+template <int EIGHTS> struct two_rows {
     int row[2]; // of Y, -1: none
     float scale[2], bias[2];
+    float residual[EIGHTS][2][2]; // of each eight tokens: two tokens, two rows (swiglu: the first)
 
-    __device__ __forceinline__ void load_terms(const gpu_epilogue &e)
+    __device__ __forceinline__ two_rows(int first, int second) : row{first, second}
+    {
+    }
+
+    static __device__ __forceinline__ bool gates(const gpu_epilogue &e)
+    {
+        return (e.bits & ESP_EP_SWIGLU) != 0;
+    }
+
+    static __device__ __forceinline__ int token_of(int eight, int which, int lane)
+    {
+        return eight * 8 + lane % 4 * 2 + which;
+    }
+
+    // Where row i of the two goes.
+    __device__ __forceinline__ int64_t at(const gpu_epilogue &e, int i, int token) const
+    {
+        return (gates(e) ? row[i] / 2 : row[i]) * e.feature_step + token * e.token_step;
+    }
+
+    __device__ __forceinline__ void load_terms(const gpu_epilogue &e, int lane)
     {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -234,30 +269,50 @@ struct two_rows {
             scale[i] = terms.scale;
             bias[i] = terms.bias;
         }
+        bool adds = (e.bits & ESP_EP_RESIDUAL) != 0;
+#pragma unroll
+        for (int i = 0; i < EIGHTS * 4; i++) {
+            int token = token_of(i / 4, i / 2 % 2, lane), which = i % 2;
+            bool there = adds && token < e.tokens && row[which] >= 0 && !(gates(e) && which == 1);
+            residual[i / 4][i / 2 % 2][which] =
+                there ? load_current(e.type, e.residual, at(e, which, token)) : 0.0f;
+        }
     }
 
-    __device__ __forceinline__ void finish(const gpu_epilogue &e, float first, float second,
-                                           int token) const
+    __device__ __forceinline__ void store(const gpu_epilogue &e, int i, int token, float v,
+                                          float residual) const
+    {
+        if (row[i] >= 0) {
+            v = (e.bits & ESP_EP_RESIDUAL) != 0 ? __fadd_rn(v, residual) : v;
+            epilogue::store_one(e.type, e.y, at(e, i, token), v);
+        }
+    }
+
+    __device__ __forceinline__ void finish_token(const gpu_epilogue &e, float first, float second,
+                                                 int token, const float (&residual)[2]) const
     {
         if (token >= e.tokens) {
             return;
         }
         float v[2] = {epilogue::linear(e, first, scale[0], bias[0]),
                       epilogue::linear(e, second, scale[1], bias[1])};
-        int64_t at = token * e.token_step;
-        if ((e.bits & ESP_EP_SWIGLU) != 0) {
-            if (row[0] >= 0) {
-                float gated = epilogue::silu(v[0]) * v[1];
-                epilogue::finish_one(e, row[0] / 2 * e.feature_step + at, gated);
-            }
+        if (gates(e)) {
+            store(e, 0, token, epilogue::silu(v[0]) * v[1], residual[0]);
             return;
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            if (row[i] >= 0) {
-                float active = epilogue::activate(e.bits, v[i]);
-                epilogue::finish_one(e, row[i] * e.feature_step + at, active);
-            }
+            store(e, i, token, epilogue::activate(e.bits, v[i]), residual[i]);
+        }
+    }
+
+    __device__ __forceinline__ void finish(const gpu_epilogue &e, const float4 (&sums)[EIGHTS],
+                                           int lane) const
+    {
+#pragma unroll
+        for (int i = 0; i < EIGHTS; i++) {
+            finish_token(e, sums[i].x, sums[i].z, token_of(i, 0, lane), residual[i][0]);
+            finish_token(e, sums[i].y, sums[i].w, token_of(i, 1, lane), residual[i][1]);
         }
     }
 };

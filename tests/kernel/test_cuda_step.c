@@ -199,6 +199,14 @@ static void compare_kernel(bed *b, const subject *s, const char *kernel, esp_pro
     esp_plan_free(plan);
 }
 
+/* Hopper's kernels for few tokens read panels of more than 32 rows and dense rows of 16 bytes. */
+static bool some_kernel_takes(const esp_matmul_problem *problem)
+{
+    int64_t rows = esp_pattern_panel_rows(&problem->pattern, problem->out_features);
+    return problem->pattern.kind == ESP_PATTERN_DENSE ? problem->in_features % 8 == 0
+                                                      : rows == 0 || rows > GPU_SHORT_ROWS;
+}
+
 /* All kernels that take the operation, at one problem. */
 static void check_problem(bed *b, esp_context *context, const char *text, esp_prologue_kind kind,
                           inputs numbers, bool reorder)
@@ -214,7 +222,7 @@ static void check_problem(bed *b, esp_context *context, const char *text, esp_pr
         compare_kernel(b, &s, names[i], kind, numbers, &taken);
     }
     test_sub(b->run, "%s", text);
-    CHECK(taken > 0 || s.problem.in_features % 8 != 0 || getenv("TEST_KERNEL") != NULL);
+    CHECK(taken > 0 || !some_kernel_takes(&s.problem) || getenv("TEST_KERNEL") != NULL);
     subject_free(b, &s);
 }
 
@@ -236,7 +244,7 @@ static const int sizes[][2] = {{1, 8},     {77, 88},    {130, 64},  {64, 384},  
 static void gated(bed *b)
 {
     static const char *const layouts[] = {"", "/x:tok", "/y:tok/o:f32", "/x:tok/o:f32"};
-    esp_context *context = test_context(b->run, 2);
+    esp_context *context = b->device->context;
     const char *type = b->type == ESP_F16 ? "f16" : "bf16";
     for (int i = 0; on_hopper(b) && i < ESP_COUNT(sizes); i++) {
         for (int j = 0; j < ESP_COUNT(patterns); j++) {
@@ -248,13 +256,12 @@ static void gated(bed *b)
                           (i + j) % 2 == 0 ? REALS : INTEGERS, (i + j) % 3 == 1);
         }
     }
-    test_context_free(b->run, context);
 }
 
 static void normed(bed *b)
 {
     static const char *const layouts[] = {"/o:f32", "/x:tok/o:f32", "/y:tok/o:f32", "/o:f32"};
-    esp_context *context = test_context(b->run, 2);
+    esp_context *context = b->device->context;
     const char *type = b->type == ESP_F16 ? "f16" : "bf16";
     for (int i = 0; on_hopper(b) && i < ESP_COUNT(sizes); i++) {
         for (int j = 0; j < ESP_COUNT(patterns); j++) {
@@ -265,7 +272,6 @@ static void normed(bed *b)
                           (i + j) % 2 == 0 ? REALS : INTEGERS, (i + j) % 3 == 1);
         }
     }
-    test_context_free(b->run, context);
 }
 
 /* ---- attention ---- */
