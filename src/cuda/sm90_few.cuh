@@ -228,8 +228,8 @@ __device__ __forceinline__ float load_current(gpu_type type, const void *data, i
     if (type == GPU_F32) {
         return __ldcg((const float *)data + at);
     }
-    uint16_t bits = __ldcg((const uint16_t *)data + at);
-    return epilogue::load_one(type, &bits, 0);
+    uint32_t bits = __ldcg((const uint16_t *)data + at);
+    return epilogue::widen_pair(type, bits).x;
 }
 
 // The end of a group of 16 rows, of which a lane has two neighbours (see pack.cu) and two tokens of
