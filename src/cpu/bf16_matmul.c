@@ -212,7 +212,7 @@ static esp_status run_exact(const bf16_pass *pass, esp_error *error)
     if (args.residual != NULL) {
         args.residual = (const char *)args.residual + (size_t)y_at * y_width;
     }
-    esp_matmul_call part = {&pass->variant->exact, call->device, &problem, &args};
+    esp_matmul_call part = {&pass->variant->exact, call->device, &problem, &args, {0}};
     return cpu_matmul_launch(&part, error);
 }
 

@@ -5,6 +5,9 @@
 // so do the warps of a block; each warp has a ring of its own, and no warp waits for another until the end. There the
 // partial results meet in shared memory, first those of the warps, then, across the cluster, those of the blocks, in
 // a fixed order. Without clusters (before compute capability 9.0) a block reads the whole cache.
+//
+// The step's own row may come along (`k`, `v`): it is rotated by the warp whose chunk it belongs to, which lays it
+// into its ring and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
 #include "cuda/attention_kernels.h"
 #include "cuda/attention_warp.cuh"
 #include "cuda/launch.cuh"
@@ -31,12 +34,15 @@ template <bool IS_BF16, int FEATURES> struct decode_of {
 };
 
 struct share {
-    const uint16_t *keys, *values; // of the head
+    uint16_t *keys, *values; // of the head
     int seen, capacity;
+    int cached; // rows that the caches hold already: all that are seen, or one less
     int features, heads; // of q: of the block
     int64_t q, y;        // element of the first head's feature 0
     int chunk, step;     // the warp's first, and how far to the next
     uint32_t sequence;
+    int64_t row;  // element of k and v: of feature 0
+    bool records; // writes a new row: one of the blocks that see a head
 };
 
 template <class C>
@@ -49,15 +55,18 @@ __device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigne
     int64_t head = (int64_t)kv * group + batch * MOST_HEADS;
     int64_t from = (2 * a.layer * a.kv_heads + kv) * place.capacity * a.head_dim;
     share s;
-    s.keys = (const uint16_t *)place.keys + from;
-    s.values = (const uint16_t *)place.values + from;
+    s.keys = (uint16_t *)place.keys + from;
+    s.values = (uint16_t *)place.values + from;
     s.seen = min(max(place.past, -1) + 1, place.capacity);
     s.capacity = place.capacity;
+    s.cached = s.seen;
     s.features = (int)a.head_dim;
     s.heads = (int)min(group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
     s.q = head * a.head_dim * a.stride + sequence;
     s.y = head * a.head_dim * a.y_stride + sequence;
     s.sequence = sequence;
+    s.row = (int64_t)kv * a.head_dim * a.stride + sequence;
+    s.records = batch == 0;
     s.chunk = (int)(ptx::block_of_cluster() * DECODE_WARPS + threadIdx.x / 32);
     s.step = (int)splits * DECODE_WARPS;
     return s;
@@ -70,9 +79,9 @@ __device__ __forceinline__ void load_chunk(const share &s, uint32_t stage, int c
     int lane = threadIdx.x % 32, row = chunk * CHUNK;
     if (row < s.seen) {
         int64_t offset = (int64_t)row * s.features;
-        load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage, s.keys + offset, s.features, s.seen - row);
+        load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage, s.keys + offset, s.features, s.cached - row);
         load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage + tile::BYTES, s.values + offset, s.features,
-                                              s.seen - row);
+                                              s.cached - row);
     }
     ptx::copy_commit();
 }
@@ -94,27 +103,109 @@ template <class C> __device__ __forceinline__ void ask_ahead(const share &s)
     }
 }
 
+// ---- the step's own row ----
+
+// Feature d of a head of the block's token, and what it is rotated with, as they were read: loads that nothing keeps
+// apart, for each is a way to the L2. Products and sums are rounded one by one, as the reference's.
+template <class C> struct raw_feature {
+    uint16_t low, high; // of its pair; high alone: of what is not rotated
+    float cosine, sine;
+
+    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s,
+                                         const uint16_t *head, int d, bool there, bool turns)
+    {
+        int half = s.features / 2, pair = d < half ? d : d - half;
+        int64_t angle = pair * a.angle_stride + s.sequence;
+        bool both = there && turns;
+        low = both ? __ldcg(head + pair * a.stride) : (uint16_t)0;
+        high = there ? __ldcg(head + (turns ? pair + half : d) * a.stride) : (uint16_t)0;
+        cosine = both ? __ldcg(a.cosines + angle) : 0.0f;
+        sine = both ? __ldcg(a.sines + angle) : 0.0f;
+    }
+
+    __device__ __forceinline__ uint16_t turned(const share &s, int d, bool turns) const
+    {
+        float x = ptx::widened<C::BF16>(low), y = ptx::widened<C::BF16>(high);
+        float v = d < s.features / 2 ? __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine))
+                                     : __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine));
+        return turns ? (uint16_t)ptx::pack<C::BF16>(v, 0) : high;
+    }
+};
+
+// Features lane, lane + 32... of the new key and value, in the warp that has its chunk.
+template <class C> struct fresh_row {
+    static constexpr int EACH = (C::D + 31) / 32;
+    raw_feature<C> key[EACH];
+    uint16_t value[EACH];
+    int chunk; // -1: none in this warp
+
+    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
+    {
+        chunk = s.cached / CHUNK;
+        if (s.cached == s.seen || chunk % s.step != s.chunk) {
+            chunk = -1;
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int d = i * 32 + threadIdx.x % 32;
+            bool there = d < s.features;
+            key[i].load(a, s, (const uint16_t *)a.k + s.row, d, there, true);
+            value[i] = there ? __ldcg((const uint16_t *)a.v + s.row + d * a.stride) : (uint16_t)0;
+        }
+    }
+
+    // The stage's copies are done, and all lanes know.
+    __device__ __forceinline__ void lay(const share &s, uint32_t stage) const
+    {
+        uint32_t row = stage + (uint32_t)(s.cached % CHUNK * C::tile::ROW) * 2;
+        int64_t to = (int64_t)s.cached * s.features;
+#pragma unroll
+        for (int i = 0; i < EACH; i++) {
+            int d = i * 32 + threadIdx.x % 32;
+            if (d < s.features) {
+                uint16_t turned = key[i].turned(s, d, true);
+                ptx::store_shared_u16(row + d * 2, turned);
+                ptx::store_shared_u16(row + C::tile::BYTES + d * 2, value[i]);
+                if (s.records) {
+                    s.keys[to + d] = turned;
+                    s.values[to + d] = value[i];
+                }
+            }
+        }
+        __syncwarp();
+    }
+};
+
 // [16][D] from feature-major memory, where the features of a token lie a stride apart; zeros around.
-template <class C>
-__device__ __forceinline__ void load_heads(const gpu_attention_decode &a, const share &s, uint32_t to)
-{
-    constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
-    const uint16_t *q = (const uint16_t *)a.q + s.q;
-    uint16_t values[EACH]; // all on their way before the first is stored
+template <class C> struct queries_of {
+    static constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
+    raw_feature<C> raw[EACH];
+
+    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
+    {
+        const uint16_t *q = (const uint16_t *)a.q + s.q;
+        bool turns = a.k != nullptr;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-        int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-        bool there = head < s.heads && d < s.features;
-        values[i] = there ? q[((int64_t)head * s.features + d) * a.stride] : (uint16_t)0;
+        for (int i = 0; i < EACH; i++) {
+            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
+            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
+            raw[i].load(a, s, q + (int64_t)head * s.features * a.stride, d,
+                        head < s.heads && d < s.features, turns);
+        }
     }
+
+    __device__ __forceinline__ void lay(const gpu_attention_decode &a, const share &s, uint32_t to) const
+    {
+        bool turns = a.k != nullptr;
 #pragma unroll
-    for (int i = 0; i < EACH; i++) {
-        int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-        int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-        ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, values[i]);
+        for (int i = 0; i < EACH; i++) {
+            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
+            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
+            ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, raw[i].turned(s, d, turns));
+        }
     }
-}
+};
 
 template <class C>
 __device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1][C::D / 16][4],
@@ -244,12 +335,18 @@ __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
     share s = share_of<C>(a, splits);
     ask_ahead<C>(s);
     mma::wait_for_launch_before();
-    s.seen = min(ptx::load_current(&a.places[s.sequence].past), s.capacity - 1) + 1;
+    int past = ptx::load_current(&a.places[s.sequence].past);
+    queries_of<C> queries;
+    queries.load(a, s);
+    s.seen = min(past, s.capacity - 1) + 1;
+    s.cached = a.k != nullptr && past >= 0 && past < s.capacity ? past : s.seen;
 #pragma unroll
     for (int i = 0; i < C::STAGES; i++) {
         load_chunk<C>(s, ring + (uint32_t)i * C::STAGE_BYTES, s.chunk + i * s.step);
     }
-    load_heads<C>(a, s, shared + C::QUERIES_AT);
+    fresh_row<C> fresh;
+    fresh.load(a, s);
+    queries.lay(a, s, shared + C::QUERIES_AT);
     __syncthreads();
     uint32_t q[1][C::D / 16][4];
 #pragma unroll
@@ -263,6 +360,9 @@ __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
     for (int chunk = s.chunk; chunk * CHUNK < s.seen; chunk += s.step) {
         ptx::copy_wait<C::STAGES - 1>();
         __syncwarp();
+        if (chunk == fresh.chunk) {
+            fresh.lay(s, ring + (uint32_t)stage * C::STAGE_BYTES);
+        }
         take_chunk<C>(s, q, ring + (uint32_t)stage * C::STAGE_BYTES, chunk, scale, &r);
         __syncwarp();
         load_chunk<C>(s, ring + (uint32_t)stage * C::STAGE_BYTES, chunk + C::STAGES * s.step);

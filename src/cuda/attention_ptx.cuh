@@ -27,6 +27,17 @@ template <bool BF16> __device__ __forceinline__ uint32_t pack(float low, float h
     return both;
 }
 
+template <bool BF16> __device__ __forceinline__ float widened(uint16_t bits)
+{
+    if constexpr (BF16) {
+        return __uint_as_float((uint32_t)bits << 16);
+    } else {
+        float v;
+        asm("cvt.f32.f16 %0, %1;" : "=f"(v) : "h"(bits));
+        return v;
+    }
+}
+
 // 8 x 8 numbers, two a lane, row lane / 4; the result likewise of the transposed matrix.
 __device__ __forceinline__ uint32_t turn_matrix(uint32_t pair)
 {
@@ -35,10 +46,6 @@ __device__ __forceinline__ uint32_t turn_matrix(uint32_t pair)
     return turned;
 }
 
-__device__ __forceinline__ void store_shared_f32(uint32_t address, float value)
-{
-    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
-}
 // A mask of the first `count` halves of a word.
 __device__ __forceinline__ uint32_t first_halves(int count)
 {

@@ -1,19 +1,36 @@
-/* Dense products of up to 16 tokens by our own kernel, beside cuBLASLt's: one launch with every
+/* Dense products of up to 16 tokens by our own kernels, beside cuBLASLt's: one launch with every
  * epilogue, and no library. */
 #include "cuda/room.h"
+
+/* esp_kernel.variant. */
+typedef struct dense_few {
+    esp_dtype type;
+    bool hopper;
+    int (*run)(const gpu_dense_product *product, void *stream);
+} dense_few;
+
+static const char *why_not_here(const dense_few *variant, const cuda_state *state,
+                                const esp_matmul_problem *problem)
+{
+    const gpu_facts *facts = &state->facts;
+    if (!variant->hopper) {
+        return facts->major < 8 ? "it needs a GPU of compute capability 8.0 or later" : NULL;
+    }
+    if (facts->major != 9 || facts->minor != 0) {
+        return "it needs a GPU of compute capability 9.0";
+    }
+    return problem->in_features % 8 != 0 ? "its rows begin at multiples of 16 bytes" : NULL;
+}
 
 static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                            const esp_matmul_problem *problem)
 {
-    const esp_dtype *type = kernel->variant;
-    const cuda_state *state = device->state;
-    if (state->facts.major < 8) {
-        return "it needs a GPU of compute capability 8.0 or later";
-    }
+    const dense_few *variant = kernel->variant;
     if (problem->pattern.kind != ESP_PATTERN_DENSE) {
         return "it reads dense weights only";
     }
-    const char *why = cuda_why_not(problem, *type);
+    const char *why = cuda_why_not(problem, variant->type);
+    why = why == NULL ? why_not_here(variant, device->state, problem) : why;
     if (why != NULL) {
         return why;
     }
@@ -35,15 +52,22 @@ static double reading_factor(const esp_matmul_problem *problem)
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
-    (void)kernel;
+    const dense_few *variant = kernel->variant;
     double out = (double)problem->out_features, in = (double)problem->in_features;
     double us = cuda_memory_us(device, 2 * out * in) * reading_factor(problem);
-    return 3.5 + (problem->in_features % 8 == 0 ? us : 6 * us);
+    return (variant->hopper ? 3 : 3.5) + (problem->in_features % 8 == 0 ? us : 6 * us);
+}
+
+static bool takes(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                  esp_prologue_kind kind)
+{
+    const dense_few *variant = kernel->variant;
+    return variant->hopper && cuda_few_takes(problem, kind);
 }
 
 static esp_status launch(const esp_matmul_call *call, esp_error *error)
 {
-    const esp_dtype *type = call->kernel->variant;
+    const dense_few *variant = call->kernel->variant;
     const cuda_state *state = call->device->state;
     const cuda_weight *weight = call->args->weight->state;
     const esp_matmul_problem *problem = call->problem;
@@ -52,7 +76,7 @@ static esp_status launch(const esp_matmul_call *call, esp_error *error)
     gpu_dense_product product = {.out = problem->out_features,
                                  .in = problem->in_features,
                                  .weight = weight->values,
-                                 .bf16 = *type == ESP_BF16,
+                                 .bf16 = variant->type == ESP_BF16,
                                  .x = args->x,
                                  .x_stride = args->x_stride,
                                  .tokens = (int)problem->tokens,
@@ -61,22 +85,29 @@ static esp_status launch(const esp_matmul_call *call, esp_error *error)
                                      (uintptr_t)args->x % 16 == 0 && args->x_stride % 8 == 0,
                                  .epilogue = cuda_epilogue(call, 0, problem->tokens),
                                  .device = state->index};
+    product.prologue = cuda_prologue(call, &product.x_aligned);
+    product.ahead = cuda_ahead(call);
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
-    int failed = gpu_sm80_dense_few(&product, args->stream);
+    int failed = variant->run(&product, args->stream);
     gpu_leave(before);
     return cuda_check(failed, call->device, call->kernel->name, error);
 }
 
-#define RECORD(short_name, type)                                                                   \
+#define RECORD(short_name, arch, about, ...)                                                       \
     {                                                                                              \
-        .name = "matmul_dense_" short_name "_" short_name "__cuda_sm80_few", .device = "cuda",     \
-        .format = "dense", .level = "sm80",                                                        \
-        .idea = "up to 16 tokens: weights streamed, mma; speed not measured before 9.0",           \
-        .why_not = why_not, .score_us = score_us, .launch = launch, .variant = &(const esp_dtype)  \
+        .name = "matmul_dense_" short_name "_" short_name "__cuda_" arch "_few", .device = "cuda", \
+        .format = "dense", .level = arch, .idea = about, .why_not = why_not, .score_us = score_us, \
+        .launch = launch, .takes = takes, .variant = &(const dense_few)                            \
         {                                                                                          \
-            type                                                                                   \
+            __VA_ARGS__                                                                            \
         }                                                                                          \
     }
+#define HOPPER "up to 16 tokens: weights streamed by tensor copies, mma"
+#define ANY "up to 16 tokens: weights streamed, mma; speed not measured before 9.0"
 
-const esp_kernel cuda_dense_few_kernels[] = {RECORD("f16", ESP_F16), RECORD("bf16", ESP_BF16)};
+const esp_kernel cuda_dense_few_kernels[] = {
+    RECORD("f16", "sm90", HOPPER, ESP_F16, true, gpu_sm90_dense_few),
+    RECORD("bf16", "sm90", HOPPER, ESP_BF16, true, gpu_sm90_dense_few),
+    RECORD("f16", "sm80", ANY, ESP_F16, false, gpu_sm80_dense_few),
+    RECORD("bf16", "sm80", ANY, ESP_BF16, false, gpu_sm80_dense_few)};

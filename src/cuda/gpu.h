@@ -108,6 +108,24 @@ typedef struct gpu_epilogue {
     bool aligned; /* 16-byte accesses to y and residual along the step of 1 are in order */
 } gpu_epilogue;
 
+/* What is done to X before it is multiplied, by the kernels for few tokens that take it: nothing; x
+ * / sqrt(mean over features of x^2 + eps) * weight, of one token; or silu(x) * up, where up lies as
+ * x does. Rounded to X's type, as gpu_rms_norm and gpu_swiglu would. */
+typedef enum gpu_prologue_kind { GPU_AS_IT_IS = 0, GPU_RMS_NORM, GPU_SWIGLU } gpu_prologue_kind;
+typedef struct gpu_prologue {
+    gpu_prologue_kind kind;
+    const float *weight; /* [in] */
+    float eps;
+    const void *up;
+} gpu_prologue;
+
+/* Memory that a later launch will read and none writes meanwhile: a kernel that waits for others
+ * may ask the L2 for as much of it as is useful. */
+typedef struct gpu_ahead {
+    const void *data; /* NULL: unknown */
+    size_t bytes;
+} gpu_ahead;
+
 /* y = epilogue(raw); raw f32 [rows][tokens] or, by_token, [tokens][rows], tight. */
 int gpu_finish(const float *raw, bool by_token, int64_t rows, const gpu_epilogue *epilogue,
                void *stream);
@@ -238,11 +256,13 @@ typedef struct gpu_product {
     int64_t x_stride;
     int tokens;
     bool x_by_token;
-    bool x_aligned; /* base and stride are multiples of 16 bytes */
+    bool x_aligned; /* base, stride and `up` are multiples of 16 bytes */
     gpu_epilogue epilogue;
     int device, multiprocessors;
-    gpu_deal deal;    /* of the sm90 kernels of tiles */
-    bool y_by_engine; /* the copy engine can store Y: see sm90_panel_leave.cuh */
+    gpu_deal deal;         /* of the sm90 kernels of tiles */
+    bool y_by_engine;      /* the copy engine can store Y: see sm90_panel_leave.cuh */
+    gpu_prologue prologue; /* these two: of the kernels for few tokens */
+    gpu_ahead ahead;
 } gpu_product;
 
 /* Tiles of rows x tokens that are compiled, for X gathered by a column list and for 2:4. */
@@ -281,8 +301,12 @@ typedef struct gpu_dense_product {
     bool x_aligned;
     gpu_epilogue epilogue;
     int device;
+    gpu_prologue prologue;
+    gpu_ahead ahead;
 } gpu_dense_product;
 
+/* The first needs `in` to be a multiple of 8, the second takes no prologue. */
+int gpu_sm90_dense_few(const gpu_dense_product *product, void *stream);
 int gpu_sm80_dense_few(const gpu_dense_product *product, void *stream);
 
 #ifdef __cplusplus

@@ -82,9 +82,9 @@ int gpu_attend_prefill(const gpu_attention_prefill *attention, void *stream);
 
 /* One token of each of `sequences` sequences, column n of q and y that of sequence n: it sees rows
  * 0 .. places[n].past of that sequence's caches of a layer, which lie behind places[n].keys and
- * values as gpu_rope_append puts them. head_dim is a multiple of 8 here. Rows past the capacity are
- * not read. Any stride and alignment of q and y of whole elements. Work is shared out by `longest`;
- * any number of rows is right. */
+ * values as gpu_rope_append_run puts them. head_dim is a multiple of 8 here. Rows past the capacity
+ * are not read. Any stride and alignment of q and y of whole elements. Work is shared out by
+ * `longest`; any number of rows is right. */
 typedef struct gpu_attention_decode {
     gpu_type type;
     const void *q;
@@ -96,6 +96,12 @@ typedef struct gpu_attention_decode {
     int64_t sequences;
     int64_t longest; /* rows that a sequence may have: its capacity, say */
     int64_t heads, kv_heads, head_dim;
+    /* The rows of this step, as gpu_rope_append has them: k is rotated and it and v become rows
+     * places[n].past of the caches; q is rotated as it is read, and stays as it is. NULL: q is
+     * rotated, and the rows are there. */
+    const void *k, *v;            /* [kv_heads * head_dim][stride] */
+    const float *cosines, *sines; /* [head_dim / 2][angle_stride]; where there is k */
+    int64_t angle_stride;
     float scale;
     int device, multiprocessors;
     bool overlaps; /* the device has compute capability 9.0 or later: clusters, overlapping launches

@@ -120,6 +120,46 @@ esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error)
     return ESP_OK;
 }
 
+/* More tokens than this: each block would find the same sums and gates once more, which takes
+ * longer than a launch of its own. */
+#define MOST_GATED_TOKENS 8
+
+bool cuda_few_takes(const esp_matmul_problem *problem, esp_prologue_kind kind)
+{
+    return kind == ESP_PROLOGUE_RMS_NORM ? problem->tokens == 1
+                                         : problem->tokens <= MOST_GATED_TOKENS;
+}
+
+gpu_prologue cuda_prologue(const esp_matmul_call *call, bool *aligned)
+{
+    const esp_prologue *from = call->around.prologue;
+    if (from == NULL || from->kind == ESP_PROLOGUE_NONE) {
+        return (gpu_prologue){0};
+    }
+    if (from->kind == ESP_PROLOGUE_RMS_NORM) {
+        return (gpu_prologue){.kind = GPU_RMS_NORM, .weight = from->weight, .eps = from->eps};
+    }
+    *aligned = *aligned && (uintptr_t)from->up % 16 == 0;
+    return (gpu_prologue){.kind = GPU_SWIGLU, .up = from->up};
+}
+
+gpu_ahead cuda_ahead(const esp_matmul_call *call)
+{
+    const esp_packed *next = call->around.next;
+    next = next != NULL && next->hollow ? next->dense : next;
+    const cuda_weight *weight = next != NULL ? next->state : NULL;
+    if (weight == NULL) {
+        return (gpu_ahead){0};
+    }
+    if (weight->dense) {
+        return (gpu_ahead){weight->values,
+                           (size_t)next->out_features * (size_t)next->in_features * 2};
+    }
+    const gpu_panels *panels = &weight->panels;
+    size_t steps = (size_t)panels->panels * (size_t)panels->blocks * (size_t)panels->steps;
+    return (gpu_ahead){panels->data, steps * (size_t)panels->block_rows * GPU_ROW_BYTES};
+}
+
 static bool takes_16_bytes(const void *base, int64_t stride, size_t width)
 {
     return (uintptr_t)base % 16 == 0 && (size_t)stride * width % 16 == 0;

@@ -198,6 +198,11 @@ static int run_step(const cuda_state *state, gpu_type type, const void *what, vo
                                          .heads = a->heads,
                                          .kv_heads = a->kv_heads,
                                          .head_dim = a->head_dim,
+                                         .k = a->k,
+                                         .v = a->v,
+                                         .cosines = a->cosines,
+                                         .sines = a->sines,
+                                         .angle_stride = a->columns,
                                          .scale = a->scale,
                                          .device = state->index,
                                          .multiprocessors = state->facts.multiprocessors,
@@ -446,10 +451,10 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
         .layer_norm = layer_norm_##name, .rope_angles = rope_angles,                               \
         .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \
         .attend_past = attend_past_##name, .attend_step = attend_step_##name,                      \
-        .group_workspace_bytes = no_group_workspace, .attend_groups = attend_groups_##name,        \
-        .swiglu = swiglu_##name, .finish = finish_##name, .gather_tokens = gather_##name,          \
-        .unfold = unfold_##name, .place_tokens = place_##name, .patches = patches_##name,          \
-        .pool = pool_##name, .widen = widen_##name, .argmax = argmax,                              \
+        .step_appends = true, .group_workspace_bytes = no_group_workspace,                         \
+        .attend_groups = attend_groups_##name, .swiglu = swiglu_##name, .finish = finish_##name,   \
+        .gather_tokens = gather_##name, .unfold = unfold_##name, .place_tokens = place_##name,     \
+        .patches = patches_##name, .pool = pool_##name, .widen = widen_##name, .argmax = argmax,   \
     }
 
 static const esp_ops tables[] = {TABLE(f16, ESP_F16), TABLE(bf16, ESP_BF16)};

@@ -157,6 +157,8 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
     int failed = place_x(call, variant, &sizes, room, &product);
+    product.prologue = cuda_prologue(call, &product.x_aligned);
+    product.ahead = cuda_ahead(call);
     if (failed == 0 && (problem->epilogue & ESP_EP_SWIGLU) != 0 && !weight->pairs_together) {
         float *sums = (float *)(void *)(room + sizes.x_bytes);
         failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &product);

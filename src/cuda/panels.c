@@ -46,6 +46,14 @@ static int run_product(const panel_variant *variant, gpu_product *product, void 
                          : gpu_sm90_panel_f16(product, variant->tile, stream);
 }
 
+/* Pairs that are parted are computed some tokens at a time, but few tokens are one piece. */
+static bool takes(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                  esp_prologue_kind kind)
+{
+    const panel_variant *variant = kernel->variant;
+    return variant->few && cuda_few_takes(problem, kind);
+}
+
 /* ---- choosing ---- */
 
 static double score_us(const esp_kernel *kernel, const esp_device *device,
@@ -76,7 +84,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_panel_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "panel", .level = "sm90", .idea = about, .why_not = why_not,                     \
         .workspace_bytes = panel_workspace_bytes, .score_us = score_us, .launch = panel_launch,    \
-        .variant = &(const panel_variant){__VA_ARGS__, .run = run_product},                        \
+        .takes = takes, .variant = &(const panel_variant){__VA_ARGS__, .run = run_product},        \
     }
 /* Clocks: measured on an H100, at the rate above. */
 #define RECORDS(type, short_name)                                                                  \

@@ -32,9 +32,10 @@ static int run_product(const panel_variant *variant, gpu_product *product, void 
                          : gpu_sm80_panel_f16(product, variant->tile, stream);
 }
 
-static double few_us(const esp_device *device, int64_t rows, int64_t steps)
+static double few_us(const esp_device *device, int64_t blocks, int64_t block_rows, int64_t steps)
 {
-    double bytes = (double)rows * (double)steps * GPU_ROW_BYTES;
+    int64_t step = block_rows * GPU_ROW_BYTES + 2 * GPU_STEP_COLUMNS; /* and its columns */
+    double bytes = (double)blocks * (double)steps * (double)step;
     return 3.5 + cuda_memory_us(device, bytes); /* a Hopper's own kernel is a little better */
 }
 
@@ -49,8 +50,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     int64_t panel_rows = v > 0 ? v : problem->out_features, block_rows = panel_block_rows(problem);
     int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
     int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
-    int64_t padded = panels * esp_ceil_div(panel_rows, block_rows) * block_rows;
-    return few_us(device, padded, esp_ceil_div(kept, GPU_STEP_COLUMNS));
+    int64_t blocks = panels * esp_ceil_div(panel_rows, block_rows);
+    return few_us(device, blocks, block_rows, esp_ceil_div(kept, GPU_STEP_COLUMNS));
 }
 
 /* ---- records ---- */

@@ -71,7 +71,7 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 #define CUDA_SM80_PANEL_KERNELS 16
 #define CUDA_BLOCK_KERNELS 10
 #define CUDA_DENSE_KERNELS 3
-#define CUDA_DENSE_FEW_KERNELS 2
+#define CUDA_DENSE_FEW_KERNELS 4
 #define CUDA_DENSE_TILE_KERNELS 4
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
 extern const esp_kernel cuda_sm80_panel_kernels[CUDA_SM80_PANEL_KERNELS];
@@ -176,6 +176,12 @@ ESP_MUST_CHECK esp_status cuda_check_operands(const esp_matmul_call *call, esp_e
 /* The epilogue of a call, writing from token `first` on for `tokens`. */
 gpu_epilogue cuda_epilogue(const esp_matmul_call *call, int64_t first, int64_t tokens);
 gpu_type cuda_type(esp_dtype dtype);
+/* The prologue of a call; *aligned becomes false where `up` takes no 16-byte accesses. */
+gpu_prologue cuda_prologue(const esp_matmul_call *call, bool *aligned);
+/* The values of the weight that is read next. */
+gpu_ahead cuda_ahead(const esp_matmul_call *call);
+/* esp_kernel.takes of the kernels for few tokens on Hopper. */
+bool cuda_few_takes(const esp_matmul_problem *problem, esp_prologue_kind kind);
 /* Reasons that all kernels share: types, compute, sizes. NULL: none. */
 const char *cuda_why_not(const esp_matmul_problem *problem, esp_dtype type);
 double cuda_memory_us(const esp_device *device, double bytes);

@@ -61,6 +61,10 @@ __device__ __forceinline__ float load_shared_f32(uint32_t address)
     asm volatile("ld.shared.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
     return value;
 }
+__device__ __forceinline__ void store_shared_f32(uint32_t address, float value)
+{
+    asm volatile("st.shared.f32 [%0], %1;" ::"r"(address), "f"(value) : "memory");
+}
 __device__ __forceinline__ float4 load_shared_4(uint32_t address)
 {
     float4 v;

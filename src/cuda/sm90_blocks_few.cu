@@ -335,7 +335,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     places.load(weights, lane);
     int halves = product.paired ? 2 : 1; // the strip to be finished, and which half's
     int strip = rank + warp / halves * cluster, of = warp % halves;
-    two_rows ends = {{-1, -1}, {1, 1}, {0, 0}};
+    two_rows<EIGHTS> ends(-1, -1);
     if (strip < ROW_GROUPS) {
         int64_t at = (int64_t)(of == 0 ? runs[0] : runs[1]).half * GPU_HALF_ROWS + strip * GPU_STRIP_ROWS;
         int2 two = *(const int2 *)(p.weight.rows + at + lane / 4 * 2);
@@ -344,7 +344,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     __syncwarp();
     ptx::cluster_arrive();
     ptx::stream_order_wait();
-    ends.load_terms(p.epilogue);
+    ends.load_terms(p.epilogue, lane);
     sums_of<EIGHTS> sums = {};
     add_pieces<EIGHTS, BF16, READING>(p, weights, places, base + map::X_AT + warp * map::X_BYTES, lane,
                                       sums);
@@ -353,12 +353,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     if (strip < ROW_GROUPS) {
         float4 whole[EIGHTS];
         finish.receive(of, strip, lane, whole);
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            int token = e * 8 + lane % 4 * 2;
-            ends.finish(p.epilogue, whole[e].x, whole[e].z, token);
-            ends.finish(p.epilogue, whole[e].y, whole[e].w, token + 1);
-        }
+        ends.finish(p.epilogue, whole, lane);
     }
 }
 

@@ -337,7 +337,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
 // Boxes of 128 rows x 64 columns, of each sixteen rows the even ones first.
 inline int describe_weights(const gpu_panels &w, CUtensorMap *map)
 {
-    static const panel::encode_function encode = panel::find_encode();
+    static const tensor::encode_function encode = tensor::find_encode();
     if (encode == nullptr) {
         return cudaErrorNotSupported;
     }

@@ -18,8 +18,10 @@
 // finishes those rows; there one warp adds them in the order of senders, so results do not depend on timing,
 // and writes them from its registers.
 //
+// X may be normed or gated on its way (sm90_few.cuh).
+//
 // Shared memory, bytes: WARPS x STAGES x 4608 of weights | WARPS x 1024 (2048 above 8 tokens) of X |
-// barriers | received sums, 512 (1024) a sender and 16 rows.
+// barriers | a float a warp for a norm | received sums, 512 (1024) a sender and 16 rows.
 //
 // Tails as in sm90_panel.cuh; groups of 16 rows that are all padding are not read.
 //
@@ -31,14 +33,15 @@ namespace {
 using namespace streamed;
 
 // EIGHTS: of tokens, 1 or 2.
-template <int EIGHTS, int WARPS, int STAGES> struct map_of {
+template <int EIGHTS, int STAGES> struct map_of {
     static constexpr uint32_t RING_BYTES = STAGES * GPU_STEP_BYTES; // of a warp
     static constexpr uint32_t X_BYTES = EIGHTS * 1024;              // of one step
     static constexpr uint32_t SUM_BYTES = EIGHTS * 512;             // of 16 rows
     static constexpr uint32_t X_AT = WARPS * RING_BYTES;
     static constexpr uint32_t BARRIERS_AT = X_AT + WARPS * X_BYTES;
     static constexpr uint32_t ARRIVED_AT = BARRIERS_AT + WARPS * STAGES * 8; // one a group of rows
-    static constexpr uint32_t SUMS_AT = (ARRIVED_AT + ROW_GROUPS * 8 + 127) / 128 * 128;
+    static constexpr uint32_t SQUARES_AT = ARRIVED_AT + ROW_GROUPS * 8;
+    static constexpr uint32_t SUMS_AT = (SQUARES_AT + WARPS * 4 + 127) / 128 * 128;
     static_assert(WARPS >= ROW_GROUPS, "a group of rows has a warp to finish it");
 
     static constexpr uint32_t shared(int cluster)
@@ -155,21 +158,22 @@ template <int AHEAD> struct first_columns {
     }
 };
 
-template <int EIGHTS, bool BF16, reading READING, int AHEAD, int STAGES>
+template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int AHEAD, int STAGES>
 __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
                                           const stream<STAGES> &weights,
                                           const first_columns<AHEAD> &columns, uint32_t laid,
-                                          int lane, sums_of<EIGHTS> &sums)
+                                          uint32_t squares, int lane, sums_of<EIGHTS> &sums)
 {
     static_assert(AHEAD == 1 || AHEAD == STAGES, "X is found by the stage");
     const gpu_panels &w = p.weight;
-    column_of_x<EIGHTS, READING> x[AHEAD][2];
+    column_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD][2];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         x[i][0].load(p, columns.of[i].at[0]);
         x[i][1].load(p, columns.of[i].at[1]);
     }
     two_columns coming = columns.of[AHEAD];
+    float scale = PROLOGUE == NORMED ? norm_scale<BF16, WARPS>(p, squares) : 1.0f;
     int step = weights.first;
     for (uint32_t parity = 0; step < w.steps; parity ^= 1) {
 #pragma unroll
@@ -177,9 +181,9 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
             if (step >= w.steps) {
                 break;
             }
-            column_of_x<EIGHTS, READING> *now = x[stage % AHEAD];
-            now[0].lay(laid + lane * 16);
-            now[1].lay(laid + (lane + 32) * 16);
+            auto *now = x[stage % AHEAD];
+            now[0].lay(laid + lane * 16, scale);
+            now[1].lay(laid + (lane + 32) * 16, scale);
             __syncwarp();
             now[0].load(p, coming.at[0]);
             now[1].load(p, coming.at[1]);
@@ -210,11 +214,11 @@ __device__ __forceinline__ int groups_in_use(const gpu_panels &w, int64_t panel,
     return (int)max((int64_t)1, min((int64_t)ROW_GROUPS, (rows + 15) / 16));
 }
 
-template <int EIGHTS, bool BF16, reading READING, int WARPS, int STAGES, int BLOCKS>
-__global__ void __launch_bounds__(WARPS * 32, BLOCKS)
+template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
+__global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     few_kernel(const __grid_constant__ gpu_product p)
 {
-    using map = map_of<EIGHTS, WARPS, STAGES>;
+    using map = map_of<EIGHTS, STAGES>;
     extern __shared__ unsigned char memory[];
     uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
@@ -242,39 +246,39 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS)
     first_columns<AHEAD> columns;
     columns.load(p.weight, panel, weights, lane);
     bool mine = warp < weights.groups && finish.finishes(warp);
-    two_rows ends = {{-1, -1}, {1, 1}, {0, 0}};
+    two_rows<EIGHTS> ends(-1, -1);
     if (mine) {
         int2 two = *(const int2 *)(rows + warp * 16 + lane / 4 * 2);
         ends.row[0] = two.x, ends.row[1] = two.y;
     }
     __syncwarp();
     ptx::cluster_arrive();
+    if (lane == 0) {
+        ask_ahead<WARPS>(p.ahead);
+    }
+    __syncwarp();
     ptx::stream_order_wait();
-    ends.load_terms(p.epilogue);
+    ends.load_terms(p.epilogue, lane);
     sums_of<EIGHTS> sums = {};
-    add_steps<EIGHTS, BF16, READING>(p, panel, weights, columns,
-                                     base + map::X_AT + warp * map::X_BYTES, lane, sums);
+    add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, panel, weights, columns,
+                                               base + map::X_AT + warp * map::X_BYTES,
+                                               base + map::SQUARES_AT, lane, sums);
     ptx::cluster_wait(); // all blocks of the cluster have their barriers
     finish.send(sums, weights.groups, lane);
     if (mine) {
         float4 whole[EIGHTS];
         finish.receive(warp, lane, whole);
-#pragma unroll
-        for (int e = 0; e < EIGHTS; e++) {
-            int token = e * 8 + lane % 4 * 2;
-            ends.finish(p.epilogue, whole[e].x, whole[e].z, token);
-            ends.finish(p.epilogue, whole[e].y, whole[e].w, token + 1);
-        }
+        ends.finish(p.epilogue, whole, lane);
     }
 }
 
 // ---- launching ----
 
-template <int EIGHTS, bool BF16, reading READING, int STAGES>
+template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
 int consider(const gpu_product &p, launching *best)
 {
-    auto kernel = (const void *)few_kernel<EIGHTS, BF16, READING, WARPS, STAGES, BLOCKS_PER_SM>;
-    using map = map_of<EIGHTS, WARPS, STAGES>;
+    auto kernel = (const void *)few_kernel<EIGHTS, BF16, READING, PROLOGUE, STAGES>;
+    using map = map_of<EIGHTS, STAGES>;
     static std::atomic<uint64_t> prepared;
     static residency known;
     int failed = gpu_prepare(kernel, map::shared(MOST_CLUSTER), p.device, &prepared);
@@ -285,38 +289,30 @@ int consider(const gpu_product &p, launching *best)
     return failed;
 }
 
-template <int EIGHTS, bool BF16, reading READING> int launch_as(const gpu_product &p, void *stream)
-{
-    launching best = {};
-    int failed = 0;
-    if constexpr (EIGHTS == 1) { // more would leave room for two blocks a multiprocessor only
-        failed = consider<EIGHTS, BF16, READING, 3>(p, &best);
+template <bool BF16> struct launcher {
+    template <int EIGHTS, reading READING, prologue PROLOGUE>
+    static int run(const gpu_product &p, void *stream)
+    {
+        launching best = {};
+        int failed = 0;
+        if constexpr (EIGHTS == 1) { // more would leave room for two blocks a multiprocessor only
+            failed = consider<EIGHTS, BF16, READING, PROLOGUE, 3>(p, &best);
+        }
+        if (failed == 0) {
+            failed = consider<EIGHTS, BF16, READING, PROLOGUE, 2>(p, &best);
+        }
+        if (failed != 0) {
+            return failed;
+        }
+        gpu_product copy = p;
+        return launch_cluster(best, (int64_t)p.weight.panels * p.weight.blocks, stream, &copy);
     }
-    if (failed == 0) {
-        failed = consider<EIGHTS, BF16, READING, 2>(p, &best);
-    }
-    if (failed != 0) {
-        return failed;
-    }
-    gpu_product copy = p;
-    return launch_cluster(best, (int64_t)p.weight.panels * p.weight.blocks, stream, &copy);
-}
-
-template <bool BF16> int launch(const gpu_product &p, void *stream)
-{
-    bool eight = p.x_aligned && !p.x_by_token && p.tokens % 8 == 0;
-    if (p.tokens == 1) {
-        return launch_as<1, BF16, ONE>(p, stream);
-    }
-    if (p.tokens <= 8) {
-        return eight ? launch_as<1, BF16, EIGHT>(p, stream) : launch_as<1, BF16, ANY>(p, stream);
-    }
-    return eight ? launch_as<2, BF16, EIGHT>(p, stream) : launch_as<2, BF16, ANY>(p, stream);
-}
+};
 
 } // namespace
 
 extern "C" int gpu_sm90_few(const gpu_product *product, void *stream)
 {
-    return product->bf16 ? launch<true>(*product, stream) : launch<false>(*product, stream);
+    return product->bf16 ? launch_by_reading<launcher<true>>(*product, stream)
+                         : launch_by_reading<launcher<false>>(*product, stream);
 }

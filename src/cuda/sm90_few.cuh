@@ -1,9 +1,11 @@
-// What the kernels for up to 16 tokens share on Hopper, where a cluster of blocks shares out the steps of 64
-// rows: X of a column, the way of sums through the cluster, the end of a row, and launches that overlap.
+// What the kernels for up to 16 tokens share on Hopper, where a cluster of blocks shares out the
+// steps of 64 rows: X of a column, the way of sums through the cluster, the end of a row, and
+// launches that overlap.
 //
-// Every warp sends its sums of each 16 rows, as they lie in its registers, to the block of the cluster that
-// finishes those rows; there one warp adds them in the order of senders, so results do not depend on timing,
-// and writes them from its registers. No barrier of a whole block or cluster stands in the way.
+// Every warp sends its sums of each 16 rows, as they lie in its registers, to the block of the
+// cluster that finishes those rows; there one warp adds them in the order of senders, so results do
+// not depend on timing, and writes them from its registers. No barrier of a whole block or cluster
+// stands in the way.
 #ifndef ESP_CUDA_SM90_FEW_CUH
 #define ESP_CUDA_SM90_FEW_CUH
 
@@ -12,7 +14,8 @@
 #include "cuda/launch.cuh"
 #include "cuda/sm90_ptx.cuh"
 
-namespace streamed {
+namespace streamed
+{
 
 using few::ANY;
 using few::EIGHT;
@@ -23,46 +26,148 @@ constexpr int ROW_GROUPS = 4; // groups of 16 rows
 constexpr int MOST_CLUSTER = 8;
 constexpr int WARPS = 4, BLOCKS_PER_SM = 3, MOST_DEVICES = 64;
 
-// What X holds for one column, as it was read: a word holds one or two tokens. It is put together only
-// when it is laid down: doing so at once would wait for the loads. X may have been written while this grid
-// was running, so it is read from the L2.
-template <int EIGHTS, reading READING> struct column_of_x {
+// What happens to X on its way to the products: nothing; it is normed; or it is a gate, and
+// silu(gate) * up is what the weight multiplies. Rounded as the operations round that would stand
+// before the product otherwise.
+enum prologue { PLAIN, NORMED, GATED };
+
+template <class P> __device__ __forceinline__ int64_t in_of(const P &p)
+{
+    return p.weight.in;
+}
+__device__ __forceinline__ int64_t in_of(const gpu_dense_product &p)
+{
+    return p.in;
+}
+
+template <class P> __device__ __forceinline__ int64_t feature_step(const P &p)
+{
+    return p.x_by_token ? 1 : p.x_stride;
+}
+
+// One or two numbers of 16 bits.
+template <prologue PROLOGUE, bool BF16>
+__device__ __forceinline__ uint32_t prepared(uint32_t x, uint32_t beside, float scale)
+{
+    constexpr gpu_type TYPE = BF16 ? GPU_BF16 : GPU_F16;
+    float2 v = epilogue::widen_pair(TYPE, x);
+    if constexpr (PROLOGUE == NORMED) {
+        float weight = __uint_as_float(beside);
+        return epilogue::round_pair(TYPE, __fmul_rn(__fmul_rn(v.x, scale), weight), 0);
+    } else if constexpr (PROLOGUE == GATED) {
+        float2 up = epilogue::widen_pair(TYPE, beside);
+        return epilogue::round_pair(TYPE, epilogue::silu(v.x) * up.x, epilogue::silu(v.y) * up.y);
+    } else {
+        return x;
+    }
+}
+
+// What X holds for one column, as it was read: a word holds one or two tokens. It is put together
+// only when it is laid down: doing so at once would wait for the loads. X may have been written
+// while this grid was running, so it is read from the L2.
+template <int EIGHTS, reading READING, prologue PROLOGUE = PLAIN, bool BF16 = false>
+struct column_of_x {
     static constexpr int WORDS = few::COLUMN_WORDS<EIGHTS, READING>;
-    uint32_t word[WORDS];
+    static_assert(PROLOGUE != NORMED || READING == ONE, "there is one scale");
+    uint32_t word[WORDS], beside[PROLOGUE == GATED ? WORDS : 1]; // up, or the norm's weight
 
     template <class P> __device__ __forceinline__ void load(const P &p, uint32_t column)
     {
-        bool there = column < p.weight.in;
-        int64_t token_step = p.x_by_token ? p.x_stride : 1;
-        const uint16_t *x = (const uint16_t *)p.x;
-        x += there ? (p.x_by_token ? (int64_t)column : column * p.x_stride) : 0;
+        bool there = column < in_of(p);
+        int64_t token_step = p.x_by_token ? p.x_stride : 1,
+                at = there ? column * feature_step(p) : 0;
+        load_words((const uint16_t *)p.x + at, there, p.tokens, token_step, word);
+        if constexpr (PROLOGUE == GATED) {
+            load_words((const uint16_t *)p.prologue.up + at, there, p.tokens, token_step, beside);
+        } else if constexpr (PROLOGUE == NORMED) {
+            beside[0] = there ? __float_as_uint(__ldg(p.prologue.weight + column)) : 0;
+        }
+    }
+
+    static __device__ __forceinline__ void load_words(const uint16_t *x, bool there, int tokens,
+                                                      int64_t token_step, uint32_t (&to)[WORDS])
+    {
         if constexpr (READING == EIGHT) {
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
                 uint4 four = there ? __ldcg((const uint4 *)x + e) : make_uint4(0, 0, 0, 0);
-                word[4 * e] = four.x, word[4 * e + 1] = four.y;
-                word[4 * e + 2] = four.z, word[4 * e + 3] = four.w;
+                to[4 * e] = four.x, to[4 * e + 1] = four.y;
+                to[4 * e + 2] = four.z, to[4 * e + 3] = four.w;
             }
         } else {
 #pragma unroll
             for (int i = 0; i < WORDS; i++) {
-                word[i] = there && i < p.tokens ? __ldcg(x + i * token_step) : 0;
+                to[i] = there && i < tokens ? __ldcg(x + i * token_step) : 0;
             }
         }
     }
 
-    template <int EIGHT_BYTES = 1024> __device__ __forceinline__ void lay(uint32_t to) const
+    // scale: of a norm.
+    template <int EIGHT_BYTES = 1024>
+    __device__ __forceinline__ void lay(uint32_t to, float scale = 1) const
     {
-        few::lay_column<EIGHTS, READING, EIGHT_BYTES>(word, to);
+        if constexpr (PROLOGUE == PLAIN) {
+            few::lay_column<EIGHTS, READING, EIGHT_BYTES>(word, to);
+        } else {
+            uint32_t made[WORDS];
+#pragma unroll
+            for (int i = 0; i < WORDS; i++) {
+                made[i] = prepared<PROLOGUE, BF16>(word[i], beside[PROLOGUE == GATED ? i : 0], scale);
+            }
+            few::lay_column<EIGHTS, READING, EIGHT_BYTES>(made, to);
+        }
     }
 };
+
+// 1 / sqrt(mean of x^2 + eps) of the one token, found by each block for itself: x is small, and so
+// no launch stands between the product that wrote it and this one. All threads call it; `room` is
+// shared memory, a float a warp.
+template <bool BF16, int WARPS, class P> __device__ float norm_scale(const P &p, uint32_t room)
+{
+    constexpr gpu_type TYPE = BF16 ? GPU_BF16 : GPU_F16;
+    const uint16_t *x = (const uint16_t *)p.x;
+    int64_t in = in_of(p), step = feature_step(p), done = 0;
+    float squares = 0;
+    if (step == 1 && (uintptr_t)x % 16 == 0) {
+        done = in / 8 * 8;
+#pragma unroll 4
+        for (int64_t i = threadIdx.x * 8; i < done; i += WARPS * 32 * 8) {
+            uint4 eight = __ldcg((const uint4 *)(x + i));
+            const uint32_t words[4] = {eight.x, eight.y, eight.z, eight.w};
+#pragma unroll
+            for (int k = 0; k < 4; k++) {
+                float2 v = epilogue::widen_pair(TYPE, words[k]);
+                squares = fmaf(v.x, v.x, fmaf(v.y, v.y, squares));
+            }
+        }
+    }
+    for (int64_t i = done + threadIdx.x; i < in; i += WARPS * 32) {
+        float v = epilogue::widen_pair(TYPE, __ldcg(x + i * step)).x;
+        squares = fmaf(v, v, squares);
+    }
+#pragma unroll
+    for (int mask = 16; mask > 0; mask /= 2) {
+        squares += __shfl_xor_sync(~0u, squares, mask);
+    }
+    if (threadIdx.x % 32 == 0) {
+        ptx::store_shared_f32(room + threadIdx.x / 32 * 4, squares);
+    }
+    __syncthreads();
+    squares = 0;
+#pragma unroll
+    for (int w = 0; w < WARPS; w++) {
+        squares += ptx::load_shared_f32(room + w * 4);
+    }
+    return 1.0f / sqrtf(squares / (float)in + p.prologue.eps);
+}
 
 template <int EIGHTS> struct sums_of {
     float of[ROW_GROUPS][EIGHTS][4];
 };
 
-// Sums on their way from the warps of a cluster to those that finish them. Group g of rows is finished by
-// warp g of block g % cluster; a sender's piece of it is what lies in the sender's registers, lane by lane.
+// Sums on their way from the warps of a cluster to those that finish them. Group g of rows is
+// finished by warp g of block g % cluster; a sender's piece of it is what lies in the sender's
+// registers, lane by lane.
 template <int EIGHTS, int WARPS> struct exchange {
     uint32_t sums, arrived; // of this block
     int cluster, rank, warp;
@@ -117,13 +222,46 @@ template <int EIGHTS, int WARPS> struct exchange {
     }
 };
 
-// The end of a group of 16 rows, of which a lane has two neighbours (see pack.cu) and two tokens of each
-// eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
-struct two_rows {
+// From the L2, whatever the L1 has: where launches overlap, that may be older than what the launch before wrote.
+__device__ __forceinline__ float load_current(gpu_type type, const void *data, int64_t at)
+{
+    if (type == GPU_F32) {
+        return __ldcg((const float *)data + at);
+    }
+    uint32_t bits = __ldcg((const uint16_t *)data + at);
+    return epilogue::widen_pair(type, bits).x;
+}
+
+// The end of a group of 16 rows, of which a lane has two neighbours (see pack.cu) and two tokens of
+// each eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
+// The residual is asked for with the other terms: read one element after the other between stores, which it might
+// alias for all that the compiler knows, it took a way to the L2 each.
+template <int EIGHTS> struct two_rows {
     int row[2]; // of Y, -1: none
     float scale[2], bias[2];
+    float residual[EIGHTS][2][2]; // of each eight tokens: two tokens, two rows (swiglu: the first)
 
-    __device__ __forceinline__ void load_terms(const gpu_epilogue &e)
+    __device__ __forceinline__ two_rows(int first, int second) : row{first, second}
+    {
+    }
+
+    static __device__ __forceinline__ bool gates(const gpu_epilogue &e)
+    {
+        return (e.bits & ESP_EP_SWIGLU) != 0;
+    }
+
+    static __device__ __forceinline__ int token_of(int eight, int which, int lane)
+    {
+        return eight * 8 + lane % 4 * 2 + which;
+    }
+
+    // Where row i of the two goes.
+    __device__ __forceinline__ int64_t at(const gpu_epilogue &e, int i, int token) const
+    {
+        return (gates(e) ? row[i] / 2 : row[i]) * e.feature_step + token * e.token_step;
+    }
+
+    __device__ __forceinline__ void load_terms(const gpu_epilogue &e, int lane)
     {
 #pragma unroll
         for (int i = 0; i < 2; i++) {
@@ -131,44 +269,85 @@ struct two_rows {
             scale[i] = terms.scale;
             bias[i] = terms.bias;
         }
+        bool adds = (e.bits & ESP_EP_RESIDUAL) != 0;
+#pragma unroll
+        for (int i = 0; i < EIGHTS * 4; i++) {
+            int token = token_of(i / 4, i / 2 % 2, lane), which = i % 2;
+            bool there = adds && token < e.tokens && row[which] >= 0 && !(gates(e) && which == 1);
+            residual[i / 4][i / 2 % 2][which] =
+                there ? load_current(e.type, e.residual, at(e, which, token)) : 0.0f;
+        }
     }
 
-    __device__ __forceinline__ void finish(const gpu_epilogue &e, float first, float second,
-                                           int token) const
+    __device__ __forceinline__ void store(const gpu_epilogue &e, int i, int token, float v,
+                                          float residual) const
+    {
+        if (row[i] >= 0) {
+            v = (e.bits & ESP_EP_RESIDUAL) != 0 ? __fadd_rn(v, residual) : v;
+            epilogue::store_one(e.type, e.y, at(e, i, token), v);
+        }
+    }
+
+    __device__ __forceinline__ void finish_token(const gpu_epilogue &e, float first, float second,
+                                                 int token, const float (&residual)[2]) const
     {
         if (token >= e.tokens) {
             return;
         }
         float v[2] = {epilogue::linear(e, first, scale[0], bias[0]),
                       epilogue::linear(e, second, scale[1], bias[1])};
-        int64_t at = token * e.token_step;
-        if ((e.bits & ESP_EP_SWIGLU) != 0) {
-            if (row[0] >= 0) {
-                float gated = epilogue::silu(v[0]) * v[1];
-                epilogue::finish_one(e, row[0] / 2 * e.feature_step + at, gated);
-            }
+        if (gates(e)) {
+            store(e, 0, token, epilogue::silu(v[0]) * v[1], residual[0]);
             return;
         }
 #pragma unroll
         for (int i = 0; i < 2; i++) {
-            if (row[i] >= 0) {
-                float active = epilogue::activate(e.bits, v[i]);
-                epilogue::finish_one(e, row[i] * e.feature_step + at, active);
-            }
+            store(e, i, token, epilogue::activate(e.bits, v[i]), residual[i]);
+        }
+    }
+
+    __device__ __forceinline__ void finish(const gpu_epilogue &e, const float4 (&sums)[EIGHTS],
+                                           int lane) const
+    {
+#pragma unroll
+        for (int i = 0; i < EIGHTS; i++) {
+            finish_token(e, sums[i].x, sums[i].z, token_of(i, 0, lane), residual[i][0]);
+            finish_token(e, sums[i].y, sums[i].w, token_of(i, 1, lane), residual[i][1]);
         }
     }
 };
 
+// ---- what comes after ----
+
+// Memory has nothing to do while a launch waits for another that reads little, as attention does:
+// the blocks that wait ask the L2 for the start of the weight that is read next, this much in all.
+// Half of an H100's L2 would be 25 MB.
+constexpr uint32_t MOST_AHEAD = 16 << 20;
+
+// By one lane of each warp.
+template <int WARPS> __device__ __forceinline__ void ask_ahead(const gpu_ahead &ahead)
+{
+    uint32_t warps = gridDim.x * WARPS, warp = blockIdx.x * WARPS + threadIdx.x / 32;
+    uint64_t bytes = min((uint64_t)ahead.bytes, (uint64_t)MOST_AHEAD);
+    uint64_t each = (bytes / warps + 127) / 128 * 128, from = warp * each;
+    if (ahead.data != nullptr && from < bytes) {
+        uint32_t mine = (uint32_t)min(each, bytes - from) / 16 * 16;
+        if (mine > 0) {
+            ptx::bulk_prefetch_l2((const char *)ahead.data + from, mine);
+        }
+    }
+}
+
 // ---- launching ----
 
-// How many clusters of each size a device can run at a time: fewer than its multiprocessors have room for,
-// because a cluster stays inside one part of the chip. Asked for once; 0: not yet.
+// How many clusters of each size a device can run at a time: fewer than its multiprocessors have
+// room for, because a cluster stays inside one part of the chip. Asked for once; 0: not yet.
 struct residency {
     std::atomic<int> clusters[MOST_DEVICES][MOST_CLUSTER + 1];
 };
 
 inline int resident(residency *known, const void *kernel, const cudaLaunchConfig_t &how, int device,
-             int cluster)
+                    int cluster)
 {
     std::atomic<int> *slot = device < MOST_DEVICES ? &known->clusters[device][cluster] : nullptr;
     int count = slot != nullptr ? slot->load(std::memory_order_relaxed) : 0;
@@ -184,7 +363,8 @@ inline int resident(residency *known, const void *kernel, const cudaLaunchConfig
     return count;
 }
 
-// One way to launch a product: a depth of the ring, and how many blocks share the steps of a block of rows.
+// One way to launch a product: a depth of the ring, and how many blocks share the steps of a block
+// of rows.
 struct launching {
     const void *kernel;
     int cluster;
@@ -192,7 +372,8 @@ struct launching {
     double cost; // rounds of clusters, each of a start and the steps of a warp
 };
 
-// `blocks` of 64 rows, or whatever a cluster takes, each of so many steps. `map` has the kernel's shared memory.
+// `blocks` of 64 rows, or whatever a cluster takes, each of so many steps. `map` has the kernel's
+// shared memory.
 template <class map>
 void find_cluster(residency *known, const void *kernel, int device, int64_t blocks, int64_t steps,
                   launching *best, int least = 1)
@@ -234,6 +415,35 @@ inline int launch_cluster(const launching &how, int64_t blocks, void *stream, vo
     config.numAttrs = 2;
     void *arguments[] = {product};
     return cudaLaunchKernelExC(&config, how.kernel, arguments);
+}
+
+// How a product's X is read and prepared, as template arguments of `Launcher::run<EIGHTS, READING,
+// PROLOGUE>(p, stream)`.
+template <class Launcher, prologue PROLOGUE, class P> int launch_as_read(const P &p, void *stream)
+{
+    bool eight = p.x_aligned && !p.x_by_token && p.tokens % 8 == 0;
+    if (p.tokens == 1) {
+        return Launcher::template run<1, ONE, PROLOGUE>(p, stream);
+    }
+    if (p.tokens <= 8) {
+        return eight ? Launcher::template run<1, EIGHT, PROLOGUE>(p, stream)
+                     : Launcher::template run<1, ANY, PROLOGUE>(p, stream);
+    }
+    return eight ? Launcher::template run<2, EIGHT, PROLOGUE>(p, stream)
+                 : Launcher::template run<2, ANY, PROLOGUE>(p, stream);
+}
+
+template <class Launcher, class P> int launch_by_reading(const P &p, void *stream)
+{
+    switch (p.prologue.kind) {
+    case GPU_RMS_NORM:
+        return p.tokens == 1 ? Launcher::template run<1, ONE, NORMED>(p, stream)
+                             : cudaErrorInvalidValue;
+    case GPU_SWIGLU:
+        return launch_as_read<Launcher, GATED>(p, stream);
+    default:
+        return launch_as_read<Launcher, PLAIN>(p, stream);
+    }
 }
 
 } // namespace streamed

@@ -118,6 +118,12 @@ __device__ __forceinline__ void prefetch_l2(const void *from)
     asm volatile("prefetch.global.L2 [%0];" ::"l"(from));
 }
 
+// bytes: a multiple of 16.
+__device__ __forceinline__ void bulk_prefetch_l2(const void *from, uint32_t bytes)
+{
+    asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;" ::"l"(from), "r"(bytes) : "memory");
+}
+
 __device__ __forceinline__ void copy_wait_all()
 {
     asm volatile("cp.async.wait_all;" ::: "memory");
@@ -154,6 +160,14 @@ __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map,
     asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes "
                  "[%0], [%1, {%2, %3}], [%4];" ::"r"(to),
                  "l"(map), "r"(x), "r"(y), "r"(barrier)
+                 : "memory");
+}
+__device__ __forceinline__ void tensor_copy_once(uint32_t to, const CUtensorMap *map, int x, int y,
+                                                 uint32_t barrier, uint64_t policy)
+{
+    asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier::complete_tx::bytes"
+                 ".L2::cache_hint [%0], [%1, {%2, %3}], [%4], %5;" ::"r"(to),
+                 "l"(map), "r"(x), "r"(y), "r"(barrier), "l"(policy)
                  : "memory");
 }
 __device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map, int x, int y, int z,

@@ -98,6 +98,12 @@ static esp_status show(const pass *p, const char *name, const void *data, esp_er
                           session->observe_user, error);
 }
 
+static esp_prepare norm_ahead(const pass *p, const float *weight)
+{
+    const esp_session *session = p->session;
+    return esp_prepare_norm(weight, session->llama->config.rms_norm_eps, session->normed);
+}
+
 static esp_status norm(const pass *p, const float *weight, esp_error *error)
 {
     const esp_session *session = p->session;
@@ -136,9 +142,12 @@ static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
     esp_session *session = p->session;
     const esp_llama_layer *layer = &session->llama->layers[index];
     const esp_cache_place *places = mailed(session, session->mail.places_at);
+    esp_prepare before = norm_ahead(p, layer->input_norm);
+    esp_prepare between = norm_ahead(p, layer->post_attention_norm);
     esp_attention_call attention = {
         .x = session->x,
-        .normed = session->normed,
+        .prepare = &before,
+        .next = &layer->mlp.gate,
         .cosines = session->cosines,
         .sines = session->sines,
         .qkv = session->qkv,
@@ -149,11 +158,9 @@ static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
         .places = p->by_places ? places + index * p->batch->tokens : NULL,
         .longest = p->longest,
         .workspaces = p->by_places ? session->workspaces : &session->attention_workspace};
-    ESP_TRY(norm(p, layer->input_norm, error));
     ESP_TRY(esp_attention_run(&p->nn, &layer->attention, &attention, error));
-    ESP_TRY(norm(p, layer->post_attention_norm, error));
-    ESP_TRY(esp_mlp_run(&p->nn, &layer->mlp, session->normed, session->inner, session->x,
-                        p->columns, error));
+    ESP_TRY(
+        esp_mlp_run(&p->nn, &layer->mlp, &between, session->inner, session->x, p->columns, error));
     char name[32];
     snprintf(name, sizeof name, "layer.%lld", (long long)index);
     return show(p, name, session->x, error);
@@ -181,6 +188,27 @@ static esp_status find_best(const pass *p, int64_t count, esp_error *error)
                        "argmax", error);
 }
 
+/* The head of all columns, with the norm as part of it where its kernel takes that. */
+static esp_status run_normed_head(const pass *p, esp_error *error)
+{
+    const esp_session *session = p->session;
+    esp_prepare last = norm_ahead(p, session->llama->norm);
+    esp_linear_call call = {
+        .x = session->x, .y = p->logits, .tokens = p->columns, .prepare = &last};
+    return esp_linear_run(&p->nn, &session->llama->head, &call, error);
+}
+
+/* The logits, where they belong to the step, or what the head reads. */
+static esp_status run_end(const pass *p, esp_error *error)
+{
+    if (p->logits != NULL && p->session->observe == NULL) {
+        return run_normed_head(p, error);
+    }
+    ESP_TRY(norm(p, p->session->llama->norm, error));
+    ESP_TRY(show(p, "norm", p->session->normed, error));
+    return p->logits != NULL ? run_head(p, 0, p->columns, p->logits, error) : ESP_OK;
+}
+
 static esp_status run_layers(void *user, esp_error *error)
 {
     const pass *p = user;
@@ -189,13 +217,9 @@ static esp_status run_layers(void *user, esp_error *error)
     for (int64_t index = 0; index < p->session->llama->config.layers; index++) {
         ESP_TRY(run_layer(p, index, error));
     }
-    ESP_TRY(norm(p, p->session->llama->norm, error));
-    ESP_TRY(show(p, "norm", p->session->normed, error));
-    if (p->logits == NULL) {
-        return ESP_OK;
-    }
-    ESP_TRY(run_head(p, 0, p->columns, p->logits, error));
-    return p->batch->best != NULL ? find_best(p, p->batch->tokens, error) : ESP_OK;
+    ESP_TRY(run_end(p, error));
+    return p->logits != NULL && p->batch->best != NULL ? find_best(p, p->batch->tokens, error)
+                                                       : ESP_OK;
 }
 
 /* ---- logits of a far device ---- */

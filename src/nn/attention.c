@@ -15,7 +15,8 @@ static esp_status project(const esp_nn *nn, const esp_attention_layer *layer,
                           const esp_attention_call *call, void *const parts[3], esp_error *error)
 {
     for (int i = 0; i < layer->projections; i++) {
-        esp_linear_call product = {.x = call->normed, .y = parts[i], .tokens = call->columns};
+        esp_linear_call product = {
+            .x = call->x, .y = parts[i], .tokens = call->columns, .prepare = call->prepare};
         ESP_TRY(esp_linear_run(nn, &layer->qkv[i], &product, error));
     }
     return ESP_OK;
@@ -39,24 +40,10 @@ static esp_status remember(const esp_nn *nn, const esp_attention_layer *layer,
     return esp_nn_done(nn->ops->rope_append(nn->device, nn->stream, &append), "rope_append", error);
 }
 
-static esp_status attend(const esp_nn *nn, const esp_attention_layer *layer,
-                         const esp_attention_call *call, esp_error *error)
+/* The step of one token each; parts NULL: rotated and remembered before. */
+static esp_status attend_step(const esp_nn *nn, const esp_attention_layer *layer,
+                              const esp_attention_call *call, void *const *parts, esp_error *error)
 {
-    float scale = (float)(1 / sqrt((double)layer->head_dim));
-    if (call->places == NULL) {
-        esp_past_attention past = {.q = call->qkv,
-                                   .y = call->mixed,
-                                   .one = call->one,
-                                   .heads = layer->heads,
-                                   .kv_heads = layer->kv_heads,
-                                   .head_dim = layer->head_dim,
-                                   .tokens = call->tokens,
-                                   .columns = call->columns,
-                                   .scale = scale,
-                                   .workspace = call->workspaces[0]};
-        return esp_nn_done(nn->ops->attend_past(nn->device, nn->stream, &past), "attend_past",
-                           error);
-    }
     esp_step_attention step = {.q = call->qkv,
                                .y = call->mixed,
                                .places = call->places,
@@ -66,9 +53,36 @@ static esp_status attend(const esp_nn *nn, const esp_attention_layer *layer,
                                .sequences = call->tokens,
                                .columns = call->columns,
                                .longest = call->longest,
-                               .scale = scale,
+                               .scale = (float)(1 / sqrt((double)layer->head_dim)),
                                .workspaces = call->workspaces};
+    if (parts != NULL) {
+        step.k = parts[1], step.v = parts[2];
+        step.cosines = call->cosines, step.sines = call->sines;
+    }
     return esp_nn_done(nn->ops->attend_step(nn->device, nn->stream, &step), "attend_step", error);
+}
+
+static esp_status attend(const esp_nn *nn, const esp_attention_layer *layer,
+                         const esp_attention_call *call, void *const parts[3], esp_error *error)
+{
+    if (call->places != NULL && nn->ops->step_appends) {
+        return attend_step(nn, layer, call, parts, error);
+    }
+    ESP_TRY(remember(nn, layer, call, parts, error));
+    if (call->places != NULL) {
+        return attend_step(nn, layer, call, NULL, error);
+    }
+    esp_past_attention past = {.q = call->qkv,
+                               .y = call->mixed,
+                               .one = call->one,
+                               .heads = layer->heads,
+                               .kv_heads = layer->kv_heads,
+                               .head_dim = layer->head_dim,
+                               .tokens = call->tokens,
+                               .columns = call->columns,
+                               .scale = (float)(1 / sqrt((double)layer->head_dim)),
+                               .workspace = call->workspaces[0]};
+    return esp_nn_done(nn->ops->attend_past(nn->device, nn->stream, &past), "attend_past", error);
 }
 
 esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
@@ -78,9 +92,11 @@ esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
     void *const parts[3] = {call->qkv, behind(nn, call->qkv, q, call->columns),
                             behind(nn, call->qkv, q + kv, call->columns)};
     ESP_TRY(project(nn, layer, call, parts, error));
-    ESP_TRY(remember(nn, layer, call, parts, error));
-    ESP_TRY(attend(nn, layer, call, error));
-    esp_linear_call back = {
-        .x = call->mixed, .y = call->x, .residual = call->x, .tokens = call->columns};
+    ESP_TRY(attend(nn, layer, call, parts, error));
+    esp_linear_call back = {.x = call->mixed,
+                            .y = call->x,
+                            .residual = call->x,
+                            .tokens = call->columns,
+                            .next = call->next};
     return esp_linear_run(nn, &layer->o, &back, error);
 }

@@ -87,19 +87,66 @@ static esp_status finish(const esp_nn *nn, const esp_linear *linear, const esp_l
                        "finish", error);
 }
 
-esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *call,
+esp_prepare esp_prepare_norm(const float *weight, float eps, void *to)
+{
+    return (esp_prepare){.prologue = {.kind = ESP_PROLOGUE_RMS_NORM, .weight = weight, .eps = eps},
+                         .to = to};
+}
+
+esp_prepare esp_prepare_gate(const void *up, void *to)
+{
+    return (esp_prepare){.prologue = {.kind = ESP_PROLOGUE_SWIGLU, .up = up}, .to = to};
+}
+
+/* Runs the operation in front of the product, once, and has the product read what it made. */
+static esp_status prepare(const esp_nn *nn, const esp_linear *linear, esp_linear_call *call,
+                          esp_error *error)
+{
+    esp_prepare *ahead = call->prepare;
+    const esp_prologue *of = &ahead->prologue;
+    int64_t features = linear->weight->in_features;
+    const void *x = call->x;
+    call->x = ahead->to;
+    call->prepare = NULL;
+    if (ahead->done) {
+        return ESP_OK;
+    }
+    ahead->done = true;
+    if (of->kind == ESP_PROLOGUE_SWIGLU) {
+        return esp_nn_done(
+            nn->ops->swiglu(nn->device, nn->stream, x, of->up, features * call->tokens, ahead->to),
+            "swiglu", error);
+    }
+    return esp_nn_done(nn->ops->rms_norm(nn->device, nn->stream, x, of->weight, of->eps, features,
+                                         call->tokens, ahead->to),
+                       "rms_norm", error);
+}
+
+static esp_status find_plan(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
+                            esp_plan_slot *slot, esp_error *error)
+{
+    if (slot->tokens != tokens) {
+        slot->tokens = 0; /* should the choice fail */
+        ESP_TRY(plan_within(nn, linear, tokens, slot, error));
+        slot->tokens = tokens;
+    }
+    return ESP_OK;
+}
+
+esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *given,
                           esp_error *error)
 {
     esp_plan_slot once = {.tokens = 0};
-    if (nn->tap != NULL) {
-        ESP_TRY(nn->tap->see(nn->tap->user, linear, call, error));
-    }
+    esp_linear_call own = *given, *call = &own;
     esp_plan_slot *slot =
         nn->plans != NULL ? &nn->plans[2 * linear->number + (call->tokens != 1)] : &once;
-    if (slot->tokens != call->tokens) {
-        slot->tokens = 0; /* should the choice fail */
-        ESP_TRY(plan_within(nn, linear, call->tokens, slot, error));
-        slot->tokens = call->tokens;
+    ESP_TRY(find_plan(nn, linear, call->tokens, slot, error));
+    if (call->prepare != NULL && (nn->tap != NULL || call->prepare->done ||
+                                  !esp_plan_takes(&slot->plan, call->prepare->prologue.kind))) {
+        ESP_TRY(prepare(nn, linear, call, error));
+    }
+    if (nn->tap != NULL) {
+        ESP_TRY(nn->tap->see(nn->tap->user, linear, call, error));
     }
     esp_matmul_args args = {.weight = linear->weight,
                             .x = call->x,
@@ -109,6 +156,8 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                             .residual = call->residual,
                             .workspace = nn->workspace,
                             .stream = nn->stream};
-    ESP_TRY(esp_matmul_run(&slot->plan, &args, error));
+    const esp_around around = {.prologue = call->prepare != NULL ? &call->prepare->prologue : NULL,
+                               .next = call->next != NULL ? call->next->weight : NULL};
+    ESP_TRY(esp_plan_run(&slot->plan, &args, &around, error));
     return slot->later != 0 ? finish(nn, linear, call, slot->later, error) : ESP_OK;
 }

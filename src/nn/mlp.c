@@ -1,27 +1,22 @@
 #include "nn/nn.h"
 
-static esp_status open(const esp_nn *nn, const esp_mlp_layer *layer, const void *normed,
-                       void *inner, int64_t columns, esp_error *error)
+static esp_status open(const esp_nn *nn, const esp_mlp_layer *layer, esp_prepare *prepare,
+                       const void *x, void *inner, void *second, int64_t columns, esp_error *error)
 {
-    esp_linear_call gate = {.x = normed, .y = inner, .tokens = columns};
-    int64_t count = layer->intermediate * columns;
-    char *second = (char *)inner + (size_t)count * esp_dtype_bytes(nn->ops->type);
-    esp_linear_call up = {.x = normed, .y = second, .tokens = columns};
+    esp_linear_call gate = {.x = x, .y = inner, .tokens = columns, .prepare = prepare};
+    esp_linear_call up = {.x = x, .y = second, .tokens = columns, .prepare = prepare};
     ESP_TRY(esp_linear_run(nn, &layer->gate, &gate, error));
-    if (layer->kind == ESP_MLP_PAIRED) {
-        return ESP_OK;
-    }
-    if (layer->kind == ESP_MLP_APART) {
-        ESP_TRY(esp_linear_run(nn, &layer->up, &up, error));
-    }
-    return esp_nn_done(nn->ops->swiglu(nn->device, nn->stream, inner, second, count, inner),
-                       "swiglu", error);
+    return layer->kind == ESP_MLP_APART ? esp_linear_run(nn, &layer->up, &up, error) : ESP_OK;
 }
 
-esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer, const void *normed,
+esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer, esp_prepare *prepare,
                        void *inner, void *x, int64_t columns, esp_error *error)
 {
-    ESP_TRY(open(nn, layer, normed, inner, columns, error));
+    int64_t count = layer->intermediate * columns;
+    char *second = (char *)inner + (size_t)count * esp_dtype_bytes(nn->ops->type);
+    esp_prepare gate = esp_prepare_gate(second, inner);
     esp_linear_call back = {.x = inner, .y = x, .residual = x, .tokens = columns};
+    back.prepare = layer->kind == ESP_MLP_PAIRED ? NULL : &gate;
+    ESP_TRY(open(nn, layer, prepare, x, inner, second, columns, error));
     return esp_linear_run(nn, &layer->down, &back, error);
 }

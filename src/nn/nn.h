@@ -121,13 +121,27 @@ typedef struct esp_linear {
     bool is_head;        /* writes token-major, f32 */
 } esp_linear;
 
+/* An operation on what a product reads, or several products do: part of the product where its
+ * kernel takes it, and one that runs before it where not. */
+typedef struct esp_prepare {
+    esp_prologue prologue;
+    void *to;  /* where it goes if it runs by itself: laid out as x; with swiglu it may be x */
+    bool done; /* it is there */
+} esp_prepare;
+
 typedef struct esp_linear_call {
     const void *x;
-    int64_t x_stride;     /* 0: tight */
-    void *y;              /* a head's: f32 [tokens][out] */
-    const void *residual; /* where the layer adds: laid out as y; may be y */
-    int64_t tokens;       /* columns */
+    int64_t x_stride;              /* 0: tight */
+    void *y;                       /* a head's: f32 [tokens][out] */
+    const void *residual;          /* where the layer adds: laid out as y; may be y */
+    int64_t tokens;                /* columns */
+    esp_prepare *prepare;          /* of x, which is tight then; NULL: x is read as it is */
+    const struct esp_linear *next; /* the layer that reads its weight next; NULL: unknown */
 } esp_linear_call;
+
+/* The product reads rms_norm(x), or silu(x) * up; `to` is scratch. */
+esp_prepare esp_prepare_norm(const float *weight, float eps, void *to);
+esp_prepare esp_prepare_gate(const void *up, void *to);
 
 void esp_linear_free(esp_linear *linear, esp_device *device);
 /* The product that a layer is at a token count. */
@@ -171,8 +185,9 @@ typedef struct esp_attention_layer {
 } esp_attention_layer;
 
 typedef struct esp_attention_call {
-    void *x;            /* [hidden][columns]: the residual stream, added to */
-    const void *normed; /* [hidden][columns] */
+    void *x;                /* [hidden][columns]: the residual stream, added to */
+    esp_prepare *prepare;   /* what the layer reads of x: its norm */
+    const esp_linear *next; /* the layer behind; NULL: unknown */
     const float *cosines, *sines;
     void *qkv, *mixed; /* scratch: [(heads + 2 kv_heads) * head_dim][columns], [heads * head_dim] */
     int64_t tokens, columns;
@@ -200,9 +215,9 @@ typedef struct esp_mlp_layer {
     int64_t intermediate;
 } esp_mlp_layer;
 
-/* x += ...; inner: scratch [2 * intermediate][columns]. */
+/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. */
 ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
-                                      const void *normed, void *inner, void *x, int64_t columns,
+                                      esp_prepare *prepare, void *inner, void *x, int64_t columns,
                                       esp_error *error);
 
 /* ---- attention both ways, among the tokens of a group: a text, an image, a window of one ---- */

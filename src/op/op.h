@@ -53,6 +53,27 @@ struct esp_packed {
     bool hollow;       /* only `dense` is held: sparse and state are NULL */
 };
 
+/* An operation on X that a kernel can do as it reads X, rounded as the operation rounds; kernels
+ * that cannot are given what it made instead. */
+typedef enum esp_prologue_kind {
+    ESP_PROLOGUE_NONE = 0,
+    ESP_PROLOGUE_RMS_NORM, /* x / sqrt(mean over features of x^2 + eps) * weight */
+    ESP_PROLOGUE_SWIGLU    /* silu(x) * up */
+} esp_prologue_kind;
+
+typedef struct esp_prologue {
+    esp_prologue_kind kind;
+    const float *weight; /* [in_features] */
+    float eps;
+    const void *up; /* laid out as x */
+} esp_prologue;
+
+/* What a model knows of the work around a product. */
+typedef struct esp_around {
+    const esp_prologue *prologue; /* NULL: none; else one that the kernel takes */
+    const esp_packed *next; /* NULL; or the weight that is read next, which may be fetched ahead */
+} esp_around;
+
 typedef struct esp_kernel esp_kernel;
 
 typedef struct esp_matmul_call {
@@ -60,6 +81,7 @@ typedef struct esp_matmul_call {
     esp_device *device;
     const esp_matmul_problem *problem; /* compute is never AUTO here */
     const esp_matmul_args *args;       /* strides filled in */
+    esp_around around;                 /* zeros: nothing is known */
 } esp_matmul_call;
 
 /* One constant record per kernel. */
@@ -82,6 +104,9 @@ struct esp_kernel {
     const void *variant; /* the kernel family's own parameters */
     bool bare;           /* bias and activation cost it a pass over f32 sums */
     bool dense_work;     /* multiplies all of a sparse weight's entries, zeros too */
+    /* Whether it does an operation on X itself; NULL: none. */
+    bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                  esp_prologue_kind kind);
 };
 
 /* ---- everything else ---- */
@@ -138,6 +163,10 @@ typedef struct esp_step_attention {
     const esp_cache_place *places; /* [sequences], device memory */
     int64_t heads, kv_heads, head_dim, sequences, columns;
     int64_t longest; /* no place's past + 1 is more */
+    /* Where the table's step_appends: what rope_append does comes along, and its angles; q is not
+     * rotated yet and stays so. k NULL: it was done before. */
+    const void *k, *v;
+    const float *cosines, *sines;
     float scale;
     void *const *workspaces; /* [sequences], host memory: each sequence's own, of attend_past at its
                                 capacity */
@@ -303,6 +332,8 @@ typedef struct esp_ops {
     /* Causal unless both_ways: token t sees cache rows 0..past+t. Softmax in f32. */
     size_t (*attention_workspace_bytes)(const esp_device *device, const esp_attention *attention);
     esp_status (*attention)(esp_device *device, const esp_attention *attention);
+
+    bool step_appends; /* attend_step takes k and v along */
 } esp_ops;
 
 /* Operations of the host's tables made of the finer ones of the device's table; host_ops.c. */

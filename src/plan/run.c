@@ -73,7 +73,14 @@ static esp_status check_pointers(const esp_plan *plan, const esp_matmul_args *ar
     return ESP_OK;
 }
 
-esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args, esp_error *error)
+bool esp_plan_takes(const esp_plan *plan, esp_prologue_kind kind)
+{
+    const esp_kernel *kernel = plan->kernel;
+    return kernel->takes != NULL && kernel->takes(kernel, &plan->run, kind);
+}
+
+esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args, const esp_around *around,
+                        esp_error *error)
 {
     const esp_matmul_problem *problem = &plan->problem;
     esp_matmul_args full = *args;
@@ -88,6 +95,11 @@ esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args, esp
     if (plan->form == ESP_FORM_DENSE && full.weight->dense != NULL) {
         full.weight = full.weight->dense;
     }
-    esp_matmul_call call = {plan->kernel, plan->device, &plan->run, &full};
+    esp_matmul_call call = {plan->kernel, plan->device, &plan->run, &full, *around};
     return plan->kernel->launch(&call, error);
+}
+
+esp_status esp_matmul_run(const esp_plan *plan, const esp_matmul_args *args, esp_error *error)
+{
+    return esp_plan_run(plan, args, &(const esp_around){0}, error);
 }

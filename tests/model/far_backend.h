@@ -233,7 +233,7 @@ typedef struct far_product {
 static inline esp_status far_run_product(esp_device *device, const void *what, esp_error *error)
 {
     const far_product *p = what;
-    const esp_matmul_call call = {p->kernel, device, &p->problem, &p->args};
+    const esp_matmul_call call = {p->kernel, device, &p->problem, &p->args, {0}};
     return p->kernel->launch(&call, error);
 }
 
