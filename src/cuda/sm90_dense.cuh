@@ -242,7 +242,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
                                         const shared_map<C> &at, unsigned char *memory, int group,
                                         int thread)
 {
-    departures<C> leaving = {&with.panel, p.epilogue, at.chunks(group), 1 + group};
+    departures<C> leaving = {&with.panel, p, at.chunks(group), 1 + group};
     arrivals<C> residual = {&with.residual, at.base + C::RESIDUALS_AT + group * 8};
     consumer<C> self = {at, group, thread, leaving, residual, {}};
     panel::split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
