@@ -94,10 +94,9 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
         !prune->progress(prune->user, "calibrating", calibration->done + share * weights,
                          calibration->total, "weights")) {
         const char *kept = calibration->options->state_dir;
-        return esp_fail(error, ESP_CANCELLED, "cancelled",
-                        "pruning was interrupted; nothing was written%s%s",
-                        kept != NULL ? ", and finished layers are kept in " : "",
-                        kept != NULL ? kept : "");
+        return esp_fail(
+            error, ESP_CANCELLED, "cancelled", "pruning was interrupted; nothing was written%s%s",
+            kept != NULL ? ", and finished layers are kept in " : "", kept != NULL ? kept : "");
     }
     return ESP_OK;
 }
@@ -362,7 +361,7 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
         esp_calibration_state_drop(&job);
     }
     job.summary.recalled = job.recalled;
-    job.summary.turned_layers = esp_calibration_turned(&job);
+    job.summary.turned_layers = status == ESP_OK ? esp_calibration_turned(&job) : 0;
     job.summary.seconds = esp_seconds() - start;
     esp_calibration_close(&job);
     if (status == ESP_OK && calibration != NULL) {
