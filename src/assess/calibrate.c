@@ -403,7 +403,7 @@ esp_status esp_prune_calibrated(esp_device *device, const char *model_dir, const
         esp_calibration_state_drop(&job);
     }
     job.summary.recalled = job.recalled;
-    job.summary.turned_layers = esp_calibration_turned(&job);
+    job.summary.turned_layers = status == ESP_OK ? esp_calibration_turned(&job) : 0;
     job.summary.seconds = esp_seconds() - start;
     esp_calibration_close(&job);
     if (status == ESP_OK && calibration != NULL) {

@@ -106,7 +106,7 @@ ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibra
 /* calibrate_turn.c: values of attention; nothing is done without options->turn_values. */
 ESP_MUST_CHECK esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *error);
 void esp_calibration_turn_close(esp_calibration *calibration);
-/* Layers so far. */
+/* How many layers are. */
 int esp_calibration_turned(const esp_calibration *calibration);
 /* weights: [out][in] of the layer, as they were. */
 ESP_MUST_CHECK esp_status esp_calibration_turn_weights(esp_calibration *calibration,

@@ -20,7 +20,6 @@ struct esp_turning {
     esp_pattern *patterns; /* [tensors] */
     int64_t layer;         /* that matrix is of; -1: none */
     double *matrix;        /* [key-value heads][head][head] */
-    int layers;            /* turned so far */
 };
 
 static bool is_pruned(const esp_calibration *calibration, const char *name)
@@ -131,7 +130,6 @@ static esp_status learn(esp_calibration *calibration, const esp_value_heads *of,
     status = status == ESP_OK ? find_axes(calibration, of, in, gram, error) : status;
     esp_release(calibration->context, gram);
     calibration->turning->layer = status == ESP_OK ? layer : -1;
-    calibration->turning->layers += status == ESP_OK;
     return status;
 }
 
@@ -236,7 +234,12 @@ esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *er
 
 int esp_calibration_turned(const esp_calibration *calibration)
 {
-    return calibration->turning != NULL ? calibration->turning->layers : 0;
+    int count = 0;
+    int64_t layers = calibration->turning != NULL ? esp_walk_info(calibration->dense)->layers : 0;
+    for (int64_t layer = 0; layer < layers; layer++) {
+        count += look_up(calibration, layer).o != NULL;
+    }
+    return count;
 }
 
 void esp_calibration_turn_close(esp_calibration *calibration)
