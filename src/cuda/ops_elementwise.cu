@@ -1,6 +1,7 @@
 // Gates and conversions of activations: each number is read once and written once, by memory's speed.
 // Reference: src/ref/ops.c.
 #include "cuda/ops.cuh"
+#include "cuda/quick_silu.cuh"
 
 namespace {
 
@@ -25,13 +26,6 @@ template <class WORK> __device__ __forceinline__ void for_eights(const rows_of_e
     }
 }
 
-// epilogue::silu with a quick quotient, two units in the last place off; one below 2^-126 is 0. Exact quotients took a
-// third longer than memory.
-__device__ __forceinline__ float silu(float v)
-{
-    return __fdividef(v, 1.0f + expf(-v));
-}
-
 template <class T>
 __global__ void __launch_bounds__(THREADS)
     swiglu_kernel(const T *gate, int64_t gate_stride, const T *up, int64_t up_stride, T *y,
@@ -45,7 +39,7 @@ __global__ void __launch_bounds__(THREADS)
         ops::widen_eight<T>(ops::load_eight(up + row * up_stride + column, left, all.vector), b);
 #pragma unroll
         for (int i = 0; i < 8; i++) {
-            a[i] = silu(a[i]) * b[i];
+            a[i] = activate::quick_silu(a[i]) * b[i];
         }
         ops::store_eight(y + row * y_stride + column, ops::narrow_eight<T>(a), left, all.vector);
     });

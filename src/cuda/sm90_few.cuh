@@ -12,6 +12,7 @@
 #include "cuda/epilogue.cuh"
 #include "cuda/few_x.cuh"
 #include "cuda/launch.cuh"
+#include "cuda/quick_silu.cuh"
 #include "cuda/sm90_ptx.cuh"
 
 namespace streamed
@@ -56,7 +57,8 @@ __device__ __forceinline__ uint32_t prepared(uint32_t x, uint32_t beside, float 
         return epilogue::round_pair(TYPE, __fmul_rn(__fmul_rn(v.x, scale), weight), 0);
     } else if constexpr (PROLOGUE == GATED) {
         float2 up = epilogue::widen_pair(TYPE, beside);
-        return epilogue::round_pair(TYPE, epilogue::silu(v.x) * up.x, epilogue::silu(v.y) * up.y);
+        return epilogue::round_pair(TYPE, activate::quick_silu(v.x) * up.x,
+                                    activate::quick_silu(v.y) * up.y);
     } else {
         return x;
     }
@@ -112,7 +114,8 @@ struct column_of_x {
             uint32_t made[WORDS];
 #pragma unroll
             for (int i = 0; i < WORDS; i++) {
-                made[i] = prepared<PROLOGUE, BF16>(word[i], beside[PROLOGUE == GATED ? i : 0], scale);
+                made[i] =
+                    prepared<PROLOGUE, BF16>(word[i], beside[PROLOGUE == GATED ? i : 0], scale);
             }
             few::lay_column<EIGHTS, READING, EIGHT_BYTES>(made, to);
         }
@@ -222,7 +225,8 @@ template <int EIGHTS, int WARPS> struct exchange {
     }
 };
 
-// From the L2, whatever the L1 has: where launches overlap, that may be older than what the launch before wrote.
+// From the L2, whatever the L1 has: where launches overlap, that may be older than what the launch
+// before wrote.
 __device__ __forceinline__ float load_current(gpu_type type, const void *data, int64_t at)
 {
     if (type == GPU_F32) {
@@ -234,8 +238,8 @@ __device__ __forceinline__ float load_current(gpu_type type, const void *data, i
 
 // The end of a group of 16 rows, of which a lane has two neighbours (see pack.cu) and two tokens of
 // each eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
-// The residual is asked for with the other terms: read one element after the other between stores, which it might
-// alias for all that the compiler knows, it took a way to the L2 each.
+// The residual is asked for with the other terms: read one element after the other between stores,
+// which it might alias for all that the compiler knows, it took a way to the L2 each.
 template <int EIGHTS> struct two_rows {
     int row[2]; // of Y, -1: none
     float scale[2], bias[2];

@@ -517,27 +517,6 @@ static void wrong_arguments(test_run *run)
     test_context_free(run, context);
 }
 
-/* A whole model needs operations that the GPU does not have yet: it is refused by name. */
-static void models_are_refused(test_run *run)
-{
-    esp_context *context = test_context(run, 1);
-    esp_device *device = open_gpu(run, context);
-    esp_checkpoint *checkpoint = NULL;
-    esp_model *model = NULL;
-    if (device != NULL) {
-        esp_error why = {0};
-        const char *folder = test_path(test_source_dir(), "models/prose");
-        CHECK_OK(esp_checkpoint_open(context, folder, &checkpoint, error));
-        esp_status status = esp_model_load(device, checkpoint, NULL, &model, &why);
-        CHECK(status == ESP_UNSUPPORTED);
-        CHECK_TEXT(why.code, "model.missing_operation");
-        CHECK(strstr(why.message, "embed") != NULL);
-        esp_checkpoint_close(checkpoint);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
-}
-
 static const test_case cases[] = {{"token_tails", token_tails},
                                   {"parts_of_tiles", parts_of_tiles},
                                   {"shared_steps", shared_steps},
@@ -554,6 +533,5 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"random_short_panels_few", random_short_panels_few},
                                   {"large_problems", large_problems},
                                   {"unkept_columns", unkept_columns},
-                                  {"wrong_arguments", wrong_arguments},
-                                  {"models_are_refused", models_are_refused}};
+                                  {"wrong_arguments", wrong_arguments}};
 TEST_MAIN(cases)
