@@ -41,7 +41,8 @@ sub half { my ($interval) = @_; return ($interval->{high} - $interval->{low}) / 
 # A key in words.
 sub named {
     my ($pattern, $method, $refit, $permute) = split / /, $_[0];
-    return "$pattern $method" . ($refit eq 'yes' ? ', refit' : '') . ($permute eq 'yes' ? ', permuted' : '');
+    return "$pattern $method" . ($refit eq 'yes' ? ', refit' : '')
+        . ($permute eq 'no' ? '' : $permute eq 'yes' ? ', permuted' : ', turned and permuted');
 }
 
 sub row { print '| ', join(' | ', @_), " |\n" }
@@ -70,8 +71,9 @@ sub table {
     }
 }
 
-for my $permute (qw(no yes)) {
-    my $how = $permute eq 'yes' ? ', channels permuted' : '';
+my %ordered = (no => '', yes => ', channels permuted', turned => ', channels permuted, values turned');
+for my $permute (qw(no yes turned)) {
+    my $how = $ordered{$permute};
     table('Top-1, percent' . $how, $permute, sub {
         sprintf '%.1f ±%.1f', 100 * $_[0]{eval}{top1}, 100 * half($_[0]{eval}{intervals}{top1});
     }) if $images;

@@ -9,8 +9,9 @@
 # CALIBRATION and HELDOUT are texts, or folders of images. HELDOUT-documents.txt, where it is, holds
 # the sizes of the documents of HELDOUT.txt; of each its first BYTES bytes are judged.
 # SETTINGS: a file of lines "PATTERN METHOD REFIT PERMUTE INPUTS SEED", or - for standard input;
-#   METHOD[+SEARCH] as prune's --method and --search; REFIT, PERMUTE: yes or no; INPUTS as prune's
-#   --inputs: with dense, errors of layers only. Without it those of accuracy_settings.sh.
+#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes or no; PERMUTE: yes, no or turned
+#   (values of attention, too); INPUTS as prune's --inputs: with dense, errors of layers only.
+#   Without SETTINGS those of accuracy_settings.sh.
 # Environment: TOKENS (20480) of calibration, BYTES (2000; 0: all) of a document, IMAGES (2000),
 #   RESAMPLES (2000), THREADS (1: several runs, each with settings of its own, may share a machine).
 set -eu
@@ -64,7 +65,10 @@ line() {
             --method "$method" --inputs "$inputs"
     fi
     [ "$refit" = no ] || set -- "$@" --refit
-    [ "$permute" = no ] || set -- "$@" --permute
+    case $permute in
+    yes) set -- "$@" --permute ;;
+    turned) set -- "$@" --permute --turn-values ;;
+    esac
     if ! "$espalier" prune "$model" -o "$work/model" --force --json "$@" >"$work/prune" 2>"$work/errors"; then
         echo "left out: $key" >&2
         cat "$work/errors" >&2
