@@ -169,9 +169,10 @@ sub compare {
 print "\n**Pairs on the same ", ($images ? 'images' : 'documents'),
     "** (a difference below 0 says that the first is better)\n\n";
 heads('first', 'second', 'loss', 'loss', 'difference');
-my $best = best('128:2:5');
-compare($best, key('2:4', $_, 'no')) for qw(wanda ria sparsegpt);
-compare($best, key('2:4', 'sparsegpt', 'yes'));
+for my $best (map { best($_) } qw(128:2:5 64:2:8 panel:64@0.75)) {
+    compare($best, key('2:4', $_, 'no')) for qw(wanda ria sparsegpt);
+    compare($best, key('2:4', 'sparsegpt', 'yes'));
+}
 for my $v (64, 128) {
     for my $refit (qw(no yes)) {
         for my $method (@methods) {
@@ -181,6 +182,8 @@ for my $v (64, 128) {
     compare(best("panel:$v\@0.75"), best("$v:2:8"));
 }
 for my $pattern (@patterns) {
+    compare(key($pattern, 'joint', 'yes'), key($pattern, 'obs', 'yes'));
+    compare(key($pattern, 'obs', 'yes'), key($pattern, 'sparsegpt', 'yes'));
     for my $method (@methods) {
         compare(key($pattern, $method, 'yes'), key($pattern, $method, 'no'));
         compare(key($pattern, $method, $_, 'yes'), key($pattern, $method, $_)) for qw(no yes);
