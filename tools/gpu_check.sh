@@ -87,6 +87,7 @@ all_at_once
 if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in "$build"/tests/test_cuda*; do
+            "$test" -l | grep -q sanitizer || continue
             later "$tool-$(basename "$test")" "compute-sanitizer --tool $tool --error-exitcode 9 $test sanitizer"
         done
     done

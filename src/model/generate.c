@@ -167,10 +167,10 @@ static esp_status feed_prompts(many *all, const esp_prompt *prompts, esp_error *
 {
     for (int64_t i = 0; i < all->count; i++) {
         const esp_prompt *prompt = &prompts[i];
-        ESP_TRY(all->max_tokens > 0 ? feed(&all->sequences[i], prompt->ids, prompt->count,
-                                           &all->next[i], error)
-                                    : esp_session_feed(prompt->session, prompt->ids, prompt->count,
-                                                       NULL, false, error));
+        ESP_TRY(all->max_tokens > 0
+                    ? feed(&all->sequences[i], prompt->ids, prompt->count, &all->next[i], error)
+                    : esp_session_feed(prompt->session, prompt->ids, prompt->count, NULL, false,
+                                       error));
         all->active[i] = i;
     }
     all->active_count = all->max_tokens > 0 ? all->count : 0;

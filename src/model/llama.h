@@ -48,7 +48,7 @@ struct esp_session {
     float *logits;        /* [vocabulary], host memory, for generation */
     float *rows;          /* [row_count][vocabulary]: of the device, where it is a far one */
     int64_t row_count;
-    esp_mail best; /* int32 [row_count]: the largest of each, there and here */
+    esp_mail best;  /* int32 [row_count]: the largest of each, there and here */
     int32_t *order; /* [vocabulary], host memory */
     esp_observe_fn observe;
     void *observe_user;
