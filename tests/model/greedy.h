@@ -17,13 +17,14 @@ static inline int32_t greedy_largest(const float *logits, int64_t count)
     return best;
 }
 
-/* `count` tokens on one sequence, which is as long as before afterwards. */
+/* `count` tokens on one sequence, which is as long as before afterwards. Work that is kept runs
+ * from the second of `repeats` on. */
 static inline void greedy_check_one(test_run *run, esp_session *session, const int32_t *ids,
-                                    int64_t count, int64_t vocabulary)
+                                    int64_t count, int64_t vocabulary, int repeats)
 {
     int64_t length = esp_session_length(session);
     float *logits = calloc((size_t)vocabulary, sizeof *logits);
-    for (int again = 0; again < 3; again++) { /* work that is kept runs from the third on */
+    for (int again = 0; again < repeats; again++) {
         int32_t next = -7;
         CHECK_OK(esp_session_feed(session, ids, count, logits, false, error));
         esp_session_truncate(session, length);
@@ -36,7 +37,7 @@ static inline void greedy_check_one(test_run *run, esp_session *session, const i
 
 /* A token on each of at most 8 sequences. */
 static inline void greedy_check_step(test_run *run, esp_session *const *sessions, int64_t count,
-                                     const int32_t *ids, int64_t vocabulary)
+                                     const int32_t *ids, int64_t vocabulary, int repeats)
 {
     int32_t next[8];
     int64_t length[8];
@@ -44,7 +45,7 @@ static inline void greedy_check_step(test_run *run, esp_session *const *sessions
     for (int64_t k = 0; k < count; k++) {
         length[k] = esp_session_length(sessions[k]);
     }
-    for (int again = 0; again < 3; again++) {
+    for (int again = 0; again < repeats; again++) {
         CHECK_OK(esp_sessions_feed(sessions, count, ids, logits, error));
         for (int64_t k = 0; k < count; k++) {
             esp_session_truncate(sessions[k], length[k]);

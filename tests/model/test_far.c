@@ -132,9 +132,9 @@ static void check_sessions(test_run *run, pair *models, const golden_data *golde
     CHECK_INT(models->state.replays, replays + STEPS - 1);
     compare_shown(run, seen);
     for (int i = 0; i < 2; i++) {
-        greedy_check_one(run, sessions[i][0], golden->ids, 5, vocabulary);
-        greedy_check_one(run, sessions[i][0], golden->ids, 1, vocabulary);
-        greedy_check_step(run, sessions[i], SEQUENCES, golden->ids, vocabulary);
+        greedy_check_one(run, sessions[i][0], golden->ids, 5, vocabulary, 1);
+        greedy_check_one(run, sessions[i][0], golden->ids, 1, vocabulary, 1 + i);
+        greedy_check_step(run, sessions[i], SEQUENCES, golden->ids, vocabulary, 1 + i);
     }
     for (int i = 0; i < 2; i++) {
         free(logits[i]);
