@@ -8,6 +8,7 @@
 #include <string.h>
 
 #include "gpu.h"
+#include "gpu_symbol.h"
 
 #define LISTED 24
 #define TRIAL_RUNS 3
@@ -62,14 +63,6 @@ typedef struct blas_rival {
 
 /* ---- the libraries ---- */
 
-/* ISO C has no conversion from data to function pointers; POSIX promises that this one works. */
-static bool find(void *library, const char *name, void *function)
-{
-    void *symbol = library != NULL ? dlsym(library, name) : NULL;
-    memcpy(function, &symbol, sizeof symbol);
-    return symbol != NULL;
-}
-
 static void *open_one(const char *name)
 {
     char path[160];
@@ -81,23 +74,23 @@ static void *open_one(const char *name)
 static bool find_all(gpu_blas *blas)
 {
     void *dense = blas->blas_library, *lt = blas->lt_library;
-    return find(dense, "cublasCreate_v2", &blas->create) &&
-           find(dense, "cublasDestroy_v2", &blas->destroy) &&
-           find(dense, "cublasSetStream_v2", &blas->set_stream) &&
-           find(dense, "cublasSetWorkspace_v2", &blas->set_workspace) &&
-           find(dense, "cublasGemmEx", &blas->gemm) &&
-           find(lt, "cublasLtCreate", &blas->lt_create) &&
-           find(lt, "cublasLtDestroy", &blas->lt_destroy) &&
-           find(lt, "cublasLtMatmulDescCreate", &blas->product_create) &&
-           find(lt, "cublasLtMatmulDescDestroy", &blas->product_destroy) &&
-           find(lt, "cublasLtMatmulDescSetAttribute", &blas->product_set) &&
-           find(lt, "cublasLtMatrixLayoutCreate", &blas->layout_create) &&
-           find(lt, "cublasLtMatrixLayoutDestroy", &blas->layout_destroy) &&
-           find(lt, "cublasLtMatmulPreferenceCreate", &blas->preference_create) &&
-           find(lt, "cublasLtMatmulPreferenceDestroy", &blas->preference_destroy) &&
-           find(lt, "cublasLtMatmulPreferenceSetAttribute", &blas->preference_set) &&
-           find(lt, "cublasLtMatmulAlgoGetHeuristic", &blas->choose) &&
-           find(lt, "cublasLtMatmul", &blas->run);
+    return gpu_symbol(dense, "cublasCreate_v2", &blas->create) &&
+           gpu_symbol(dense, "cublasDestroy_v2", &blas->destroy) &&
+           gpu_symbol(dense, "cublasSetStream_v2", &blas->set_stream) &&
+           gpu_symbol(dense, "cublasSetWorkspace_v2", &blas->set_workspace) &&
+           gpu_symbol(dense, "cublasGemmEx", &blas->gemm) &&
+           gpu_symbol(lt, "cublasLtCreate", &blas->lt_create) &&
+           gpu_symbol(lt, "cublasLtDestroy", &blas->lt_destroy) &&
+           gpu_symbol(lt, "cublasLtMatmulDescCreate", &blas->product_create) &&
+           gpu_symbol(lt, "cublasLtMatmulDescDestroy", &blas->product_destroy) &&
+           gpu_symbol(lt, "cublasLtMatmulDescSetAttribute", &blas->product_set) &&
+           gpu_symbol(lt, "cublasLtMatrixLayoutCreate", &blas->layout_create) &&
+           gpu_symbol(lt, "cublasLtMatrixLayoutDestroy", &blas->layout_destroy) &&
+           gpu_symbol(lt, "cublasLtMatmulPreferenceCreate", &blas->preference_create) &&
+           gpu_symbol(lt, "cublasLtMatmulPreferenceDestroy", &blas->preference_destroy) &&
+           gpu_symbol(lt, "cublasLtMatmulPreferenceSetAttribute", &blas->preference_set) &&
+           gpu_symbol(lt, "cublasLtMatmulAlgoGetHeuristic", &blas->choose) &&
+           gpu_symbol(lt, "cublasLtMatmul", &blas->run);
 }
 
 esp_status gpu_blas_open(esp_device *device, gpu_blas **blas, esp_error *error)

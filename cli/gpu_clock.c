@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "gpu.h"
+#include "gpu_symbol.h"
 
 #define CLOCK_SM 1 /* NVML_CLOCK_SM */
 
@@ -13,14 +14,6 @@ typedef struct nvml {
     bool asked;
 } nvml;
 
-/* ISO C has no conversion from data to function pointers; POSIX promises that this one works. */
-static bool find(void *library, const char *name, void *function)
-{
-    void *symbol = dlsym(library, name);
-    memcpy(function, &symbol, sizeof symbol);
-    return symbol != NULL;
-}
-
 /* NVML counts all GPUs of the machine, CUDA those that it may see: the bus address is common. */
 static void ask(nvml *made, int index)
 {
@@ -28,9 +21,9 @@ static void ask(nvml *made, int index)
     char bus[32];
     void *library = dlopen("libnvidia-ml.so.1", RTLD_NOW | RTLD_LOCAL);
     made->asked = true;
-    if (library == NULL || !find(library, "nvmlInit_v2", &begin) ||
-        !find(library, "nvmlDeviceGetHandleByPciBusId_v2", &get) ||
-        !find(library, "nvmlDeviceGetClockInfo", &made->clock) || begin() != 0 ||
+    if (library == NULL || !gpu_symbol(library, "nvmlInit_v2", &begin) ||
+        !gpu_symbol(library, "nvmlDeviceGetHandleByPciBusId_v2", &get) ||
+        !gpu_symbol(library, "nvmlDeviceGetClockInfo", &made->clock) || begin() != 0 ||
         cudaDeviceGetPCIBusId(bus, sizeof bus, index) != cudaSuccess ||
         get(bus, &made->device) != 0) {
         made->clock = NULL;

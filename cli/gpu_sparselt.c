@@ -12,6 +12,7 @@
 
 #include "bench_job.h"
 #include "gpu.h"
+#include "gpu_symbol.h"
 
 #define LINE 512
 #define COPIES 3 /* of X and Y */
@@ -77,14 +78,6 @@ typedef struct product {
 
 /* ---- the library ---- */
 
-/* ISO C has no conversion from data to function pointers; POSIX promises that this one works. */
-static bool find(void *library, const char *name, void *function)
-{
-    void *symbol = dlsym(library, name);
-    memcpy(function, &symbol, sizeof symbol);
-    return symbol != NULL;
-}
-
 /* Where Python keeps the wheel that PyTorch brings, "" when there is none. */
 static void ask_python(char path[LINE])
 {
@@ -119,21 +112,21 @@ static void *open_library(void)
 static bool find_all(sparselt *lt)
 {
     void *library = lt->library;
-    (void)find(library, "cusparseLtMatmulAlgSelectionDestroy", &lt->selection_destroy);
-    return find(library, "cusparseLtInit", &lt->init) &&
-           find(library, "cusparseLtGetProperty", &lt->property) &&
-           find(library, "cusparseLtDenseDescriptorInit", &lt->dense) &&
-           find(library, "cusparseLtStructuredDescriptorInit", &lt->structured) &&
-           find(library, "cusparseLtMatDescriptorDestroy", &lt->matrix_destroy) &&
-           find(library, "cusparseLtMatmulDescriptorInit", &lt->product) &&
-           find(library, "cusparseLtMatmulAlgSelectionInit", &lt->selection) &&
-           find(library, "cusparseLtMatmulPlanInit", &lt->plan) &&
-           find(library, "cusparseLtMatmulPlanDestroy", &lt->plan_destroy) &&
-           find(library, "cusparseLtMatmulGetWorkspace", &lt->workspace) &&
-           find(library, "cusparseLtSpMMACompressedSize", &lt->compressed_size) &&
-           find(library, "cusparseLtSpMMACompress", &lt->compress) &&
-           find(library, "cusparseLtMatmulSearch", &lt->search) &&
-           find(library, "cusparseLtMatmul", &lt->run);
+    (void)gpu_symbol(library, "cusparseLtMatmulAlgSelectionDestroy", &lt->selection_destroy);
+    return gpu_symbol(library, "cusparseLtInit", &lt->init) &&
+           gpu_symbol(library, "cusparseLtGetProperty", &lt->property) &&
+           gpu_symbol(library, "cusparseLtDenseDescriptorInit", &lt->dense) &&
+           gpu_symbol(library, "cusparseLtStructuredDescriptorInit", &lt->structured) &&
+           gpu_symbol(library, "cusparseLtMatDescriptorDestroy", &lt->matrix_destroy) &&
+           gpu_symbol(library, "cusparseLtMatmulDescriptorInit", &lt->product) &&
+           gpu_symbol(library, "cusparseLtMatmulAlgSelectionInit", &lt->selection) &&
+           gpu_symbol(library, "cusparseLtMatmulPlanInit", &lt->plan) &&
+           gpu_symbol(library, "cusparseLtMatmulPlanDestroy", &lt->plan_destroy) &&
+           gpu_symbol(library, "cusparseLtMatmulGetWorkspace", &lt->workspace) &&
+           gpu_symbol(library, "cusparseLtSpMMACompressedSize", &lt->compressed_size) &&
+           gpu_symbol(library, "cusparseLtSpMMACompress", &lt->compress) &&
+           gpu_symbol(library, "cusparseLtMatmulSearch", &lt->search) &&
+           gpu_symbol(library, "cusparseLtMatmul", &lt->run);
 }
 
 /* NULL, or why there is none. Versions before 0.5 have other arguments. */

@@ -7,6 +7,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "gpu_symbol.h"
 #include "gpu_trace.h"
 
 #define BUFFER_BYTES ((size_t)4 << 20)
@@ -206,14 +207,6 @@ static void CUPTIAPI take_buffer(CUcontext context, uint32_t stream, uint8_t *bu
 
 /* ---- the library ---- */
 
-/* ISO C has no conversion from data to function pointers; POSIX promises that this one works. */
-static bool find(const char *name, void *function)
-{
-    void *symbol = dlsym(api.library, name);
-    memcpy(function, &symbol, sizeof symbol);
-    return symbol != NULL;
-}
-
 /* The records' layout is that of the header's version. */
 static bool open_library(char *why, size_t capacity)
 {
@@ -231,12 +224,13 @@ static bool open_library(char *why, size_t capacity)
         snprintf(why, capacity, "%s was not found: it comes with the CUDA toolkit", name);
         return false;
     }
-    bool found = find("cuptiActivityRegisterCallbacks", &api.register_callbacks) &&
-                 find("cuptiActivityEnable", &api.enable) &&
-                 find("cuptiActivityDisable", &api.disable) &&
-                 find("cuptiActivityFlushAll", &api.flush) &&
-                 find("cuptiActivityGetNextRecord", &api.next) &&
-                 api.register_callbacks(give_buffer, take_buffer) == CUPTI_SUCCESS;
+    bool found =
+        gpu_symbol(api.library, "cuptiActivityRegisterCallbacks", &api.register_callbacks) &&
+        gpu_symbol(api.library, "cuptiActivityEnable", &api.enable) &&
+        gpu_symbol(api.library, "cuptiActivityDisable", &api.disable) &&
+        gpu_symbol(api.library, "cuptiActivityFlushAll", &api.flush) &&
+        gpu_symbol(api.library, "cuptiActivityGetNextRecord", &api.next) &&
+        api.register_callbacks(give_buffer, take_buffer) == CUPTI_SUCCESS;
     if (!found) {
         snprintf(why, capacity, "%s does not trace here", name);
         dlclose(api.library);
