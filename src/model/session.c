@@ -314,10 +314,10 @@ static esp_status check_step(esp_session *const *sessions, int64_t count, const 
     return ESP_OK;
 }
 
+/* Of what was checked. */
 static esp_status step(esp_session *const *sessions, int64_t count, const int32_t *ids, wanted want,
                        esp_error *error)
 {
-    ESP_TRY(check_step(sessions, count, ids, error));
     esp_llama_batch batch = {.ids = ids,
                              .tokens = count,
                              .logits = want.logits,
@@ -335,6 +335,7 @@ esp_status esp_sessions_feed(esp_session *const *sessions, int64_t count, const 
                              float *logits, esp_error *error)
 {
     const wanted want = {.logits = logits};
+    ESP_TRY(check_step(sessions, count, ids, error));
     return step(sessions, count, ids, want, error);
 }
 
@@ -342,13 +343,13 @@ static esp_status step_near(esp_session *const *sessions, int64_t count, const i
                             int32_t *next, esp_error *error)
 {
     const esp_model *model = sessions[0]->model;
-    ESP_TRY(check_step(sessions, count, ids, error));
     size_t floats = (size_t)count * (size_t)model->info.vocabulary; /* no more than a batch */
     float *logits = esp_alloc_array(model->context, floats, sizeof *logits);
     if (logits == NULL) {
         return esp_fail_memory(error, floats * sizeof *logits, "logits");
     }
-    esp_status status = esp_sessions_feed(sessions, count, ids, logits, error);
+    const wanted want = {.logits = logits};
+    esp_status status = step(sessions, count, ids, want, error);
     if (status == ESP_OK) {
         status = esp_host_argmax(NULL, NULL, logits, count, model->info.vocabulary, next);
     }
@@ -360,6 +361,7 @@ esp_status esp_sessions_feed_greedy(esp_session *const *sessions, int64_t count,
                                     int32_t *next, esp_error *error)
 {
     const wanted want = {.best = next};
+    ESP_TRY(check_step(sessions, count, ids, error));
     return esp_device_is_far(sessions[0]->model->device)
                ? step(sessions, count, ids, want, error)
                : step_near(sessions, count, ids, next, error);
