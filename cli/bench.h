@@ -3,6 +3,8 @@
 #ifndef CLI_BENCH_H
 #define CLI_BENCH_H
 
+#include <string.h>
+
 #include "explain.h"
 #include "load.h"
 #include "timing.h"
@@ -22,6 +24,12 @@ typedef struct bench_args {
     bool tunes;
     plan_args plan;
 } bench_args;
+
+/* Whether --device names a GPU; before it is opened, too. */
+static inline bool bench_on_gpu(const cli_state *cli)
+{
+    return strncmp(cli->common.device, "cuda:", strlen("cuda:")) == 0;
+}
 
 /* ---- numbers ---- */
 

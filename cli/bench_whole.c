@@ -102,8 +102,7 @@ static esp_status measure(whole_job *job, whole_model *models, int count, esp_er
 
 static esp_status measure_all(whole_job *job, esp_error *error)
 {
-    bool gpu = strncmp(job->cli->common.device, "cuda:", 5) == 0;
-    uint64_t room = gpu ? TOGETHER_GPU : TOGETHER_HOST;
+    uint64_t room = bench_on_gpu(job->cli) ? TOGETHER_GPU : TOGETHER_HOST;
     for (int i = 0; i < job->count && job->args->tunes; i++) {
         TRY(whole_tune(job->cli, &job->models[i], error));
     }

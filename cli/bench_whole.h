@@ -27,7 +27,7 @@ typedef struct whole_phase {
     int64_t product_tokens; /* of most products */
     double work;            /* units of a run */
     double *ms;             /* [rounds] */
-    double given_ms;        /* images: with the pixels copied to a GPU first; NaN: not measured */
+    double given_ms;        /* images: with the pixels copied to a GPU first; 0: not measured */
     whole_products products;
     gpu_trace *trace; /* of one run; NULL: there is none, and why */
     char no_trace[128];

@@ -119,7 +119,7 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     record_bool(&record, "is_sparse", why_not_sparse(model, phase) == NULL);
     record_child(&record, "time_share", whole_time_shares(phase, median));
     record_child(&record, "kernel_times", whole_kernel_times(phase));
-    if (isfinite(phase->given_ms)) {
+    if (phase->given_ms > 0) {
         record_real(&record, "median_ms_with_pixels_from_the_host", phase->given_ms);
     }
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);

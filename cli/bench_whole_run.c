@@ -1,7 +1,6 @@
 /* A whole model at work: what it is given, and one run of each thing that is timed. Inputs are
  * random; all memory is taken before anything is timed. */
 #include <jansson.h>
-#include <math.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -12,11 +11,7 @@
 #define USUAL_TOKENS 2048 /* of a batch, where none is asked for */
 #define USUAL_BEFORE 128  /* tokens before those that a decode adds */
 #define USUAL_STEPS 16
-
-static bool on_gpu(const cli_state *cli)
-{
-    return strncmp(cli->common.device, "cuda:", 5) == 0;
-}
+#define MOST_SIDE 65536 /* of an image that is believed before the model is loaded */
 
 static int64_t least(int64_t a, int64_t b)
 {
@@ -125,7 +120,7 @@ static esp_status choose_decoding(const cli_state *cli, whole_model *model, int6
                         "%s: %lld tokens and %lld new ones do not fit the model's context of %lld",
                         model->path, (long long)prompt, (long long)steps, (long long)context);
     }
-    model->chunk = least(prompt, on_gpu(cli) ? GPU_CHUNK : CPU_CHUNK);
+    model->chunk = least(prompt, bench_on_gpu(cli) ? GPU_CHUNK : CPU_CHUNK);
     model->session_count = args->batch > 0 ? args->batch : 1;
     whole_phase *prefill = add_phase(model), *decode = add_phase(model);
     *prefill = (whole_phase){.unit = "tokens",
@@ -170,7 +165,7 @@ static int64_t tokens_of_image(const char *config)
     int64_t side = json_integer_value(json_object_get(vision, "image_size"));
     int64_t patch = json_integer_value(json_object_get(vision, "patch_size"));
     json_decref(root);
-    return side > 0 && patch > 0 ? (side / patch) * (side / patch) : 0;
+    return side > 0 && side <= MOST_SIDE && patch > 0 ? (side / patch) * (side / patch) : 0;
 }
 
 /* The token count that forms are chosen for, before the model is there to be asked: that of
@@ -392,8 +387,7 @@ esp_status whole_time_given(const cli_state *cli, whole_model *model, esp_error 
 {
     enum { RUNS = 5 };
     double ms[RUNS];
-    model->phases[0].given_ms = (double)NAN;
-    if (model->vision == NULL || !on_gpu(cli)) {
+    if (model->vision == NULL || !bench_on_gpu(cli)) {
         return ESP_OK;
     }
     for (int i = 0; i < RUNS; i++) {

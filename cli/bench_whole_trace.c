@@ -63,7 +63,7 @@ static esp_status trace_phase(whole_model *model, int index, esp_error *error)
 
 esp_status whole_trace(const cli_state *cli, whole_model *model, esp_error *error)
 {
-    if (strncmp(cli->common.device, "cuda:", 5) != 0) {
+    if (!bench_on_gpu(cli)) {
         return ESP_OK;
     }
     TRY(whole_renew(cli->args, model, error));

@@ -85,7 +85,7 @@ static esp_status run(cli_state *cli, esp_error *error)
                    : cli_fail(error, ESP_BAD_ARGUMENT, "usage.bad_value",
                               "--patterns needs one model; see 'espalier bench --help'");
     }
-    if (count == 0 && strncmp(cli->common.device, "cuda:", 5) == 0) {
+    if (count == 0 && bench_on_gpu(cli)) {
         return bench_problems(cli, default_gpu_problems, COUNT(default_gpu_problems), error);
     }
     if (count == 0) {
