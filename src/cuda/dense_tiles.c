@@ -32,24 +32,10 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                : "it has too many tiles to count";
 }
 
-/* As for panels, except that rows are always in their order. */
-static bool y_by_engine(const gpu_product *product)
-{
-    const gpu_epilogue *e = &product->epilogue;
-    const unsigned activations = ESP_EP_RELU | ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
-    bool adds = (e->bits & ESP_EP_RESIDUAL) != 0, pairs = (e->bits & ESP_EP_SWIGLU) != 0;
-    bool by_token = e->token_step != 1, alone = !adds && !by_token;
-    int64_t stride = by_token ? e->token_step : e->feature_step;
-    int64_t rows = pairs ? product->weight.out / 2 : product->weight.out;
-    return e->type != GPU_F32 && e->aligned && stride % 8 == 0 &&
-           (by_token ? rows : e->tokens) % 8 == 0 && !(adds && pairs) &&
-           (alone || (e->bits & activations) == 0);
-}
-
 static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
 {
     panel_deal_product(variant, product);
-    product->y_by_engine = y_by_engine(product);
+    product->y_by_engine = panel_y_by_engine(product);
     return product->bf16 ? gpu_sm90_dense_bf16(product, variant->tile, stream)
                          : gpu_sm90_dense_f16(product, variant->tile, stream);
 }

@@ -215,6 +215,19 @@ void panel_deal_product(const panel_variant *variant, gpu_product *product)
     product->deal.overlaps = true;
 }
 
+bool panel_y_by_engine(const gpu_product *product)
+{
+    const gpu_epilogue *e = &product->epilogue;
+    const unsigned activations = ESP_EP_RELU | ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
+    bool adds = (e->bits & ESP_EP_RESIDUAL) != 0, pairs = (e->bits & ESP_EP_SWIGLU) != 0;
+    bool by_token = e->token_step != 1, alone = !adds && !by_token;
+    int64_t stride = by_token ? e->token_step : e->feature_step;
+    int64_t rows = pairs ? product->weight.out / 2 : product->weight.out;
+    return product->weight.out % 2 == 0 && e->type != GPU_F32 && e->aligned && stride % 8 == 0 &&
+           (by_token ? rows : e->tokens) % 8 == 0 && !(adds && pairs) &&
+           (alone || (e->bits & activations) == 0);
+}
+
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,
                       const esp_matmul_problem *problem)
 {

@@ -30,6 +30,9 @@ const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem
 bool panel_moves_x(const panel_variant *variant, const esp_matmul_problem *problem);
 /* Fills product->deal. */
 void panel_deal_product(const panel_variant *variant, gpu_product *product);
+/* Whether the copy engine can store Y, rows being in their order: it knows 16-bit elements only,
+ * takes rows of Y that begin aligned, and cuts them at multiples of 16 bytes only. */
+bool panel_y_by_engine(const gpu_product *product);
 /* Predicted microseconds of a kernel of tiles: clocks of all rounds, plus laying out X where that
  * is needed. */
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,
