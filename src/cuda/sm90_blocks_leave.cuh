@@ -8,6 +8,11 @@
 
 namespace blocks {
 
+// What the engine has to know of X and Y.
+struct maps {
+    CUtensorMap x, y, residual;
+};
+
 // Where a thread's sums stand: rows 2 g and 2 g + 1 of the warp's strip of 16 (the packing deals them so), two
 // tokens of each eight.
 
@@ -49,10 +54,10 @@ __device__ __forceinline__ void lay_by_feature(const gpu_epilogue &e, const floa
         finish_four(e, sums + pair * 8, terms, a);
         finish_four(e, sums + pair * 8 + 4, terms, b);
         uint32_t slot = to + row * 128 + (((pair * 2 + chunk) ^ (row & 7)) << 4);
-        ptx::store_matrices(slot, epilogue::round_pair(e.type, a[0], a[1]),
-                            epilogue::round_pair(e.type, a[2], a[3]),
-                            epilogue::round_pair(e.type, b[0], b[1]),
-                            epilogue::round_pair(e.type, b[2], b[3]));
+        const uint32_t words[4] = {
+            epilogue::round_pair(e.type, a[0], a[1]), epilogue::round_pair(e.type, a[2], a[3]),
+            epilogue::round_pair(e.type, b[0], b[1]), epilogue::round_pair(e.type, b[2], b[3])};
+        ptx::store_matrices(slot, words);
     }
 }
 
@@ -84,8 +89,8 @@ __device__ __forceinline__ void leave_by_engine(const gpu_block_product &p, cons
     two_terms terms;
     terms.load(e, first >= 0 ? first + lane / 4 * 2 : -1, p.weight.out);
 #pragma unroll
-    for (int box = 0; box < C::TOKENS / 64; box++) {
-        uint32_t to = staging + box % 2 * 2048;
+    for (int box = 0; box < C::BOXES; box++) {
+        uint32_t to = staging + box % 2 * BOX_BYTES;
         if (lane == 0) {
             ptx::store_wait_read<1>();
         }
@@ -146,12 +151,17 @@ __device__ __noinline__ void leave_exactly(const gpu_block_product &p, int band,
     }
 }
 
+__host__ __device__ inline bool is_plain(const gpu_epilogue &e)
+{
+    return (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
+}
 // Whether the engine can take Y as it is. It writes whole pieces of 16 bytes.
 __host__ __device__ inline bool goes_by_engine(const gpu_block_product &p)
 {
     const gpu_epilogue &e = p.epilogue;
-    return e.aligned && (e.token_step == 1 ? e.tokens : p.weight.out) % 8 == 0 &&
-           e.type != GPU_F32 && (e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS)) == 0;
+    bool by_feature = e.token_step == 1, gated = (e.bits & ESP_EP_SWIGLU) != 0;
+    return e.aligned && (by_feature ? e.tokens : p.weight.out) % 8 == 0 && e.type != GPU_F32 &&
+           (by_feature || !gated);
 }
 
 template <int N> __device__ __forceinline__ bool all_finite(const float (&sums)[N])

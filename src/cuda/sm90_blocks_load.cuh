@@ -56,15 +56,16 @@ struct step_walk {
     }
 };
 
-// Boxes of X: feature-major `unit` columns x 64 tokens each, token-major `unit` columns x all tokens. One lane
-// a box.
+// Boxes of X, one lane each: `unit` columns x all tokens of the tile, or 64 at a time where the last of a row's
+// tokens would not fill a box.
 template <class C>
-__device__ __forceinline__ void load_boxes(const gpu_block_product &p, const CUtensorMap *map,
-                                           uint32_t words, int i, uint32_t to, int token,
-                                           uint32_t full, int lane)
+__device__ __forceinline__ void load_boxes(const gpu_block_product &p, const tiles &all,
+                                           const CUtensorMap *map, uint32_t words, int i, uint32_t to,
+                                           int token, uint32_t full, int lane)
 {
-    constexpr int STRIPS = C::BY_TOKEN ? 1 : C::TOKENS / 64;
-    int piece = lane / STRIPS, strip = lane % STRIPS, unit = p.weight.unit;
+    constexpr int STRIPS = C::TOKENS / 64;
+    int strips = C::BY_TOKEN || all.whole_boxes ? 1 : STRIPS, unit = p.weight.unit;
+    int piece = lane / strips, strip = lane % strips;
     int column = (int)__shfl_sync(~0u, words, 8 * i + 4 + (piece * unit / 16) % 4);
     if (piece * unit >= 64) {
         return;
@@ -72,6 +73,8 @@ __device__ __forceinline__ void load_boxes(const gpu_block_product &p, const CUt
     uint32_t at = to + piece * unit * (C::TOKENS * 2) + strip * (unit * 128);
     if (C::BY_TOKEN) {
         ptx::tensor_copy(at, map, column, token, full);
+    } else if (all.whole_boxes) {
+        ptx::tensor_copy(at, map, 0, column, token / 64, full);
     } else {
         ptx::tensor_copy(at, map, token + strip * 64, column, full);
     }
@@ -79,9 +82,9 @@ __device__ __forceinline__ void load_boxes(const gpu_block_product &p, const CUt
 
 // The i-th of the steps in `words`.
 template <class C>
-__device__ __forceinline__ void load_step(const gpu_block_product &p, const CUtensorMap *map,
-                                          uint32_t words, int i, int token, const shared_map<C> &at,
-                                          int stage, int lane)
+__device__ __forceinline__ void load_step(const gpu_block_product &p, const tiles &all,
+                                          const CUtensorMap *map, uint32_t words, int i, int token,
+                                          const shared_map<C> &at, int stage, int lane)
 {
     uint32_t first[HALVES] = {__shfl_sync(~0u, words, 8 * i), __shfl_sync(~0u, words, 8 * i + 1)};
     uint32_t present = __shfl_sync(~0u, words, 8 * i + 2), full = at.full(stage);
@@ -100,7 +103,7 @@ __device__ __forceinline__ void load_step(const gpu_block_product &p, const CUte
         }
     }
     __syncwarp();
-    load_boxes<C>(p, map, words, i, at.x(stage), token, full, lane);
+    load_boxes<C>(p, all, map, words, i, at.x(stage), token, full, lane);
 }
 
 template <class C>
@@ -119,7 +122,7 @@ __device__ __forceinline__ void load(const gpu_block_product &p, const tiles &al
         coming = more ? walk.load(lane) : 0;
         for (int i = 0; i < count; i++) {
             ptx::barrier_wait(at.empty(place.stage), place.parity ^ 1);
-            load_step<C>(p, map, words, i, token, at, place.stage, lane);
+            load_step<C>(p, all, map, words, i, token, at, place.stage, lane);
             place.next();
         }
     }

@@ -2,7 +2,7 @@
 #ifndef ESP_CUDA_SM90_BLOCKS_MULTIPLY_CUH
 #define ESP_CUDA_SM90_BLOCKS_MULTIPLY_CUH
 
-#include "cuda/sm90_blocks_tile.cuh"
+#include "cuda/sm90_blocks_finish.cuh"
 
 namespace blocks {
 
@@ -35,6 +35,7 @@ struct step_weights {
 template <class C> struct consumer {
     const shared_map<C> &at;
     int half, warp, lane; // warp of the warpgroup
+    departures<C> leaving; // of the tile before
     ring<C::STAGES> place;
     uint64_t x_form;      // a descriptor without its address
     uint32_t x_offset[4]; // of the k-th 16 columns in a stage
@@ -58,6 +59,7 @@ template <class C> struct consumer {
 
     __device__ __forceinline__ void release(int stage)
     {
+        __syncwarp(); // all lanes have read it
         if (lane == 0) {
             ptx::barrier_arrive(at.empty(stage));
         }
@@ -107,6 +109,9 @@ template <class C> struct consumer {
         any = (any | any >> 1) & 0x1111;
         multiply_these(sums, now, (any | any >> 3 | any >> 6 | any >> 9) & 15);
         place.next();
+        if constexpr (C::WHOLE) {
+            leaving.go_on(lane);
+        }
     }
 
     __device__ __forceinline__ void multiply(float (&sums)[C::TOKENS / 2], int steps)

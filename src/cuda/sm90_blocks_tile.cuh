@@ -11,18 +11,20 @@ namespace blocks {
 
 constexpr int HALVES = 2, WARPS = 4 * HALVES, THREADS = 128 * HALVES + 128;
 constexpr uint32_t HALF_BYTES = GPU_HALF_STEP_FRAGMENTS * GPU_FRAGMENT_BYTES;
-constexpr uint32_t STAGING_BYTES =
-    4096; // of a warp: two boxes of 16 rows x 64 tokens, or a strip of f32
-static_assert(epilogue::ROWS * epilogue::PITCH * 4 <= STAGING_BYTES, "a strip does not fit");
+constexpr uint32_t BOX_BYTES = 2048; // of Y: 16 rows x 64 tokens
 
-template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_> struct config {
-    static constexpr bool BF16 = BF16_, BY_TOKEN = BY_TOKEN_; // BY_TOKEN: X
-    static constexpr int TOKENS = TOKENS_, STAGES = STAGES_;
+// BY_TOKEN: X. WHOLE: there is room for all boxes of Y that a warp has in a tile, so that sums can be finished by
+// activations and residuals there; otherwise for two.
+template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_, bool WHOLE_> struct config {
+    static constexpr bool BF16 = BF16_, BY_TOKEN = BY_TOKEN_, WHOLE = WHOLE_;
+    static constexpr int TOKENS = TOKENS_, STAGES = STAGES_, BOXES = TOKENS / 64;
+    static constexpr uint32_t STAGING_BYTES = (WHOLE ? BOXES : 2) * BOX_BYTES; // of a warp
+    static_assert(epilogue::ROWS * epilogue::PITCH * 4 <= STAGING_BYTES, "a strip does not fit");
     static constexpr uint32_t X_BYTES = TOKENS * 128, W_BYTES = HALVES * HALF_BYTES;
     static constexpr uint32_t W_AT = STAGES * X_BYTES, STAGING_AT = W_AT + STAGES * W_BYTES;
     static constexpr uint32_t MASKS_AT = STAGING_AT + WARPS * STAGING_BYTES;
     static constexpr uint32_t BARRIERS_AT = MASKS_AT + STAGES * 8;       // keeps them aligned to 8
-    static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
+    static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + WARPS * 8 + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
@@ -37,6 +39,7 @@ __device__ __forceinline__ uint32_t uniform(uint32_t same)
 // tokens.
 struct tiles {
     int bands, tokens, slab; // tokens, slab: counted in tiles
+    bool whole_boxes;        // X by feature: of all tokens of a tile in one box a piece
 };
 
 struct tile {
@@ -91,7 +94,7 @@ template <class C> struct shared_map {
     }
     __device__ __forceinline__ uint32_t staging(int warp) const
     {
-        return base + C::STAGING_AT + warp * STAGING_BYTES;
+        return base + C::STAGING_AT + warp * C::STAGING_BYTES;
     }
     __device__ __forceinline__ uint32_t mask(int stage) const
     {
@@ -104,6 +107,10 @@ template <class C> struct shared_map {
     __device__ __forceinline__ uint32_t empty(int stage) const
     {
         return base + C::BARRIERS_AT + (C::STAGES + stage) * 8;
+    }
+    __device__ __forceinline__ uint32_t residual(int warp) const
+    {
+        return base + C::BARRIERS_AT + (2 * C::STAGES + warp) * 8;
     }
 };
 
