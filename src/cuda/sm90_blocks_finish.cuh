@@ -1,20 +1,21 @@
-// Sums of sm90_blocks.cuh that need more than scale and bias, on their way to 16-bit Y by the copy engine
-// (swiglu where tokens lie side by side).
+// Sums of sm90_blocks.cuh that need more than scale and bias, on their way to 16-bit Y by the copy
+// engine (swiglu where tokens lie side by side).
 //
-// A warp's tile, 16 rows, is finished and rounded into boxes of 64 tokens in shared memory. They leave one by one
-// while the next tile is multiplied: all at once they would stand in the engine's way before that tile's loads. As
-// soon as they have been read, the residual of the tile that is being multiplied is loaded into their places,
-// where it waits for the sums.
+// A warp's tile, 16 rows, is finished and rounded into boxes of 64 tokens in shared memory. They
+// leave one by one while the next tile is multiplied: all at once they would stand in the engine's
+// way before that tile's loads. As soon as they have been read, the residual of the tile that is
+// being multiplied is loaded into their places, where it waits for the sums.
 //
-// A loop goes over the boxes and moves the sums along: unrolled, it outgrows the instruction cache, which cost
-// more than a tenth of the time.
+// A loop goes over the boxes and moves the sums along: unrolled, it outgrows the instruction cache,
+// which cost more than a tenth of the time.
 #ifndef ESP_CUDA_SM90_BLOCKS_FINISH_CUH
 #define ESP_CUDA_SM90_BLOCKS_FINISH_CUH
 
 #include "cuda/sm90_activate.cuh"
 #include "cuda/sm90_blocks_leave.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
 // Any activation but swiglu.
 template <int COUNT> __device__ __forceinline__ void activate_all(unsigned bits, float (&v)[COUNT])
@@ -39,7 +40,8 @@ template <int COUNT> __device__ __forceinline__ void activate_all(unsigned bits,
 }
 
 // Two tokens, with what stands in their place if that is to be added.
-__device__ __forceinline__ uint32_t add_and_round(const gpu_epilogue &e, uint32_t old, float a, float b)
+__device__ __forceinline__ uint32_t add_and_round(const gpu_epilogue &e, uint32_t old, float a,
+                                                  float b)
 {
     if ((e.bits & ESP_EP_RESIDUAL) != 0) {
         float2 more = epilogue::widen_pair(e.type, old);
@@ -49,7 +51,8 @@ __device__ __forceinline__ uint32_t add_and_round(const gpu_epilogue &e, uint32_
 }
 
 // Four pairs, one of each of four matrices of 8 x 8.
-__device__ __forceinline__ void put_matrices(const gpu_epilogue &e, uint32_t at, const float (&v)[8])
+__device__ __forceinline__ void put_matrices(const gpu_epilogue &e, uint32_t at,
+                                             const float (&v)[8])
 {
     uint32_t words[4] = {0, 0, 0, 0};
     if ((e.bits & ESP_EP_RESIDUAL) != 0) {
@@ -62,9 +65,10 @@ __device__ __forceinline__ void put_matrices(const gpu_epilogue &e, uint32_t at,
     ptx::store_matrices(at, words);
 }
 
-// Rows of 128 bytes, swizzled; matrices are the even and the odd rows of eight tokens, then of the next eight.
-__device__ __forceinline__ void put_by_feature(const gpu_epilogue &e, const float (&v)[32], uint32_t to,
-                                               int lane)
+// Rows of 128 bytes, swizzled; matrices are the even and the odd rows of eight tokens, then of the
+// next eight.
+__device__ __forceinline__ void put_by_feature(const gpu_epilogue &e, const float (&v)[32],
+                                               uint32_t to, int lane)
 {
     uint32_t row = lane % 8 * 2 + lane / 8 % 2, chunk = lane / 16;
 #pragma unroll
@@ -96,9 +100,10 @@ __device__ __forceinline__ void lay_gated(const gpu_epilogue &e, const float (&v
     }
 }
 
-// By token: 32 bytes a token. Half of the lanes begin with their second token: no two meet in a bank.
-__device__ __forceinline__ void put_by_token(const gpu_epilogue &e, const float (&v)[32], uint32_t to,
-                                             int lane)
+// By token: 32 bytes a token. Half of the lanes begin with their second token: no two meet in a
+// bank.
+__device__ __forceinline__ void put_by_token(const gpu_epilogue &e, const float (&v)[32],
+                                             uint32_t to, int lane)
 {
     uint32_t second = lane / 2 % 2, slot = to + lane % 4 * 64 + lane / 4 * 4;
     bool adds = (e.bits & ESP_EP_RESIDUAL) != 0;
@@ -161,13 +166,15 @@ template <class C> struct departures {
             ptx::barrier_expect(arrived, max(last, 0) * box_bytes());
             for (int box = 0; box < last; box++) {
                 int at = coming_token + box * 64;
-                ptx::tensor_copy(boxes + box * BOX_BYTES, &with->residual, by_feature() ? at : coming_row,
-                                 by_feature() ? coming_row : at, arrived);
+                ptx::tensor_copy(boxes + box * BOX_BYTES, &with->residual,
+                                 by_feature() ? at : coming_row, by_feature() ? coming_row : at,
+                                 arrived);
             }
         }
         loaded = true;
     }
-    // In each step of the tile that is being multiplied: one request to the engine, if there is time for that.
+    // In each step of the tile that is being multiplied: one request to the engine, if there is
+    // time for that.
     __device__ __forceinline__ void go_on(int lane)
     {
         if (next < C::BOXES) {
