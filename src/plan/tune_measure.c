@@ -191,6 +191,9 @@ static void set_repeats(const tune_job *job, tune_runner *runner)
 {
     double least_s = is_recorded(job) ? LEAST_RECORDED_S / runner->runs : LEAST_ROUND_S;
     double wanted = least_s * 1e6 / fmax(runner->least_us, 0.1);
+    if (runner->least_us <= 0) { /* not seen yet: once tells enough */
+        wanted = 0;
+    }
     runner->repeats = wanted < 1 ? 1 : wanted > 10000 ? 10000 : (int)wanted + 1;
 }
 
