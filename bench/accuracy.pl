@@ -61,13 +61,14 @@ sub table {
     print "\n**$title** (without refit / with refit)\n\n";
     heads('pattern', @shown);
     for my $pattern (@patterns) {
-        row($pattern, map {
+        my @cells = map {
             my $method = $_;
             join ' / ', map {
                 my $line = $line{ key($pattern, $method, $_, $permute) };
                 defined $line && $line->{eval} ? $number->($line) : '-'
             } qw(no yes)
-        } @shown);
+        } @shown;
+        row($pattern, @cells) if grep { /\d/ } @cells;
     }
 }
 
@@ -110,6 +111,24 @@ if (@with) {
         next unless grep { @$_ } @cells;
         row($pattern, map { @$_ ? sprintf '%.4f / %.4f', @$_ : '-' } @cells);
     }
+    print "\n**How many times a refit makes that error smaller**\n\n";
+    heads('pattern', @with);
+    for my $pattern (@patterns) {
+        my @cells = map { [equal_inputs($pattern, $_)] } @with;
+        next unless grep { @$_ } @cells;
+        row($pattern, map { @$_ ? sprintf '%.2f', $_->[0] / $_->[1] : '-' } @cells);
+    }
+    print "\n**That error with free lists against V:2:M of equal bytes, percent** (without refit / with refit)\n\n";
+    heads('V', @with);
+    for my $v (64, 128) {
+        row($v, map {
+            my @free = equal_inputs("panel:$v\@0.75", $_);
+            my @classic = equal_inputs("$v:2:8", $_);
+            @free && @classic
+                ? join ' / ', map { sprintf '%+.1f', 100 * ($free[$_] / $classic[$_] - 1) } 0, 1
+                : '-'
+        } @with);
+    }
 }
 
 # ---- seeds ----
@@ -133,10 +152,27 @@ if (@several) {
 
 # ---- questions ----
 
-# Mean difference of nats a token (an image), of the same resamples of both.
+# Nats of each part, mean over lines of several seeds.
+sub nats {
+    my @lines = @_;
+    return map {
+        my ($part, $sum) = ($_, 0);
+        $sum += $_->{parts}[$part][1] for @lines;
+        $sum / @lines;
+    } 0 .. $#{ $lines[0]{parts} };
+}
+
+# Mean difference of nats a token (an image), of the same resamples of both: lists of lines.
 sub difference {
-    my ($one, $other) = @_;
-    my @parts = map { [ $one->{parts}[$_][0], $one->{parts}[$_][1] - $other->{parts}[$_][1] ] } 0 .. $#{ $one->{parts} };
+    my ($ones, $others) = @_;
+    my @one = nats(@$ones);
+    my @other = nats(@$others);
+    my @parts = map { [ $ones->[0]{parts}[$_][0], $one[$_] - $other[$_] ] } 0 .. $#one;
+    my ($all, $difference) = (0, 0);
+    for (@parts) {
+        $all += $_->[0];
+        $difference += $_->[1];
+    }
     my @means;
     srand 1;
     for (1 .. RESAMPLES) {
@@ -149,7 +185,7 @@ sub difference {
         push @means, $sum / $tokens;
     }
     @means = sort { $a <=> $b } @means;
-    return (loss($one) - loss($other), $means[ 0.025 * RESAMPLES ], $means[ 0.975 * RESAMPLES - 1 ]);
+    return ($difference / $all, $means[ 0.025 * RESAMPLES ], $means[ 0.975 * RESAMPLES - 1 ]);
 }
 
 sub best {
@@ -163,7 +199,17 @@ sub compare {
     return unless defined $one && defined $other && $line{$one} && $line{$other};
     return if $compared{"$one, $other"}++;
     printf "| %s | %s | %.3f | %.3f | %+.3f (%+.3f to %+.3f) |\n", named($one), named($other),
-        loss($line{$one}), loss($line{$other}), difference($line{$one}, $line{$other});
+        loss($line{$one}), loss($line{$other}), difference([ $line{$one} ], [ $line{$other} ]);
+}
+
+# Of all seeds that both have, where these are several.
+sub compare_seeds {
+    my ($one, $other) = @_;
+    my @seeds = sort grep { $seeds{$other}{$_} } keys %{ $seeds{$one} // {} };
+    return if @seeds < 2;
+    my @pair = map { my $what = $_; [ map { $seeds{$what}{$_} } @seeds ] } $one, $other;
+    printf "| %s | %s | %d | %+.3f (%+.3f to %+.3f) |\n", named($one), named($other),
+        scalar @seeds, difference(@pair);
 }
 
 print "\n**Pairs on the same ", ($images ? 'images' : 'documents'),
@@ -186,6 +232,34 @@ for my $pattern (@patterns) {
     compare(key($pattern, 'obs', 'yes'), key($pattern, 'sparsegpt', 'yes'));
     for my $method (@methods) {
         compare(key($pattern, $method, 'yes'), key($pattern, $method, 'no'));
-        compare(key($pattern, $method, $_, 'yes'), key($pattern, $method, $_)) for qw(no yes);
+        for my $refit (qw(no yes)) {
+            compare(key($pattern, $method, $refit, 'yes'), key($pattern, $method, $refit));
+            compare(key($pattern, $method, $refit, 'turned'), key($pattern, $method, $refit, 'yes'));
+        }
+    }
+}
+
+# ---- the same over seeds ----
+
+# A setting without its seed.
+sub setting {
+    my $key = key(@_);
+    $key =~ s/ 0$//;
+    return $key;
+}
+
+if (@several) {
+    print "\n**Pairs, means of the seeds that both have**\n\n";
+    heads('first', 'second', 'seeds', 'difference');
+    for my $method (qw(obs joint)) {
+        compare_seeds(setting('128:2:5', $method, 'yes'), setting('2:4', $_, 'no')) for qw(wanda ria);
+    }
+    for my $v (64, 128) {
+        compare_seeds(setting("panel:$v\@0.75", $_, 'yes'), setting("$v:2:8", $_, 'yes')) for qw(sparsegpt obs joint);
+    }
+    for my $pattern (@patterns) {
+        compare_seeds(setting($pattern, 'joint', 'yes'), setting($pattern, 'obs', 'yes'));
+        compare_seeds(setting($pattern, 'obs', 'yes'), setting($pattern, 'sparsegpt', 'yes'));
+        compare_seeds(setting($pattern, 'sparsegpt', 'yes'), setting($pattern, 'sparsegpt', 'no'));
     }
 }

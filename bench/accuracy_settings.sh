@@ -28,7 +28,8 @@ each "$all" "magnitude wanda ria" no no pruned 0
 each "$lists" "obs sparsegpt" no no pruned 0
 # 3. orders of channels
 each "$all" magnitude no yes pruned 0
-each "128:2:5 64:2:8" "obs joint" yes yes pruned 0
+each "128:2:5 64:2:8" "obs joint" yes "yes turned" pruned 0
+each "2:4 panel:64@0.75" joint yes "yes turned" pruned 0
 # 4. other seeds of the best
 each "128:2:5 64:2:8 panel:64@0.75" obs yes no pruned "1 2"
 each "2:4" "wanda ria sparsegpt" no no pruned "1 2"
