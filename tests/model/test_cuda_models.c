@@ -12,18 +12,6 @@
 #define F16_BOUND 0.02
 #define BF16_BOUND 0.12
 
-static bool has_gpu(esp_context *context)
-{
-    esp_device_info infos[16];
-    int count = esp_device_list(context, infos, ESP_COUNT(infos));
-    for (int i = 0; i < count && i < ESP_COUNT(infos); i++) {
-        if (strncmp(infos[i].name, "cuda", 4) == 0 && infos[i].usable) {
-            return true;
-        }
-    }
-    return false;
-}
-
 typedef struct pair {
     golden_model near, gpu;
     double bound;
@@ -164,7 +152,7 @@ static void decoders(test_run *run)
         golden_data golden;
         pair models;
         esp_context *context = test_context(run, 4);
-        if (!has_gpu(context)) {
+        if (!golden_has_gpu(context)) {
             test_context_free(run, context);
             test_skip(run, "no GPU");
             return;
@@ -224,7 +212,7 @@ static void encoders(test_run *run)
         pair models;
         esp_model_info info;
         esp_context *context = test_context(run, 4);
-        if (!has_gpu(context)) {
+        if (!golden_has_gpu(context)) {
             test_context_free(run, context);
             test_skip(run, "no GPU");
             return;
@@ -286,7 +274,7 @@ static void images(test_run *run)
         golden_vision golden;
         pair models;
         esp_context *context = test_context(run, 4);
-        if (!has_gpu(context)) {
+        if (!golden_has_gpu(context)) {
             test_context_free(run, context);
             test_skip(run, "no GPU");
             return;
@@ -331,7 +319,7 @@ static void watch(test_run *run, const json_t *description, const char *name, ch
                   const void *golden)
 {
     esp_context *context = test_context(run, 4);
-    bool there = has_gpu(context);
+    bool there = golden_has_gpu(context);
     for (int i = 0; there && i < ESP_COUNT(watched_patterns); i++) {
         const char *pattern = watched_patterns[i];
         pair models;
