@@ -24,9 +24,7 @@
 
 #include "cuda/gpu.h"
 #include "cuda/gpu_ops.h" /* gpu_place, GPU_MOST_HEAD_DIM */
-
-#define GPU_WIDEST_GRID 64
-
+#define GPU_WIDEST_GRID 64   /* rows and columns */
 #ifdef __cplusplus
 extern "C" {
 #endif
