@@ -23,8 +23,8 @@
 #define ESP_CUDA_GPU_ATTENTION_H
 
 #include "cuda/gpu.h"
-#include "cuda/gpu_ops.h" /* gpu_place, GPU_MOST_HEAD_DIM */
-#define GPU_WIDEST_GRID 64   /* rows and columns */
+#include "cuda/gpu_ops.h"  /* gpu_place, GPU_MOST_HEAD_DIM */
+#define GPU_WIDEST_GRID 64 /* rows and columns */
 #ifdef __cplusplus
 extern "C" {
 #endif
