@@ -27,6 +27,9 @@ static void pair_open(test_run *run, esp_context *context, const char *folder, e
     if (compute == ESP_COMPUTE_BF16 || info.dtype == ESP_BF16) {
         made->bound = BF16_BOUND;
     }
+    esp_model_info model;
+    esp_model_get_info(made->gpu.model, &model);
+    CHECK_INT(model.activations, made->bound == BF16_BOUND ? ESP_BF16 : ESP_F16);
 }
 
 static void pair_close(pair *opened)
