@@ -335,7 +335,7 @@ cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind
         row->explained = (cli_record){0};
     }
     record_int(&record, "threads", esp_context_threads(cli->context));
-    record_text(&record, "compute", esp_compute_name(info->compute));
+    record_text(&record, "compute", model_compute(info));
     record_text(&record, "device", esp_device_name(cli->device));
     record_text(&record, "commit", cli_commit());
     return record;
@@ -348,8 +348,8 @@ static void print_row(const cli_state *cli, const model_row *row)
     printf("%-10s %s, %s resident\n", "model", row->path,
            size_bytes((double)info->resident_bytes, size));
     printf("%-10s %s, compute %s, %d threads, %lld rounds, median\n", "run",
-           esp_device_name(cli->device), esp_compute_name(info->compute),
-           esp_context_threads(cli->context), (long long)((const bench_args *)cli->args)->rounds);
+           esp_device_name(cli->device), model_compute(info), esp_context_threads(cli->context),
+           (long long)((const bench_args *)cli->args)->rounds);
     char length[48] = "";
     if (is_encoder(row)) {
         snprintf(length, sizeof length, "%lld %s of ", (long long)row->texts,

@@ -355,7 +355,7 @@ static esp_status print_text(const pattern_job *job, esp_error *error)
            size_count((double)info->linear_parameters, linear));
     printf("device %s, compute %s, %d threads; %s %lld tokens, %s %lld tokens, median of "
            "%lld rounds\n",
-           esp_device_name(job->cli->device), esp_compute_name(info->compute),
+           esp_device_name(job->cli->device), model_compute(info),
            esp_context_threads(job->cli->context), bench_phase(dense, 0),
            (long long)(dense->texts > 0 ? bench_phase_tokens(dense, 0) : dense->prompt_tokens),
            bench_phase(dense, 1), (long long)dense->new_tokens, (long long)job->args->rounds);

@@ -134,7 +134,7 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     }
     explain_memory_json(cli, info, &record);
     record_int(&record, "threads", esp_context_threads(cli->context));
-    record_text(&record, "compute", esp_compute_name(info->compute));
+    record_text(&record, "compute", model_compute(info));
     record_text(&record, "device", esp_device_name(cli->device));
     record_text(&record, "commit", cli_commit());
     return record_print(&record, error);

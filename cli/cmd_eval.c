@@ -53,7 +53,7 @@ static void print_text(const eval_job *job)
     }
     eval_parts_print(&job->parts, &result->intervals, result->has_baseline, false);
     printf("%-16s %s, compute %s, %d threads, %.2f s, %.0f tokens/s\n", "run",
-           esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
+           esp_device_name(job->cli->device), model_compute(&job->model.info),
            esp_context_threads(job->cli->context), result->seconds,
            (double)result->tokens / fmax(result->seconds, 1e-9));
     printf("%-16s %s\n", "kernels",
@@ -94,7 +94,7 @@ static esp_status print_json(eval_job *job, esp_error *error)
     eval_parts_json(&job->parts, &result->intervals, has, false, &record);
     record_real(&record, "seconds", result->seconds);
     record_text(&record, "device", esp_device_name(job->cli->device));
-    record_text(&record, "compute", esp_compute_name(job->model.info.compute));
+    record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, result->context - 1));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);

@@ -145,7 +145,7 @@ static void print_statistics(const run_job *job)
             (long long)result->prompt_tokens,
             size_number(rate(result->prompt_tokens, result->prefill_seconds), a),
             (long long)result->new_tokens, size_number(decode_rate(result), b), stops[result->stop],
-            esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
+            esp_device_name(job->cli->device), model_compute(&job->model.info),
             esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: prefill kernels: %s\n",
             model_kernels_text(job->model.model, result->prompt_tokens, kernels));
@@ -189,7 +189,7 @@ static esp_status print_json(run_job *job, esp_error *error)
     record_real(&record, "top_p", job->args->top_p);
     record_int(&record, "seed", job->args->seed);
     record_text(&record, "device", esp_device_name(job->cli->device));
-    record_text(&record, "compute", esp_compute_name(job->model.info.compute));
+    record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&kernels, "prefill", model_kernels_json(job->model.model, result->prompt_tokens));
     record_child(&kernels, "decode", model_kernels_json(job->model.model, 1));

@@ -62,7 +62,7 @@ static void print_text(const retrieval_job *job)
                (long long)result->cut_texts, (long long)job->model.info.context);
     }
     printf("%-16s %s, compute %s, %d threads, %lld tokens, %.2f s, %.0f tokens/s\n", "run",
-           esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
+           esp_device_name(job->cli->device), model_compute(&job->model.info),
            esp_context_threads(job->cli->context), (long long)result->tokens, result->seconds,
            (double)result->tokens / fmax(result->seconds, 1e-9));
     printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, TYPICAL_TOKENS, kernels));
@@ -107,7 +107,7 @@ static esp_status print_json(const retrieval_job *job, esp_error *error)
     record_real(&record, "mean_cosine", result->has_baseline ? result->mean_cosine : (double)NAN);
     record_real(&record, "seconds", result->seconds);
     record_text(&record, "device", esp_device_name(job->cli->device));
-    record_text(&record, "compute", esp_compute_name(job->model.info.compute));
+    record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, TYPICAL_TOKENS));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);

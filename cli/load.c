@@ -129,6 +129,18 @@ esp_status load_text(const char *path, char **text, size_t *length, esp_error *e
 
 /* ---- kernels ---- */
 
+const char *model_compute(const esp_model_info *info)
+{
+    switch (info->activations) {
+    case ESP_F16:
+        return "f16";
+    case ESP_BF16:
+        return "bf16";
+    default:
+        return esp_compute_name(info->compute);
+    }
+}
+
 const char *model_kernels_text(const esp_model *model, int64_t tokens, char text[KERNELS_TEXT_MAX])
 {
     const char *names[MAX_KERNELS];

@@ -24,6 +24,10 @@ void loaded_model_free(loaded_model *loaded);
 ESP_MUST_CHECK esp_status load_text(const char *path, char **text, size_t *length,
                                     esp_error *error);
 
+/* The type to which inputs of products are rounded: that of activations where they are narrower
+ * than what --compute became. */
+const char *model_compute(const esp_model_info *info);
+
 /* "matmul_panel_bf16 x28, matmul_dense_bf16 x1": kernels of the linear layers at a token count. */
 #define KERNELS_TEXT_MAX 512
 const char *model_kernels_text(const esp_model *model, int64_t tokens, char text[KERNELS_TEXT_MAX]);

@@ -224,7 +224,7 @@ static esp_status print_json(const run_job *job, esp_error *error)
     record_text(&record, "output", job->args->output);
     record_real(&record, "seconds", job->seconds);
     record_text(&record, "device", esp_device_name(job->cli->device));
-    record_text(&record, "compute", esp_compute_name(job->model.info.compute));
+    record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, tokens_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
@@ -246,7 +246,7 @@ static void print_statistics(const run_job *job)
     char kernels[KERNELS_TEXT_MAX];
     fprintf(stderr, "espalier: %d image%s in %.3f s; %s, compute %s, %d threads\n", job->count,
             job->count == 1 ? "" : "s", job->seconds, esp_device_name(job->cli->device),
-            esp_compute_name(job->model.info.compute), esp_context_threads(job->cli->context));
+            model_compute(&job->model.info), esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: kernels: %s\n",
             model_kernels_text(job->model.model, tokens_of(job), kernels));
     explain_note(job->cli, job->model.model, "espalier: ", "note", tokens_of(job), stderr);

@@ -151,7 +151,7 @@ static void print_statistics(const many_job *job)
             size_number(rate(prompt_tokens(job), first->prefill_seconds), a),
             (long long)new_tokens(job),
             size_number(rate(new_tokens(job) - job->prompts.count, first->decode_seconds), b),
-            esp_device_name(job->cli->device), esp_compute_name(job->model.info.compute),
+            esp_device_name(job->cli->device), model_compute(&job->model.info),
             esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: decode kernels: %s\n",
             model_kernels_text(job->model.model, job->prompts.count, kernels));
@@ -181,7 +181,7 @@ static esp_status print_json(const many_job *job, esp_error *error)
     record_real(&record, "decode_tokens_per_s",
                 rate(new_tokens(job) - job->prompts.count, first->decode_seconds));
     record_text(&record, "device", esp_device_name(job->cli->device));
-    record_text(&record, "compute", esp_compute_name(job->model.info.compute));
+    record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, job->prompts.count));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);

@@ -82,7 +82,7 @@ static void print_statistics(const texts_job *job)
             size_number(seconds > 0 ? (double)job->result.tokens / seconds : 0, rate),
             poolings[info->pooling], info->normalizes ? ", normalised" : "");
     fprintf(stderr, "%s, compute %s, %d threads\n", esp_device_name(job->cli->device),
-            esp_compute_name(info->compute), esp_context_threads(job->cli->context));
+            model_compute(info), esp_context_threads(job->cli->context));
     if (job->result.cut_texts > 0) {
         fprintf(stderr,
                 "espalier: %lld texts are longer than %lld tokens: their ends are left out\n",
@@ -138,7 +138,7 @@ static esp_status print_json(const texts_job *job, esp_error *error)
     record_int(&record, "cut_texts", job->result.cut_texts);
     record_real(&record, "seconds", job->result.seconds);
     record_text(&record, "device", esp_device_name(job->cli->device));
-    record_text(&record, "compute", esp_compute_name(info->compute));
+    record_text(&record, "compute", model_compute(info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, mean_tokens(job)));
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);

@@ -99,6 +99,7 @@ typedef struct esp_model_info {
     esp_pooling pooling;                    /* of an encoder */
     bool normalizes;                        /* an encoder's vectors have length 1 */
     int64_t image_size, patch_size, labels; /* of models of images; 0 for others */
+    esp_dtype activations; /* F32; on a GPU F16 or BF16, to which inputs of products are rounded */
 } esp_model_info;
 
 /* Loads tensor by tensor, packing each at once. The device must outlive the model. Refusals:

@@ -6,7 +6,6 @@
 enum { INVALID_VALUE = 1 }; /* cudaErrorInvalidValue */
 
 #define MOST_COLUMNS (INT32_MAX / 2)
-#define WIDEST_GRID 64
 
 static bool aligned(const void *pointer)
 {
@@ -37,8 +36,8 @@ static bool grid_is_valid(const gpu_attention_groups *a)
         return a->grid_width == 0;
     }
     return a->row_table != NULL && a->column_table != NULL && a->lengths == NULL &&
-           in_range(a->grid_width, 1, WIDEST_GRID) && a->tokens % a->grid_width == 0 &&
-           a->tokens / a->grid_width <= WIDEST_GRID;
+           in_range(a->grid_width, 1, GPU_WIDEST_GRID) && a->tokens % a->grid_width == 0 &&
+           a->tokens / a->grid_width <= GPU_WIDEST_GRID;
 }
 
 static bool by_warpgroups(int64_t head_dim, int device)

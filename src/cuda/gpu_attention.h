@@ -23,8 +23,8 @@
 #define ESP_CUDA_GPU_ATTENTION_H
 
 #include "cuda/gpu.h"
-#include "cuda/gpu_ops.h" /* gpu_place, GPU_MOST_HEAD_DIM */
-
+#include "cuda/gpu_ops.h"  /* gpu_place, GPU_MOST_HEAD_DIM */
+#define GPU_WIDEST_GRID 64 /* rows and columns */
 #ifdef __cplusplus
 extern "C" {
 #endif
@@ -51,7 +51,7 @@ typedef struct gpu_attention_groups {
      * adds, to the scaled score, q[t] . row_table[row(t) - row(s) + rows - 1] and q[t] .
      * column_table[column(t) - column(s) + grid_width - 1], where token i is at row i / grid_width,
      * column i % grid_width. The tables are rounded to `type` first. Without lengths only; rows and
-     * grid_width up to 64. */
+     * grid_width up to GPU_WIDEST_GRID. */
     const float *row_table;    /* [2 * rows - 1][head_dim], CONSTANT */
     const float *column_table; /* [2 * grid_width - 1][head_dim], CONSTANT */
     int64_t grid_width;

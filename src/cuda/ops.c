@@ -447,8 +447,8 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
 
 #define TABLE(name, dtype)                                                                         \
     {                                                                                              \
-        .type = (dtype), .step = STEP, .embed = embed_##name, .rms_norm = rms_norm_##name,         \
-        .layer_norm = layer_norm_##name, .rope_angles = rope_angles,                               \
+        .type = (dtype), .step = STEP, .widest_grid = GPU_WIDEST_GRID, .embed = embed_##name,      \
+        .rms_norm = rms_norm_##name, .layer_norm = layer_norm_##name, .rope_angles = rope_angles,  \
         .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \
         .attend_past = attend_past_##name, .attend_step = attend_step_##name,                      \
         .step_appends = true, .group_workspace_bytes = no_group_workspace,                         \

@@ -105,6 +105,7 @@ static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
         model->family->finish(model);
     }
     model->info.compute = model->compute;
+    model->info.activations = model->ops->type;
     return check_kernels(model, error);
 }
 

@@ -86,6 +86,25 @@ static esp_status read_encoder(esp_model *model, const esp_config_file *file, es
     return read_global(model, file, error);
 }
 
+/* Attention with relative positions sees grids as large as the image, or as a window. */
+static esp_status check_grids(const esp_model *model, const esp_config_file *file, esp_error *error)
+{
+    const esp_sam *sam = sam_of(model);
+    int64_t side = sam->config.side / sam->config.patch, widest = 0;
+    int64_t most = esp_nn_any_ops(model->device)->widest_grid;
+    for (int64_t i = 0; i < sam->config.layers; i++) {
+        widest = ESP_MAX(widest, sam->global[i] ? side : sam->window);
+    }
+    if (!sam->relative || most == 0 || widest <= most) {
+        return ESP_OK;
+    }
+    return esp_fail(error, ESP_UNSUPPORTED, "model.grid_too_wide",
+                    "%s: \"image_size\", \"patch_size\" and \"window_size\" make attention with "
+                    "relative positions over %lld patches a side; expected at most %lld on device "
+                    "'%s'; use --device cpu",
+                    file->path, (long long)widest, (long long)most, model->device->name);
+}
+
 /* A whole model keeps the encoder's numbers in "vision_config". */
 static esp_status configure(esp_model *model, const esp_config_file *file, const char *folder,
                             esp_error *error)
@@ -103,6 +122,7 @@ static esp_status configure(esp_model *model, const esp_config_file *file, const
         }
     }
     ESP_TRY(read_encoder(model, &encoder, error));
+    ESP_TRY(check_grids(model, &encoder, error));
     const esp_sam *sam = sam_of(model);
     int64_t side = sam->config.side / sam->config.patch;
     info->layers = sam->config.layers;

@@ -259,8 +259,9 @@ typedef struct esp_attention {
 } esp_attention;
 
 typedef struct esp_ops {
-    esp_dtype type; /* of activations and caches */
-    int step;       /* see above */
+    esp_dtype type;      /* of activations and caches */
+    int step;            /* see above */
+    int64_t widest_grid; /* rows and columns of attend_groups's at most; 0: no bound */
 
     /* x[:, t] = the sum of table[rows[t], :]; tables: F32/F16/BF16 row-major, of the activations'
      * type where that is not f32. */

@@ -53,6 +53,15 @@ static inline int64_t between(bed *b, int64_t low, int64_t high)
     return random_range(&b->random, low, high);
 }
 
+/* How often a random case draws one problem of each of `kinds`, so that with both types there are
+ * TEST_ROUNDS problems. */
+static inline int rounds_of(int kinds, int otherwise)
+{
+    const char *wanted = getenv("TEST_ROUNDS");
+    int a_round = kinds * ESP_COUNT(types);
+    return wanted != NULL ? (atoi(wanted) + a_round - 1) / a_round : otherwise;
+}
+
 /* body for each type, on a GPU. */
 static inline void on_gpu(test_run *run, void (*body)(bed *))
 {

@@ -115,21 +115,24 @@ static void operands_free(esp_device *device, operands *all)
 
 /* ---- checks ---- */
 
+static bool same(const block *of, const char *after, size_t from, size_t to)
+{
+    return memcmp(of->host + from, after + from, to - from) == 0;
+}
+
 /* Bytes of Y's block outside its rows are what was laid there. */
 static bool gaps_untouched(const product *p, const operands *all, int64_t stride, const char *after)
 {
     size_t width = esp_dtype_bytes(p->problem.out_type);
     int64_t rows = rows_of(p->problem.y_layout, p->out_rows, p->problem.tokens);
-    int64_t row = p->out_rows * p->problem.tokens / rows;
+    size_t row = (size_t)(p->out_rows * p->problem.tokens / rows) * width;
     const block *y = &all->y;
-    for (size_t i = 0; i < y->bytes; i++) {
-        int64_t element = ((int64_t)i - (int64_t)y->begin) / (int64_t)width;
-        bool inside = i >= y->begin && element < rows * stride && element % stride < row;
-        if (!inside && after[i] != y->host[i]) {
-            return false;
-        }
+    size_t at = y->begin, step = (size_t)stride * width;
+    bool untouched = same(y, after, 0, at);
+    for (int64_t i = 0; i < rows; i++, at += step) {
+        untouched = untouched && same(y, after, at + row, at + step);
     }
-    return true;
+    return untouched && same(y, after, at, y->bytes);
 }
 
 static bool guards_hold(test_run *run, esp_device *device, const block *guarded)

@@ -199,20 +199,17 @@ static void shared_steps(test_run *run)
 /* One shape of each class, few enough for the tools that watch every access to memory. */
 static void shapes_for_sanitizers(test_run *run)
 {
-    static const char *const texts[] = {"matmul/2:4/f16/200x200x300/o:f32",
-                                        "matmul/2:4/bf16/130x264x72/x:tok/y:tok",
-                                        "matmul/64:2:8/f16/200x1400x296/ep:bias",
-                                        "matmul/2:4/f16/200x1100x72/ep:bias",
-                                        "matmul/128:2:5/bf16/300x400x301/x:tok",
-                                        "matmul/5:2:16/f16/22x4000x33/ep:swiglu",
-                                        "matmul/256:2:8/f16/300x1200x8/ep:scale+gelu",
-                                        "matmul/64:2:8/bf16/100x1200x13/x:tok/y:tok",
-                                        "matmul/2:4/f16/300x1000x1",
-                                        "matmul/dense/f16/100x200x33/ep:bias+silu",
-                                        "matmul/32:2:8/f16/100x400x300/ep:bias",
-                                        "matmul/32:2:5/bf16/100x333x13/x:tok/y:tok",
-                                        "matmul/dense/bf16/100x203x7/ep:swiglu",
-                                        "matmul/dense/f16/70x1000x16"};
+    static const char *const texts[] = {
+        "matmul/2:4/f16/200x200x300/o:f32", "matmul/2:4/bf16/130x264x72/x:tok/y:tok",
+        "matmul/64:2:8/f16/200x1400x296/ep:bias", "matmul/2:4/f16/200x1100x72/ep:bias",
+        "matmul/128:2:5/bf16/300x400x301/x:tok", "matmul/5:2:16/f16/22x4000x33/ep:swiglu",
+        "matmul/256:2:8/f16/300x1200x8/ep:scale+gelu", "matmul/64:2:8/bf16/100x1200x13/x:tok/y:tok",
+        "matmul/2:4/f16/300x1000x1", "matmul/dense/f16/100x200x33/ep:bias+silu",
+        "matmul/32:2:8/f16/100x400x300/ep:bias", "matmul/32:2:5/bf16/100x333x13/x:tok/y:tok",
+        "matmul/dense/bf16/100x203x7/ep:swiglu", "matmul/dense/f16/70x1000x16",
+        /* few steps: blocks without a cluster */
+        "matmul/dense/bf16/100x72x5/ep:bias", "matmul/dense/f16/64x40x1", "matmul/2:4/f16/100x72x3",
+        "matmul/64:2:8/bf16/130x200x9/ep:residual"};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {

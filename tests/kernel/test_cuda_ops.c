@@ -550,8 +550,7 @@ static void some_of_each(bed *b)
 
 static void random_of_each(bed *b)
 {
-    const char *rounds = getenv("TEST_ROUNDS");
-    for (int i = 0; i < (rounds != NULL ? atoi(rounds) / 40 : 10); i++) {
+    for (int i = 0; i < rounds_of(8, 10); i++) {
         int64_t features = random_log(&b->random, 1, 9000), tokens = random_log(&b->random, 1, 300);
         int64_t gaps[2] = {between(b, 0, 9), between(b, 0, 9)};
         norm_of(b, i % 2 == 0, features, tokens, 0);

@@ -391,8 +391,7 @@ static void some_of_each(bed *b)
 
 static void random_of_each(bed *b)
 {
-    const char *rounds = getenv("TEST_ROUNDS");
-    for (int i = 0; i < (rounds != NULL ? atoi(rounds) / 40 : 10); i++) {
+    for (int i = 0; i < rounds_of(3, 10); i++) {
         int64_t side = 2 * between(b, 0, 3) + 1;
         int64_t image[3] = {between(b, 1, 80), between(b, 1, 80), between(b, 1, 33)};
         int64_t grid[3] = {between(b, 1, 20), between(b, 1, 20), side};

@@ -374,28 +374,60 @@ static step_result run_step(bed b, const step_shape *n, bool along)
     return (step_result){y, caches, qkv};
 }
 
-static void steps(bed *b)
+static void check_step(bed *b, const step_shape *n)
 {
     test_run *run = b->run;
+    test_sub(b->run, "%lld:%lld heads of %lld, %lld sequences of %lld", (long long)n->heads,
+             (long long)n->kv_heads, (long long)n->head_dim, (long long)n->sequences,
+             (long long)n->capacity);
+    step_result apart = run_step(*b, n, false), along = run_step(*b, n, true);
+    CHECK(same_bits(&apart.y, &along.y));
+    CHECK(same_bits(&apart.caches, &along.caches));
+    step_result *both[] = {&apart, &along};
+    for (int k = 0; k < 2; k++) {
+        matrix_free(b->device, &both[k]->y);
+        matrix_free(b->device, &both[k]->caches);
+        matrix_free(b->device, &both[k]->qkv);
+    }
+    (void)esp_random_u64(&b->random);
+}
+
+static void steps(bed *b)
+{
     static const int heads[][2] = {{4, 4}, {8, 1}, {6, 2}, {20, 1}, {1, 1}, {32, 32}, {34, 2}};
     static const int dims[] = {8, 32, 64, 72, 80, 96, 128, 136, 256};
     static const int capacities[] = {1, 2, 15, 16, 17, 64, 65, 200, 513};
     for (int i = 0; i < 63; i++) {
         step_shape n = {heads[i % 7][0], heads[i % 7][1], dims[i % 9], 1 + (i * 5) % 16,
                         capacities[(i * 4) % 9]};
-        test_sub(b->run, "%lld:%lld heads of %lld, %lld sequences of %lld", (long long)n.heads,
-                 (long long)n.kv_heads, (long long)n.head_dim, (long long)n.sequences,
-                 (long long)n.capacity);
-        step_result apart = run_step(*b, &n, false), along = run_step(*b, &n, true);
-        CHECK(same_bits(&apart.y, &along.y));
-        CHECK(same_bits(&apart.caches, &along.caches));
-        step_result *both[] = {&apart, &along};
-        for (int k = 0; k < 2; k++) {
-            matrix_free(b->device, &both[k]->y);
-            matrix_free(b->device, &both[k]->caches);
-            matrix_free(b->device, &both[k]->qkv);
+        check_step(b, &n);
+    }
+}
+
+/* ---- for the tools that watch every access to memory ---- */
+
+static void some_of_each(bed *b)
+{
+    static const struct {
+        const char *size;
+        esp_prologue_kind kind;
+    } products[] = {{"77x88x3", ESP_PROLOGUE_SWIGLU},
+                    {"70x1096x8", ESP_PROLOGUE_SWIGLU},
+                    {"130x200x1/o:f32", ESP_PROLOGUE_RMS_NORM},
+                    {"70x2056x1/x:tok/o:f32", ESP_PROLOGUE_RMS_NORM}};
+    static const step_shape shapes[] = {
+        {4, 4, 32, 2, 65}, {6, 2, 80, 5, 17}, {20, 1, 64, 1, 200}, {8, 1, 128, 16, 2}};
+    static const char *const some[] = {"dense", "2:4", "64:2:8"};
+    const char *type = b->type == ESP_F16 ? "f16" : "bf16";
+    for (int i = 0; on_hopper(b) && i < ESP_COUNT(products); i++) {
+        for (int j = 0; j < ESP_COUNT(some); j++) {
+            char text[128];
+            snprintf(text, sizeof text, "matmul/%s/%s/%s", some[j], type, products[i].size);
+            check_problem(b, b->device->context, text, products[i].kind, REALS, (i + j) % 2 == 1);
         }
-        (void)esp_random_u64(&b->random);
+    }
+    for (int i = 0; i < ESP_COUNT(shapes); i++) {
+        check_step(b, &shapes[i]);
     }
 }
 
@@ -411,10 +443,15 @@ static void steps_on_gpu(test_run *run)
 {
     on_gpu(run, steps);
 }
+static void some_for_sanitizers(test_run *run)
+{
+    on_gpu(run, some_of_each);
+}
 
 static const test_case cases[] = {{"gated_products", gated_on_gpu},
                                   {"normed_products", normed_on_gpu},
-                                  {"steps_of_attention", steps_on_gpu}};
+                                  {"steps_of_attention", steps_on_gpu},
+                                  {"some_for_sanitizers", some_for_sanitizers}};
 #else
 #include "test.h"
 

@@ -185,6 +185,19 @@ static inline esp_status golden_load(esp_context *context, const char *folder, c
     return status;
 }
 
+/* Whether cuda:0, or another GPU, can be used. */
+static inline bool golden_has_gpu(esp_context *context)
+{
+    esp_device_info infos[16];
+    int count = esp_device_list(context, infos, ESP_COUNT(infos));
+    for (int i = 0; i < count && i < ESP_COUNT(infos); i++) {
+        if (strncmp(infos[i].name, "cuda", 4) == 0 && infos[i].usable) {
+            return true;
+        }
+    }
+    return false;
+}
+
 /* A description with its token ids and expected outputs. */
 typedef struct golden_data {
     const char *name;

@@ -2,6 +2,8 @@
  * same bits whether work is given or given again, and sequences in step as alone. */
 #include <math.h>
 
+#include <espalier/prune.h>
+
 #include "golden_vision.h"
 #include "greedy.h"
 
@@ -9,18 +11,6 @@
  * on the way through these two or three layers. */
 #define F16_BOUND 0.02
 #define BF16_BOUND 0.12
-
-static bool has_gpu(esp_context *context)
-{
-    esp_device_info infos[16];
-    int count = esp_device_list(context, infos, ESP_COUNT(infos));
-    for (int i = 0; i < count && i < ESP_COUNT(infos); i++) {
-        if (strncmp(infos[i].name, "cuda", 4) == 0 && infos[i].usable) {
-            return true;
-        }
-    }
-    return false;
-}
 
 typedef struct pair {
     golden_model near, gpu;
@@ -37,6 +27,9 @@ static void pair_open(test_run *run, esp_context *context, const char *folder, e
     if (compute == ESP_COMPUTE_BF16 || info.dtype == ESP_BF16) {
         made->bound = BF16_BOUND;
     }
+    esp_model_info model;
+    esp_model_get_info(made->gpu.model, &model);
+    CHECK_INT(model.activations, made->bound == BF16_BOUND ? ESP_BF16 : ESP_F16);
 }
 
 static void pair_close(pair *opened)
@@ -162,7 +155,7 @@ static void decoders(test_run *run)
         golden_data golden;
         pair models;
         esp_context *context = test_context(run, 4);
-        if (!has_gpu(context)) {
+        if (!golden_has_gpu(context)) {
             test_context_free(run, context);
             test_skip(run, "no GPU");
             return;
@@ -222,7 +215,7 @@ static void encoders(test_run *run)
         pair models;
         esp_model_info info;
         esp_context *context = test_context(run, 4);
-        if (!has_gpu(context)) {
+        if (!golden_has_gpu(context)) {
             test_context_free(run, context);
             test_skip(run, "no GPU");
             return;
@@ -284,7 +277,7 @@ static void images(test_run *run)
         golden_vision golden;
         pair models;
         esp_context *context = test_context(run, 4);
-        if (!has_gpu(context)) {
+        if (!golden_has_gpu(context)) {
             test_context_free(run, context);
             test_skip(run, "no GPU");
             return;
@@ -300,6 +293,118 @@ static void images(test_run *run)
     }
 }
 
-static const test_case cases[] = {
-    {"decoders", decoders}, {"encoders", encoders}, {"images", images}};
+/* ---- for the tools that watch every access to memory ---- */
+
+/* Whole models, small: a prompt and two steps, or one batch, given once and given again. */
+
+static const char *const watched_patterns[] = {NULL, "2:4", "64:2:8"};
+
+/* Of the golden description as it is (pattern NULL) or pruned. */
+static void pair_open_pruned(test_run *run, esp_context *context, const json_t *golden,
+                             const char *pattern, pair *made)
+{
+    static int count;
+    char source[512], pruned[600];
+    esp_prune_options options = {0};
+    snprintf(source, sizeof source, "%s", golden_folder(run, context, golden));
+    snprintf(pruned, sizeof pruned, "%s-watched%d", source, ++count);
+    if (pattern != NULL) {
+        REQUIRE_OK(esp_pattern_parse(pattern, &options.pattern, error));
+        REQUIRE_OK(esp_prune_checkpoint(context, source, pruned, &options, NULL, error));
+    }
+    pair_open(run, context, pattern != NULL ? pruned : source,
+              count % 2 == 0 ? ESP_COMPUTE_AUTO : ESP_COMPUTE_BF16, made);
+}
+
+typedef void (*check_fn)(test_run *run, const pair *models, const void *golden);
+
+static void watch(test_run *run, const json_t *description, const char *name, check_fn check,
+                  const void *golden)
+{
+    esp_context *context = test_context(run, 4);
+    bool there = golden_has_gpu(context);
+    for (int i = 0; there && i < ESP_COUNT(watched_patterns); i++) {
+        const char *pattern = watched_patterns[i];
+        pair models;
+        test_sub(run, "%s, %s", name, pattern != NULL ? pattern : "dense");
+        pair_open_pruned(run, context, description, pattern, &models);
+        check(run, &models, golden);
+        pair_close(&models);
+    }
+    test_context_free(run, context);
+    if (!there) {
+        test_skip(run, "no GPU");
+    }
+}
+
+static void check_prompt_and_steps(test_run *run, const pair *models, const void *user)
+{
+    const golden_data *golden = user;
+    const golden_model *sides[2] = {&models->near, &models->gpu};
+    int64_t vocabulary = golden->vocabulary, count = PROMPT + 2;
+    float *logits[2];
+    for (int i = 0; i < 2; i++) {
+        esp_session *session = NULL;
+        logits[i] = calloc((size_t)(count * vocabulary), sizeof **logits);
+        REQUIRE_OK(esp_session_create(sides[i]->model, 40, BATCH, &session, error));
+        CHECK_OK(esp_session_feed(session, golden->ids, PROMPT, logits[i], true, error));
+        for (int64_t t = PROMPT; t < count; t++) {
+            CHECK_OK(esp_session_feed(session, golden->ids + t, 1, logits[i] + t * vocabulary,
+                                      false, error));
+        }
+        greedy_check_one(run, session, golden->ids, 1, vocabulary, 1);
+        esp_session_free(session);
+    }
+    check_near(run, logits[0], logits[1], count * vocabulary, models->bound);
+    free(logits[0]);
+    free(logits[1]);
+}
+
+static void watched_decoder(test_run *run)
+{
+    golden_data golden;
+    REQUIRE(golden_open(&golden, "c_head_dim_biases"));
+    REQUIRE(golden.count >= PROMPT + 2);
+    watch(run, golden.json, golden.name, check_prompt_and_steps, &golden);
+    golden_free(&golden);
+}
+
+static void check_some_texts(test_run *run, const pair *models, const void *user)
+{
+    esp_model_info info;
+    (void)user;
+    esp_model_get_info(models->near.model, &info);
+    check_texts(run, models, info.vocabulary - 4, info.embedding_size);
+}
+
+static void watched_encoder(test_run *run)
+{
+    json_t *json = golden_json("bert/a_heads_of_32");
+    watch(run, json, "bert", check_some_texts, NULL);
+    json_decref(json);
+}
+
+static void check_some_images(test_run *run, const pair *models, const void *golden)
+{
+    check_images(run, models, golden);
+}
+
+/* SAM's has windows that are padded, and relative positions. */
+static void watched_images(test_run *run)
+{
+    static const char *const names[] = {"a_vit_batch", "h_sam_padded_windows"};
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        golden_vision golden;
+        REQUIRE(golden_vision_open(&golden, names[i]));
+        watch(run, golden.json, names[i], check_some_images, &golden);
+        golden_vision_free(&golden);
+    }
+}
+
+static const test_case cases[] = {{"decoders", decoders},
+                                  {"encoders", encoders},
+                                  {"images", images},
+                                  {"decoder_for_sanitizers", watched_decoder},
+                                  {"encoder_for_sanitizers", watched_encoder},
+                                  {"images_for_sanitizers", watched_images}};
 TEST_MAIN(cases)

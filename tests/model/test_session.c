@@ -207,6 +207,7 @@ static void info_and_kernels(test_run *run)
     CHECK_INT(info.eos_count, 1);
     CHECK_INT(info.eos[0], 2);
     CHECK_INT(info.compute, ESP_COMPUTE_F32);
+    CHECK_INT(info.activations, ESP_F32);
     int64_t linear = 384 * (384 + 128 + 128 + 384) + 3 * 384 * 1024;
     int64_t embedding = 512 * 384, norms = 3 * 384; /* tied: one resident copy */
     CHECK_INT(info.linear_parameters, linear);

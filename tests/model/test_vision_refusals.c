@@ -222,6 +222,38 @@ static void text_model(test_run *run)
     test_context_free(run, context);
 }
 
-static const test_case cases[] = {
-    {"refused_and_taken", refused_and_taken}, {"calls", calls}, {"text_model", text_model}};
+/* The encoder's image has 10 patches a side and its windows 4: a device whose attention takes
+ * smaller grids is refused at load. */
+static void grids_of_a_device(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *device = NULL;
+    esp_checkpoint *checkpoint = NULL;
+    esp_model *model = NULL;
+    json_t *golden = golden_json("vision/" SAM);
+    REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
+    const esp_backend *whole = device->backend;
+    esp_ops ops = *whole->ops;
+    esp_backend bounded = *whole;
+    bounded.ops = &ops;
+    device->backend = &bounded;
+    REQUIRE_OK(
+        esp_checkpoint_open(context, golden_folder(run, context, golden), &checkpoint, error));
+    ops.widest_grid = 9;
+    CHECK_FAILS(esp_model_load(device, checkpoint, NULL, &model, error), ESP_UNSUPPORTED,
+                "model.grid_too_wide");
+    ops.widest_grid = 10;
+    CHECK_OK(esp_model_load(device, checkpoint, NULL, &model, error));
+    esp_model_free(model);
+    esp_checkpoint_close(checkpoint);
+    device->backend = whole;
+    esp_device_close(device);
+    json_decref(golden);
+    test_context_free(run, context);
+}
+
+static const test_case cases[] = {{"refused_and_taken", refused_and_taken},
+                                  {"calls", calls},
+                                  {"text_model", text_model},
+                                  {"grids_of_a_device", grids_of_a_device}};
 TEST_MAIN(cases)
