@@ -17,22 +17,9 @@
 #ifndef ESP_CUDA_SM90_PANEL_SPREAD_CUH
 #define ESP_CUDA_SM90_PANEL_SPREAD_CUH
 
+#include "cuda/sm90_dense_ptx.cuh" // boxes of four dimensions
 #include "cuda/sm90_panel_parts.cuh"
 #include "cuda/sm90_tensor.cuh"
-
-namespace ptx
-{
-
-__device__ __forceinline__ void tensor_copy(uint32_t to, const CUtensorMap *map, int x, int y,
-                                            int z, int w, uint32_t barrier)
-{
-    asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier::complete_tx::bytes "
-                 "[%0], [%1, {%2, %3, %4, %5}], [%6];" ::"r"(to),
-                 "l"(map), "r"(x), "r"(y), "r"(z), "r"(w), "r"(barrier)
-                 : "memory");
-}
-
-} // namespace ptx
 
 namespace panel
 {
