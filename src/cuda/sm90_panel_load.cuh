@@ -2,7 +2,7 @@
 #ifndef ESP_CUDA_SM90_PANEL_LOAD_CUH
 #define ESP_CUDA_SM90_PANEL_LOAD_CUH
 
-#include "cuda/sm90_panel_spread.cuh"
+#include "cuda/sm90_panel_parts.cuh"
 
 namespace panel
 {
@@ -207,7 +207,7 @@ __device__ __forceinline__ void copy_elements(const gpu_product &p, const tile &
                                    : ((const uint16_t *)p.weight.columns)[at];
         }
         if constexpr (C::LOADING == SPREAD) {
-            column = spread_column(step, row);
+            column = spread_column<C>(p, step, row);
         }
         int64_t outer = by_token ? t.token + row : column;
         bool there = outer < (by_token ? p.tokens : p.weight.in);

@@ -172,6 +172,15 @@ template <class C> struct shared_map {
     }
 };
 
+// What SPREAD does its own way, in sm90_panel_spread.cuh: the copies of X for a step into `to`; the
+// column at a row of a step, which may be past the end; the maps of X.
+template <class C>
+__device__ __forceinline__ void load_fives(const gpu_product &p, const spread_maps &with,
+                                           const tile &t, int step, uint32_t to, uint32_t barrier);
+template <class C>
+__device__ __forceinline__ int spread_column(const gpu_product &p, int step, int row);
+template <class C> int describe_spread(const gpu_product &p, spread_maps *with);
+
 } // namespace panel
 
 #endif

@@ -1,24 +1,24 @@
 // X for V:2:5 that is spread over all columns (src/format/spread.c), for the panel kernels
 // (sm90_panel.cuh).
 //
-// Of each five columns a row has two weights at most, so that the first four are a group of 2:4,
-// and the fifths of two fives are another one, with two places that are empty. No list is needed:
-// every row block wants the same rows of X, and the copy engine brings them. 96 places for 80
-// columns is what that costs.
+// Of each five columns a row has two weights at most, so that four of them are a group of 2:4, and
+// the fifths of two fives are another one, with two places that are empty. No list is needed: every
+// block of rows wants the same rows of X, and the copy engine brings them. 96 places for 80 columns
+// is what that costs.
 //
 //   step 3 k          fifths of fives 32 k to 32 k + 31:  4, none, 9, none | 14, none, ...
 //   step 3 k + 1, + 2 the first four of 16 fives each:     0, 1, 2, 3 | 5, 6, 7, 8 | ...
 //
-// To the engine X is [fives][5][tokens]: a box of four of a five's features, or of its last one and
-// one that does not exist, which it fills with zeros. A last five that is short would let a box
-// reach past the end of X: whole fives and the short one then come as boxes of their own, a strip
-// of tokens at a time, in the one step that they share. If it has four features, nothing is past
-// the end.
+// To the engine X is [fives][5][tokens]: a box of four of a five's features, or of its fifth and
+// one that does not exist, which it fills with zeros. A last five that is short would let boxes
+// reach past the end of X. With four features it does not; with one the fifths are taken to be the
+// first of each five, and the fours begin behind them; with two or three, whole fives and the short
+// one come as boxes of their own, a strip of tokens at a time, in the one step that they share.
 #ifndef ESP_CUDA_SM90_PANEL_SPREAD_CUH
 #define ESP_CUDA_SM90_PANEL_SPREAD_CUH
 
 #include "cuda/sm90_dense_ptx.cuh" // boxes of four dimensions
-#include "cuda/sm90_panel_parts.cuh"
+#include "cuda/sm90_panel.cuh"
 #include "cuda/sm90_tensor.cuh"
 
 namespace panel
@@ -33,19 +33,30 @@ __host__ __device__ __forceinline__ int first_five(int step)
     return step / 3 * FIVES_OF_FIFTHS + (step % 3 == 2 ? FIVES_OF_FOURS : 0);
 }
 
-// The column of X at place `row` of a step; INT_MAX: none. It may be past the end.
-__device__ __forceinline__ int spread_column(int step, int row)
+// Which feature of a five is its fifth.
+__host__ __device__ __forceinline__ int fifth_of(int in)
 {
-    if (step % 3 == 0) {
-        return row % 2 == 0 ? (first_five(step) + row / 2) * 5 + 4 : INT_MAX;
-    }
-    return (first_five(step) + row / 4) * 5 + row % 4;
+    return in % 5 == 1 && in > 5 ? 0 : 4;
+}
+__host__ __device__ __forceinline__ int first_of_four(int in)
+{
+    return fifth_of(in) == 0 ? 1 : 0;
 }
 
 // Features of a last five that boxes of four would reach past; 0: there is none.
 __host__ __device__ __forceinline__ int short_five(int in)
 {
-    return in % 5 == 4 ? 0 : in % 5;
+    return in % 5 == 4 || fifth_of(in) == 0 ? 0 : in % 5;
+}
+
+template <class C>
+__device__ __forceinline__ int spread_column(const gpu_product &p, int step, int row)
+{
+    int in = (int)p.weight.in;
+    if (step % 3 == 0) {
+        return row % 2 == 0 ? (first_five(step) + row / 2) * 5 + fifth_of(in) : INT_MAX;
+    }
+    return (first_five(step) + row / 4) * 5 + first_of_four(in) + row % 4;
 }
 
 template <class C>
@@ -67,13 +78,12 @@ __device__ __forceinline__ void load_fives(const gpu_product &p, const spread_ma
         return;
     }
     const CUtensorMap *map = fifths ? &with.fifths[t.shift] : &with.x[t.shift];
-    int feature = fifths ? 4 : 0;
     if (p.tokens % 64 == 0) {
-        ptx::tensor_copy(to, map, 0, feature, five, t.token / 64, barrier);
+        ptx::tensor_copy(to, map, 0, 0, five, t.token / 64, barrier);
         return;
     }
     for (int i = 0; i < tokens; i += 64) {
-        ptx::tensor_copy(to + i * 128, map, t.token + i, feature, five, barrier);
+        ptx::tensor_copy(to + i * 128, map, t.token + i, 0, five, barrier);
     }
 }
 
@@ -120,17 +130,17 @@ inline int describe_short_five(const gpu_product &p, spread_maps *with)
 
 template <class C> int describe_spread(const gpu_product &p, spread_maps *with)
 {
-    int in = (int)p.weight.in, fives = in / 5, failed = 0;
-    // where there is not one whole five, boxes begin past the end and are zeros
-    int of_five = in < 5 ? in : 5, all = fives > 0 ? fives : 1;
-    int fours = fives + (in % 5 == 4 ? 1 : 0);
+    int in = (int)p.weight.in, failed = 0;
+    // Without one whole five there are no fifths: what is there instead meets no weights.
+    fives_box fifths = {in < 5 ? 0 : fifth_of(in), 1, in < 5 ? 1 : (in + 4 - fifth_of(in)) / 5, 2,
+                        FIVES_OF_FIFTHS,           0};
+    fives_box fours = {first_of_four(in), 4, (in + 1) / 5, 4, FIVES_OF_FOURS, 0};
     for (int i = 0; failed == 0 && i < p.deal.runs; i++) {
         int shift = p.deal.run[i].shift;
-        cuuint32_t strips = p.tokens % 64 == 0 ? (C::TILE_TOKENS >> shift) / 64 : 0;
-        failed =
-            describe_fives(p, {0, of_five, all, 2, FIVES_OF_FIFTHS, strips}, &with->fifths[shift]);
-        if (failed == 0 && fours > 0) {
-            failed = describe_fives(p, {0, 4, fours, 4, FIVES_OF_FOURS, strips}, &with->x[shift]);
+        fifths.strips = fours.strips = p.tokens % 64 == 0 ? (C::TILE_TOKENS >> shift) / 64 : 0;
+        failed = describe_fives(p, fifths, &with->fifths[shift]);
+        if (failed == 0 && fours.all > 0) {
+            failed = describe_fives(p, fours, &with->x[shift]);
         }
     }
     if (failed == 0 && short_five(in) != 0) {

@@ -6,9 +6,12 @@
  *
  *   columns   0 1 2 3 4 | 5 6 7 8 9        groups   0 1 2 3 | 5 6 7 8 | 4 - 9 -
  *
+ * Where one column is left over, "the fifth" is the first of each five, so that the one is a fifth:
+ * a four would reach past the end.
+ *
  * Five by five becomes four by four, 12 places for 10 columns. The places come in periods of 32
  * fives: first the 16 groups of their fifths, then their fours; the last period has the fours that
- * there are. A short last five is all in its four.
+ * there are. A short last five of two columns or more is all in its four.
  *
  * What fills a group of fewer than two weights is zero, as everywhere, but not at the lowest
  * position: at a column that the panel keeps, or where no column is. So a column that no panel
@@ -31,6 +34,11 @@ int64_t esp_spread_places(int64_t in_features)
     return 4 * (fives / FIVES * (FIFTHS + FIVES) + (left > 0 ? FIFTHS + left : 0));
 }
 
+static int fifth_of(int64_t in)
+{
+    return in % 5 == 1 && in > 5 ? 0 : 4;
+}
+
 static int64_t group_of_four(int64_t five)
 {
     return five / FIVES * (FIFTHS + FIVES) + FIFTHS + five % FIVES;
@@ -43,17 +51,19 @@ static int64_t group_of_fifth(int64_t five)
 
 typedef struct spread_job {
     esp_panel_view from, to;
+    int fifth; /* which column of a five it is */
 } spread_job;
 
-/* What a row has in one five: values by column, and which columns are kept. */
+/* What a row has in one five, the fifth last. */
 typedef struct five {
     int64_t at[5]; /* index of the value; -1: zero */
-    unsigned kept; /* bits */
+    unsigned kept; /* bits of columns that the panel keeps */
 } five;
 
 /* Contents may be unchecked: what lies outside its five is passed over. */
-static five find_five(const esp_panel_view *view, int64_t stored, int64_t number)
+static five find_five(const spread_job *job, int64_t stored, int64_t number)
 {
+    const esp_panel_view *view = &job->from;
     five found = {.at = {-1, -1, -1, -1, -1}};
     unsigned nibble = esp_panel_nibble(view, stored, number);
     for (int i = 0; i < 4; i++) {
@@ -61,9 +71,10 @@ static five find_five(const esp_panel_view *view, int64_t stored, int64_t number
         if (column < 0 || column >= 5) {
             continue;
         }
-        found.kept |= 1u << column;
+        int64_t place = (column + 4 - job->fifth) % 5;
+        found.kept |= 1u << place;
         if ((int)(nibble & 3) == i || (int)(nibble >> 2) == i) {
-            found.at[column] = (stored * view->quads + number) * 2 + ((int)(nibble >> 2) == i);
+            found.at[place] = (stored * view->quads + number) * 2 + ((int)(nibble >> 2) == i);
         }
     }
     return found;
@@ -76,15 +87,15 @@ static void put_nibble(const esp_panel_view *view, int64_t stored, int64_t group
     *pair = (uint8_t)((*pair & ~(15u << shift)) | nibble << shift);
 }
 
-/* Two of the first four columns: those with weights, then others that are kept, then those that do
- * not exist (a short five). */
+/* Two of the four: those with weights, then others that are kept, then those that do not exist (a
+ * short five). */
 static void put_four(const spread_job *job, int64_t stored, int64_t number, const five *it)
 {
     unsigned weights = 0;
     for (int i = 0; i < 4; i++) {
         weights |= (unsigned)(it->at[i] >= 0) << i;
     }
-    int64_t width = ESP_MIN(job->from.in - 5 * number, 4);
+    int64_t width = ESP_MIN(job->from.in - 5 * number - (job->fifth == 0), 4);
     unsigned chosen = 0, absent = 15u << width & 15u;
     const unsigned turns[] = {weights, it->kept & 15u, absent, 15u};
     for (int turn = 0; turn < ESP_COUNT(turns); turn++) {
@@ -126,7 +137,7 @@ static void spread_rows(void *user, int64_t begin, int64_t end, int thread)
             put_nibble(&job->to, stored, group, 1u | 3u << 2); /* of fifths: both empty places */
         }
         for (int64_t number = 0; number < job->from.quads; number++) {
-            five it = find_five(&job->from, stored, number);
+            five it = find_five(job, stored, number);
             put_four(job, stored, number, &it);
             put_fifth(job, stored, number, &it);
         }
@@ -139,7 +150,8 @@ esp_status esp_sparse_spread(const esp_sparse *sparse, esp_sparse **spread, esp_
     esp_sparse *made = NULL;
     ESP_TRY(esp_sparse_create(sparse->context, &two_of_four, sparse->dtype, sparse->out_features,
                               esp_spread_places(sparse->in_features), rows != NULL, &made, error));
-    spread_job job = {esp_panel_view_of(sparse), esp_panel_view_of(made)};
+    spread_job job = {esp_panel_view_of(sparse), esp_panel_view_of(made),
+                      fifth_of(sparse->in_features)};
     if (rows != NULL) {
         memcpy(job.to.rows, rows->data,
                (size_t)sparse->out_features * esp_dtype_bytes(rows->dtype));

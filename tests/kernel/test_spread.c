@@ -8,17 +8,18 @@
 /* Columns of the places in order, -1: none; returns how many. */
 static int64_t walk_places(int64_t in, int64_t *columns)
 {
-    int64_t count = 0;
+    int64_t count = 0, left_over = in % 5 == 1 && in > 5; /* then the fifth is the first */
+    int64_t fifth = left_over ? 0 : 4, four = left_over ? 1 : 0;
     for (int64_t period = 0; period < in; period += 160) {
         for (int64_t pair = period; pair < period + 160; pair += 10) {
-            columns[count++] = pair + 4 < in ? pair + 4 : -1;
+            columns[count++] = pair + fifth < in ? pair + fifth : -1;
             columns[count++] = -1;
-            columns[count++] = pair + 9 < in ? pair + 9 : -1;
+            columns[count++] = pair + 5 + fifth < in ? pair + 5 + fifth : -1;
             columns[count++] = -1;
         }
         for (int64_t five = period; five < period + 160 && five < in; five += 5) {
             for (int64_t i = 0; i < 4; i++) {
-                columns[count++] = five + i < in ? five + i : -1;
+                columns[count++] = five + four + i < in ? five + four + i : -1;
             }
         }
     }
