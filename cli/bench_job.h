@@ -17,6 +17,7 @@
 typedef struct weight_set {
     esp_pattern pattern;
     esp_dtype dtype;
+    unsigned form; /* that is on the device */
     esp_sparse *sparse;
     esp_packed **copies; /* distinct memory */
     int count, capacity;
@@ -38,11 +39,13 @@ typedef struct weight_store {
     weight_set *sets;
 } weight_store;
 
-/* The set for the pattern, with at least `copies`; values as in the problem's type, or widened to
- * f32. Sets of another shape or type are given back. */
+/* The set for the pattern in one form, with at least `copies`; values as in the problem's type, or
+ * widened to f32. Sets of another shape or type are given back. */
 ESP_MUST_CHECK esp_status bench_weight(weight_store *store, const esp_matmul_problem *problem,
-                                       bool widened, size_t rotate_bytes, weight_set **set,
-                                       esp_error *error);
+                                       bool widened, unsigned form, size_t rotate_bytes,
+                                       weight_set **set, esp_error *error);
+/* Forms in which the weights of contestants may be, each in one of them. */
+#define BENCH_FORMS ((unsigned)(ESP_FORM_SPARSE | ESP_FORM_SPREAD))
 ESP_MUST_CHECK esp_status bench_weight_ref(weight_store *store, weight_set *set, esp_error *error);
 void bench_weights_free(weight_store *store);
 

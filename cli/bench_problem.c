@@ -224,7 +224,8 @@ static esp_status parse(cli_state *cli, const char *text, esp_matmul_problem *pr
     if (problem->compute == ESP_COMPUTE_AUTO) {
         problem->compute = (esp_compute)cli->common.compute;
     }
-    TRY(esp_plan_create(cli->device, problem, cli->common.kernel, &plan, error));
+    const esp_plan_options options = {.kernel_glob = cli->common.kernel, .forms = BENCH_FORMS};
+    TRY(esp_plan_create_with(cli->device, problem, &options, &plan, error));
     problem->compute = esp_plan_compute(plan);
     esp_plan_free(plan);
     return ESP_OK;

@@ -35,10 +35,17 @@ esp_status bench_run_once(void *user, esp_error *error)
 static esp_status add_contestant(problem_group *group, const esp_matmul_problem *problem,
                                  const char *kernel, bool widened, int *place, esp_error *error)
 {
-    weight_set *weight;
+    const esp_plan_options options = {.kernel_glob = kernel, .forms = BENCH_FORMS};
+    weight_set *weight = NULL;
     esp_plan *plan;
-    TRY(bench_weight(group->store, problem, widened, group->rotate_bytes, &weight, error));
-    TRY(esp_plan_create(group->cli->device, problem, kernel, &plan, error));
+    TRY(esp_plan_create_with(group->cli->device, problem, &options, &plan, error));
+    unsigned form = esp_plan_form(plan) & BENCH_FORMS; /* 0 of dense weights, which have one */
+    esp_status status =
+        bench_weight(group->store, problem, widened, form, group->rotate_bytes, &weight, error);
+    if (status != ESP_OK) {
+        esp_plan_free(plan);
+        return status;
+    }
     for (int i = 0; i < group->contestant_count; i++) {
         if (group->contestants[i].weight == weight &&
             strcmp(group->contestants[i].name, esp_plan_kernel(plan)) == 0) {

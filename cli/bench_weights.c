@@ -103,10 +103,10 @@ static bool same_pattern(const esp_pattern *a, const esp_pattern *b)
 }
 
 static esp_status find_set(weight_store *store, const esp_pattern *pattern, esp_dtype dtype,
-                           weight_set **found, esp_error *error)
+                           unsigned form, weight_set **found, esp_error *error)
 {
     for (weight_set *set = store->sets; set != NULL; set = set->after) {
-        if (set->dtype == dtype && same_pattern(&set->pattern, pattern)) {
+        if (set->dtype == dtype && set->form == form && same_pattern(&set->pattern, pattern)) {
             *found = set;
             return ESP_OK;
         }
@@ -115,7 +115,7 @@ static esp_status find_set(weight_store *store, const esp_pattern *pattern, esp_
     if (set == NULL) {
         return cli_fail_memory(error, "a weight");
     }
-    *set = (weight_set){.pattern = *pattern, .dtype = dtype, .after = store->sets};
+    *set = (weight_set){.pattern = *pattern, .dtype = dtype, .form = form, .after = store->sets};
     store->sets = set;
     *found = set;
     return encode(store, set, error);
@@ -132,19 +132,21 @@ static esp_status pack_one(weight_store *store, weight_set *set, esp_error *erro
         set->copies = copies;
         set->capacity = capacity;
     }
-    TRY(esp_pack(store->cli->device, set->sparse, &set->copies[set->count], error));
+    const esp_pack_options options = {.forms = set->form};
+    TRY(esp_pack_with(store->cli->device, set->sparse, &options, &set->copies[set->count], error));
     set->count++;
     return ESP_OK;
 }
 
 esp_status bench_weight(weight_store *store, const esp_matmul_problem *problem, bool widened,
-                        size_t rotate_bytes, weight_set **found, esp_error *error)
+                        unsigned form, size_t rotate_bytes, weight_set **found, esp_error *error)
 {
     weight_set *set = NULL;
     if (!widened) { /* else the problem itself came before */
         TRY(make_values(store, problem, error));
     }
-    TRY(find_set(store, &problem->pattern, widened ? ESP_F32 : problem->weight_type, &set, error));
+    TRY(find_set(store, &problem->pattern, widened ? ESP_F32 : problem->weight_type, form, &set,
+                 error));
     if (set->count == 0) {
         TRY(pack_one(store, set, error));
         size_t compressed = esp_sparse_bytes(set->sparse);

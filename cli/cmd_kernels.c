@@ -177,5 +177,5 @@ const cli_command kernels_command = {
     .notes =
         "PROBLEM is matmul/PATTERN/TYPE/OUTxINxTOKENS, for example "
         "matmul/64:2:8/bf16/4096x4096x1. Dense kernels are candidates for a sparse weight, too, "
-        "as if it were held in both forms. Exit code 4 when no kernel can run it, or when "
+        "as if it were held in all forms. Exit code 4 when no kernel can run it, or when "
         "--require-sparse forbids the one that is chosen."};

@@ -5,14 +5,14 @@
 #include <stdlib.h>
 #include <string.h>
 
-#define BOTH_FORMS ((unsigned)(ESP_FORM_SPARSE | ESP_FORM_DENSE))
+#define ALL_FORMS ((unsigned)(ESP_FORM_SPARSE | ESP_FORM_DENSE | ESP_FORM_SPREAD))
 
 const char *const memory_names[] = {"one", "sparse", "two", NULL};
 
 esp_plan_options explain_plan_options(const cli_state *cli, unsigned forms)
 {
     return (esp_plan_options){.kernel_glob = cli->common.kernel,
-                              .forms = forms != 0 ? forms : BOTH_FORMS};
+                              .forms = forms != 0 ? forms : ALL_FORMS};
 }
 
 esp_status explain_check_sparse(const cli_state *cli, const esp_matmul_problem *problem,
@@ -51,7 +51,10 @@ const char *explain_reason(const esp_plan *plan, char text[WHY_TEXT_MAX])
 
 static const char *form_names(unsigned forms)
 {
-    return forms == ESP_FORM_SPARSE ? "sparse" : forms == ESP_FORM_DENSE ? "dense" : "both";
+    static const char *const names[] = {
+        "none", "sparse", "dense", "both", "spread", "sparse and spread", "dense and spread",
+        "all"};
+    return names[forms & ALL_FORMS];
 }
 
 /* ---- candidates ---- */
@@ -119,8 +122,9 @@ esp_status explain_problem(const cli_state *cli, const esp_matmul_problem *probl
     TRY(find_candidates(cli, problem, forms, &found, error));
     esp_matmul_problem_print(problem, name);
     fprintf(stream, "%s on %s, forms held: %s\n", name, esp_device_name(cli->device),
-            problem->pattern.kind == ESP_PATTERN_DENSE ? "dense"
-                                                       : form_names(forms != 0 ? forms : 3));
+            problem->pattern.kind == ESP_PATTERN_DENSE
+                ? "dense"
+                : form_names(forms != 0 ? forms : ALL_FORMS));
     table_begin(&table, COUNT(heads), heads);
     candidate_rows(&found, &table);
     esp_status status = table_print(&table, stream, error);
@@ -145,7 +149,7 @@ esp_status explain_problem_json(const cli_state *cli, const esp_matmul_problem *
     cli_record list = record_list();
     esp_matmul_problem_print(problem, name);
     record_text(record, "problem", name);
-    record_text(record, "forms", form_names(forms != 0 ? forms : BOTH_FORMS));
+    record_text(record, "forms", form_names(forms != 0 ? forms : ALL_FORMS));
     record_text(record, "chosen", found.plan != NULL ? esp_plan_kernel(found.plan) : NULL);
     record_bool(record, "runs_dense", found.plan != NULL && esp_plan_runs_dense(found.plan));
     record_text(record, "why",

@@ -79,14 +79,17 @@ ESP_API const char *esp_kernel_why_not(int index, const esp_device *device,
 typedef struct esp_packed esp_packed;
 typedef struct esp_plan esp_plan;
 
-/* What a packed weight holds, as bits. A dense weight has one form, which is both. */
+/* What a packed weight holds, as bits. A dense weight has one form, which is sparse and dense. */
 typedef enum esp_form {
     ESP_FORM_SPARSE = 1, /* the form of its pattern */
-    ESP_FORM_DENSE = 2   /* every entry, zeros too: what dense kernels read */
+    ESP_FORM_DENSE = 2,  /* every entry, zeros too: what dense kernels read */
+    ESP_FORM_SPREAD = 4  /* V:2:5 as 2:4 over all columns, half as large again as the form of its
+                            pattern: kernels of a GPU that take many tokens. Other patterns and
+                            devices have none, and the bit asks for nothing there */
 } esp_form;
 
 typedef struct esp_pack_options {
-    unsigned forms; /* esp_form bits; 0: ESP_FORM_SPARSE */
+    unsigned forms; /* esp_form bits; 0, or none that there is: ESP_FORM_SPARSE */
 } esp_pack_options;
 
 /* Puts a weight on the device in the form that its kernels read. The sparse object is copied and
@@ -101,7 +104,7 @@ ESP_MUST_CHECK ESP_API esp_status esp_pack_with(esp_device *device, const esp_sp
 ESP_API void esp_packed_free(esp_packed *packed);
 /* Bytes that the weight holds resident on the device, all forms together. */
 ESP_API size_t esp_packed_bytes(const esp_packed *packed);
-/* esp_form bits; both for a weight of pattern dense. */
+/* esp_form bits; ESP_FORM_SPARSE and _DENSE for a weight of pattern dense. */
 ESP_API unsigned esp_packed_forms(const esp_packed *packed);
 
 typedef struct esp_plan_options {

@@ -7,15 +7,12 @@
 
 const esp_kernel *const esp_cuda_kernels[] = {
     SIX(cuda_panel_kernels, 0),       SIX(cuda_panel_kernels, 6),
-    &cuda_panel_kernels[12],          &cuda_panel_kernels[13],
-    SIX(cuda_sm80_panel_kernels, 0),  SIX(cuda_sm80_panel_kernels, 6),
-    &cuda_sm80_panel_kernels[12],     &cuda_sm80_panel_kernels[13],
-    &cuda_sm80_panel_kernels[14],     &cuda_sm80_panel_kernels[15],
+    SIX(cuda_panel_kernels, 12),      SIX(cuda_sm80_panel_kernels, 0),
+    SIX(cuda_sm80_panel_kernels, 6),  FOUR(cuda_sm80_panel_kernels, 12),
     SIX(cuda_block_kernels, 0),       FOUR(cuda_block_kernels, 6),
     &cuda_dense_kernels[0],           &cuda_dense_kernels[1],
     &cuda_dense_kernels[2],           FOUR(cuda_dense_few_kernels, 0),
-    FOUR(cuda_dense_tile_kernels, 0), NULL,
-};
+    FOUR(cuda_dense_tile_kernels, 0), NULL};
 _Static_assert(ESP_COUNT(esp_cuda_kernels) ==
                    CUDA_PANEL_KERNELS + CUDA_SM80_PANEL_KERNELS + CUDA_BLOCK_KERNELS +
                        CUDA_DENSE_KERNELS + CUDA_DENSE_FEW_KERNELS + CUDA_DENSE_TILE_KERNELS + 1,

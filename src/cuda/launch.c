@@ -146,7 +146,7 @@ gpu_prologue cuda_prologue(const esp_matmul_call *call, bool *aligned)
 gpu_ahead cuda_ahead(const esp_matmul_call *call)
 {
     const esp_packed *next = call->around.next;
-    next = next != NULL && next->hollow ? next->dense : next;
+    next = next == NULL || !next->hollow ? next : next->dense != NULL ? next->dense : next->spread;
     const cuda_weight *weight = next != NULL ? next->state : NULL;
     if (weight == NULL) {
         return (gpu_ahead){0};

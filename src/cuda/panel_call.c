@@ -5,6 +5,8 @@
  * through f32 sums in the workspace, some tokens at a time. */
 #include "cuda/panel_call.h"
 
+#include "format/format.h"
+
 #define PAIR_TOKENS 512 /* of sums that wait for their pair */
 #define MHZ 1500.0      /* of a chip at its power limit: scores only order candidates */
 
@@ -25,7 +27,10 @@ const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem
     if (variant->few) {
         return problem->tokens > GPU_FEW_TOKENS ? "it takes at most 16 tokens" : NULL;
     }
-    if (variant->listed != (problem->pattern.v != 0)) {
+    if (variant->spread && !esp_pattern_spreads(&problem->pattern)) {
+        return "it reads V:2:5 only";
+    }
+    if (!variant->spread && variant->listed != (problem->pattern.v != 0)) {
         return variant->listed ? "it gathers by a column list, and 2:4 has none"
                                : "it reads 2:4 only";
     }
@@ -50,7 +55,7 @@ static workspace workspace_of(const panel_variant *variant, const esp_matmul_pro
     workspace made = {0};
     bool by_token = problem->x_layout == ESP_TOKEN_MAJOR;
     int64_t row = by_token ? problem->in_features : problem->tokens;
-    bool turned = by_token && variant->listed;
+    bool turned = by_token && (variant->listed || variant->spread);
     if (!variant->few && (turned || row % 8 != 0)) {
         row = turned ? problem->tokens : row;
         made.x_rows = by_token && !turned ? problem->tokens : problem->in_features;
@@ -95,7 +100,7 @@ static int place_x(const esp_matmul_call *call, const panel_variant *variant,
     product->x_stride = args->x_stride;
     product->x_by_token = problem->x_layout == ESP_TOKEN_MAJOR;
     product->x_aligned = aligned(product);
-    bool turned = product->x_by_token && variant->listed && !variant->few;
+    bool turned = product->x_by_token && (variant->listed || variant->spread) && !variant->few;
     if (sizes->x_bytes == 0 || (product->x_aligned && !turned)) {
         return 0;
     }
@@ -154,6 +159,7 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
                            .tokens = (int)problem->tokens,
                            .device = state->index,
                            .multiprocessors = state->facts.multiprocessors};
+    product.weight.in = problem->in_features; /* spread weights have more places than X features */
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
     int failed = place_x(call, variant, &sizes, room, &product);
@@ -234,11 +240,12 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
     const cuda_state *state = device->state;
     double in = (double)problem->in_features, tokens = (double)problem->tokens;
     int64_t v = esp_pattern_panel_rows(&problem->pattern, problem->out_features);
-    int64_t panel_rows = v > 0 ? v : problem->out_features;
+    int64_t panel_rows = v > 0 && !variant->spread ? v : problem->out_features;
     int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
     bool dense = problem->pattern.kind == ESP_PATTERN_DENSE;
-    int64_t kept =
-        dense ? problem->in_features : esp_pattern_kept(&problem->pattern, problem->in_features);
+    int64_t kept = dense             ? problem->in_features
+                   : variant->spread ? esp_spread_places(problem->in_features)
+                                     : esp_pattern_kept(&problem->pattern, problem->in_features);
     int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
     panel_tiling tiling = tiling_of(variant, panels, panel_rows, steps, problem->tokens,
                                     problem->epilogue, state->facts.multiprocessors);

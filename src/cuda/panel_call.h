@@ -10,8 +10,9 @@ typedef struct panel_variant panel_variant;
 /* esp_kernel.variant of a panel kernel. */
 struct panel_variant {
     esp_dtype type;
-    bool few,
-        listed; /* up to GPU_FEW_TOKENS; gathers by a list (otherwise 2:4, and `few` either) */
+    bool few;    /* up to GPU_FEW_TOKENS, 2:4 or a list */
+    bool listed; /* gathers by a list; otherwise 2:4 */
+    bool spread; /* V:2:5 as 2:4 over all columns */
     gpu_tile tile;
     int rows, tokens;     /* of a tile */
     int halvings;         /* its tokens may be cut in 2 to the power of this */

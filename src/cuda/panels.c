@@ -1,5 +1,6 @@
 /* Products of panels on Hopper: which kernels there are, and when each is the one to take. The
  * steps of a call are in panel_call.c. */
+#include "cuda/gpu_spread.h"
 #include "cuda/panel_call.h"
 
 static const char *why_not(const esp_kernel *kernel, const esp_device *device,
@@ -14,7 +15,7 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     if (why != NULL) {
         return why;
     }
-    if (panel_block_rows(problem) != GPU_BLOCK_ROWS) {
+    if (!variant->spread && panel_block_rows(problem) != GPU_BLOCK_ROWS) {
         return "it reads blocks of 64 rows, and panels of up to 32 are packed in blocks of 32";
     }
     return NULL;
@@ -27,6 +28,10 @@ static int run_product(const panel_variant *variant, gpu_product *product, void 
     }
     panel_deal_product(variant, product);
     product->y_by_engine = product->weight.straight && panel_y_by_engine(product);
+    if (variant->spread) {
+        return product->bf16 ? gpu_sm90_panel_spread_bf16(product, variant->tile, stream)
+                             : gpu_sm90_panel_spread_f16(product, variant->tile, stream);
+    }
     return product->bf16 ? gpu_sm90_panel_bf16(product, variant->tile, stream)
                          : gpu_sm90_panel_f16(product, variant->tile, stream);
 }
@@ -62,15 +67,19 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 
 #define GATHERED "rows of X gathered by the panel's list, wgmma.sp"
 #define WHOLE "X by the tensor copy engine, wgmma.sp"
+#define SPREAD "V:2:5 as 2:4 over all columns, X by the tensor copy engine, wgmma.sp"
 #define FEW "up to 16 tokens: weights streamed by bulk copies, mma.sp"
 
-#define RECORD(short_name, suffix, about, ...)                                                     \
+#define RECORD_OF(of_spread, short_name, suffix, about, ...)                                       \
     {                                                                                              \
         .name = "matmul_panel_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "panel", .level = "sm90", .idea = about, .why_not = why_not,                     \
         .workspace_bytes = panel_workspace_bytes, .score_us = score_us, .launch = panel_launch,    \
-        .takes = takes, .variant = &(const panel_variant){__VA_ARGS__, .run = run_product},        \
+        .takes = takes, .spread = of_spread,                                                       \
+        .variant = &(const panel_variant){__VA_ARGS__, .spread = of_spread, .run = run_product},   \
     }
+#define RECORD(short_name, suffix, about, ...)                                                     \
+    RECORD_OF(false, short_name, suffix, about, __VA_ARGS__)
 /* Clocks: measured on an H100, at the rate above. */
 #define RECORDS(type, short_name)                                                                  \
     RECORD(short_name, "few", FEW, type, .few = true),                                             \
@@ -89,6 +98,12 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
                .finish_clocks = 1800),                                                             \
         RECORD(short_name, "whole_128x128", WHOLE, type, .tile = GPU_TILE_128X128, .rows = 128,    \
                .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 430,                       \
-               .finish_clocks = 1700)
+               .finish_clocks = 1700),                                                             \
+        RECORD_OF(true, short_name, "spread_128x256", SPREAD, type, .tile = GPU_TILE_128X256,      \
+                  .rows = 128, .tokens = 256, .most_split = 8, .halvings = 2, .clocks = 690,       \
+                  .finish_clocks = 1800),                                                          \
+        RECORD_OF(true, short_name, "spread_128x128", SPREAD, type, .tile = GPU_TILE_128X128,      \
+                  .rows = 128, .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 430,       \
+                  .finish_clocks = 1700)
 
 const esp_kernel cuda_panel_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};

@@ -14,6 +14,7 @@
 //   order
 //            FEATURES, TOKENS: 2:4 has no list, so the tensor copy engine fetches boxes of X,
 //            whichever way it lies
+//            SPREAD: V:2:5 as 2:4 over all columns in another order (sm90_panel_spread.cuh)
 // The copies of a stage arrive at its `full` barrier by themselves. Consumers keep one product in
 // flight and free a stage (`empty`) when the next but one is issued.
 //
@@ -169,7 +170,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
-    kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps with)
+    kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps_of<C> with)
 {
     extern __shared__ unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
@@ -279,10 +280,14 @@ inline int describe_y(const gpu_product &p, CUtensorMap *map)
     return describe(d, map);
 }
 
-template <class C> int describe_all(const gpu_product &p, maps *with)
+template <class C> int describe_all(const gpu_product &p, maps_of<C> *with)
 {
     int failed = describe_weights<C>(p.weight, &with->weights);
-    if (C::LOADING != GATHER && p.x_aligned) {
+    if constexpr (C::LOADING == SPREAD) {
+        if (failed == 0 && p.x_aligned) {
+            failed = describe_spread<C>(p, with);
+        }
+    } else if (C::LOADING != GATHER && p.x_aligned) {
         for (int i = 0; failed == 0 && i < p.deal.runs; i++) {
             int shift = p.deal.run[i].shift;
             failed = describe_x<C>(p, C::TILE_TOKENS >> shift, &with->x[shift]);
@@ -298,7 +303,7 @@ template <class C> int launch(const gpu_product &p, void *stream)
 {
     static std::atomic<uint64_t> prepared;
     int failed = gpu_prepare((const void *)kernel<C>, C::SHARED, p.device, &prepared);
-    maps with = {};
+    maps_of<C> with = {};
     if (failed == 0) {
         failed = describe_all<C>(p, &with);
     }

@@ -147,11 +147,14 @@ __device__ __forceinline__ void load_gathered(const gpu_product &p, const maps &
 // ---- X by the copy engine ----
 
 template <class C>
-__device__ __forceinline__ void load_boxes(const gpu_product &p, const maps &with, const tile &t,
-                                           int step, const shared_map<C> &at, int stage)
+__device__ __forceinline__ void load_boxes(const gpu_product &p, const maps_of<C> &with,
+                                           const tile &t, int step, const shared_map<C> &at,
+                                           int stage)
 {
     const CUtensorMap *map = &with.x[t.shift];
-    if constexpr (C::LOADING == TOKENS) {
+    if constexpr (C::LOADING == SPREAD) {
+        load_fives<C>(p, with, t, step, at.x(stage), at.full(stage));
+    } else if constexpr (C::LOADING == TOKENS) {
         ptx::tensor_copy(at.x(stage), map, step * GPU_STEP_COLUMNS, t.token, at.full(stage));
     } else if (p.tokens % 64 == 0) {
         ptx::tensor_copy(at.x(stage), map, 0, step * GPU_STEP_COLUMNS, t.token / 64,
@@ -165,7 +168,7 @@ __device__ __forceinline__ void load_boxes(const gpu_product &p, const maps &wit
 }
 
 template <class C>
-__device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps &with,
+__device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps_of<C> &with,
                                                const shared_map<C> &at)
 {
     const weight_loader<C> weights = {p.weight, &with.weights, at};
@@ -202,6 +205,9 @@ __device__ __forceinline__ void copy_elements(const gpu_product &p, const tile &
             int64_t at = (int64_t)t.panel * p.weight.steps * GPU_STEP_COLUMNS + first + row;
             column = p.weight.wide ? ((const uint32_t *)p.weight.columns)[at]
                                    : ((const uint16_t *)p.weight.columns)[at];
+        }
+        if constexpr (C::LOADING == SPREAD) {
+            column = spread_column<C>(p, step, row);
         }
         int64_t outer = by_token ? t.token + row : column;
         bool there = outer < (by_token ? p.tokens : p.weight.in);

@@ -3,6 +3,8 @@
 #ifndef ESP_CUDA_SM90_PANEL_PARTS_CUH
 #define ESP_CUDA_SM90_PANEL_PARTS_CUH
 
+#include <type_traits>
+
 #include "cuda/epilogue.cuh"
 #include "cuda/launch.cuh"
 #include "cuda/sm90_ptx.cuh"
@@ -10,7 +12,7 @@
 namespace panel
 {
 
-enum loading { GATHER, FEATURES, TOKENS };
+enum loading { GATHER, FEATURES, TOKENS, SPREAD };
 
 constexpr int LOADERS = 128, LOADER_WARPS = 4;
 constexpr uint32_t STRIP_FLOATS = epilogue::ROWS * epilogue::PITCH;
@@ -56,6 +58,11 @@ struct config {
 struct maps {
     CUtensorMap weights, x[MOST_SHIFT + 1], y;
 };
+// SPREAD: `x` has the fours; `last` and `tail` are of the step in which a short five is.
+struct spread_maps : maps {
+    CUtensorMap fifths[MOST_SHIFT + 1], last, tail;
+};
+template <class C> using maps_of = std::conditional_t<C::LOADING == SPREAD, spread_maps, maps>;
 
 // A tile or a part of one: TILE_TOKENS >> shift tokens. It is number `sharer` of the `sharers`
 // tiles that need the same tokens of X at about the same time.
@@ -164,6 +171,15 @@ template <class C> struct shared_map {
         return base + C::LEAVING_AT + group * C::CHUNKS * CHUNK_BYTES;
     }
 };
+
+// What SPREAD does its own way, in sm90_panel_spread.cuh: the copies of X for a step into `to`; the
+// column at a row of a step, which may be past the end; the maps of X.
+template <class C>
+__device__ __forceinline__ void load_fives(const gpu_product &p, const spread_maps &with,
+                                           const tile &t, int step, uint32_t to, uint32_t barrier);
+template <class C>
+__device__ __forceinline__ int spread_column(const gpu_product &p, int step, int row);
+template <class C> int describe_spread(const gpu_product &p, spread_maps *with);
 
 } // namespace panel
 

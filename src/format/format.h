@@ -43,6 +43,13 @@ int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total);
  * for it. */
 ESP_MUST_CHECK esp_status esp_sparse_retype(esp_sparse *sparse, esp_dtype dtype, esp_error *error);
 
+/* V:2:5 as 2:4 over all columns in another order, which spread.c draws: 96 places for 80 columns.
+ * Kernels read it (ESP_FORM_SPREAD); files never hold it. */
+bool esp_pattern_spreads(const esp_pattern *pattern);
+int64_t esp_spread_places(int64_t in_features);
+ESP_MUST_CHECK esp_status esp_sparse_spread(const esp_sparse *sparse, esp_sparse **spread,
+                                            esp_error *error);
+
 /* Weights of one input, type and pattern as one: their rows one behind the other, or with `pairs`
  * those of two in turn. Where esp_pattern_stacks says so of the pattern and the parts' rows. */
 #define ESP_MOST_STACKED 3

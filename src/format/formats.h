@@ -12,6 +12,12 @@ extern const esp_format esp_format_bsr;   /* bsr.c */
 extern const esp_format esp_format_rows;  /* rows_cols.c */
 extern const esp_format esp_format_cols;  /* rows_cols.c */
 
+/* All parts allocated and zeroed. */
+ESP_MUST_CHECK esp_status esp_sparse_create(esp_context *context, const esp_pattern *pattern,
+                                            esp_dtype dtype, int64_t out_features,
+                                            int64_t in_features, bool has_rows, esp_sparse **sparse,
+                                            esp_error *error);
+
 /* Column lists stop below 2^32 - 1, the mark of a missing column. */
 #define ESP_FORMAT_MAX_FEATURES 4294967295
 

@@ -92,10 +92,9 @@ static size_t part_bytes(const esp_sparse_part *part)
 
 /* ---- create and free ---- */
 
-/* All parts allocated and zeroed. */
-static esp_status create(esp_context *context, const esp_pattern *pattern, esp_dtype dtype,
-                         int64_t out_features, int64_t in_features, bool has_rows,
-                         esp_sparse **sparse, esp_error *error)
+esp_status esp_sparse_create(esp_context *context, const esp_pattern *pattern, esp_dtype dtype,
+                             int64_t out_features, int64_t in_features, bool has_rows,
+                             esp_sparse **sparse, esp_error *error)
 {
     esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
     int count = 0;
@@ -149,8 +148,8 @@ static esp_status encode_under(esp_context *context, const esp_pattern *pattern,
                         (long long)esp_mask_in_features(mask), (long long)dense->shape[0],
                         (long long)dense->shape[1]);
     }
-    ESP_TRY(create(context, pattern, dense->dtype, dense->shape[0], dense->shape[1], has_rows,
-                   &made, error));
+    ESP_TRY(esp_sparse_create(context, pattern, dense->dtype, dense->shape[0], dense->shape[1],
+                              has_rows, &made, error));
     esp_status status = esp_format_for(pattern)->encode(dense, mask, made, error);
     if (status != ESP_OK) {
         esp_sparse_free(made);
@@ -287,7 +286,8 @@ esp_status esp_sparse_from_parts(esp_context *context, const esp_pattern *patter
                               &wanted_count, error));
     ESP_TRY(check_parts(pattern, wanted, wanted_count, parts, count, error));
     esp_sparse *made = NULL;
-    ESP_TRY(create(context, pattern, dtype, out_features, in_features, has_rows, &made, error));
+    ESP_TRY(esp_sparse_create(context, pattern, dtype, out_features, in_features, has_rows, &made,
+                              error));
     for (int i = 0; i < made->part_count; i++) {
         size_t bytes = part_bytes(&made->parts[i]);
         if (bytes > 0) {

@@ -1,12 +1,12 @@
 /* In which forms a sparse layer is held. One resident form is the rule: the one whose fastest
- * kernel wins at the token count that matters most. With memory for two, a layer holds both if each
- * of them wins somewhere among the token counts that a model meets, dense for prefill and sparse
- * for decode as a rule, and else the one that always wins. */
+ * kernel wins at the token count that matters most. With memory for more, a layer holds each that
+ * wins somewhere among the token counts that a model meets: sparse for decode and dense or, of
+ * V:2:5 on a GPU, spread for prefill as a rule. */
 #include "model/family.h"
 
 #define MOST_TOKENS 512 /* of the counts that are looked at: a batch */
 
-/* The form that would run at a token count, if both were held. */
+/* The form that would run at a token count, if all were held. */
 static esp_status winner(const esp_model *model, const esp_linear *linear, int64_t tokens,
                          unsigned *form, esp_error *error)
 {
@@ -14,7 +14,7 @@ static esp_status winner(const esp_model *model, const esp_linear *linear, int64
         esp_linear_problem(linear, model->compute, model->ops->type, tokens);
     esp_plan_options options = model->plan_options;
     esp_plan plan;
-    options.forms = ESP_FORM_SPARSE | ESP_FORM_DENSE;
+    options.forms = PLAN_ALL_FORMS;
     esp_status status = esp_plan_fill(model->device, &problem, &options, &plan, error);
     if (status != ESP_OK) {
         return esp_fail_within(error, status, "%s", linear->name);

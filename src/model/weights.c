@@ -256,7 +256,7 @@ static void count_matrix(esp_model *model, const esp_want *want)
     if (weight->pattern.kind != ESP_PATTERN_DENSE) {
         info->sparse_layers += layers;
         info->dense_form_layers += forms == ESP_FORM_DENSE ? layers : 0;
-        info->two_form_layers += forms == (ESP_FORM_SPARSE | ESP_FORM_DENSE) ? layers : 0;
+        info->two_form_layers += (forms & (forms - 1)) != 0 ? layers : 0; /* more than one bit */
     }
 }
 

@@ -47,10 +47,11 @@ struct esp_packed {
     esp_dtype dtype;
     int64_t out_features, in_features;
     esp_sparse *sparse;
-    void *state;       /* a kernel family's private form, if any */
-    size_t bytes;      /* of this form; the dense one counts its own */
-    esp_packed *dense; /* the same weight with its zeros, pattern dense; NULL: not held */
-    bool hollow;       /* only `dense` is held: sparse and state are NULL */
+    void *state;        /* a kernel family's private form, if any */
+    size_t bytes;       /* of this form; the dense one counts its own */
+    esp_packed *dense;  /* the same weight with its zeros, pattern dense; NULL: not held */
+    esp_packed *spread; /* the same weight spread, a 2:4 of esp_spread_places; NULL: not held */
+    bool hollow;        /* only these two are held: sparse and state are NULL */
 };
 
 /* An operation on X that a kernel can do as it reads X, rounded as the operation rounds; kernels
@@ -104,6 +105,7 @@ struct esp_kernel {
     const void *variant; /* the kernel family's own parameters */
     bool bare;           /* bias and activation cost it a pass over f32 sums */
     bool dense_work;     /* multiplies all of a sparse weight's entries, zeros too */
+    bool spread;         /* reads the form ESP_FORM_SPREAD */
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);

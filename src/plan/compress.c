@@ -138,13 +138,14 @@ esp_status esp_packed_compress(esp_packed *packed, const esp_device_dense *dense
     ESP_TRY(check_panels(&packed->pattern, error));
     ESP_TRY(check_dense(dense, &full, error));
     if (dense->dtype != packed->dtype || dense->out_features != packed->out_features ||
-        dense->in_features != packed->in_features || packed->dense != NULL || packed->hollow) {
+        dense->in_features != packed->in_features || esp_packed_forms(packed) != ESP_FORM_SPARSE) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "compress.bad_weight",
                         "compress: the dense weight is %s/%lldx%lld, the packed one %s/%lldx%lld%s",
                         esp_dtype_short_name(dense->dtype), (long long)dense->out_features,
                         (long long)dense->in_features, esp_dtype_short_name(packed->dtype),
                         (long long)packed->out_features, (long long)packed->in_features,
-                        packed->dense != NULL || packed->hollow ? " and holds a dense form" : "");
+                        esp_packed_forms(packed) != ESP_FORM_SPARSE ? " and holds another form"
+                                                                    : "");
     }
     static const esp_device_mask none = {NULL, NULL};
     return packed->device->backend->compress(packed, &full, mask != NULL ? mask : &none, stream,

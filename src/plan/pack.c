@@ -1,10 +1,8 @@
-/* Weights on a device. Back ends pack one form at a time; here the dense form of a sparse weight is
- * made, which is an ordinary packed weight of pattern dense, held by the one that the caller has.
+/* Weights on a device. Back ends pack one form at a time; here the other forms of a sparse weight
+ * are made, ordinary packed weights of pattern dense or 2:4, held by the one that the caller has.
  */
 #include "format/format.h"
 #include "plan/plan.h"
-
-#define ALL_FORMS ((unsigned)(ESP_FORM_SPARSE | ESP_FORM_DENSE))
 
 /* The decoded weight is wrapped, not copied: packing copies it. */
 static esp_status pack_dense(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
@@ -28,7 +26,27 @@ static esp_status pack_dense(esp_device *device, const esp_sparse *sparse, esp_p
     return status;
 }
 
-/* A weight that holds nothing but its dense form. */
+static esp_status pack_spread(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
+                              esp_error *error)
+{
+    esp_sparse *spread = NULL;
+    ESP_TRY(esp_sparse_spread(sparse, &spread, error));
+    esp_status status = device->backend->pack(device, spread, packed, error);
+    esp_sparse_free(spread);
+    return status;
+}
+
+static bool reads_spread(const esp_device *device)
+{
+    const esp_kernel *const *kernels = device->backend->kernels;
+    bool found = false;
+    for (int i = 0; kernels[i] != NULL && !found; i++) {
+        found = kernels[i]->spread;
+    }
+    return found;
+}
+
+/* A weight that holds nothing but other forms. */
 static esp_status make_hollow(esp_device *device, const esp_sparse *sparse, esp_packed **packed,
                               esp_error *error)
 {
@@ -50,10 +68,15 @@ esp_status esp_pack_with(esp_device *device, const esp_sparse *sparse,
                          const esp_pack_options *options, esp_packed **packed, esp_error *error)
 {
     unsigned forms = options != NULL && options->forms != 0 ? options->forms : ESP_FORM_SPARSE;
-    if ((forms & ~ALL_FORMS) != 0) {
+    if ((forms & ~PLAN_ALL_FORMS) != 0) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "pack.bad_forms",
-                        "pack: forms %#x have bits other than ESP_FORM_SPARSE and ESP_FORM_DENSE",
+                        "pack: forms %#x have bits other than ESP_FORM_SPARSE, ESP_FORM_DENSE and "
+                        "ESP_FORM_SPREAD",
                         forms);
+    }
+    if (!esp_pattern_spreads(&sparse->pattern) || !reads_spread(device)) {
+        forms &= ~(unsigned)ESP_FORM_SPREAD;
+        forms = forms != 0 ? forms : ESP_FORM_SPARSE;
     }
     if (sparse->pattern.kind == ESP_PATTERN_DENSE || forms == ESP_FORM_SPARSE) {
         return device->backend->pack(device, sparse, packed, error);
@@ -61,7 +84,13 @@ esp_status esp_pack_with(esp_device *device, const esp_sparse *sparse,
     esp_packed *made = NULL;
     ESP_TRY((forms & ESP_FORM_SPARSE) != 0 ? device->backend->pack(device, sparse, &made, error)
                                            : make_hollow(device, sparse, &made, error));
-    esp_status status = pack_dense(device, sparse, &made->dense, error);
+    esp_status status = ESP_OK;
+    if ((forms & ESP_FORM_DENSE) != 0) {
+        status = pack_dense(device, sparse, &made->dense, error);
+    }
+    if (status == ESP_OK && (forms & ESP_FORM_SPREAD) != 0) {
+        status = pack_spread(device, sparse, &made->spread, error);
+    }
     if (status != ESP_OK) {
         esp_packed_free(made);
         return status;
@@ -82,6 +111,7 @@ void esp_packed_free(esp_packed *packed)
         return;
     }
     esp_packed_free(packed->dense);
+    esp_packed_free(packed->spread);
     if (packed->hollow) {
         esp_release(packed->device->context, packed);
     } else {
@@ -91,14 +121,16 @@ void esp_packed_free(esp_packed *packed)
 
 size_t esp_packed_bytes(const esp_packed *packed)
 {
-    return packed->bytes + (packed->dense != NULL ? packed->dense->bytes : 0);
+    return packed->bytes + (packed->dense != NULL ? packed->dense->bytes : 0) +
+           (packed->spread != NULL ? packed->spread->bytes : 0);
 }
 
 unsigned esp_packed_forms(const esp_packed *packed)
 {
     if (packed->pattern.kind == ESP_PATTERN_DENSE) {
-        return ALL_FORMS;
+        return ESP_FORM_SPARSE | ESP_FORM_DENSE;
     }
     return (packed->hollow ? 0u : (unsigned)ESP_FORM_SPARSE) |
-           (packed->dense != NULL ? (unsigned)ESP_FORM_DENSE : 0u);
+           (packed->dense != NULL ? (unsigned)ESP_FORM_DENSE : 0u) |
+           (packed->spread != NULL ? (unsigned)ESP_FORM_SPREAD : 0u);
 }

@@ -7,6 +7,8 @@
 
 #include "op/op.h"
 
+#define PLAN_ALL_FORMS ((unsigned)(ESP_FORM_SPARSE | ESP_FORM_DENSE | ESP_FORM_SPREAD))
+
 /* An immutable decision. */
 struct esp_plan {
     esp_device *device;

@@ -22,12 +22,17 @@ static esp_status check_weight(const esp_plan *plan, const esp_packed *weight, e
                         (long long)weight->out_features, (long long)weight->in_features);
     }
     if ((esp_packed_forms(weight) & plan->form) == 0) {
-        bool dense = plan->form == ESP_FORM_DENSE;
+        bool dense = plan->form == ESP_FORM_DENSE, spread = plan->form == ESP_FORM_SPREAD;
         return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.missing_form",
                         "matmul: %s reads the %s form, which the weight does not hold; pack it "
                         "with %s, or plan for the forms that it has",
-                        plan->kernel->name, dense ? "dense" : "sparse",
-                        dense ? "ESP_FORM_DENSE" : "ESP_FORM_SPARSE");
+                        plan->kernel->name,
+                        dense    ? "dense"
+                        : spread ? "spread"
+                                 : "sparse",
+                        dense    ? "ESP_FORM_DENSE"
+                        : spread ? "ESP_FORM_SPREAD"
+                                 : "ESP_FORM_SPARSE");
     }
     return ESP_OK;
 }
@@ -94,6 +99,9 @@ esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args, const
     ESP_TRY(check_stride("y", y_by_feature ? problem->tokens : out, &full.y_stride, error));
     if (plan->form == ESP_FORM_DENSE && full.weight->dense != NULL) {
         full.weight = full.weight->dense;
+    }
+    if (plan->form == ESP_FORM_SPREAD) {
+        full.weight = full.weight->spread;
     }
     esp_matmul_call call = {plan->kernel, plan->device, &plan->run, &full, *around};
     return plan->kernel->launch(&call, error);

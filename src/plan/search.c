@@ -44,9 +44,10 @@ esp_status plan_search_begin(plan_search *search, esp_device *device,
                              esp_error *error)
 {
     plan_search made = {.device = device, .options = options, .forms = options->forms};
-    if ((options->forms & ~(unsigned)(ESP_FORM_SPARSE | ESP_FORM_DENSE)) != 0) {
+    if ((options->forms & ~PLAN_ALL_FORMS) != 0) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "plan.bad_forms",
-                        "plan: forms %#x have bits other than ESP_FORM_SPARSE and ESP_FORM_DENSE",
+                        "plan: forms %#x have bits other than ESP_FORM_SPARSE, ESP_FORM_DENSE and "
+                        "ESP_FORM_SPREAD",
                         options->forms);
     }
     ESP_TRY(esp_plan_resolve(device, problem, &made.problem, error));
@@ -94,15 +95,21 @@ plan_view plan_search_look(const plan_search *search, const esp_kernel *kernel)
     bool other_form = sparse && strcmp(kernel->format, "dense") == 0;
     plan_view view = {.kernel = kernel,
                       .problem = other_form ? &search->dense : &search->problem,
-                      .form = other_form || !sparse ? ESP_FORM_DENSE : ESP_FORM_SPARSE,
+                      .form = other_form || !sparse ? ESP_FORM_DENSE
+                              : kernel->spread      ? ESP_FORM_SPREAD
+                                                    : ESP_FORM_SPARSE,
                       .runs_dense = sparse && (other_form || kernel->dense_work)};
     const char *glob = search->options->kernel_glob;
     if (glob != NULL && !esp_glob_match(glob, kernel->name)) {
         view.why_not = "its name is not the one asked for";
     } else if (other_form && (search->forms & ESP_FORM_DENSE) == 0) {
         view.why_not = "it reads dense weights only, and the weight has no dense form";
-    } else if (sparse && !other_form && (search->forms & ESP_FORM_SPARSE) == 0) {
-        view.why_not = "the weight is held in its dense form only";
+    } else if (sparse && kernel->spread && (search->forms & ESP_FORM_SPREAD) == 0) {
+        view.why_not = "it reads the spread form of V:2:5, which the weight does not have";
+    } else if (sparse && (search->forms & view.form) == 0) {
+        view.why_not = search->forms == ESP_FORM_DENSE
+                           ? "the weight is held in its dense form only"
+                           : "the weight is not held in its sparse form";
     } else {
         view.why_not = kernel->why_not(kernel, search->device, view.problem);
     }

@@ -36,8 +36,7 @@ static esp_status add_runners(tune_job *job, tune_point *point,
 /* A plan that is thrown away says why when nothing can run. */
 static esp_status find_runners(tune_job *job, tune_point *point, esp_error *error)
 {
-    const esp_plan_options options = {.forms = ESP_FORM_SPARSE | ESP_FORM_DENSE,
-                                      .ignore_tuning = true};
+    const esp_plan_options options = {.forms = PLAN_ALL_FORMS, .ignore_tuning = true};
     esp_plan plan;
     int count = 0;
     ESP_TRY(esp_plan_fill(job->device, &point->problem, &options, &plan, error));

@@ -61,7 +61,7 @@ typedef struct tune_job {
     char *x, *y, *residual;   /* [all tokens], on the device */
     void *workspace;          /* there, too: of one product at a time */
     size_t workspace_bytes;
-    tune_copies sparse_copies, dense_copies;
+    tune_copies sparse_copies, dense_copies, spread_copies;
     double steps_done, steps; /* progress */
 } tune_job;
 

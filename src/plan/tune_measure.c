@@ -46,8 +46,10 @@ static esp_status make_copies(tune_job *job, const tune_point *point, unsigned f
 {
     const esp_pack_options options = {form};
     const esp_packed *weight = job->weight;
-    bool other = form == ESP_FORM_DENSE && weight->dense != NULL;
-    size_t bytes = ESP_MAX(other ? weight->dense->bytes : weight->bytes, 1);
+    const esp_packed *read = form == ESP_FORM_SPREAD                           ? weight->spread
+                             : form == ESP_FORM_DENSE && weight->dense != NULL ? weight->dense
+                                                                               : weight;
+    size_t bytes = ESP_MAX(read->bytes, 1);
     if (copies->copies == NULL) {
         copies->copies = esp_alloc_array(job->context, MAX_COPIES, sizeof(esp_packed *));
         if (copies->copies == NULL) {
@@ -77,11 +79,14 @@ void tune_copies_free(tune_job *job)
 {
     free_copies(job, &job->sparse_copies);
     free_copies(job, &job->dense_copies);
+    free_copies(job, &job->spread_copies);
 }
 
 static tune_copies *copies_of(tune_job *job, const tune_runner *runner)
 {
-    return runner->plan.form == ESP_FORM_DENSE ? &job->dense_copies : &job->sparse_copies;
+    return runner->plan.form == ESP_FORM_DENSE    ? &job->dense_copies
+           : runner->plan.form == ESP_FORM_SPREAD ? &job->spread_copies
+                                                  : &job->sparse_copies;
 }
 
 /* ---- runners ---- */
@@ -120,9 +125,8 @@ static esp_status run_all(void *user, void *stream, esp_error *error)
 static esp_status prepare(tune_job *job, const tune_point *point, tune_runner *runner,
                           esp_error *error)
 {
-    esp_plan_options options = {.kernel_glob = runner->candidate.kernel,
-                                .forms = ESP_FORM_SPARSE | ESP_FORM_DENSE,
-                                .ignore_tuning = true};
+    esp_plan_options options = {
+        .kernel_glob = runner->candidate.kernel, .forms = PLAN_ALL_FORMS, .ignore_tuning = true};
     size_t rounds = (size_t)job->options.rounds;
     ESP_TRY(esp_plan_fill(job->device, &point->problem, &options, &runner->plan, error));
     runner->round_us = esp_alloc_array(job->context, rounds, sizeof(double));

@@ -240,7 +240,7 @@ static esp_status upload(tune_job *job, esp_error *error)
 
 static esp_status encode(tune_job *job, esp_error *error)
 {
-    const esp_pack_options forms = {ESP_FORM_SPARSE | ESP_FORM_DENSE};
+    const esp_pack_options forms = {PLAN_ALL_FORMS};
     esp_packed_free(job->weight);
     job->weight = NULL;
     esp_sparse_free(job->sparse);

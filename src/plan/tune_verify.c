@@ -205,9 +205,8 @@ static esp_status verify_one(tune_job *job, const tune_point *point, tune_number
                              tune_runner *runner, esp_error *error)
 {
     esp_matmul_problem problem = shown_problem(&point->problem, numbers);
-    esp_plan_options options = {.kernel_glob = runner->candidate.kernel,
-                                .forms = ESP_FORM_SPARSE | ESP_FORM_DENSE,
-                                .ignore_tuning = true};
+    esp_plan_options options = {
+        .kernel_glob = runner->candidate.kernel, .forms = PLAN_ALL_FORMS, .ignore_tuning = true};
     esp_plan plan;
     if (esp_plan_fill(job->device, &problem, &options, &plan, NULL) != ESP_OK) {
         runner->refused = "it cannot run the product without its activation";

@@ -189,8 +189,10 @@ void run_on_gpu(test_run *run, const product *p, esp_device *device, const char 
 {
     esp_packed *packed = NULL;
     esp_plan *plan = NULL;
-    CHECK_OK(esp_pack(device, p->sparse, &packed, error));
-    CHECK_OK(esp_plan_create(device, &p->problem, kernel, &plan, error));
+    esp_plan_options wish = {.kernel_glob = kernel, .forms = ESP_FORM_SPARSE | ESP_FORM_SPREAD};
+    CHECK_OK(esp_plan_create_with(device, &p->problem, &wish, &plan, error));
+    const esp_pack_options one = {.forms = plan != NULL ? esp_plan_form(plan) : 0};
+    CHECK_OK(esp_pack_with(device, p->sparse, &one, &packed, error));
     if (packed != NULL && plan != NULL) {
         operands all = operands_make(run, p, device, layout, esp_plan_workspace_bytes(plan));
         char *first = malloc(all.y.bytes), *second = malloc(all.y.bytes);

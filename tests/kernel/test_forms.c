@@ -75,11 +75,11 @@ static void dense_has_one_form(test_run *run)
     esp_matmul_problem problem = problem_of(run, "matmul/dense/f32/8x8x2");
     product p = product_make(run, context, &problem, 1, INTEGERS, false, false);
     REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
-    for (unsigned forms = 0; forms < 5; forms++) {
+    for (unsigned forms = 0; forms < 9; forms++) {
         const esp_pack_options options = {forms};
         esp_packed *packed = NULL;
         test_sub(run, "forms %u", forms);
-        if (forms == 4) {
+        if (forms == 8) {
             CHECK_FAILS(esp_pack_with(device, p.sparse, &options, &packed, error), ESP_BAD_ARGUMENT,
                         "pack.bad_forms");
             CHECK(packed == NULL);
