@@ -111,18 +111,22 @@ __device__ __forceinline__ float rows_of(const norm_task &n, int rank)
     return (float)max((int64_t)0, min((int64_t)n.block_rows, n.of.features - first));
 }
 
-// So that the others may send as soon as all blocks of the cluster have passed this.
+// So that the others may send as soon as all blocks of the cluster have passed this: also before they are expected,
+// since the barrier waits for this thread's arrival too. A uniform instruction of the whole warp initialises it, so
+// the warp stands between that and the arrival of one lane.
 template <int ACROSS>
 __device__ __forceinline__ void expect_others(const norm_task &n, norm_memory<ACROSS> &memory)
 {
+    uint32_t barrier = ptx::shared_address(&memory.arrived);
     if (threadIdx.x == 0) {
-        uint32_t barrier = ptx::shared_address(&memory.arrived);
         ptx::barrier_init(barrier, 1);
         ptx::barrier_init_fence();
-        ptx::barrier_expect(barrier, n.cluster * 8 * ACROSS * (uint32_t)sizeof(spread));
     }
     __syncwarp();
     ptx::cluster_arrive();
+    if (threadIdx.x == 0) {
+        ptx::barrier_expect(barrier, n.cluster * 8 * ACROSS * (uint32_t)sizeof(spread));
+    }
 }
 
 __device__ __forceinline__ void send(const spread &what, const spread *to, const uint64_t *arrived,

@@ -280,7 +280,7 @@ template <int EIGHTS> struct pair_exchange {
     __device__ __forceinline__ void receive(int half, int strip, int lane, float4 (&sums)[EIGHTS]) const
     {
         int first = half == 0 ? 0 : dealt.first, end = half == 0 ? dealt.first : dealt.warps;
-        ptx::barrier_wait(arrived(half) + strip * 8, 0);
+        of.wait(arrived(half) + strip * 8);
 #pragma unroll
         for (int e = 0; e < EIGHTS; e++) {
             float4 sum = ptx::load_shared_4(of.place(strip, first) + e * 512 + lane * 16);

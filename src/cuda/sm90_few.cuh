@@ -170,7 +170,8 @@ template <int EIGHTS> struct sums_of {
 
 // Sums on their way from the warps of a cluster to those that finish them. Group g of rows is
 // finished by warp g of block g % cluster; a sender's piece of it is what lies in the sender's
-// registers, lane by lane.
+// registers, lane by lane. A block alone (cluster 1) has no place in a cluster that the copies of
+// `send` could go to: its warps store as usual, and all of them wait for one another.
 template <int EIGHTS, int WARPS> struct exchange {
     uint32_t sums, arrived; // of this block
     int cluster, rank, warp;
@@ -181,6 +182,9 @@ template <int EIGHTS, int WARPS> struct exchange {
     }
     __device__ __forceinline__ void start() const // by one thread
     {
+        if (cluster == 1) {
+            return;
+        }
         for (int g = 0; g < ROW_GROUPS; g++) {
             ptx::barrier_init(arrived + g * 8, 1);
         }
@@ -193,8 +197,13 @@ template <int EIGHTS, int WARPS> struct exchange {
     {
         return group % cluster == rank;
     }
+    // By all threads.
     __device__ __forceinline__ void send(const sums_of<EIGHTS> &mine, int groups, int lane) const
     {
+        if (cluster == 1) {
+            keep(mine, groups, lane);
+            return;
+        }
 #pragma unroll
         for (int g = 0; g < ROW_GROUPS; g++) {
             uint32_t to = ptx::in_cluster(place(g, rank * WARPS + warp) + lane * 16, g % cluster);
@@ -207,10 +216,30 @@ template <int EIGHTS, int WARPS> struct exchange {
             }
         }
     }
+    __device__ __forceinline__ void keep(const sums_of<EIGHTS> &mine, int groups, int lane) const
+    {
+#pragma unroll
+        for (int g = 0; g < ROW_GROUPS; g++) {
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) {
+                if (g < groups) {
+                    ptx::store_shared_4(place(g, warp) + lane * 16 + e * 512, mine.of[g][e]);
+                }
+            }
+        }
+        __syncthreads();
+    }
+    // Until all that `barrier` counts has been sent.
+    __device__ __forceinline__ void wait(uint32_t barrier) const
+    {
+        if (cluster > 1) {
+            ptx::barrier_wait(barrier, 0);
+        }
+    }
     // The sums of a group as a sender had them; by the warp that finishes it.
     __device__ __forceinline__ void receive(int group, int lane, float4 (&sums)[EIGHTS]) const
     {
-        ptx::barrier_wait(arrived + group * 8, 0);
+        wait(arrived + group * 8);
 #pragma unroll
         for (int e = 0; e < EIGHTS; e++) {
             uint32_t from = place(group, 0) + e * 512 + lane * 16;
