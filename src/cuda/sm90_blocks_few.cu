@@ -320,6 +320,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     if (lane == 0) {
         weights.make_barriers();
     }
+    __syncwarp(); // before the first of them is used
     if (product.paired) {
         finish.dealt.deal(runs[0], runs[1], lane);
     }

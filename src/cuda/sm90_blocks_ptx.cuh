@@ -31,14 +31,6 @@ ESP_DENSE_PRODUCT(256, true, "bf16", ESP_LIST_128, ESP_D128, "128", "129", "130"
 ESP_DENSE_PRODUCT(128, false, "f16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
 ESP_DENSE_PRODUCT(128, true, "bf16", ESP_LIST_64, ESP_D64_, "64", "65", "66", "67", "68", "69")
 
-// Four matrices of 8 x 8 numbers; lane 8 m + i names row i of matrix m.
-__device__ __forceinline__ void store_matrices(uint32_t address, uint32_t a, uint32_t b, uint32_t c,
-                                               uint32_t d)
-{
-    asm volatile("stmatrix.sync.aligned.m8n8.x4.shared.b16 [%0], {%1, %2, %3, %4};" ::"r"(address),
-                 "r"(a), "r"(b), "r"(c), "r"(d)
-                 : "memory");
-}
 __device__ __forceinline__ void tensor_store(const CUtensorMap *map, int x, int y, uint32_t from)
 {
     asm volatile(
