@@ -2,12 +2,18 @@
 //
 // A block has up to 16 query heads that read one head of the caches: they are the rows of the tensor cores' left
 // operand, so several cost no more bytes than one. A cluster of blocks shares out the cache in chunks of 16 rows, and
-// so do the warps of a block; each warp has a ring of its own, and no warp waits for another until the end. There the
-// partial results meet in shared memory, first those of the warps, then, across the cluster, those of the blocks, in
-// a fixed order. Without clusters (before compute capability 9.0) a block reads the whole cache.
+// so do the warps of a block; each warp has a room of its own for one chunk, and no warp waits for another until the
+// end. There the partial results meet in shared memory, first those of the warps, then, across the cluster, those of
+// the blocks, in a fixed order. Without clusters (before compute capability 9.0) a block reads the whole cache.
+//
+// A warp's next keys are on their way while it multiplies values, its next values while it multiplies keys; chunks
+// further on are asked for as far as the L2. So little room is needed, and four blocks have it on a multiprocessor.
+//
+// Latencies. Where a sequence ends is known for sure only after the launch before; what the table said before that is
+// nearly always right, so chunks are asked for by that, and once more in the rare case.
 //
 // The step's own row may come along (`k`, `v`): it is rotated by the warp whose chunk it belongs to, which lays it
-// into its ring and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
+// into its room and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
 #include "cuda/attention_kernels.h"
 #include "cuda/attention_warp.cuh"
 #include "cuda/launch.cuh"
@@ -17,16 +23,17 @@ namespace attention {
 constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * 32, CHUNK = 16, MOST_HEADS = 16;
 constexpr unsigned MOST_SPLITS = 8;
 
-// Shared memory: rings of the warps, later their sums; queries; what each warp, and then the block, found.
+// Shared memory: a chunk of keys and one of values for each warp, later its sums; queries; what each warp, and then
+// the block, found.
 template <bool IS_BF16, int FEATURES> struct decode_of {
     static constexpr bool BF16 = IS_BF16;
-    static constexpr int D = FEATURES, STAGES = D > 128 ? 1 : 2;
+    static constexpr int D = FEATURES;
     using tile = attention::tile<ROWS, D, CHUNK>;
-    static constexpr uint32_t STAGE_BYTES = 2 * tile::BYTES, RING_BYTES = STAGES * STAGE_BYTES;
+    static constexpr uint32_t CHUNK_BYTES = 2 * tile::BYTES;
     static constexpr int SUMS_ROW = D + 8; // f32
-    static_assert(MOST_HEADS * SUMS_ROW * 4 <= STAGE_BYTES, "sums take the place of a stage");
+    static_assert(MOST_HEADS * SUMS_ROW * 4 <= CHUNK_BYTES, "sums take the place of a chunk");
     static constexpr int QUERY_ROW = D + GAP;
-    static constexpr uint32_t QUERIES_AT = DECODE_WARPS * RING_BYTES;
+    static constexpr uint32_t QUERIES_AT = DECODE_WARPS * CHUNK_BYTES;
     // [warps][16] most, [warps][16] total; of the block: [16] most, [16] total
     static constexpr uint32_t FOUND_AT = QUERIES_AT + MOST_HEADS * QUERY_ROW * 2;
     static constexpr uint32_t BLOCK_AT = FOUND_AT + DECODE_WARPS * MOST_HEADS * 8;
@@ -36,7 +43,7 @@ template <bool IS_BF16, int FEATURES> struct decode_of {
 struct share {
     uint16_t *keys, *values; // of the head
     int seen, capacity;
-    int cached; // rows that the caches hold already: all that are seen, or one less
+    int cached; // rows that the caches hold already: all that are seen, or all but the last
     int features, heads; // of q: of the block
     int64_t q, y;        // element of the first head's feature 0
     int chunk, step;     // the warp's first, and how far to the next
@@ -46,7 +53,7 @@ struct share {
 };
 
 template <class C>
-__device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigned splits)
+__device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigned splits, int *past)
 {
     uint32_t group = (uint32_t)(a.heads / a.kv_heads), batches = (group + MOST_HEADS - 1) / MOST_HEADS;
     uint32_t index = blockIdx.x / splits, batch = index % batches, kv = index / batches % a.kv_heads;
@@ -57,9 +64,8 @@ __device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigne
     share s;
     s.keys = (uint16_t *)place.keys + from;
     s.values = (uint16_t *)place.values + from;
-    s.seen = min(max(place.past, -1) + 1, place.capacity);
     s.capacity = place.capacity;
-    s.cached = s.seen;
+    *past = place.past;
     s.features = (int)a.head_dim;
     s.heads = (int)min(group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
     s.q = head * a.head_dim * a.stride + sequence;
@@ -72,70 +78,62 @@ __device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigne
     return s;
 }
 
+// Keys or values of a chunk; nothing, where there is none.
 template <class C>
-__device__ __forceinline__ void load_chunk(const share &s, uint32_t stage, int chunk)
+__device__ __forceinline__ void load_chunk(const share &s, uint32_t to, const uint16_t *rows, int chunk)
 {
-    using tile = typename C::tile;
-    int lane = threadIdx.x % 32, row = chunk * CHUNK;
+    int row = chunk * CHUNK;
     if (row < s.seen) {
-        int64_t offset = (int64_t)row * s.features;
-        load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage, s.keys + offset, s.features, s.cached - row);
-        load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage + tile::BYTES, s.values + offset, s.features,
-                                              s.cached - row);
+        load_rows<32, C::D, CHUNK, C::tile::ROW>(threadIdx.x % 32, to, rows + (int64_t)row * s.features,
+                                                 s.features, s.cached - row);
     }
     ptx::copy_commit();
 }
 
-// Asks for the warp's first chunks before the launch before this one is done: into the L2 only, where what is
-// written meanwhile arrives as well. `past` may be one of an earlier step, which costs a row of this at most.
-template <class C> __device__ __forceinline__ void ask_ahead(const share &s)
+// As far as the L2.
+template <class C> __device__ __forceinline__ void ask_for(const share &s, int chunk)
 {
-    int lane = threadIdx.x % 32, bytes = CHUNK * s.features * 2;
-#pragma unroll
-    for (int i = 0; i < C::STAGES; i++) {
-        int row = (s.chunk + i * s.step) * CHUNK;
-        if (row < s.seen && row + CHUNK <= s.capacity) {
-            for (int at = lane * 128; at < bytes; at += 32 * 128) {
-                ptx::prefetch_to_l2((const char *)(s.keys + (int64_t)row * s.features) + at);
-                ptx::prefetch_to_l2((const char *)(s.values + (int64_t)row * s.features) + at);
-            }
+    int row = chunk * CHUNK, bytes = CHUNK * s.features * 2;
+    if (row < s.seen && row + CHUNK <= s.capacity) {
+        for (int at = threadIdx.x % 32 * 128; at < bytes; at += 32 * 128) {
+            ptx::prefetch_to_l2((const char *)(s.keys + (int64_t)row * s.features) + at);
+            ptx::prefetch_to_l2((const char *)(s.values + (int64_t)row * s.features) + at);
         }
     }
 }
 
 // ---- the step's own row ----
 
-// Feature d of a head of the block's token, and what it is rotated with, as they were read: loads that nothing keeps
-// apart, for each is a way to the L2. Products and sums are rounded one by one, as the reference's.
-template <class C> struct raw_feature {
-    uint16_t low, high; // of its pair; high alone: of what is not rotated
+// Features `pair` and `pair + half` of a head of the block's token, and what they are rotated with, as they were read:
+// loads that nothing keeps apart, for each is a way to the L2. Products and sums are rounded one by one, as the
+// reference's.
+template <class C> struct raw_pair {
+    uint16_t low, high;
     float cosine, sine;
 
     __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s,
-                                         const uint16_t *head, int d, bool there, bool turns)
+                                         const uint16_t *head, int pair, bool there, bool turns)
     {
-        int half = s.features / 2, pair = d < half ? d : d - half;
         int64_t angle = pair * a.angle_stride + s.sequence;
-        bool both = there && turns;
-        low = both ? __ldcg(head + pair * a.stride) : (uint16_t)0;
-        high = there ? __ldcg(head + (turns ? pair + half : d) * a.stride) : (uint16_t)0;
-        cosine = both ? __ldcg(a.cosines + angle) : 0.0f;
-        sine = both ? __ldcg(a.sines + angle) : 0.0f;
+        low = there ? __ldcg(head + pair * a.stride) : (uint16_t)0;
+        high = there ? __ldcg(head + (pair + s.features / 2) * a.stride) : (uint16_t)0;
+        cosine = there && turns ? __ldcg(a.cosines + angle) : 1.0f;
+        sine = there && turns ? __ldcg(a.sines + angle) : 0.0f;
     }
 
-    __device__ __forceinline__ uint16_t turned(const share &s, int d, bool turns) const
+    __device__ __forceinline__ void turn()
     {
         float x = ptx::widened<C::BF16>(low), y = ptx::widened<C::BF16>(high);
-        float v = d < s.features / 2 ? __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine))
-                                     : __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine));
-        return turns ? (uint16_t)ptx::pack<C::BF16>(v, 0) : high;
+        float v = __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine));
+        float w = __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine));
+        low = (uint16_t)ptx::pack<C::BF16>(v, 0), high = (uint16_t)ptx::pack<C::BF16>(w, 0);
     }
 };
 
-// Features lane, lane + 32... of the new key and value, in the warp that has its chunk.
+// The new key and value, in the warp that has their chunk.
 template <class C> struct fresh_row {
-    static constexpr int EACH = (C::D + 31) / 32;
-    raw_feature<C> key[EACH];
+    static constexpr int PAIRS = (C::D / 2 + 31) / 32, EACH = (C::D + 31) / 32;
+    raw_pair<C> key[PAIRS];
     uint16_t value[EACH];
     int chunk; // -1: none in this warp
 
@@ -147,74 +145,119 @@ template <class C> struct fresh_row {
             return;
         }
 #pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            int pair = i * 32 + threadIdx.x % 32;
+            key[i].load(a, s, (const uint16_t *)a.k + s.row, pair, pair < s.features / 2, true);
+        }
+#pragma unroll
         for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
-            bool there = d < s.features;
-            key[i].load(a, s, (const uint16_t *)a.k + s.row, d, there, true);
-            value[i] = there ? __ldcg((const uint16_t *)a.v + s.row + d * a.stride) : (uint16_t)0;
+            value[i] = d < s.features ? __ldcg((const uint16_t *)a.v + s.row + d * a.stride) : (uint16_t)0;
         }
     }
 
-    // The stage's copies are done, and all lanes know.
-    __device__ __forceinline__ void lay(const share &s, uint32_t stage) const
+    static __device__ __forceinline__ void put(const share &s, uint32_t row, uint16_t *cache, int d,
+                                               uint16_t value)
     {
-        uint32_t row = stage + (uint32_t)(s.cached % CHUNK * C::tile::ROW) * 2;
-        int64_t to = (int64_t)s.cached * s.features;
+        ptx::store_shared_u16(row + d * 2, value);
+        if (s.records) {
+            cache[(int64_t)s.cached * s.features + d] = value;
+        }
+    }
+
+    // The chunk's copies are done, and all lanes know.
+    __device__ __forceinline__ void lay(const share &s, uint32_t room)
+    {
+        uint32_t row = room + (uint32_t)(s.cached % CHUNK * C::tile::ROW) * 2;
+        int half = s.features / 2;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            int pair = i * 32 + threadIdx.x % 32;
+            key[i].turn();
+            if (pair < half) {
+                put(s, row, s.keys, pair, key[i].low);
+                put(s, row, s.keys, pair + half, key[i].high);
+            }
+        }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
             if (d < s.features) {
-                uint16_t turned = key[i].turned(s, d, true);
-                ptx::store_shared_u16(row + d * 2, turned);
-                ptx::store_shared_u16(row + C::tile::BYTES + d * 2, value[i]);
-                if (s.records) {
-                    s.keys[to + d] = turned;
-                    s.values[to + d] = value[i];
-                }
+                put(s, row + C::tile::BYTES, s.values, d, value[i]);
             }
         }
         __syncwarp();
     }
 };
 
-// [16][D] from feature-major memory, where the features of a token lie a stride apart; zeros around.
+// [16][D] from feature-major memory, where the features of a token lie a stride apart. Rows of heads that there are
+// not hold anything: rows of a product do not meet.
 template <class C> struct queries_of {
-    static constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
-    raw_feature<C> raw[EACH];
+    static constexpr int HALF = C::D / 2, EACH = MOST_HEADS * HALF / DECODE_THREADS;
+    static_assert(MOST_HEADS * HALF % DECODE_THREADS == 0, "pairs are dealt evenly");
+    raw_pair<C> raw[EACH];
+
+    static __device__ __forceinline__ int head_of(int i)
+    {
+        return (i * DECODE_THREADS + (int)threadIdx.x) / HALF;
+    }
+    static __device__ __forceinline__ int pair_of(int i)
+    {
+        return (i * DECODE_THREADS + (int)threadIdx.x) % HALF;
+    }
+    // Whether any thread has something: all go the same way.
+    static __device__ __forceinline__ bool any(const share &s, int i)
+    {
+        return i * DECODE_THREADS < s.heads * HALF;
+    }
 
     __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
     {
         const uint16_t *q = (const uint16_t *)a.q + s.q;
-        bool turns = a.k != nullptr;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-            raw[i].load(a, s, q + (int64_t)head * s.features * a.stride, d,
-                        head < s.heads && d < s.features, turns);
+            if (any(s, i)) {
+                int head = head_of(i), pair = pair_of(i);
+                raw[i].load(a, s, q + (int64_t)head * s.features * a.stride, pair,
+                            head < s.heads && pair < s.features / 2, a.k != nullptr);
+            }
         }
     }
 
-    __device__ __forceinline__ void lay(const gpu_attention_decode &a, const share &s, uint32_t to) const
+    __device__ __forceinline__ void lay(const gpu_attention_decode &a, const share &s, uint32_t to)
     {
-        bool turns = a.k != nullptr;
+        int half = s.features / 2;
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
-            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-            ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, raw[i].turned(s, d, turns));
+            int head = head_of(i), pair = pair_of(i);
+            if (!any(s, i) || head >= s.heads) {
+                continue;
+            }
+            if (a.k != nullptr) {
+                raw[i].turn();
+            }
+            // Behind the features lie zeros: two for each pair too many.
+            int first = pair < half ? pair : 2 * pair, second = pair < half ? pair + half : 2 * pair + 1;
+            uint32_t row = to + (uint32_t)(head * C::QUERY_ROW) * 2;
+            ptx::store_shared_u16(row + first * 2, raw[i].low);
+            ptx::store_shared_u16(row + second * 2, raw[i].high);
         }
     }
 };
 
+// The queries come from shared memory for each chunk: no registers keep them.
 template <class C>
-__device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1][C::D / 16][4],
-                                           uint32_t stage, int chunk, float scale, running<1, C::D> *r)
+__device__ __forceinline__ void score_chunk(const share &s, uint32_t queries, uint32_t keys, int chunk,
+                                            float (&scores)[1][CHUNK / 8][4])
 {
-    using tile = typename C::tile;
     int lane = threadIdx.x % 32;
-    float scores[1][CHUNK / 8][4] = {};
-    add_scores<C::BF16, ROWS, 1, C::D, CHUNK>(q, stage + right_lane<false>(lane, tile::ROW), scores);
+    uint32_t q[1][C::D / 16][4];
+#pragma unroll
+    for (int k = 0; k < C::D / 16; k++) {
+        int row = lane % 16, d = k * 16 + lane / 16 * 8;
+        ptx::load_matrices(queries + (uint32_t)(row * C::QUERY_ROW + d) * 2, q[0][k]);
+    }
+    add_scores<C::BF16, ROWS, 1, C::D, CHUNK>(q, keys + right_lane<false>(lane, C::tile::ROW), scores);
 #pragma unroll
     for (int n = 0; n < CHUNK / 8; n++) {
 #pragma unroll
@@ -223,17 +266,54 @@ __device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1
             scores[0][n][i] = seen ? scores[0][n][i] : -INFINITY;
         }
     }
-    take_powers(scores, scale, r);
-    add_values<C::BF16, ROWS, 1, C::D, CHUNK>(
-        scores, stage + tile::BYTES + right_lane<true>(lane, tile::ROW), r);
 }
 
-// A warp's sums take the place of its ring.
+// What a warp has on its way: keys, then values, of its first chunk; later the same of the next one.
+template <class C>
+__device__ __forceinline__ void begin_chunks(const gpu_attention_decode &a, const share &s, uint32_t room,
+                                             fresh_row<C> *fresh)
+{
+    load_chunk<C>(s, room, s.keys, s.chunk);
+    load_chunk<C>(s, room + C::tile::BYTES, s.values, s.chunk);
+    fresh->load(a, s);
+}
+
+template <class C>
+__device__ __forceinline__ void take_chunks(const share &s, uint32_t room, uint32_t queries, float scale,
+                                            fresh_row<C> *fresh, running<1, C::D> *r)
+{
+    uint32_t values = room + C::tile::BYTES;
+    for (int chunk = s.chunk; chunk * CHUNK < s.seen; chunk += s.step) {
+        ask_for<C>(s, chunk + 3 * s.step);
+        ptx::copy_wait<1>();
+        __syncwarp();
+        if (chunk == fresh->chunk) {
+            ptx::copy_wait<0>(); // its values too
+            __syncwarp();
+            fresh->lay(s, room);
+        }
+        float scores[1][CHUNK / 8][4] = {};
+        score_chunk<C>(s, queries, room, chunk, scores);
+        __syncwarp();
+        load_chunk<C>(s, room, s.keys, chunk + s.step);
+        take_powers(scores, scale, r);
+        ptx::copy_wait<1>();
+        __syncwarp();
+        add_values<C::BF16, ROWS, 1, C::D, CHUNK>(
+            scores, values + right_lane<true>(threadIdx.x % 32, C::tile::ROW), r);
+        __syncwarp();
+        load_chunk<C>(s, values, s.values, chunk + s.step);
+    }
+    ptx::copy_wait<0>();
+    __syncwarp();
+}
+
+// A warp's sums take the place of its chunk.
 template <class C>
 __device__ __forceinline__ void leave_sums(const share &s, uint32_t shared, running<1, C::D> *r)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t sums = shared + (uint32_t)warp * C::RING_BYTES;
+    uint32_t sums = shared + (uint32_t)warp * C::CHUNK_BYTES;
     uint32_t found = shared + C::FOUND_AT + (uint32_t)(warp * MOST_HEADS) * 8;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -274,7 +354,7 @@ __device__ __forceinline__ void join_warps(const share &s, uint32_t shared, floa
 #pragma unroll
         for (int w = 0; w < DECODE_WARPS; w++) {
             float weight = weight_of(found[w].x, largest, scale);
-            uint32_t at = shared + (uint32_t)w * C::RING_BYTES + (uint32_t)(head * C::SUMS_ROW + d) * 4;
+            uint32_t at = shared + (uint32_t)w * C::CHUNK_BYTES + (uint32_t)(head * C::SUMS_ROW + d) * 4;
             sum = fmaf(ptx::load_shared_f32(at), weight, sum);
             total = fmaf(found[w].y, weight, total);
         }
@@ -322,54 +402,46 @@ __device__ __forceinline__ void join_blocks(const gpu_attention_decode &a, const
     }
 }
 
+// Rows that are seen, and of them those in the caches, where row `past` is the step's.
+__device__ __forceinline__ void find_end(const gpu_attention_decode &a, int past, share *s)
+{
+    s->seen = min(max(past, -1) + 1, s->capacity);
+    s->cached = a.k != nullptr && past >= 0 && past < s->capacity ? past : s->seen;
+}
+
 template <class C>
-__global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
+__global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 4)
     decode_kernel(const gpu_attention_decode a, unsigned splits)
 {
     extern __shared__ uint4 memory[];
     uint32_t shared = ptx::shared_address(memory);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t ring = shared + (uint32_t)warp * C::RING_BYTES;
+    uint32_t room = shared + threadIdx.x / 32 * C::CHUNK_BYTES;
     float scale = a.scale * LOG2_E;
     mma::let_next_launch_begin();
-    share s = share_of<C>(a, splits);
-    ask_ahead<C>(s);
+    int guessed;
+    share s = share_of<C>(a, splits, &guessed);
+    find_end(a, guessed, &s);
+#pragma unroll
+    for (int i = 0; i < 3; i++) {
+        ask_for<C>(s, s.chunk + i * s.step);
+    }
     mma::wait_for_launch_before();
     int past = ptx::load_current(&a.places[s.sequence].past);
     queries_of<C> queries;
     queries.load(a, s);
-    s.seen = min(past, s.capacity - 1) + 1;
-    s.cached = a.k != nullptr && past >= 0 && past < s.capacity ? past : s.seen;
-#pragma unroll
-    for (int i = 0; i < C::STAGES; i++) {
-        load_chunk<C>(s, ring + (uint32_t)i * C::STAGE_BYTES, s.chunk + i * s.step);
-    }
     fresh_row<C> fresh;
-    fresh.load(a, s);
+    begin_chunks<C>(a, s, room, &fresh);
     queries.lay(a, s, shared + C::QUERIES_AT);
-    __syncthreads();
-    uint32_t q[1][C::D / 16][4];
-#pragma unroll
-    for (int k = 0; k < C::D / 16; k++) {
-        int row = lane % 16, d = k * 16 + lane / 16 * 8;
-        ptx::load_matrices(shared + C::QUERIES_AT + (uint32_t)(row * C::QUERY_ROW + d) * 2, q[0][k]);
+    if (past != guessed) {
+        find_end(a, past, &s);
+        ptx::copy_wait<0>();
+        __syncwarp();
+        begin_chunks<C>(a, s, room, &fresh);
     }
+    __syncthreads();
     running<1, C::D> r;
     r.begin();
-    int stage = 0;
-    for (int chunk = s.chunk; chunk * CHUNK < s.seen; chunk += s.step) {
-        ptx::copy_wait<C::STAGES - 1>();
-        __syncwarp();
-        if (chunk == fresh.chunk) {
-            fresh.lay(s, ring + (uint32_t)stage * C::STAGE_BYTES);
-        }
-        take_chunk<C>(s, q, ring + (uint32_t)stage * C::STAGE_BYTES, chunk, scale, &r);
-        __syncwarp();
-        load_chunk<C>(s, ring + (uint32_t)stage * C::STAGE_BYTES, chunk + C::STAGES * s.step);
-        stage = stage + 1 < C::STAGES ? stage + 1 : 0;
-    }
-    ptx::copy_wait<0>();
-    __syncwarp();
+    take_chunks<C>(s, room, shared + C::QUERIES_AT, scale, &fresh, &r);
     leave_sums<C>(s, shared, &r);
     __syncthreads();
     join_warps<C>(s, shared, scale);

@@ -47,6 +47,7 @@ template <int EIGHTS> struct map_of {
 struct task {
     CUtensorMap weights; // boxes of a step
     gpu_dense_product product;
+    ahead_deal ahead;
 };
 
 // Steps first, first + stride... of one block of rows, through the ring of one warp.
@@ -108,15 +109,14 @@ __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t ti
 
 template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
 __device__ __forceinline__ void add_steps(const gpu_dense_product &p, const stream<STAGES> &weights,
-                                          uint32_t laid, uint32_t squares, int groups, int lane,
-                                          sums_of<EIGHTS> &sums)
+                                          uint32_t laid, uint32_t squares, int groups,
+                                          part_ahead ahead, int lane, sums_of<EIGHTS> &sums)
 {
     constexpr int AHEAD = READING == ONE ? STAGES : 1; // as far as the ring, of a single token
-    column_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD][2];
-    auto load = [&](auto *to, int step) {
+    step_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD];
+    auto load = [&](auto &to, int step) {
         uint32_t column = step < weights.steps ? (uint32_t)(step * STEP_FEATURES + lane) : ~0u;
-        to[0].load(p, column);
-        to[1].load(p, column == ~0u ? ~0u : column + 32);
+        to.load(p, column, column == ~0u ? ~0u : column + 32, lane);
     };
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
@@ -130,9 +130,8 @@ __device__ __forceinline__ void add_steps(const gpu_dense_product &p, const stre
             if (step >= weights.steps) {
                 break;
             }
-            auto *now = x[stage % AHEAD];
-            now[0].lay(laid + lane * 16, scale);
-            now[1].lay(laid + (lane + 32) * 16, scale);
+            auto &now = x[stage % AHEAD];
+            now.lay(laid, lane, scale);
             __syncwarp();
             load(now, step + AHEAD * weights.stride);
             uint32_t tile = weights.ring + stage * TILE_BYTES;
@@ -140,8 +139,9 @@ __device__ __forceinline__ void add_steps(const gpu_dense_product &p, const stre
             multiply_part<EIGHTS, BF16>(sums, tile, laid, 0, groups, lane);
             multiply_part<EIGHTS, BF16>(sums, tile, laid, 1, groups, lane);
             __syncwarp();
-            if (lane == 0 && step + STAGES * weights.stride < weights.steps) {
-                weights.fetch(step + STAGES * weights.stride, stage);
+            if (lane == 0) {
+                int later = step + STAGES * weights.stride;
+                later < weights.steps ? weights.fetch(later, stage) : ahead.ask();
             }
         }
     }
@@ -168,6 +168,7 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
                                    cluster * WARPS,
                                    (int)((p.in + STEP_FEATURES - 1) / STEP_FEATURES)};
     exchange<EIGHTS, WARPS> finish = {base + map::SUMS_AT, base + map::ARRIVED_AT, cluster, rank, warp};
+    part_ahead ahead = part_ahead::take(t.ahead);
     ptx::launch_next();
     if (lane == 0) {
         weights.start();
@@ -180,15 +181,15 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
     two_rows<EIGHTS> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
     __syncwarp();
     ptx::cluster_arrive();
-    if (lane == 0) {
-        ask_ahead<WARPS>(p.ahead);
+    if (lane == 0 && weights.first + map::STAGES * weights.stride >= weights.steps) {
+        ahead.ask(); // all copies are under way
     }
     __syncwarp();
     ptx::stream_order_wait();
     ends.load_terms(p.epilogue, lane);
     sums_of<EIGHTS> sums = {};
     add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, weights, base + map::X_AT + warp * map::X_BYTES,
-                                               base + map::SQUARES_AT, groups, lane, sums);
+                                               base + map::SQUARES_AT, groups, ahead, lane, sums);
     ptx::cluster_wait(); // all blocks of the cluster have their barriers
     finish.send(sums, groups, lane);
     if (mine) {
@@ -220,7 +221,7 @@ template <bool BF16> struct launcher {
         auto kernel = (const void *)dense_few_kernel<EIGHTS, BF16, READING, PROLOGUE>;
         static std::atomic<uint64_t> prepared;
         static residency known;
-        task t = {{}, p};
+        task t = {{}, p, {}};
         launching best = {};
         int64_t blocks = (p.out + BLOCK_ROWS - 1) / BLOCK_ROWS;
         int failed = gpu_prepare(kernel, map::shared(MOST_CLUSTER), p.device, &prepared);
@@ -232,6 +233,7 @@ template <bool BF16> struct launcher {
         }
         find_cluster<map>(&known, kernel, p.device, blocks,
                           (p.in + STEP_FEATURES - 1) / STEP_FEATURES, &best);
+        t.ahead = deal_ahead(best, blocks, p.ahead);
         return launch_cluster(best, blocks, stream, &t);
     }
 };

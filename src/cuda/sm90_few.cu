@@ -51,6 +51,11 @@ template <int EIGHTS, int STAGES> struct map_of {
     }
 };
 
+struct task {
+    gpu_product product;
+    ahead_deal ahead;
+};
+
 __device__ __forceinline__ uint32_t kept_column(const gpu_panels &w, int panel, int step, int i)
 {
     int64_t j = (int64_t)step * GPU_STEP_COLUMNS + i;
@@ -162,15 +167,15 @@ template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int AHEAD, 
 __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
                                           const stream<STAGES> &weights,
                                           const first_columns<AHEAD> &columns, uint32_t laid,
-                                          uint32_t squares, int lane, sums_of<EIGHTS> &sums)
+                                          uint32_t squares, part_ahead ahead, int lane,
+                                          sums_of<EIGHTS> &sums)
 {
     static_assert(AHEAD == 1 || AHEAD == STAGES, "X is found by the stage");
     const gpu_panels &w = p.weight;
-    column_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD][2];
+    step_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-        x[i][0].load(p, columns.of[i].at[0]);
-        x[i][1].load(p, columns.of[i].at[1]);
+        x[i].load(p, columns.of[i].at[0], columns.of[i].at[1], lane);
     }
     two_columns coming = columns.of[AHEAD];
     float scale = PROLOGUE == NORMED ? norm_scale<BF16, WARPS>(p, squares) : 1.0f;
@@ -181,12 +186,10 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
             if (step >= w.steps) {
                 break;
             }
-            auto *now = x[stage % AHEAD];
-            now[0].lay(laid + lane * 16, scale);
-            now[1].lay(laid + (lane + 32) * 16, scale);
+            auto &now = x[stage % AHEAD];
+            now.lay(laid, lane, scale);
             __syncwarp();
-            now[0].load(p, coming.at[0]);
-            now[1].load(p, coming.at[1]);
+            now.load(p, coming.at[0], coming.at[1], lane);
             coming = columns_of(w, panel, step + (AHEAD + 1) * weights.stride, lane);
             uint32_t at = weights.ring + stage * GPU_STEP_BYTES, positions[ROW_GROUPS];
             ptx::barrier_wait(weights.barriers + stage * 8, parity);
@@ -198,8 +201,9 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
             multiply_part<0, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
             multiply_part<1, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
             __syncwarp();
-            if (lane == 0 && step + STAGES * weights.stride < w.steps) {
-                weights.fetch(step + STAGES * weights.stride, stage);
+            if (lane == 0) {
+                int later = step + STAGES * weights.stride;
+                later < w.steps ? weights.fetch(later, stage) : ahead.ask();
             }
         }
     }
@@ -216,10 +220,11 @@ __device__ __forceinline__ int groups_in_use(const gpu_panels &w, int64_t panel,
 
 template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
-    few_kernel(const __grid_constant__ gpu_product p)
+    few_kernel(const __grid_constant__ task t)
 {
     using map = map_of<EIGHTS, STAGES>;
     extern __shared__ unsigned char memory[];
+    const gpu_product &p = t.product;
     uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int cluster = (int)ptx::cluster_size(), rank = (int)ptx::cluster_rank();
@@ -235,6 +240,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
                               cluster * WARPS,
                               p.weight.steps};
     exchange<EIGHTS, WARPS> finish = {base + map::SUMS_AT, base + map::ARRIVED_AT, cluster, rank, warp};
+    part_ahead ahead = part_ahead::take(t.ahead);
     ptx::launch_next();
     if (lane == 0) {
         weights.start();
@@ -253,8 +259,8 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     }
     __syncwarp();
     ptx::cluster_arrive();
-    if (lane == 0) {
-        ask_ahead<WARPS>(p.ahead);
+    if (lane == 0 && weights.first + STAGES * weights.stride >= weights.steps) {
+        ahead.ask(); // all copies are under way
     }
     __syncwarp();
     ptx::stream_order_wait();
@@ -262,7 +268,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     sums_of<EIGHTS> sums = {};
     add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, panel, weights, columns,
                                                base + map::X_AT + warp * map::X_BYTES,
-                                               base + map::SQUARES_AT, lane, sums);
+                                               base + map::SQUARES_AT, ahead, lane, sums);
     ptx::cluster_wait(); // all blocks of the cluster have their barriers
     finish.send(sums, weights.groups, lane);
     if (mine) {
@@ -304,8 +310,9 @@ template <bool BF16> struct launcher {
         if (failed != 0) {
             return failed;
         }
-        gpu_product copy = p;
-        return launch_cluster(best, (int64_t)p.weight.panels * p.weight.blocks, stream, &copy);
+        int64_t blocks = (int64_t)p.weight.panels * p.weight.blocks;
+        task t = {p, deal_ahead(best, blocks, p.ahead)};
+        return launch_cluster(best, blocks, stream, &t);
     }
 };
 
