@@ -3,17 +3,20 @@
 // A block has up to 16 query heads that read one head of the caches: they are the rows of the tensor cores' left
 // operand, so several cost no more bytes than one. A cluster of blocks shares out the cache in chunks of 16 rows, and
 // so do the warps of a block; each warp has a room of its own for one chunk, and no warp waits for another until the
-// end. There the partial results meet in shared memory, first those of the warps, then, across the cluster, those of
-// the blocks, in a fixed order. Without clusters (before compute capability 9.0) a block reads the whole cache.
+// end. There the partial results meet in shared memory, first those of the warps, then, in the block that finishes a
+// head, those of the cluster's blocks, in a fixed order. Without clusters (before compute capability 9.0) a block reads
+// the whole cache.
 //
 // A warp's next keys are on their way while it multiplies values, its next values while it multiplies keys; chunks
 // further on are asked for as far as the L2. So little room is needed, and four blocks have it on a multiprocessor.
 //
 // Latencies. Where a sequence ends is known for sure only after the launch before; what the table said before that is
-// nearly always right, so chunks are asked for by that, and once more in the rare case.
+// nearly always right, so chunks are asked for by that, and once more in the rare case. Blocks send their sums, so that
+// nobody waits for what others wrote to memory. Code that runs once comes from far as well: loops stay loops.
 //
 // The step's own row may come along (`k`, `v`): it is rotated by the warp whose chunk it belongs to, which lays it
 // into its room and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
+#include "cuda/attention_cluster.cuh"
 #include "cuda/attention_kernels.h"
 #include "cuda/attention_warp.cuh"
 #include "cuda/launch.cuh"
@@ -23,8 +26,8 @@ namespace attention {
 constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * 32, CHUNK = 16, MOST_HEADS = 16;
 constexpr unsigned MOST_SPLITS = 8;
 
-// Shared memory: a chunk of keys and one of values for each warp, later its sums; queries; what each warp, and then
-// the block, found.
+// Shared memory: a chunk of keys and one of values for each warp, later its sums; queries; what each warp found; a
+// barrier; what blocks of a cluster sent of the heads that this one finishes.
 template <bool IS_BF16, int FEATURES> struct decode_of {
     static constexpr bool BF16 = IS_BF16;
     static constexpr int D = FEATURES;
@@ -34,10 +37,23 @@ template <bool IS_BF16, int FEATURES> struct decode_of {
     static_assert(MOST_HEADS * SUMS_ROW * 4 <= CHUNK_BYTES, "sums take the place of a chunk");
     static constexpr int QUERY_ROW = D + GAP;
     static constexpr uint32_t QUERIES_AT = DECODE_WARPS * CHUNK_BYTES;
-    // [warps][16] most, [warps][16] total; of the block: [16] most, [16] total
-    static constexpr uint32_t FOUND_AT = QUERIES_AT + MOST_HEADS * QUERY_ROW * 2;
-    static constexpr uint32_t BLOCK_AT = FOUND_AT + DECODE_WARPS * MOST_HEADS * 8;
-    static constexpr uint32_t SHARED = BLOCK_AT + MOST_HEADS * 8;
+    static constexpr uint32_t FOUND_AT = QUERIES_AT + MOST_HEADS * QUERY_ROW * 2; // [warps][16] most, total
+    static constexpr uint32_t BARRIER_AT = FOUND_AT + DECODE_WARPS * MOST_HEADS * 8;
+    static constexpr uint32_t SENT_AT = BARRIER_AT + 16;
+    static constexpr uint32_t SENT_BYTES = D * 4 + 16; // of a head: sums, most, total
+    static constexpr uint32_t MOST_SHARED = SENT_AT + (MOST_HEADS + MOST_SPLITS - 1) * SENT_BYTES;
+
+    static constexpr uint32_t shared(unsigned heads, unsigned splits)
+    {
+        return SENT_AT + (splits > 1 ? (heads + splits - 1) / splits * splits * SENT_BYTES : 0);
+    }
+};
+
+// Numbers that every block would divide for.
+struct decode_task {
+    gpu_attention_decode of;
+    uint32_t group, batches; // query heads of a head of the caches; in so many blocks
+    uint32_t splits;         // blocks of a cluster
 };
 
 struct share {
@@ -45,6 +61,7 @@ struct share {
     int seen, capacity;
     int cached; // rows that the caches hold already: all that are seen, or all but the last
     int features, heads; // of q: of the block
+    int stride;          // of q, k and v
     int64_t q, y;        // element of the first head's feature 0
     int chunk, step;     // the warp's first, and how far to the next
     uint32_t sequence;
@@ -52,40 +69,50 @@ struct share {
     bool records; // writes a new row: one of the blocks that see a head
 };
 
-template <class C>
-__device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigned splits, int *past)
+template <class C> __device__ __forceinline__ share share_of(const decode_task &t, int *past)
 {
-    uint32_t group = (uint32_t)(a.heads / a.kv_heads), batches = (group + MOST_HEADS - 1) / MOST_HEADS;
-    uint32_t index = blockIdx.x / splits, batch = index % batches, kv = index / batches % a.kv_heads;
-    uint32_t sequence = index / batches / (uint32_t)a.kv_heads;
+    const gpu_attention_decode &a = t.of;
+    uint32_t heads = (uint32_t)a.kv_heads, index = blockIdx.x / t.splits;
+    uint32_t batch = index % t.batches, kv = index / t.batches % heads;
+    uint32_t sequence = index / t.batches / heads;
     const gpu_place place = a.places[sequence];
-    int64_t head = (int64_t)kv * group + batch * MOST_HEADS;
-    int64_t from = (2 * a.layer * a.kv_heads + kv) * place.capacity * a.head_dim;
+    uint32_t head = kv * t.group + batch * MOST_HEADS;
+    int64_t from = ((int64_t)(2 * a.layer * a.kv_heads) + kv) * place.capacity * a.head_dim;
     share s;
     s.keys = (uint16_t *)place.keys + from;
     s.values = (uint16_t *)place.values + from;
     s.capacity = place.capacity;
     *past = place.past;
     s.features = (int)a.head_dim;
-    s.heads = (int)min(group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
-    s.q = head * a.head_dim * a.stride + sequence;
-    s.y = head * a.head_dim * a.y_stride + sequence;
+    s.heads = (int)min(t.group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
+    s.stride = (int)a.stride;
+    s.q = (int64_t)(head * (uint32_t)s.features) * s.stride + sequence;
+    s.y = (int64_t)(head * (uint32_t)s.features) * a.y_stride + sequence;
     s.sequence = sequence;
-    s.row = (int64_t)kv * a.head_dim * a.stride + sequence;
+    s.row = (int64_t)(kv * (uint32_t)s.features) * s.stride + sequence;
     s.records = batch == 0;
     s.chunk = (int)(ptx::block_of_cluster() * DECODE_WARPS + threadIdx.x / 32);
-    s.step = (int)splits * DECODE_WARPS;
+    s.step = (int)t.splits * DECODE_WARPS;
     return s;
 }
 
-// Keys or values of a chunk; nothing, where there is none.
+// Keys or values of a chunk, zeros where the caches have no more rows; nothing, where none is seen. A lane has the same
+// 16 bytes of every STEP-th row.
 template <class C>
 __device__ __forceinline__ void load_chunk(const share &s, uint32_t to, const uint16_t *rows, int chunk)
 {
-    int row = chunk * CHUNK;
-    if (row < s.seen) {
-        load_rows<32, C::D, CHUNK, C::tile::ROW>(threadIdx.x % 32, to, rows + (int64_t)row * s.features,
-                                                 s.features, s.cached - row);
+    constexpr int PIECES = C::D / 8, STEP = 32 / PIECES;
+    int lane = threadIdx.x % 32, row = lane / PIECES, column = lane % PIECES * 8;
+    int valid = column < s.features && row < STEP ? s.cached - chunk * CHUNK - row : 0;
+    if (chunk * CHUNK < s.seen) {
+        const char *from = (const char *)(rows + (int64_t)(chunk * CHUNK + row) * s.features + column);
+        uint32_t at = to + (uint32_t)(row * C::tile::ROW + column) * 2, pitch = (uint32_t)(STEP * s.features) * 2;
+#pragma unroll
+        for (int i = 0; i < CHUNK; i += STEP) {
+            if ((32 % PIECES == 0 || row < STEP) && (CHUNK % STEP == 0 || row + i < CHUNK)) {
+                ptx::copy_16(at + (uint32_t)(i * C::tile::ROW) * 2, from + i / STEP * pitch, valid > i ? 16u : 0u);
+            }
+        }
     }
     ptx::copy_commit();
 }
@@ -95,9 +122,11 @@ template <class C> __device__ __forceinline__ void ask_for(const share &s, int c
 {
     int row = chunk * CHUNK, bytes = CHUNK * s.features * 2;
     if (row < s.seen && row + CHUNK <= s.capacity) {
+        int64_t from = (int64_t)row * s.features * 2;
+#pragma unroll 1
         for (int at = threadIdx.x % 32 * 128; at < bytes; at += 32 * 128) {
-            ptx::prefetch_to_l2((const char *)(s.keys + (int64_t)row * s.features) + at);
-            ptx::prefetch_to_l2((const char *)(s.values + (int64_t)row * s.features) + at);
+            ptx::prefetch_to_l2((const char *)s.keys + from + at);
+            ptx::prefetch_to_l2((const char *)s.values + from + at);
         }
     }
 }
@@ -114,9 +143,9 @@ template <class C> struct raw_pair {
     __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s,
                                          const uint16_t *head, int pair, bool there, bool turns)
     {
-        int64_t angle = pair * a.angle_stride + s.sequence;
-        low = there ? __ldcg(head + pair * a.stride) : (uint16_t)0;
-        high = there ? __ldcg(head + (pair + s.features / 2) * a.stride) : (uint16_t)0;
+        int64_t angle = (int64_t)pair * (int)a.angle_stride + s.sequence;
+        low = there ? __ldcg(head + (int64_t)pair * s.stride) : (uint16_t)0;
+        high = there ? __ldcg(head + (int64_t)(pair + s.features / 2) * s.stride) : (uint16_t)0;
         cosine = there && turns ? __ldcg(a.cosines + angle) : 1.0f;
         sine = there && turns ? __ldcg(a.sines + angle) : 0.0f;
     }
@@ -152,7 +181,7 @@ template <class C> struct fresh_row {
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
-            value[i] = d < s.features ? __ldcg((const uint16_t *)a.v + s.row + d * a.stride) : (uint16_t)0;
+            value[i] = d < s.features ? __ldcg((const uint16_t *)a.v + s.row + (int64_t)d * s.stride) : (uint16_t)0;
         }
     }
 
@@ -191,59 +220,37 @@ template <class C> struct fresh_row {
 };
 
 // [16][D] from feature-major memory, where the features of a token lie a stride apart. Rows of heads that there are
-// not hold anything: rows of a product do not meet.
-template <class C> struct queries_of {
-    static constexpr int HALF = C::D / 2, EACH = MOST_HEADS * HALF / DECODE_THREADS;
-    static_assert(MOST_HEADS * HALF % DECODE_THREADS == 0, "pairs are dealt evenly");
-    raw_pair<C> raw[EACH];
-
-    static __device__ __forceinline__ int head_of(int i)
-    {
-        return (i * DECODE_THREADS + (int)threadIdx.x) / HALF;
-    }
-    static __device__ __forceinline__ int pair_of(int i)
-    {
-        return (i * DECODE_THREADS + (int)threadIdx.x) % HALF;
-    }
-    // Whether any thread has something: all go the same way.
-    static __device__ __forceinline__ bool any(const share &s, int i)
-    {
-        return i * DECODE_THREADS < s.heads * HALF;
-    }
-
-    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
-    {
-        const uint16_t *q = (const uint16_t *)a.q + s.q;
+// not hold anything: rows of a product do not meet. Behind the features lie zeros, two for each pair too many.
+template <class C>
+__device__ __forceinline__ void lay_queries(const gpu_attention_decode &a, const share &s, uint32_t to)
+{
+    constexpr int HALF = C::D / 2, AT_ONCE = 2;
+    const uint16_t *q = (const uint16_t *)a.q + s.q;
+    int half = s.features / 2;
+    bool turns = a.k != nullptr;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < s.heads * HALF; first += AT_ONCE * DECODE_THREADS) {
+        raw_pair<C> raw[AT_ONCE];
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            if (any(s, i)) {
-                int head = head_of(i), pair = pair_of(i);
-                raw[i].load(a, s, q + (int64_t)head * s.features * a.stride, pair,
-                            head < s.heads && pair < s.features / 2, a.k != nullptr);
-            }
+        for (int i = 0; i < AT_ONCE; i++) {
+            int at = first + i * DECODE_THREADS, head = at / HALF, pair = at % HALF;
+            raw[i].load(a, s, q + (int64_t)(head * s.features) * s.stride, pair, head < s.heads && pair < half,
+                        turns);
         }
-    }
-
-    __device__ __forceinline__ void lay(const gpu_attention_decode &a, const share &s, uint32_t to)
-    {
-        int half = s.features / 2;
 #pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int head = head_of(i), pair = pair_of(i);
-            if (!any(s, i) || head >= s.heads) {
-                continue;
-            }
-            if (a.k != nullptr) {
+        for (int i = 0; i < AT_ONCE; i++) {
+            int at = first + i * DECODE_THREADS, head = at / HALF, pair = at % HALF;
+            if (turns) {
                 raw[i].turn();
             }
-            // Behind the features lie zeros: two for each pair too many.
-            int first = pair < half ? pair : 2 * pair, second = pair < half ? pair + half : 2 * pair + 1;
-            uint32_t row = to + (uint32_t)(head * C::QUERY_ROW) * 2;
-            ptx::store_shared_u16(row + first * 2, raw[i].low);
-            ptx::store_shared_u16(row + second * 2, raw[i].high);
+            if (head < s.heads) {
+                uint32_t row = to + (uint32_t)(head * C::QUERY_ROW) * 2;
+                ptx::store_shared_u16(row + (pair < half ? pair : 2 * pair) * 2, raw[i].low);
+                ptx::store_shared_u16(row + (pair < half ? pair + half : 2 * pair + 1) * 2, raw[i].high);
+            }
         }
     }
-};
+}
 
 // The queries come from shared memory for each chunk: no registers keep them.
 template <class C>
@@ -268,14 +275,34 @@ __device__ __forceinline__ void score_chunk(const share &s, uint32_t queries, ui
     }
 }
 
-// What a warp has on its way: keys, then values, of its first chunk; later the same of the next one.
-template <class C>
-__device__ __forceinline__ void begin_chunks(const gpu_attention_decode &a, const share &s, uint32_t room,
-                                             fresh_row<C> *fresh)
+// Rows that are seen, and of them those in the caches, where row `past` is the step's.
+__device__ __forceinline__ void find_end(const gpu_attention_decode &a, int past, share *s)
 {
-    load_chunk<C>(s, room, s.keys, s.chunk);
-    load_chunk<C>(s, room + C::tile::BYTES, s.values, s.chunk);
-    fresh->load(a, s);
+    s->seen = min(max(past, -1) + 1, s->capacity);
+    s->cached = a.k != nullptr && past >= 0 && past < s->capacity ? past : s->seen;
+}
+
+// The queries; and a warp has keys, then values, of its first chunk on their way. Later the same of the next one.
+template <class C>
+__device__ __forceinline__ void begin(const gpu_attention_decode &a, uint32_t room, uint32_t queries, share *s,
+                                      fresh_row<C> *fresh)
+{
+    int past = ptx::load_current(&a.places[s->sequence].past);
+    for (int pass = 0;; pass++) {
+        load_chunk<C>(*s, room, s->keys, s->chunk);
+        load_chunk<C>(*s, room + C::tile::BYTES, s->values, s->chunk);
+        fresh->load(a, *s);
+        if (pass == 0) {
+            lay_queries<C>(a, *s, queries);
+        }
+        int seen = s->seen, cached = s->cached;
+        find_end(a, past, s);
+        if (s->seen == seen && s->cached == cached) {
+            return;
+        }
+        ptx::copy_wait<0>();
+        __syncwarp();
+    }
 }
 
 template <class C>
@@ -338,117 +365,154 @@ __device__ __forceinline__ float weight_of(float most, float largest, float scal
     return most == -INFINITY ? 0.0f : ptx::exp2_fast((most - largest) * scale);
 }
 
-// The warps' sums become the block's, in the room of warp 0.
-template <class C>
-__device__ __forceinline__ void join_warps(const share &s, uint32_t shared, float scale)
+// Of one head: four neighbouring features, and what they count for.
+struct joined {
+    float sums[4], most, total;
+
+    __device__ __forceinline__ void begin()
+    {
+        most = -INFINITY, total = sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    }
+    // `larger` is no less than `most` and the other's.
+    __device__ __forceinline__ void add(float4 of, float2 found, float larger, float scale)
+    {
+        float weight = weight_of(found.x, larger, scale);
+        sums[0] = fmaf(of.x, weight, sums[0]), sums[1] = fmaf(of.y, weight, sums[1]);
+        sums[2] = fmaf(of.z, weight, sums[2]), sums[3] = fmaf(of.w, weight, sums[3]);
+        total = fmaf(found.y, weight, total);
+    }
+};
+
+// Of `count` parts, whose sums and findings lie `sums_step` and `found_step` bytes apart.
+template <int MOST>
+__device__ __forceinline__ joined join(uint32_t sums, uint32_t sums_step, uint32_t found, uint32_t found_step,
+                                       int count, float scale)
 {
-    for (int i = threadIdx.x; i < s.heads * C::D; i += DECODE_THREADS) {
-        int head = i / C::D, d = i % C::D;
-        float2 found[DECODE_WARPS];
-        float largest = -INFINITY, sum = 0, total = 0;
+    joined all;
+    all.begin();
+    float largest = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            found[w] = ptx::load_shared_2(shared + C::FOUND_AT + (uint32_t)(w * MOST_HEADS + head) * 8);
-            largest = fmaxf(largest, found[w].x);
-        }
+    for (int i = 0; i < MOST; i++) {
+        largest = i < count ? fmaxf(largest, ptx::load_shared_2(found + i * found_step).x) : largest;
+    }
+    all.most = largest;
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            float weight = weight_of(found[w].x, largest, scale);
-            uint32_t at = shared + (uint32_t)w * C::CHUNK_BYTES + (uint32_t)(head * C::SUMS_ROW + d) * 4;
-            sum = fmaf(ptx::load_shared_f32(at), weight, sum);
-            total = fmaf(found[w].y, weight, total);
+    for (int i = 0; i < MOST; i++) {
+        if (i < count) {
+            all.add(ptx::load_shared_four(sums + i * sums_step), ptx::load_shared_2(found + i * found_step),
+                    largest, scale);
         }
-        ptx::store_shared_f32(shared + (uint32_t)(head * C::SUMS_ROW + d) * 4, sum);
-        if (d == 0) {
-            ptx::store_shared_2(shared + C::BLOCK_AT + (uint32_t)head * 8, largest, total);
+    }
+    return all;
+}
+
+template <class C>
+__device__ __forceinline__ void finish(const gpu_attention_decode &a, const share &s, int head, int d,
+                                       const joined &all)
+{
+    uint16_t *y = (uint16_t *)a.y + s.y + (int64_t)(head * s.features + d) * a.y_stride;
+    float factor = 1.0f / all.total;
+    if (d < s.features) { // a multiple of 8
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            y[i * a.y_stride] = (uint16_t)ptx::pack<C::BF16>(all.sums[i] * factor, 0);
         }
     }
 }
 
-// Each block of the cluster finishes a part of y.
+// The warps' sums become the block's: y, or what goes to the block that finishes the head.
 template <class C>
-__device__ __forceinline__ void join_blocks(const gpu_attention_decode &a, const share &s,
-                                            uint32_t shared, unsigned splits, float scale)
+__device__ __forceinline__ void join_warps(const gpu_attention_decode &a, const share &s, uint32_t shared,
+                                           unsigned splits, float scale)
 {
-    int first = (int)ptx::block_of_cluster() * DECODE_THREADS + threadIdx.x;
-    for (int i = first; i < s.heads * C::D; i += (int)splits * DECODE_THREADS) {
-        int head = i / C::D, d = i % C::D;
-        if (d >= s.features) {
+    constexpr int FOURS = C::D / 4;
+    uint32_t rank = ptx::block_of_cluster();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < s.heads * FOURS; i += DECODE_THREADS) {
+        int head = i / FOURS, d = i % FOURS * 4;
+        joined all = join<DECODE_WARPS>(shared + (uint32_t)(head * C::SUMS_ROW + d) * 4, C::CHUNK_BYTES,
+                                        shared + C::FOUND_AT + (uint32_t)head * 8, MOST_HEADS * 8, DECODE_WARPS,
+                                        scale);
+        if (splits == 1) {
+            finish<C>(a, s, head, d, all);
             continue;
         }
-        uint32_t found = shared + C::BLOCK_AT + (uint32_t)head * 8;
-        uint32_t sums = shared + (uint32_t)(head * C::SUMS_ROW + d) * 4;
-        float most[MOST_SPLITS], totals[MOST_SPLITS], parts[MOST_SPLITS], largest = -INFINITY;
-#pragma unroll
-        for (unsigned b = 0; b < MOST_SPLITS; b++) {
-            if (b < splits) {
-                most[b] = ptx::load_cluster_f32(ptx::in_block(found, b));
-                totals[b] = ptx::load_cluster_f32(ptx::in_block(found + 4, b));
-                parts[b] = ptx::load_cluster_f32(ptx::in_block(sums, b));
-                largest = fmaxf(largest, most[b]);
-            }
+        uint32_t owner = (uint32_t)head % splits, place = (uint32_t)head / splits * splits + rank;
+        uint32_t to = ptx::in_block(shared + C::SENT_AT + place * C::SENT_BYTES, owner);
+        uint32_t barrier = ptx::in_block(shared + C::BARRIER_AT, owner);
+        const float found[4] = {all.most, all.total, 0, 0};
+        ptx::send_four(to + (uint32_t)d * 4, all.sums, barrier);
+        if (d == 0) {
+            ptx::send_four(to + C::D * 4, found, barrier);
         }
-        float sum = 0, total = 0;
-#pragma unroll
-        for (unsigned b = 0; b < MOST_SPLITS; b++) {
-            if (b < splits) {
-                float weight = weight_of(most[b], largest, scale);
-                sum = fmaf(parts[b], weight, sum);
-                total = fmaf(totals[b], weight, total);
-            }
-        }
-        uint16_t *y = (uint16_t *)a.y + s.y + ((int64_t)head * s.features + d) * a.y_stride;
-        *y = (uint16_t)ptx::pack<C::BF16>(sum / total, 0);
     }
 }
 
-// Rows that are seen, and of them those in the caches, where row `past` is the step's.
-__device__ __forceinline__ void find_end(const gpu_attention_decode &a, int past, share *s)
+// What the blocks of the cluster sent of the heads rank, rank + splits...
+template <class C>
+__device__ __forceinline__ void join_blocks(const gpu_attention_decode &a, const share &s, uint32_t shared,
+                                            unsigned splits, float scale)
 {
-    s->seen = min(max(past, -1) + 1, s->capacity);
-    s->cached = a.k != nullptr && past >= 0 && past < s->capacity ? past : s->seen;
+    constexpr int FOURS = C::D / 4;
+    int rank = (int)ptx::block_of_cluster(), owned = (s.heads - rank + (int)splits - 1) / (int)splits;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < owned * FOURS; i += DECODE_THREADS) {
+        int mine = i / FOURS, d = i % FOURS * 4;
+        uint32_t from = shared + C::SENT_AT + (uint32_t)mine * splits * C::SENT_BYTES;
+        ptx::wait_for_sent(shared + C::BARRIER_AT);
+        joined all = join<MOST_SPLITS>(from + (uint32_t)d * 4, C::SENT_BYTES, from + C::D * 4, C::SENT_BYTES,
+                                       (int)splits, scale);
+        finish<C>(a, s, mine * (int)splits + rank, d, all);
+    }
+}
+
+// So that blocks of the cluster may send as soon as all have passed this.
+template <class C>
+__device__ __forceinline__ void expect_sums(const share &s, uint32_t shared, unsigned splits)
+{
+    int rank = (int)ptx::block_of_cluster(), owned = (s.heads - rank + (int)splits - 1) / (int)splits;
+    if (splits > 1 && threadIdx.x == 0) {
+        ptx::expect_sent(shared + C::BARRIER_AT, (uint32_t)owned * splits * C::SENT_BYTES);
+    }
+    __syncwarp();
+    if (splits > 1) {
+        ptx::cluster_has_come();
+    }
 }
 
 template <class C>
 __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 4)
-    decode_kernel(const gpu_attention_decode a, unsigned splits)
+    decode_kernel(const __grid_constant__ decode_task t)
 {
     extern __shared__ uint4 memory[];
+    const gpu_attention_decode &a = t.of;
     uint32_t shared = ptx::shared_address(memory);
     uint32_t room = shared + threadIdx.x / 32 * C::CHUNK_BYTES;
     float scale = a.scale * LOG2_E;
     mma::let_next_launch_begin();
     int guessed;
-    share s = share_of<C>(a, splits, &guessed);
+    share s = share_of<C>(t, &guessed);
     find_end(a, guessed, &s);
-#pragma unroll
+    expect_sums<C>(s, shared, t.splits);
+#pragma unroll 1
     for (int i = 0; i < 3; i++) {
         ask_for<C>(s, s.chunk + i * s.step);
     }
     mma::wait_for_launch_before();
-    int past = ptx::load_current(&a.places[s.sequence].past);
-    queries_of<C> queries;
-    queries.load(a, s);
     fresh_row<C> fresh;
-    begin_chunks<C>(a, s, room, &fresh);
-    queries.lay(a, s, shared + C::QUERIES_AT);
-    if (past != guessed) {
-        find_end(a, past, &s);
-        ptx::copy_wait<0>();
-        __syncwarp();
-        begin_chunks<C>(a, s, room, &fresh);
-    }
+    begin<C>(a, room, shared + C::QUERIES_AT, &s, &fresh);
     __syncthreads();
     running<1, C::D> r;
     r.begin();
     take_chunks<C>(s, room, shared + C::QUERIES_AT, scale, &fresh, &r);
     leave_sums<C>(s, shared, &r);
     __syncthreads();
-    join_warps<C>(s, shared, scale);
-    ptx::cluster_barrier();
-    join_blocks<C>(a, s, shared, splits, scale);
-    if (splits > 1) {
-        ptx::cluster_barrier(); // nobody leaves while others read its memory
+    if (t.splits > 1) {
+        ptx::wait_for_cluster();
+    }
+    join_warps<C>(a, s, shared, t.splits, scale);
+    if (t.splits > 1) {
+        join_blocks<C>(a, s, shared, t.splits, scale);
     }
 }
 
@@ -469,16 +533,19 @@ inline unsigned splits_of(const gpu_attention_decode &a, int64_t blocks)
 template <class C> int launch_decode_as(const gpu_attention_decode &a, void *stream)
 {
     static std::atomic<uint64_t> prepared;
-    int64_t group = a.heads / a.kv_heads;
-    int64_t blocks = a.sequences * a.kv_heads * ((group + MOST_HEADS - 1) / MOST_HEADS);
+    int64_t group = a.heads / a.kv_heads, batches = (group + MOST_HEADS - 1) / MOST_HEADS;
+    int64_t blocks = a.sequences * a.kv_heads * batches;
     unsigned splits = splits_of(a, blocks);
     if (blocks * splits > INT32_MAX) {
         return cudaErrorInvalidValue;
     }
-    int failed = gpu_prepare((const void *)decode_kernel<C>, C::SHARED, a.device, &prepared);
+    decode_task task = {a, (uint32_t)group, (uint32_t)batches, splits};
+    unsigned heads = (unsigned)(group < MOST_HEADS ? group : MOST_HEADS);
+    int failed = gpu_prepare((const void *)decode_kernel<C>, C::MOST_SHARED, a.device, &prepared);
     return failed != 0 ? failed
                        : gpu_launch_clusters(decode_kernel<C>, (unsigned)blocks * splits, splits,
-                                             DECODE_THREADS, C::SHARED, a.overlaps, stream, a, splits);
+                                             DECODE_THREADS, C::shared(heads, splits), a.overlaps,
+                                             stream, task);
 }
 
 template <bool BF16> int launch_decode(const gpu_attention_decode &a, void *stream)

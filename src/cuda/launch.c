@@ -143,14 +143,6 @@ gpu_prologue cuda_prologue(const esp_matmul_call *call, bool *aligned)
     return (gpu_prologue){.kind = GPU_SWIGLU, .up = from->up};
 }
 
-/* What stays in the L2 until it is read, also while caches are: half of an H100's would be 25 MB. */
-#define MOST_AHEAD ((size_t)16 << 20)
-
-static gpu_ahead some_ahead(const void *data, size_t bytes)
-{
-    return (gpu_ahead){.data = data, .bytes = ESP_MIN(bytes, MOST_AHEAD)};
-}
-
 gpu_ahead cuda_ahead(const esp_matmul_call *call)
 {
     const esp_packed *next = call->around.next;
@@ -160,12 +152,12 @@ gpu_ahead cuda_ahead(const esp_matmul_call *call)
         return (gpu_ahead){0};
     }
     if (weight->dense) {
-        return some_ahead(weight->values,
-                          (size_t)next->out_features * (size_t)next->in_features * 2);
+        return (gpu_ahead){weight->values,
+                           (size_t)next->out_features * (size_t)next->in_features * 2};
     }
     const gpu_panels *panels = &weight->panels;
     size_t steps = (size_t)panels->panels * (size_t)panels->blocks * (size_t)panels->steps;
-    return some_ahead(panels->data, steps * (size_t)panels->block_rows * GPU_ROW_BYTES);
+    return (gpu_ahead){panels->data, steps * (size_t)panels->block_rows * GPU_ROW_BYTES};
 }
 
 static bool takes_16_bytes(const void *base, int64_t stride, size_t width)

@@ -47,7 +47,6 @@ template <int EIGHTS> struct map_of {
 struct task {
     CUtensorMap weights; // boxes of a step
     gpu_dense_product product;
-    ahead_deal ahead;
 };
 
 // Steps first, first + stride... of one block of rows, through the ring of one warp.
@@ -71,14 +70,16 @@ template <int STAGES> struct stream {
             ptx::barrier_init(barriers + i * 8, 1);
         }
         ptx::barrier_init_fence();
+#pragma unroll 1
         for (int i = 0; i < STAGES && first + i * stride < steps; i++) {
             fetch(first + i * stride, i);
         }
     }
 };
 
-// 32 features of a step, `part` 0 or 1.
-template <int EIGHTS, bool BF16>
+// 32 features of a step, `part` 0 or 1. WHOLE: all groups are in use; without branches pieces are read one behind the
+// other.
+template <int EIGHTS, bool BF16, bool WHOLE>
 __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t tile, uint32_t x, int part,
                                               int groups, int lane)
 {
@@ -91,32 +92,45 @@ __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t ti
     uint32_t row = lane % 8 * 2 + lane / 8 % 2, from = tile + row * ROW_BYTES;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        uint32_t piece = ((uint32_t)(part * 4 + half * 2 + lane / 16) ^ row % 8) * 16;
+        uint32_t piece = ((uint32_t)(part * 4 + half * 2 + lane / 16) ^ row % 8) * 16, a[ROW_GROUPS][4];
 #pragma unroll
         for (int g = 0; g < ROW_GROUPS; g++) {
-            if (g < groups) {
-                uint32_t a[4];
-                ptx::load_matrices(from + g * 16 * ROW_BYTES + piece, a);
+            if (WHOLE || g < groups) {
+                ptx::load_matrices(from + g * 16 * ROW_BYTES + piece, a[g]);
+            }
+        }
 #pragma unroll
-                for (int e = 0; e < EIGHTS; e++) {
-                    ptx::product_16x8<BF16>(sums.of[g][e], a[0], a[1], a[2], a[3], b[e][2 * half],
-                                            b[e][2 * half + 1]);
+        for (int g = 0; g < ROW_GROUPS; g++) {
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) {
+                if (WHOLE || g < groups) {
+                    ptx::product_16x8<BF16>(sums.of[g][e], a[g][0], a[g][1], a[g][2], a[g][3],
+                                            b[e][2 * half], b[e][2 * half + 1]);
                 }
             }
         }
     }
 }
 
+template <int EIGHTS, bool BF16, bool WHOLE>
+__device__ __forceinline__ void multiply_step(sums_of<EIGHTS> &sums, uint32_t tile, uint32_t x, int groups,
+                                              int lane)
+{
+    multiply_part<EIGHTS, BF16, WHOLE>(sums, tile, x, 0, groups, lane);
+    multiply_part<EIGHTS, BF16, WHOLE>(sums, tile, x, 1, groups, lane);
+}
+
 template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
 __device__ __forceinline__ void add_steps(const gpu_dense_product &p, const stream<STAGES> &weights,
-                                          uint32_t laid, uint32_t squares, int groups,
-                                          part_ahead ahead, int lane, sums_of<EIGHTS> &sums)
+                                          uint32_t laid, uint32_t squares, int groups, int lane,
+                                          sums_of<EIGHTS> &sums)
 {
     constexpr int AHEAD = READING == ONE ? STAGES : 1; // as far as the ring, of a single token
-    step_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD];
-    auto load = [&](auto &to, int step) {
+    column_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD][2];
+    auto load = [&](auto *to, int step) {
         uint32_t column = step < weights.steps ? (uint32_t)(step * STEP_FEATURES + lane) : ~0u;
-        to.load(p, column, column == ~0u ? ~0u : column + 32, lane);
+        to[0].load(p, column);
+        to[1].load(p, column == ~0u ? ~0u : column + 32);
     };
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
@@ -130,18 +144,18 @@ __device__ __forceinline__ void add_steps(const gpu_dense_product &p, const stre
             if (step >= weights.steps) {
                 break;
             }
-            auto &now = x[stage % AHEAD];
-            now.lay(laid, lane, scale);
+            auto *now = x[stage % AHEAD];
+            now[0].lay(laid + lane * 16, scale);
+            now[1].lay(laid + (lane + 32) * 16, scale);
             __syncwarp();
             load(now, step + AHEAD * weights.stride);
             uint32_t tile = weights.ring + stage * TILE_BYTES;
             ptx::barrier_wait(weights.barriers + stage * 8, parity);
-            multiply_part<EIGHTS, BF16>(sums, tile, laid, 0, groups, lane);
-            multiply_part<EIGHTS, BF16>(sums, tile, laid, 1, groups, lane);
+            groups == ROW_GROUPS ? multiply_step<EIGHTS, BF16, true>(sums, tile, laid, groups, lane)
+                                 : multiply_step<EIGHTS, BF16, false>(sums, tile, laid, groups, lane);
             __syncwarp();
-            if (lane == 0) {
-                int later = step + STAGES * weights.stride;
-                later < weights.steps ? weights.fetch(later, stage) : ahead.ask();
+            if (lane == 0 && step + STAGES * weights.stride < weights.steps) {
+                weights.fetch(step + STAGES * weights.stride, stage);
             }
         }
     }
@@ -168,7 +182,6 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
                                    cluster * WARPS,
                                    (int)((p.in + STEP_FEATURES - 1) / STEP_FEATURES)};
     exchange<EIGHTS, WARPS> finish = {base + map::SUMS_AT, base + map::ARRIVED_AT, cluster, rank, warp};
-    part_ahead ahead = part_ahead::take(t.ahead);
     ptx::launch_next();
     if (lane == 0) {
         weights.start();
@@ -178,18 +191,18 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
     }
     bool mine = warp < groups && finish.finishes(warp);
     int first = row + warp * 16 + lane / 4 * 2;
-    two_rows<EIGHTS> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
+    two_rows<EIGHTS, READING == ONE> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
     __syncwarp();
-    ptx::cluster_arrive();
-    if (lane == 0 && weights.first + map::STAGES * weights.stride >= weights.steps) {
-        ahead.ask(); // all copies are under way
+    ptx::cluster_has_come();
+    if (lane == 0) {
+        ask_ahead<WARPS>(p.ahead);
     }
     __syncwarp();
     ptx::stream_order_wait();
     ends.load_terms(p.epilogue, lane);
     sums_of<EIGHTS> sums = {};
     add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, weights, base + map::X_AT + warp * map::X_BYTES,
-                                               base + map::SQUARES_AT, groups, ahead, lane, sums);
+                                               base + map::SQUARES_AT, groups, lane, sums);
     ptx::cluster_wait(); // all blocks of the cluster have their barriers
     finish.send(sums, groups, lane);
     if (mine) {
@@ -221,7 +234,7 @@ template <bool BF16> struct launcher {
         auto kernel = (const void *)dense_few_kernel<EIGHTS, BF16, READING, PROLOGUE>;
         static std::atomic<uint64_t> prepared;
         static residency known;
-        task t = {{}, p, {}};
+        task t = {{}, p};
         launching best = {};
         int64_t blocks = (p.out + BLOCK_ROWS - 1) / BLOCK_ROWS;
         int failed = gpu_prepare(kernel, map::shared(MOST_CLUSTER), p.device, &prepared);
@@ -233,7 +246,6 @@ template <bool BF16> struct launcher {
         }
         find_cluster<map>(&known, kernel, p.device, blocks,
                           (p.in + STEP_FEATURES - 1) / STEP_FEATURES, &best);
-        t.ahead = deal_ahead(best, blocks, p.ahead);
         return launch_cluster(best, blocks, stream, &t);
     }
 };

@@ -51,11 +51,6 @@ template <int EIGHTS, int STAGES> struct map_of {
     }
 };
 
-struct task {
-    gpu_product product;
-    ahead_deal ahead;
-};
-
 __device__ __forceinline__ uint32_t kept_column(const gpu_panels &w, int panel, int step, int i)
 {
     int64_t j = (int64_t)step * GPU_STEP_COLUMNS + i;
@@ -96,18 +91,20 @@ template <int STAGES> struct stream {
             ptx::barrier_init(barriers + i * 8, 1);
         }
         ptx::barrier_init_fence();
+#pragma unroll 1
         for (int i = 0; i < STAGES && first + i * stride < steps; i++) {
             fetch(first + i * stride, i);
         }
     }
 };
 
-template <int PART, int EIGHTS, bool BF16>
+// WHOLE: all groups are in use. Without branches a step's pieces are read one behind the other.
+template <int PART, int EIGHTS, bool BF16, bool WHOLE>
 __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t weights, uint32_t x,
                                               const uint32_t (&positions)[ROW_GROUPS], int groups,
                                               int lane)
 {
-    uint32_t b[EIGHTS][4];
+    uint32_t a[ROW_GROUPS][4], b[EIGHTS][4];
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
         ptx::load_matrices_transposed(x + e * 1024 + (PART * 32 + lane) * 16, b[e]);
@@ -116,15 +113,32 @@ __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t we
     uint32_t from = weights + PART * 2048 + piece % 2 * 256 + piece / 2 * 128 + row * 16;
 #pragma unroll
     for (int g = 0; g < ROW_GROUPS; g++) {
-        if (g < groups) {
-            uint32_t a[4];
-            ptx::load_matrices(from + g * 512, a);
+        if (WHOLE || g < groups) {
+            ptx::load_matrices(from + g * 512, a[g]);
+        }
+    }
+#pragma unroll
+    for (int g = 0; g < ROW_GROUPS; g++) {
+        if (WHOLE || g < groups) {
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                ptx::sparse_product_16x8<PART, BF16>(sums.of[g][e], a, b[e], positions[g]);
+                ptx::sparse_product_16x8<PART, BF16>(sums.of[g][e], a[g], b[e], positions[g]);
             }
         }
     }
+}
+
+template <int EIGHTS, bool BF16, bool WHOLE>
+__device__ __forceinline__ void multiply_step(sums_of<EIGHTS> &sums, uint32_t weights, uint32_t x, int groups,
+                                              int lane)
+{
+    uint32_t positions[ROW_GROUPS];
+#pragma unroll
+    for (int g = 0; g < ROW_GROUPS; g++) {
+        positions[g] = WHOLE || g < groups ? ptx::load_shared(weights + 4096 + g * 128 + lane * 4) : 0;
+    }
+    multiply_part<0, EIGHTS, BF16, WHOLE>(sums, weights, x, positions, groups, lane);
+    multiply_part<1, EIGHTS, BF16, WHOLE>(sums, weights, x, positions, groups, lane);
 }
 
 // The columns of a lane in one step: in the list's order lane and lane + 32.
@@ -167,12 +181,11 @@ template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int AHEAD, 
 __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
                                           const stream<STAGES> &weights,
                                           const first_columns<AHEAD> &columns, uint32_t laid,
-                                          uint32_t squares, part_ahead ahead, int lane,
-                                          sums_of<EIGHTS> &sums)
+                                          uint32_t squares, int lane, sums_of<EIGHTS> &sums)
 {
     static_assert(AHEAD == 1 || AHEAD == STAGES, "X is found by the stage");
     const gpu_panels &w = p.weight;
-    step_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD];
+    step_of_x<EIGHTS, READING, PROLOGUE, BF16, true> x[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
         x[i].load(p, columns.of[i].at[0], columns.of[i].at[1], lane);
@@ -191,19 +204,14 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
             __syncwarp();
             now.load(p, coming.at[0], coming.at[1], lane);
             coming = columns_of(w, panel, step + (AHEAD + 1) * weights.stride, lane);
-            uint32_t at = weights.ring + stage * GPU_STEP_BYTES, positions[ROW_GROUPS];
+            uint32_t at = weights.ring + stage * GPU_STEP_BYTES;
             ptx::barrier_wait(weights.barriers + stage * 8, parity);
-#pragma unroll
-            for (int g = 0; g < ROW_GROUPS; g++) {
-                positions[g] =
-                    g < weights.groups ? ptx::load_shared(at + 4096 + g * 128 + lane * 4) : 0;
-            }
-            multiply_part<0, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
-            multiply_part<1, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
+            weights.groups == ROW_GROUPS
+                ? multiply_step<EIGHTS, BF16, true>(sums, at, laid, weights.groups, lane)
+                : multiply_step<EIGHTS, BF16, false>(sums, at, laid, weights.groups, lane);
             __syncwarp();
-            if (lane == 0) {
-                int later = step + STAGES * weights.stride;
-                later < w.steps ? weights.fetch(later, stage) : ahead.ask();
+            if (lane == 0 && step + STAGES * weights.stride < w.steps) {
+                weights.fetch(step + STAGES * weights.stride, stage);
             }
         }
     }
@@ -220,11 +228,10 @@ __device__ __forceinline__ int groups_in_use(const gpu_panels &w, int64_t panel,
 
 template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
 __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
-    few_kernel(const __grid_constant__ task t)
+    few_kernel(const __grid_constant__ gpu_product p)
 {
     using map = map_of<EIGHTS, STAGES>;
     extern __shared__ unsigned char memory[];
-    const gpu_product &p = t.product;
     uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int cluster = (int)ptx::cluster_size(), rank = (int)ptx::cluster_rank();
@@ -240,7 +247,6 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
                               cluster * WARPS,
                               p.weight.steps};
     exchange<EIGHTS, WARPS> finish = {base + map::SUMS_AT, base + map::ARRIVED_AT, cluster, rank, warp};
-    part_ahead ahead = part_ahead::take(t.ahead);
     ptx::launch_next();
     if (lane == 0) {
         weights.start();
@@ -252,15 +258,15 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     first_columns<AHEAD> columns;
     columns.load(p.weight, panel, weights, lane);
     bool mine = warp < weights.groups && finish.finishes(warp);
-    two_rows<EIGHTS> ends(-1, -1);
+    two_rows<EIGHTS, READING == ONE> ends(-1, -1);
     if (mine) {
         int2 two = *(const int2 *)(rows + warp * 16 + lane / 4 * 2);
         ends.row[0] = two.x, ends.row[1] = two.y;
     }
     __syncwarp();
-    ptx::cluster_arrive();
-    if (lane == 0 && weights.first + STAGES * weights.stride >= weights.steps) {
-        ahead.ask(); // all copies are under way
+    ptx::cluster_has_come();
+    if (lane == 0) {
+        ask_ahead<WARPS>(p.ahead);
     }
     __syncwarp();
     ptx::stream_order_wait();
@@ -268,7 +274,7 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     sums_of<EIGHTS> sums = {};
     add_steps<EIGHTS, BF16, READING, PROLOGUE>(p, panel, weights, columns,
                                                base + map::X_AT + warp * map::X_BYTES,
-                                               base + map::SQUARES_AT, ahead, lane, sums);
+                                               base + map::SQUARES_AT, lane, sums);
     ptx::cluster_wait(); // all blocks of the cluster have their barriers
     finish.send(sums, weights.groups, lane);
     if (mine) {
@@ -310,9 +316,8 @@ template <bool BF16> struct launcher {
         if (failed != 0) {
             return failed;
         }
-        int64_t blocks = (int64_t)p.weight.panels * p.weight.blocks;
-        task t = {p, deal_ahead(best, blocks, p.ahead)};
-        return launch_cluster(best, blocks, stream, &t);
+        gpu_product copy = p;
+        return launch_cluster(best, (int64_t)p.weight.panels * p.weight.blocks, stream, &copy);
     }
 };
 

@@ -15,6 +15,17 @@
 #include "cuda/quick_silu.cuh"
 #include "cuda/sm90_ptx.cuh"
 
+namespace ptx {
+
+// As cluster_arrive where nothing but barriers, which a fence has shown, is to be seen by the others: releasing what
+// this thread wrote would wait for memory.
+__device__ __forceinline__ void cluster_has_come()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+} // namespace ptx
+
 namespace streamed
 {
 
@@ -79,7 +90,7 @@ struct column_of_x {
     {
         bool there = column < in_of(p);
         int64_t token_step = p.x_by_token ? p.x_stride : 1,
-                at = there ? column * feature_step(p) + token * token_step : 0;
+                at = there ? column * feature_step(p) + token : 0;
         load_words((const uint16_t *)p.x + at, there, p.tokens, token_step, word);
         if constexpr (PROLOGUE == GATED) {
             load_words((const uint16_t *)p.prologue.up + at, there, p.tokens, token_step, beside);
@@ -126,9 +137,9 @@ struct column_of_x {
 
 // X of a step's 64 columns in a warp, whose lanes know the numbers of two each: lane and lane + 32.
 // Sixteen tokens of a column are 32 bytes, what the L2 gives at a time. A lane that read them 16 at
-// a time would ask for each piece twice, so two lanes share a column.
-template <int EIGHTS, reading READING, prologue PROLOGUE, bool BF16> struct step_of_x {
-    static constexpr bool SHARED = EIGHTS == 2 && READING == EIGHT;
+// a time would ask for each piece twice, so where columns lie apart two lanes share one.
+template <int EIGHTS, reading READING, prologue PROLOGUE, bool BF16, bool APART> struct step_of_x {
+    static constexpr bool SHARED = APART && EIGHTS == 2 && READING == EIGHT;
     static constexpr int PIECES = SHARED ? 4 : 2;
     column_of_x<SHARED ? 1 : EIGHTS, READING, PROLOGUE, BF16> piece[PIECES];
 
@@ -136,11 +147,14 @@ template <int EIGHTS, reading READING, prologue PROLOGUE, bool BF16> struct step
     __device__ __forceinline__ void load(const P &p, uint32_t first, uint32_t second, int lane)
     {
         if constexpr (SHARED) {
+            uint32_t columns[PIECES];
 #pragma unroll
             for (int i = 0; i < PIECES; i++) {
-                uint32_t column =
-                    __shfl_sync(~0u, i < 2 ? first : second, i % 2 * 16 + lane / 2);
-                piece[i].load(p, column, lane % 2 * 8);
+                columns[i] = __shfl_sync(~0u, i < 2 ? first : second, i % 2 * 16 + lane / 2);
+            }
+#pragma unroll
+            for (int i = 0; i < PIECES; i++) {
+                piece[i].load(p, columns[i], lane % 2 * 8);
             }
         } else {
             piece[0].load(p, first);
@@ -277,7 +291,8 @@ __device__ __forceinline__ float load_current(gpu_type type, const void *data, i
 // each eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
 // The residual is asked for with the other terms: read one element after the other between stores,
 // which it might alias for all that the compiler knows, it took a way to the L2 each.
-template <int EIGHTS> struct two_rows {
+template <int EIGHTS, bool SINGLE = false> struct two_rows {
+    static constexpr int TOKENS = SINGLE ? 1 : 2; // of a lane and eight; SINGLE: there is one in all
     int row[2]; // of Y, -1: none
     float scale[2], bias[2];
     float residual[EIGHTS][2][2]; // of each eight tokens: two tokens, two rows (swiglu: the first)
@@ -313,6 +328,9 @@ template <int EIGHTS> struct two_rows {
         bool adds = (e.bits & ESP_EP_RESIDUAL) != 0;
 #pragma unroll
         for (int i = 0; i < EIGHTS * 4; i++) {
+            if (i / 2 % 2 >= TOKENS) {
+                continue;
+            }
             int token = token_of(i / 4, i / 2 % 2, lane), which = i % 2;
             bool there = adds && token < e.tokens && row[which] >= 0 && !(gates(e) && which == 1);
             residual[i / 4][i / 2 % 2][which] =
@@ -353,45 +371,33 @@ template <int EIGHTS> struct two_rows {
 #pragma unroll
         for (int i = 0; i < EIGHTS; i++) {
             finish_token(e, sums[i].x, sums[i].z, token_of(i, 0, lane), residual[i][0]);
-            finish_token(e, sums[i].y, sums[i].w, token_of(i, 1, lane), residual[i][1]);
+            if constexpr (!SINGLE) {
+                finish_token(e, sums[i].y, sums[i].w, token_of(i, 1, lane), residual[i][1]);
+            }
         }
     }
 };
 
 // ---- what comes after ----
 
-// Between the last copies of one launch and the first ones of the next lie its sums, its end and the
-// other's start, some 3 us in which memory would have nothing to do. So warps that have asked for all
-// that they read ask the L2 for what a later launch reads, each for a part.
-struct ahead_deal {
-    gpu_ahead of;
-    uint32_t each;        // of a warp: a multiple of 128 bytes
-    uint32_t first_block; // those before it end too early
-};
+// Memory has nothing to do while a launch waits for another that reads little, as attention does:
+// the blocks that wait ask the L2 for the start of the weight that is read next, this much in all.
+// Half of an H100's L2 would be 25 MB.
+constexpr uint32_t MOST_AHEAD = 16 << 20;
 
-struct part_ahead {
-    const char *from;
-    uint32_t bytes; // 0: nothing, or asked for
-
-    static __device__ __forceinline__ part_ahead take(const ahead_deal &deal)
-    {
-        if (deal.of.data == nullptr || blockIdx.x < deal.first_block) {
-            return {nullptr, 0};
-        }
-        uint32_t warp = (blockIdx.x - deal.first_block) * WARPS + threadIdx.x / 32;
-        uint64_t from = (uint64_t)warp * deal.each, all = deal.of.bytes;
-        uint32_t bytes = from < all ? (uint32_t)min((uint64_t)deal.each, all - from) / 16 * 16 : 0;
-        return {(const char *)deal.of.data + from, bytes};
-    }
-
-    __device__ __forceinline__ void ask() // by one lane
-    {
-        if (bytes > 0) {
-            ptx::bulk_prefetch_l2(from, bytes);
-            bytes = 0;
+// By one lane of each warp.
+template <int WARPS> __device__ __forceinline__ void ask_ahead(const gpu_ahead &ahead)
+{
+    uint32_t warps = gridDim.x * WARPS, warp = blockIdx.x * WARPS + threadIdx.x / 32;
+    uint64_t bytes = min((uint64_t)ahead.bytes, (uint64_t)MOST_AHEAD);
+    uint64_t each = (bytes / warps + 127) / 128 * 128, from = warp * each;
+    if (ahead.data != nullptr && from < bytes) {
+        uint32_t mine = (uint32_t)min(each, bytes - from) / 16 * 16;
+        if (mine > 0) {
+            ptx::bulk_prefetch_l2((const char *)ahead.data + from, mine);
         }
     }
-};
+}
 
 // ---- launching ----
 
@@ -423,7 +429,6 @@ inline int resident(residency *known, const void *kernel, const cudaLaunchConfig
 struct launching {
     const void *kernel;
     int cluster;
-    int64_t resident; // clusters that run at a time
     uint32_t shared;
     double cost; // rounds of clusters, each of a start and the steps of a warp
 };
@@ -449,17 +454,9 @@ void find_cluster(residency *known, const void *kernel, int device, int64_t bloc
         int64_t turns = (steps + cluster * WARPS - 1) / (cluster * WARPS);
         double cost = (double)((blocks + room - 1) / room) * ((double)turns + start);
         if (best->kernel == nullptr || cost < best->cost) {
-            *best = {kernel, cluster, room, map::shared(cluster), cost};
+            *best = {kernel, cluster, map::shared(cluster), cost};
         }
     }
-}
-
-// Among the blocks of the last round.
-inline ahead_deal deal_ahead(const launching &how, int64_t blocks, const gpu_ahead &ahead)
-{
-    int64_t last = (blocks < how.resident ? blocks : how.resident) * how.cluster;
-    uint64_t lines = (ahead.bytes + 127) / 128, warps = (uint64_t)last * WARPS;
-    return {ahead, (uint32_t)((lines + warps - 1) / warps * 128), (uint32_t)(blocks * how.cluster - last)};
 }
 
 // May begin before the launch before it in the stream has ended.

@@ -137,13 +137,6 @@ static esp_status find_angles(const pass *p, esp_error *error)
     return esp_nn_done(status, "rope_angles", error);
 }
 
-/* The linear layer that comes after layer `index`. */
-static const esp_linear *after_layer(const esp_llama *llama, int64_t index)
-{
-    return index + 1 < llama->config.layers ? &llama->layers[index + 1].attention.qkv[0]
-                                            : &llama->head;
-}
-
 static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
 {
     esp_session *session = p->session;
@@ -167,8 +160,7 @@ static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
         .workspaces = p->by_places ? session->workspaces : &session->attention_workspace};
     ESP_TRY(esp_attention_run(&p->nn, &layer->attention, &attention, error));
     ESP_TRY(
-        esp_mlp_run(&p->nn, &layer->mlp, &between, session->inner, session->x, p->columns,
-                    after_layer(session->llama, index), error));
+        esp_mlp_run(&p->nn, &layer->mlp, &between, session->inner, session->x, p->columns, error));
     char name[32];
     snprintf(name, sizeof name, "layer.%lld", (long long)index);
     return show(p, name, session->x, error);

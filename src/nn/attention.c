@@ -15,12 +15,8 @@ static esp_status project(const esp_nn *nn, const esp_attention_layer *layer,
                           const esp_attention_call *call, void *const parts[3], esp_error *error)
 {
     for (int i = 0; i < layer->projections; i++) {
-        bool last = i + 1 == layer->projections;
-        esp_linear_call product = {.x = call->x,
-                                   .y = parts[i],
-                                   .tokens = call->columns,
-                                   .prepare = call->prepare,
-                                   .next = last ? &layer->o : &layer->qkv[i + 1]};
+        esp_linear_call product = {
+            .x = call->x, .y = parts[i], .tokens = call->columns, .prepare = call->prepare};
         ESP_TRY(esp_linear_run(nn, &layer->qkv[i], &product, error));
     }
     return ESP_OK;

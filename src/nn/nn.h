@@ -215,11 +215,10 @@ typedef struct esp_mlp_layer {
     int64_t intermediate;
 } esp_mlp_layer;
 
-/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. next: the layer behind; NULL:
- * unknown. */
+/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. */
 ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
                                       esp_prepare *prepare, void *inner, void *x, int64_t columns,
-                                      const esp_linear *next, esp_error *error);
+                                      esp_error *error);
 
 /* ---- attention both ways, among the tokens of a group: a text, an image, a window of one ---- */
 
