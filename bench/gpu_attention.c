@@ -23,7 +23,8 @@
         }                                                                                          \
     } while (0)
 
-typedef enum kind { GROUPS, PREFILL, DECODE } kind;
+/* STEP: a decode whose own rows come along. */
+typedef enum kind { GROUPS, PREFILL, DECODE, STEP } kind;
 
 typedef struct shape {
     const char *name;
@@ -32,6 +33,11 @@ typedef struct shape {
     int64_t grid_width;
     int calls; /* of the graph */
 } shape;
+
+static bool is_decode(const shape *s)
+{
+    return s->kind == DECODE || s->kind == STEP;
+}
 
 static const shape shapes[] = {
     {"deit-base-b1", GROUPS, 1, 197, 12, 12, 64, 0, 64},
@@ -52,6 +58,9 @@ static const shape shapes[] = {
     {"llama-2-7b-decode16-512", DECODE, 16, 512, 32, 32, 128, 0, 8},
     {"llama-3-8b-decode1-512", DECODE, 1, 512, 32, 8, 128, 0, 64},
     {"llama-3-8b-decode16-512", DECODE, 16, 512, 32, 8, 128, 0, 16},
+    {"llama-2-7b-step1-136", STEP, 1, 136, 32, 32, 128, 0, 64},
+    {"llama-2-7b-step16-136", STEP, 16, 136, 32, 32, 128, 0, 16},
+    {"llama-3-8b-step16-512", STEP, 16, 512, 32, 8, 128, 0, 16},
 };
 
 typedef struct operands {
@@ -87,24 +96,24 @@ static operands operands_make(const shape *s)
 {
     operands o = {NULL};
     int64_t columns = s->kind == GROUPS   ? s->groups * ((s->tokens + 7) / 8 * 8)
-                      : s->kind == DECODE ? s->groups
+                      : is_decode(s) ? s->groups
                                           : s->tokens;
     o.stride = (columns + 7) / 8 * 8;
     size_t q = (size_t)(s->heads * s->head_dim * o.stride);
     o.cache = (size_t)(s->kv_heads * s->tokens * s->head_dim);
-    size_t sequences = s->kind == DECODE ? (size_t)s->groups : 1;
+    size_t sequences = is_decode(s) ? (size_t)s->groups : 1;
     size_t kv = s->kind == GROUPS   ? q
-                : s->kind == DECODE ? 2 * o.cache * sequences * (size_t)s->calls
+                : is_decode(s) ? 2 * o.cache * sequences * (size_t)s->calls
                                     : o.cache;
     o.q = numbers(q);
     o.k = numbers(kv);
-    o.v = s->kind == DECODE ? (char *)o.k + o.cache * 2 : numbers(kv); /* layer by layer */
+    o.v = is_decode(s) ? (char *)o.k + o.cache * 2 : numbers(kv); /* layer by layer */
     o.y = numbers(q);
     NEED(cudaMalloc((void **)&o.tables, 2 * 128 * 128 * sizeof(float)));
     NEED(cudaMemset(o.tables, 0, 2 * 128 * 128 * sizeof(float)));
     gpu_place *places = calloc(sequences, sizeof *places);
     for (size_t n = 0; n < sequences; n++) {
-        size_t at = n * o.cache * 4 * (s->kind == DECODE ? (size_t)s->calls : 1);
+        size_t at = n * o.cache * 4 * (is_decode(s) ? (size_t)s->calls : 1);
         places[n] = (gpu_place){(char *)o.k + at, (char *)o.v + at, (int32_t)s->tokens - 1,
                                 (int32_t)s->tokens};
     }
@@ -116,7 +125,7 @@ static operands operands_make(const shape *s)
 
 static void operands_free(const shape *s, operands *o)
 {
-    void *all[] = {o->q, o->k, s->kind == DECODE ? NULL : o->v, o->y, o->tables, o->places};
+    void *all[] = {o->q, o->k, is_decode(s) ? NULL : o->v, o->y, o->tables, o->places};
     for (size_t i = 0; i < sizeof all / sizeof *all; i++) {
         NEED(cudaFree(all[i]));
     }
@@ -175,6 +184,10 @@ static void call(const shape *s, const operands *o, int which, int multiprocesso
                                   .scale = scale,
                                   .multiprocessors = multiprocessors,
                                   .overlaps = true};
+        if (s->kind == STEP) {
+            a.k = a.v = o->q;
+            a.cosines = a.sines = o->tables, a.angle_stride = o->stride;
+        }
         NEED(gpu_attend_decode(&a, stream));
     }
 }
@@ -219,7 +232,7 @@ static double time_us(const shape *s, const operands *o, int multiprocessors)
 
 static void report(const shape *s, double us)
 {
-    double n = (double)s->tokens, queries = s->kind == DECODE ? 1 : n;
+    double n = (double)s->tokens, queries = is_decode(s) ? 1 : n;
     double pairs = s->kind == PREFILL ? n * (n + 1) / 2 : queries * n;
     double flop = 4 * pairs * (double)(s->groups * s->heads * s->head_dim);
     double bytes = 4 * (double)(s->groups * s->head_dim) *

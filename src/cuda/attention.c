@@ -93,8 +93,8 @@ int gpu_attend_decode(const gpu_attention_decode *a, void *stream)
     }
     if (!shape_is_valid(a->type, a->heads, a->kv_heads, a->head_dim, a->scale) ||
         a->head_dim % 8 != 0 || a->layer < 0 || !in_range(a->sequences, 1, 1 << 16) ||
-        !in_range(a->longest, 1, INT32_MAX) || a->stride < a->sequences ||
-        a->y_stride < a->sequences || a->multiprocessors < 1) {
+        !in_range(a->longest, 1, INT32_MAX) || !in_range(a->stride, a->sequences, INT32_MAX) ||
+        a->y_stride < a->sequences || a->angle_stride > INT32_MAX || a->multiprocessors < 1) {
         return INVALID_VALUE;
     }
     return gpu_any_attend_decode(a, stream);

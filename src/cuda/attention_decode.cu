@@ -2,12 +2,21 @@
 //
 // A block has up to 16 query heads that read one head of the caches: they are the rows of the tensor cores' left
 // operand, so several cost no more bytes than one. A cluster of blocks shares out the cache in chunks of 16 rows, and
-// so do the warps of a block; each warp has a ring of its own, and no warp waits for another until the end. There the
-// partial results meet in shared memory, first those of the warps, then, across the cluster, those of the blocks, in
-// a fixed order. Without clusters (before compute capability 9.0) a block reads the whole cache.
+// so do the warps of a block; each warp has a room of its own for one chunk, and no warp waits for another until the
+// end. There the partial results meet in shared memory, first those of the warps, then, in the block that finishes a
+// head, those of the cluster's blocks, in a fixed order. Without clusters (before compute capability 9.0) a block reads
+// the whole cache.
+//
+// A warp's next keys are on their way while it multiplies values, its next values while it multiplies keys; chunks
+// further on are asked for as far as the L2. So little room is needed, and four blocks have it on a multiprocessor.
+//
+// Latencies. Where a sequence ends is known for sure only after the launch before; what the table said before that is
+// nearly always right, so chunks are asked for by that, and once more in the rare case. Blocks send their sums, so that
+// nobody waits for what others wrote to memory. Code that runs once comes from far as well: loops stay loops.
 //
 // The step's own row may come along (`k`, `v`): it is rotated by the warp whose chunk it belongs to, which lays it
-// into its ring and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
+// into its room and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
+#include "cuda/attention_cluster.cuh"
 #include "cuda/attention_kernels.h"
 #include "cuda/attention_warp.cuh"
 #include "cuda/launch.cuh"
@@ -17,27 +26,42 @@ namespace attention {
 constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * 32, CHUNK = 16, MOST_HEADS = 16;
 constexpr unsigned MOST_SPLITS = 8;
 
-// Shared memory: rings of the warps, later their sums; queries; what each warp, and then the block, found.
+// Shared memory: a chunk of keys and one of values for each warp, later its sums; queries; what each warp found; a
+// barrier; what blocks of a cluster sent of the heads that this one finishes.
 template <bool IS_BF16, int FEATURES> struct decode_of {
     static constexpr bool BF16 = IS_BF16;
-    static constexpr int D = FEATURES, STAGES = D > 128 ? 1 : 2;
+    static constexpr int D = FEATURES;
     using tile = attention::tile<ROWS, D, CHUNK>;
-    static constexpr uint32_t STAGE_BYTES = 2 * tile::BYTES, RING_BYTES = STAGES * STAGE_BYTES;
+    static constexpr uint32_t CHUNK_BYTES = 2 * tile::BYTES;
     static constexpr int SUMS_ROW = D + 8; // f32
-    static_assert(MOST_HEADS * SUMS_ROW * 4 <= STAGE_BYTES, "sums take the place of a stage");
+    static_assert(MOST_HEADS * SUMS_ROW * 4 <= CHUNK_BYTES, "sums take the place of a chunk");
     static constexpr int QUERY_ROW = D + GAP;
-    static constexpr uint32_t QUERIES_AT = DECODE_WARPS * RING_BYTES;
-    // [warps][16] most, [warps][16] total; of the block: [16] most, [16] total
-    static constexpr uint32_t FOUND_AT = QUERIES_AT + MOST_HEADS * QUERY_ROW * 2;
-    static constexpr uint32_t BLOCK_AT = FOUND_AT + DECODE_WARPS * MOST_HEADS * 8;
-    static constexpr uint32_t SHARED = BLOCK_AT + MOST_HEADS * 8;
+    static constexpr uint32_t QUERIES_AT = DECODE_WARPS * CHUNK_BYTES;
+    static constexpr uint32_t FOUND_AT = QUERIES_AT + MOST_HEADS * QUERY_ROW * 2; // [warps][16] most, total
+    static constexpr uint32_t BARRIER_AT = FOUND_AT + DECODE_WARPS * MOST_HEADS * 8;
+    static constexpr uint32_t SENT_AT = BARRIER_AT + 16;
+    static constexpr uint32_t SENT_BYTES = D * 4 + 16; // of a head: sums, most, total
+    static constexpr uint32_t MOST_SHARED = SENT_AT + (MOST_HEADS + MOST_SPLITS - 1) * SENT_BYTES;
+
+    static constexpr uint32_t shared(unsigned heads, unsigned splits)
+    {
+        return SENT_AT + (splits > 1 ? (heads + splits - 1) / splits * splits * SENT_BYTES : 0);
+    }
+};
+
+// Numbers that every block would divide for.
+struct decode_task {
+    gpu_attention_decode of;
+    uint32_t group, batches; // query heads of a head of the caches; in so many blocks
+    uint32_t splits;         // blocks of a cluster
 };
 
 struct share {
     uint16_t *keys, *values; // of the head
     int seen, capacity;
-    int cached; // rows that the caches hold already: all that are seen, or one less
+    int cached; // rows that the caches hold already: all that are seen, or all but the last
     int features, heads; // of q: of the block
+    int stride;          // of q, k and v
     int64_t q, y;        // element of the first head's feature 0
     int chunk, step;     // the warp's first, and how far to the next
     uint32_t sequence;
@@ -45,97 +69,100 @@ struct share {
     bool records; // writes a new row: one of the blocks that see a head
 };
 
-template <class C>
-__device__ __forceinline__ share share_of(const gpu_attention_decode &a, unsigned splits)
+template <class C> __device__ __forceinline__ share share_of(const decode_task &t, int *past)
 {
-    uint32_t group = (uint32_t)(a.heads / a.kv_heads), batches = (group + MOST_HEADS - 1) / MOST_HEADS;
-    uint32_t index = blockIdx.x / splits, batch = index % batches, kv = index / batches % a.kv_heads;
-    uint32_t sequence = index / batches / (uint32_t)a.kv_heads;
+    const gpu_attention_decode &a = t.of;
+    uint32_t heads = (uint32_t)a.kv_heads, index = blockIdx.x / t.splits;
+    uint32_t batch = index % t.batches, kv = index / t.batches % heads;
+    uint32_t sequence = index / t.batches / heads;
     const gpu_place place = a.places[sequence];
-    int64_t head = (int64_t)kv * group + batch * MOST_HEADS;
-    int64_t from = (2 * a.layer * a.kv_heads + kv) * place.capacity * a.head_dim;
+    uint32_t head = kv * t.group + batch * MOST_HEADS;
+    int64_t from = ((int64_t)(2 * a.layer * a.kv_heads) + kv) * place.capacity * a.head_dim;
     share s;
     s.keys = (uint16_t *)place.keys + from;
     s.values = (uint16_t *)place.values + from;
-    s.seen = min(max(place.past, -1) + 1, place.capacity);
     s.capacity = place.capacity;
-    s.cached = s.seen;
+    *past = place.past;
     s.features = (int)a.head_dim;
-    s.heads = (int)min(group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
-    s.q = head * a.head_dim * a.stride + sequence;
-    s.y = head * a.head_dim * a.y_stride + sequence;
+    s.heads = (int)min(t.group - batch * MOST_HEADS, (uint32_t)MOST_HEADS);
+    s.stride = (int)a.stride;
+    s.q = (int64_t)(head * (uint32_t)s.features) * s.stride + sequence;
+    s.y = (int64_t)(head * (uint32_t)s.features) * a.y_stride + sequence;
     s.sequence = sequence;
-    s.row = (int64_t)kv * a.head_dim * a.stride + sequence;
+    s.row = (int64_t)(kv * (uint32_t)s.features) * s.stride + sequence;
     s.records = batch == 0;
     s.chunk = (int)(ptx::block_of_cluster() * DECODE_WARPS + threadIdx.x / 32);
-    s.step = (int)splits * DECODE_WARPS;
+    s.step = (int)t.splits * DECODE_WARPS;
     return s;
 }
 
+// Keys or values of a chunk, zeros where the caches have no more rows; nothing, where none is seen. A lane has the same
+// 16 bytes of every STEP-th row.
 template <class C>
-__device__ __forceinline__ void load_chunk(const share &s, uint32_t stage, int chunk)
+__device__ __forceinline__ void load_chunk(const share &s, uint32_t to, const uint16_t *rows, int chunk)
 {
-    using tile = typename C::tile;
-    int lane = threadIdx.x % 32, row = chunk * CHUNK;
-    if (row < s.seen) {
-        int64_t offset = (int64_t)row * s.features;
-        load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage, s.keys + offset, s.features, s.cached - row);
-        load_rows<32, C::D, CHUNK, tile::ROW>(lane, stage + tile::BYTES, s.values + offset, s.features,
-                                              s.cached - row);
+    constexpr int PIECES = C::D / 8, STEP = 32 / PIECES;
+    int lane = threadIdx.x % 32, row = lane / PIECES, column = lane % PIECES * 8;
+    int valid = column < s.features && row < STEP ? s.cached - chunk * CHUNK - row : 0;
+    if (chunk * CHUNK < s.seen) {
+        const char *from = (const char *)(rows + (int64_t)(chunk * CHUNK + row) * s.features + column);
+        uint32_t at = to + (uint32_t)(row * C::tile::ROW + column) * 2, pitch = (uint32_t)(STEP * s.features) * 2;
+#pragma unroll
+        for (int i = 0; i < CHUNK; i += STEP) {
+            if ((32 % PIECES == 0 || row < STEP) && (CHUNK % STEP == 0 || row + i < CHUNK)) {
+                ptx::copy_16(at + (uint32_t)(i * C::tile::ROW) * 2, from + i / STEP * pitch, valid > i ? 16u : 0u);
+            }
+        }
     }
     ptx::copy_commit();
 }
 
-// Asks for the warp's first chunks before the launch before this one is done: into the L2 only, where what is
-// written meanwhile arrives as well. `past` may be one of an earlier step, which costs a row of this at most.
-template <class C> __device__ __forceinline__ void ask_ahead(const share &s)
+// As far as the L2.
+template <class C> __device__ __forceinline__ void ask_for(const share &s, int chunk)
 {
-    int lane = threadIdx.x % 32, bytes = CHUNK * s.features * 2;
-#pragma unroll
-    for (int i = 0; i < C::STAGES; i++) {
-        int row = (s.chunk + i * s.step) * CHUNK;
-        if (row < s.seen && row + CHUNK <= s.capacity) {
-            for (int at = lane * 128; at < bytes; at += 32 * 128) {
-                ptx::prefetch_to_l2((const char *)(s.keys + (int64_t)row * s.features) + at);
-                ptx::prefetch_to_l2((const char *)(s.values + (int64_t)row * s.features) + at);
-            }
+    int row = chunk * CHUNK, bytes = CHUNK * s.features * 2;
+    if (row < s.seen && row + CHUNK <= s.capacity) {
+        int64_t from = (int64_t)row * s.features * 2;
+#pragma unroll 1
+        for (int at = threadIdx.x % 32 * 128; at < bytes; at += 32 * 128) {
+            ptx::prefetch_to_l2((const char *)s.keys + from + at);
+            ptx::prefetch_to_l2((const char *)s.values + from + at);
         }
     }
 }
 
 // ---- the step's own row ----
 
-// Feature d of a head of the block's token, and what it is rotated with, as they were read: loads that nothing keeps
-// apart, for each is a way to the L2. Products and sums are rounded one by one, as the reference's.
-template <class C> struct raw_feature {
-    uint16_t low, high; // of its pair; high alone: of what is not rotated
+// Features `pair` and `pair + half` of a head of the block's token, and what they are rotated with, as they were read:
+// loads that nothing keeps apart, for each is a way to the L2. Products and sums are rounded one by one, as the
+// reference's.
+template <class C> struct raw_pair {
+    uint16_t low, high;
     float cosine, sine;
 
     __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s,
-                                         const uint16_t *head, int d, bool there, bool turns)
+                                         const uint16_t *head, int pair, bool there, bool turns)
     {
-        int half = s.features / 2, pair = d < half ? d : d - half;
-        int64_t angle = pair * a.angle_stride + s.sequence;
-        bool both = there && turns;
-        low = both ? __ldcg(head + pair * a.stride) : (uint16_t)0;
-        high = there ? __ldcg(head + (turns ? pair + half : d) * a.stride) : (uint16_t)0;
-        cosine = both ? __ldcg(a.cosines + angle) : 0.0f;
-        sine = both ? __ldcg(a.sines + angle) : 0.0f;
+        int64_t angle = (int64_t)pair * (int)a.angle_stride + s.sequence;
+        low = there ? __ldcg(head + (int64_t)pair * s.stride) : (uint16_t)0;
+        high = there ? __ldcg(head + (int64_t)(pair + s.features / 2) * s.stride) : (uint16_t)0;
+        cosine = there && turns ? __ldcg(a.cosines + angle) : 1.0f;
+        sine = there && turns ? __ldcg(a.sines + angle) : 0.0f;
     }
 
-    __device__ __forceinline__ uint16_t turned(const share &s, int d, bool turns) const
+    __device__ __forceinline__ void turn()
     {
         float x = ptx::widened<C::BF16>(low), y = ptx::widened<C::BF16>(high);
-        float v = d < s.features / 2 ? __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine))
-                                     : __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine));
-        return turns ? (uint16_t)ptx::pack<C::BF16>(v, 0) : high;
+        float v = __fsub_rn(__fmul_rn(x, cosine), __fmul_rn(y, sine));
+        float w = __fadd_rn(__fmul_rn(y, cosine), __fmul_rn(x, sine));
+        low = (uint16_t)ptx::pack<C::BF16>(v, 0), high = (uint16_t)ptx::pack<C::BF16>(w, 0);
     }
 };
 
-// Features lane, lane + 32... of the new key and value, in the warp that has its chunk.
+// The new key and value, in the warp that has their chunk.
 template <class C> struct fresh_row {
-    static constexpr int EACH = (C::D + 31) / 32;
-    raw_feature<C> key[EACH];
+    static constexpr int PAIRS = (C::D / 2 + 31) / 32, EACH = (C::D + 31) / 32;
+    raw_pair<C> key[PAIRS];
     uint16_t value[EACH];
     int chunk; // -1: none in this warp
 
@@ -147,74 +174,97 @@ template <class C> struct fresh_row {
             return;
         }
 #pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            int pair = i * 32 + threadIdx.x % 32;
+            key[i].load(a, s, (const uint16_t *)a.k + s.row, pair, pair < s.features / 2, true);
+        }
+#pragma unroll
         for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
-            bool there = d < s.features;
-            key[i].load(a, s, (const uint16_t *)a.k + s.row, d, there, true);
-            value[i] = there ? __ldcg((const uint16_t *)a.v + s.row + d * a.stride) : (uint16_t)0;
+            value[i] = d < s.features ? __ldcg((const uint16_t *)a.v + s.row + (int64_t)d * s.stride) : (uint16_t)0;
         }
     }
 
-    // The stage's copies are done, and all lanes know.
-    __device__ __forceinline__ void lay(const share &s, uint32_t stage) const
+    static __device__ __forceinline__ void put(const share &s, uint32_t row, uint16_t *cache, int d,
+                                               uint16_t value)
     {
-        uint32_t row = stage + (uint32_t)(s.cached % CHUNK * C::tile::ROW) * 2;
-        int64_t to = (int64_t)s.cached * s.features;
+        ptx::store_shared_u16(row + d * 2, value);
+        if (s.records) {
+            cache[(int64_t)s.cached * s.features + d] = value;
+        }
+    }
+
+    // The chunk's copies are done, and all lanes know.
+    __device__ __forceinline__ void lay(const share &s, uint32_t room)
+    {
+        uint32_t row = room + (uint32_t)(s.cached % CHUNK * C::tile::ROW) * 2;
+        int half = s.features / 2;
+#pragma unroll
+        for (int i = 0; i < PAIRS; i++) {
+            int pair = i * 32 + threadIdx.x % 32;
+            key[i].turn();
+            if (pair < half) {
+                put(s, row, s.keys, pair, key[i].low);
+                put(s, row, s.keys, pair + half, key[i].high);
+            }
+        }
 #pragma unroll
         for (int i = 0; i < EACH; i++) {
             int d = i * 32 + threadIdx.x % 32;
             if (d < s.features) {
-                uint16_t turned = key[i].turned(s, d, true);
-                ptx::store_shared_u16(row + d * 2, turned);
-                ptx::store_shared_u16(row + C::tile::BYTES + d * 2, value[i]);
-                if (s.records) {
-                    s.keys[to + d] = turned;
-                    s.values[to + d] = value[i];
-                }
+                put(s, row + C::tile::BYTES, s.values, d, value[i]);
             }
         }
         __syncwarp();
     }
 };
 
-// [16][D] from feature-major memory, where the features of a token lie a stride apart; zeros around.
-template <class C> struct queries_of {
-    static constexpr int EACH = MOST_HEADS * C::D / DECODE_THREADS;
-    raw_feature<C> raw[EACH];
-
-    __device__ __forceinline__ void load(const gpu_attention_decode &a, const share &s)
-    {
-        const uint16_t *q = (const uint16_t *)a.q + s.q;
-        bool turns = a.k != nullptr;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-            raw[i].load(a, s, q + (int64_t)head * s.features * a.stride, d,
-                        head < s.heads && d < s.features, turns);
-        }
-    }
-
-    __device__ __forceinline__ void lay(const gpu_attention_decode &a, const share &s, uint32_t to) const
-    {
-        bool turns = a.k != nullptr;
-#pragma unroll
-        for (int i = 0; i < EACH; i++) {
-            int head = (i * DECODE_THREADS + threadIdx.x) / C::D;
-            int d = (i * DECODE_THREADS + threadIdx.x) % C::D;
-            ptx::store_shared_u16(to + (uint32_t)(head * C::QUERY_ROW + d) * 2, raw[i].turned(s, d, turns));
-        }
-    }
-};
-
+// [16][D] from feature-major memory, where the features of a token lie a stride apart. Rows of heads that there are
+// not hold anything: rows of a product do not meet. Behind the features lie zeros, two for each pair too many.
 template <class C>
-__device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1][C::D / 16][4],
-                                           uint32_t stage, int chunk, float scale, running<1, C::D> *r)
+__device__ __forceinline__ void lay_queries(const gpu_attention_decode &a, const share &s, uint32_t to)
 {
-    using tile = typename C::tile;
+    constexpr int HALF = C::D / 2, AT_ONCE = 2;
+    const uint16_t *q = (const uint16_t *)a.q + s.q;
+    int half = s.features / 2;
+    bool turns = a.k != nullptr;
+#pragma unroll 1
+    for (int first = threadIdx.x; first < s.heads * HALF; first += AT_ONCE * DECODE_THREADS) {
+        raw_pair<C> raw[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int at = first + i * DECODE_THREADS, head = at / HALF, pair = at % HALF;
+            raw[i].load(a, s, q + (int64_t)(head * s.features) * s.stride, pair, head < s.heads && pair < half,
+                        turns);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int at = first + i * DECODE_THREADS, head = at / HALF, pair = at % HALF;
+            if (turns) {
+                raw[i].turn();
+            }
+            if (head < s.heads) {
+                uint32_t row = to + (uint32_t)(head * C::QUERY_ROW) * 2;
+                ptx::store_shared_u16(row + (pair < half ? pair : 2 * pair) * 2, raw[i].low);
+                ptx::store_shared_u16(row + (pair < half ? pair + half : 2 * pair + 1) * 2, raw[i].high);
+            }
+        }
+    }
+}
+
+// The queries come from shared memory for each chunk: no registers keep them.
+template <class C>
+__device__ __forceinline__ void score_chunk(const share &s, uint32_t queries, uint32_t keys, int chunk,
+                                            float (&scores)[1][CHUNK / 8][4])
+{
     int lane = threadIdx.x % 32;
-    float scores[1][CHUNK / 8][4] = {};
-    add_scores<C::BF16, ROWS, 1, C::D, CHUNK>(q, stage + right_lane<false>(lane, tile::ROW), scores);
+    uint32_t q[1][C::D / 16][4];
+#pragma unroll
+    for (int k = 0; k < C::D / 16; k++) {
+        int row = lane % 16, d = k * 16 + lane / 16 * 8;
+        ptx::load_matrices(queries + (uint32_t)(row * C::QUERY_ROW + d) * 2, q[0][k]);
+    }
+    add_scores<C::BF16, ROWS, 1, C::D, CHUNK>(q, keys + right_lane<false>(lane, C::tile::ROW), scores);
 #pragma unroll
     for (int n = 0; n < CHUNK / 8; n++) {
 #pragma unroll
@@ -223,17 +273,74 @@ __device__ __forceinline__ void take_chunk(const share &s, const uint32_t (&q)[1
             scores[0][n][i] = seen ? scores[0][n][i] : -INFINITY;
         }
     }
-    take_powers(scores, scale, r);
-    add_values<C::BF16, ROWS, 1, C::D, CHUNK>(
-        scores, stage + tile::BYTES + right_lane<true>(lane, tile::ROW), r);
 }
 
-// A warp's sums take the place of its ring.
+// Rows that are seen, and of them those in the caches, where row `past` is the step's.
+__device__ __forceinline__ void find_end(const gpu_attention_decode &a, int past, share *s)
+{
+    s->seen = min(max(past, -1) + 1, s->capacity);
+    s->cached = a.k != nullptr && past >= 0 && past < s->capacity ? past : s->seen;
+}
+
+// The queries; and a warp has keys, then values, of its first chunk on their way. Later the same of the next one.
+template <class C>
+__device__ __forceinline__ void begin(const gpu_attention_decode &a, uint32_t room, uint32_t queries, share *s,
+                                      fresh_row<C> *fresh)
+{
+    int past = ptx::load_current(&a.places[s->sequence].past);
+    for (int pass = 0;; pass++) {
+        load_chunk<C>(*s, room, s->keys, s->chunk);
+        load_chunk<C>(*s, room + C::tile::BYTES, s->values, s->chunk);
+        fresh->load(a, *s);
+        if (pass == 0) {
+            lay_queries<C>(a, *s, queries);
+        }
+        int seen = s->seen, cached = s->cached;
+        find_end(a, past, s);
+        if (s->seen == seen && s->cached == cached) {
+            return;
+        }
+        ptx::copy_wait<0>();
+        __syncwarp();
+    }
+}
+
+template <class C>
+__device__ __forceinline__ void take_chunks(const share &s, uint32_t room, uint32_t queries, float scale,
+                                            fresh_row<C> *fresh, running<1, C::D> *r)
+{
+    uint32_t values = room + C::tile::BYTES;
+    for (int chunk = s.chunk; chunk * CHUNK < s.seen; chunk += s.step) {
+        ask_for<C>(s, chunk + 3 * s.step);
+        ptx::copy_wait<1>();
+        __syncwarp();
+        if (chunk == fresh->chunk) {
+            ptx::copy_wait<0>(); // its values too
+            __syncwarp();
+            fresh->lay(s, room);
+        }
+        float scores[1][CHUNK / 8][4] = {};
+        score_chunk<C>(s, queries, room, chunk, scores);
+        __syncwarp();
+        load_chunk<C>(s, room, s.keys, chunk + s.step);
+        take_powers(scores, scale, r);
+        ptx::copy_wait<1>();
+        __syncwarp();
+        add_values<C::BF16, ROWS, 1, C::D, CHUNK>(
+            scores, values + right_lane<true>(threadIdx.x % 32, C::tile::ROW), r);
+        __syncwarp();
+        load_chunk<C>(s, values, s.values, chunk + s.step);
+    }
+    ptx::copy_wait<0>();
+    __syncwarp();
+}
+
+// A warp's sums take the place of its chunk.
 template <class C>
 __device__ __forceinline__ void leave_sums(const share &s, uint32_t shared, running<1, C::D> *r)
 {
     int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t sums = shared + (uint32_t)warp * C::RING_BYTES;
+    uint32_t sums = shared + (uint32_t)warp * C::CHUNK_BYTES;
     uint32_t found = shared + C::FOUND_AT + (uint32_t)(warp * MOST_HEADS) * 8;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
@@ -258,125 +365,154 @@ __device__ __forceinline__ float weight_of(float most, float largest, float scal
     return most == -INFINITY ? 0.0f : ptx::exp2_fast((most - largest) * scale);
 }
 
-// The warps' sums become the block's, in the room of warp 0.
-template <class C>
-__device__ __forceinline__ void join_warps(const share &s, uint32_t shared, float scale)
+// Of one head: four neighbouring features, and what they count for.
+struct joined {
+    float sums[4], most, total;
+
+    __device__ __forceinline__ void begin()
+    {
+        most = -INFINITY, total = sums[0] = sums[1] = sums[2] = sums[3] = 0;
+    }
+    // `larger` is no less than `most` and the other's.
+    __device__ __forceinline__ void add(float4 of, float2 found, float larger, float scale)
+    {
+        float weight = weight_of(found.x, larger, scale);
+        sums[0] = fmaf(of.x, weight, sums[0]), sums[1] = fmaf(of.y, weight, sums[1]);
+        sums[2] = fmaf(of.z, weight, sums[2]), sums[3] = fmaf(of.w, weight, sums[3]);
+        total = fmaf(found.y, weight, total);
+    }
+};
+
+// Of `count` parts, whose sums and findings lie `sums_step` and `found_step` bytes apart.
+template <int MOST>
+__device__ __forceinline__ joined join(uint32_t sums, uint32_t sums_step, uint32_t found, uint32_t found_step,
+                                       int count, float scale)
 {
-    for (int i = threadIdx.x; i < s.heads * C::D; i += DECODE_THREADS) {
-        int head = i / C::D, d = i % C::D;
-        float2 found[DECODE_WARPS];
-        float largest = -INFINITY, sum = 0, total = 0;
+    joined all;
+    all.begin();
+    float largest = -INFINITY;
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            found[w] = ptx::load_shared_2(shared + C::FOUND_AT + (uint32_t)(w * MOST_HEADS + head) * 8);
-            largest = fmaxf(largest, found[w].x);
-        }
+    for (int i = 0; i < MOST; i++) {
+        largest = i < count ? fmaxf(largest, ptx::load_shared_2(found + i * found_step).x) : largest;
+    }
+    all.most = largest;
 #pragma unroll
-        for (int w = 0; w < DECODE_WARPS; w++) {
-            float weight = weight_of(found[w].x, largest, scale);
-            uint32_t at = shared + (uint32_t)w * C::RING_BYTES + (uint32_t)(head * C::SUMS_ROW + d) * 4;
-            sum = fmaf(ptx::load_shared_f32(at), weight, sum);
-            total = fmaf(found[w].y, weight, total);
+    for (int i = 0; i < MOST; i++) {
+        if (i < count) {
+            all.add(ptx::load_shared_four(sums + i * sums_step), ptx::load_shared_2(found + i * found_step),
+                    largest, scale);
         }
-        ptx::store_shared_f32(shared + (uint32_t)(head * C::SUMS_ROW + d) * 4, sum);
-        if (d == 0) {
-            ptx::store_shared_2(shared + C::BLOCK_AT + (uint32_t)head * 8, largest, total);
+    }
+    return all;
+}
+
+template <class C>
+__device__ __forceinline__ void finish(const gpu_attention_decode &a, const share &s, int head, int d,
+                                       const joined &all)
+{
+    uint16_t *y = (uint16_t *)a.y + s.y + (int64_t)(head * s.features + d) * a.y_stride;
+    float factor = 1.0f / all.total;
+    if (d < s.features) { // a multiple of 8
+#pragma unroll
+        for (int i = 0; i < 4; i++) {
+            y[i * a.y_stride] = (uint16_t)ptx::pack<C::BF16>(all.sums[i] * factor, 0);
         }
     }
 }
 
-// Each block of the cluster finishes a part of y.
+// The warps' sums become the block's: y, or what goes to the block that finishes the head.
 template <class C>
-__device__ __forceinline__ void join_blocks(const gpu_attention_decode &a, const share &s,
-                                            uint32_t shared, unsigned splits, float scale)
+__device__ __forceinline__ void join_warps(const gpu_attention_decode &a, const share &s, uint32_t shared,
+                                           unsigned splits, float scale)
 {
-    int first = (int)ptx::block_of_cluster() * DECODE_THREADS + threadIdx.x;
-    for (int i = first; i < s.heads * C::D; i += (int)splits * DECODE_THREADS) {
-        int head = i / C::D, d = i % C::D;
-        if (d >= s.features) {
+    constexpr int FOURS = C::D / 4;
+    uint32_t rank = ptx::block_of_cluster();
+#pragma unroll 1
+    for (int i = threadIdx.x; i < s.heads * FOURS; i += DECODE_THREADS) {
+        int head = i / FOURS, d = i % FOURS * 4;
+        joined all = join<DECODE_WARPS>(shared + (uint32_t)(head * C::SUMS_ROW + d) * 4, C::CHUNK_BYTES,
+                                        shared + C::FOUND_AT + (uint32_t)head * 8, MOST_HEADS * 8, DECODE_WARPS,
+                                        scale);
+        if (splits == 1) {
+            finish<C>(a, s, head, d, all);
             continue;
         }
-        uint32_t found = shared + C::BLOCK_AT + (uint32_t)head * 8;
-        uint32_t sums = shared + (uint32_t)(head * C::SUMS_ROW + d) * 4;
-        float most[MOST_SPLITS], totals[MOST_SPLITS], parts[MOST_SPLITS], largest = -INFINITY;
-#pragma unroll
-        for (unsigned b = 0; b < MOST_SPLITS; b++) {
-            if (b < splits) {
-                most[b] = ptx::load_cluster_f32(ptx::in_block(found, b));
-                totals[b] = ptx::load_cluster_f32(ptx::in_block(found + 4, b));
-                parts[b] = ptx::load_cluster_f32(ptx::in_block(sums, b));
-                largest = fmaxf(largest, most[b]);
-            }
+        uint32_t owner = (uint32_t)head % splits, place = (uint32_t)head / splits * splits + rank;
+        uint32_t to = ptx::in_block(shared + C::SENT_AT + place * C::SENT_BYTES, owner);
+        uint32_t barrier = ptx::in_block(shared + C::BARRIER_AT, owner);
+        const float found[4] = {all.most, all.total, 0, 0};
+        ptx::send_four(to + (uint32_t)d * 4, all.sums, barrier);
+        if (d == 0) {
+            ptx::send_four(to + C::D * 4, found, barrier);
         }
-        float sum = 0, total = 0;
-#pragma unroll
-        for (unsigned b = 0; b < MOST_SPLITS; b++) {
-            if (b < splits) {
-                float weight = weight_of(most[b], largest, scale);
-                sum = fmaf(parts[b], weight, sum);
-                total = fmaf(totals[b], weight, total);
-            }
-        }
-        uint16_t *y = (uint16_t *)a.y + s.y + ((int64_t)head * s.features + d) * a.y_stride;
-        *y = (uint16_t)ptx::pack<C::BF16>(sum / total, 0);
+    }
+}
+
+// What the blocks of the cluster sent of the heads rank, rank + splits...
+template <class C>
+__device__ __forceinline__ void join_blocks(const gpu_attention_decode &a, const share &s, uint32_t shared,
+                                            unsigned splits, float scale)
+{
+    constexpr int FOURS = C::D / 4;
+    int rank = (int)ptx::block_of_cluster(), owned = (s.heads - rank + (int)splits - 1) / (int)splits;
+#pragma unroll 1
+    for (int i = threadIdx.x; i < owned * FOURS; i += DECODE_THREADS) {
+        int mine = i / FOURS, d = i % FOURS * 4;
+        uint32_t from = shared + C::SENT_AT + (uint32_t)mine * splits * C::SENT_BYTES;
+        ptx::wait_for_sent(shared + C::BARRIER_AT);
+        joined all = join<MOST_SPLITS>(from + (uint32_t)d * 4, C::SENT_BYTES, from + C::D * 4, C::SENT_BYTES,
+                                       (int)splits, scale);
+        finish<C>(a, s, mine * (int)splits + rank, d, all);
+    }
+}
+
+// So that blocks of the cluster may send as soon as all have passed this.
+template <class C>
+__device__ __forceinline__ void expect_sums(const share &s, uint32_t shared, unsigned splits)
+{
+    int rank = (int)ptx::block_of_cluster(), owned = (s.heads - rank + (int)splits - 1) / (int)splits;
+    if (splits > 1 && threadIdx.x == 0) {
+        ptx::expect_sent(shared + C::BARRIER_AT, (uint32_t)owned * splits * C::SENT_BYTES);
+    }
+    __syncwarp();
+    if (splits > 1) {
+        ptx::cluster_has_come();
     }
 }
 
 template <class C>
-__global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 3)
-    decode_kernel(const gpu_attention_decode a, unsigned splits)
+__global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : 4)
+    decode_kernel(const __grid_constant__ decode_task t)
 {
     extern __shared__ uint4 memory[];
+    const gpu_attention_decode &a = t.of;
     uint32_t shared = ptx::shared_address(memory);
-    int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-    uint32_t ring = shared + (uint32_t)warp * C::RING_BYTES;
+    uint32_t room = shared + threadIdx.x / 32 * C::CHUNK_BYTES;
     float scale = a.scale * LOG2_E;
     mma::let_next_launch_begin();
-    share s = share_of<C>(a, splits);
-    ask_ahead<C>(s);
+    int guessed;
+    share s = share_of<C>(t, &guessed);
+    find_end(a, guessed, &s);
+    expect_sums<C>(s, shared, t.splits);
+#pragma unroll 1
+    for (int i = 0; i < 3; i++) {
+        ask_for<C>(s, s.chunk + i * s.step);
+    }
     mma::wait_for_launch_before();
-    int past = ptx::load_current(&a.places[s.sequence].past);
-    queries_of<C> queries;
-    queries.load(a, s);
-    s.seen = min(past, s.capacity - 1) + 1;
-    s.cached = a.k != nullptr && past >= 0 && past < s.capacity ? past : s.seen;
-#pragma unroll
-    for (int i = 0; i < C::STAGES; i++) {
-        load_chunk<C>(s, ring + (uint32_t)i * C::STAGE_BYTES, s.chunk + i * s.step);
-    }
     fresh_row<C> fresh;
-    fresh.load(a, s);
-    queries.lay(a, s, shared + C::QUERIES_AT);
+    begin<C>(a, room, shared + C::QUERIES_AT, &s, &fresh);
     __syncthreads();
-    uint32_t q[1][C::D / 16][4];
-#pragma unroll
-    for (int k = 0; k < C::D / 16; k++) {
-        int row = lane % 16, d = k * 16 + lane / 16 * 8;
-        ptx::load_matrices(shared + C::QUERIES_AT + (uint32_t)(row * C::QUERY_ROW + d) * 2, q[0][k]);
-    }
     running<1, C::D> r;
     r.begin();
-    int stage = 0;
-    for (int chunk = s.chunk; chunk * CHUNK < s.seen; chunk += s.step) {
-        ptx::copy_wait<C::STAGES - 1>();
-        __syncwarp();
-        if (chunk == fresh.chunk) {
-            fresh.lay(s, ring + (uint32_t)stage * C::STAGE_BYTES);
-        }
-        take_chunk<C>(s, q, ring + (uint32_t)stage * C::STAGE_BYTES, chunk, scale, &r);
-        __syncwarp();
-        load_chunk<C>(s, ring + (uint32_t)stage * C::STAGE_BYTES, chunk + C::STAGES * s.step);
-        stage = stage + 1 < C::STAGES ? stage + 1 : 0;
-    }
-    ptx::copy_wait<0>();
-    __syncwarp();
+    take_chunks<C>(s, room, shared + C::QUERIES_AT, scale, &fresh, &r);
     leave_sums<C>(s, shared, &r);
     __syncthreads();
-    join_warps<C>(s, shared, scale);
-    ptx::cluster_barrier();
-    join_blocks<C>(a, s, shared, splits, scale);
-    if (splits > 1) {
-        ptx::cluster_barrier(); // nobody leaves while others read its memory
+    if (t.splits > 1) {
+        ptx::wait_for_cluster();
+    }
+    join_warps<C>(a, s, shared, t.splits, scale);
+    if (t.splits > 1) {
+        join_blocks<C>(a, s, shared, t.splits, scale);
     }
 }
 
@@ -397,16 +533,19 @@ inline unsigned splits_of(const gpu_attention_decode &a, int64_t blocks)
 template <class C> int launch_decode_as(const gpu_attention_decode &a, void *stream)
 {
     static std::atomic<uint64_t> prepared;
-    int64_t group = a.heads / a.kv_heads;
-    int64_t blocks = a.sequences * a.kv_heads * ((group + MOST_HEADS - 1) / MOST_HEADS);
+    int64_t group = a.heads / a.kv_heads, batches = (group + MOST_HEADS - 1) / MOST_HEADS;
+    int64_t blocks = a.sequences * a.kv_heads * batches;
     unsigned splits = splits_of(a, blocks);
     if (blocks * splits > INT32_MAX) {
         return cudaErrorInvalidValue;
     }
-    int failed = gpu_prepare((const void *)decode_kernel<C>, C::SHARED, a.device, &prepared);
+    decode_task task = {a, (uint32_t)group, (uint32_t)batches, splits};
+    unsigned heads = (unsigned)(group < MOST_HEADS ? group : MOST_HEADS);
+    int failed = gpu_prepare((const void *)decode_kernel<C>, C::MOST_SHARED, a.device, &prepared);
     return failed != 0 ? failed
                        : gpu_launch_clusters(decode_kernel<C>, (unsigned)blocks * splits, splits,
-                                             DECODE_THREADS, C::SHARED, a.overlaps, stream, a, splits);
+                                             DECODE_THREADS, C::shared(heads, splits), a.overlaps,
+                                             stream, task);
 }
 
 template <bool BF16> int launch_decode(const gpu_attention_decode &a, void *stream)

@@ -70,14 +70,16 @@ template <int STAGES> struct stream {
             ptx::barrier_init(barriers + i * 8, 1);
         }
         ptx::barrier_init_fence();
+#pragma unroll 1
         for (int i = 0; i < STAGES && first + i * stride < steps; i++) {
             fetch(first + i * stride, i);
         }
     }
 };
 
-// 32 features of a step, `part` 0 or 1.
-template <int EIGHTS, bool BF16>
+// 32 features of a step, `part` 0 or 1. WHOLE: all groups are in use; without branches pieces are read one behind the
+// other.
+template <int EIGHTS, bool BF16, bool WHOLE>
 __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t tile, uint32_t x, int part,
                                               int groups, int lane)
 {
@@ -90,20 +92,32 @@ __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t ti
     uint32_t row = lane % 8 * 2 + lane / 8 % 2, from = tile + row * ROW_BYTES;
 #pragma unroll
     for (int half = 0; half < 2; half++) {
-        uint32_t piece = ((uint32_t)(part * 4 + half * 2 + lane / 16) ^ row % 8) * 16;
+        uint32_t piece = ((uint32_t)(part * 4 + half * 2 + lane / 16) ^ row % 8) * 16, a[ROW_GROUPS][4];
 #pragma unroll
         for (int g = 0; g < ROW_GROUPS; g++) {
-            if (g < groups) {
-                uint32_t a[4];
-                ptx::load_matrices(from + g * 16 * ROW_BYTES + piece, a);
+            if (WHOLE || g < groups) {
+                ptx::load_matrices(from + g * 16 * ROW_BYTES + piece, a[g]);
+            }
+        }
 #pragma unroll
-                for (int e = 0; e < EIGHTS; e++) {
-                    ptx::product_16x8<BF16>(sums.of[g][e], a[0], a[1], a[2], a[3], b[e][2 * half],
-                                            b[e][2 * half + 1]);
+        for (int g = 0; g < ROW_GROUPS; g++) {
+#pragma unroll
+            for (int e = 0; e < EIGHTS; e++) {
+                if (WHOLE || g < groups) {
+                    ptx::product_16x8<BF16>(sums.of[g][e], a[g][0], a[g][1], a[g][2], a[g][3],
+                                            b[e][2 * half], b[e][2 * half + 1]);
                 }
             }
         }
     }
+}
+
+template <int EIGHTS, bool BF16, bool WHOLE>
+__device__ __forceinline__ void multiply_step(sums_of<EIGHTS> &sums, uint32_t tile, uint32_t x, int groups,
+                                              int lane)
+{
+    multiply_part<EIGHTS, BF16, WHOLE>(sums, tile, x, 0, groups, lane);
+    multiply_part<EIGHTS, BF16, WHOLE>(sums, tile, x, 1, groups, lane);
 }
 
 template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
@@ -137,8 +151,8 @@ __device__ __forceinline__ void add_steps(const gpu_dense_product &p, const stre
             load(now, step + AHEAD * weights.stride);
             uint32_t tile = weights.ring + stage * TILE_BYTES;
             ptx::barrier_wait(weights.barriers + stage * 8, parity);
-            multiply_part<EIGHTS, BF16>(sums, tile, laid, 0, groups, lane);
-            multiply_part<EIGHTS, BF16>(sums, tile, laid, 1, groups, lane);
+            groups == ROW_GROUPS ? multiply_step<EIGHTS, BF16, true>(sums, tile, laid, groups, lane)
+                                 : multiply_step<EIGHTS, BF16, false>(sums, tile, laid, groups, lane);
             __syncwarp();
             if (lane == 0 && step + STAGES * weights.stride < weights.steps) {
                 weights.fetch(step + STAGES * weights.stride, stage);
@@ -177,9 +191,9 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
     }
     bool mine = warp < groups && finish.finishes(warp);
     int first = row + warp * 16 + lane / 4 * 2;
-    two_rows<EIGHTS> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
+    two_rows<EIGHTS, READING == ONE> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
     __syncwarp();
-    ptx::cluster_arrive();
+    ptx::cluster_has_come();
     if (lane == 0) {
         ask_ahead<WARPS>(p.ahead);
     }

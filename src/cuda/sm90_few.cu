@@ -91,18 +91,20 @@ template <int STAGES> struct stream {
             ptx::barrier_init(barriers + i * 8, 1);
         }
         ptx::barrier_init_fence();
+#pragma unroll 1
         for (int i = 0; i < STAGES && first + i * stride < steps; i++) {
             fetch(first + i * stride, i);
         }
     }
 };
 
-template <int PART, int EIGHTS, bool BF16>
+// WHOLE: all groups are in use. Without branches a step's pieces are read one behind the other.
+template <int PART, int EIGHTS, bool BF16, bool WHOLE>
 __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t weights, uint32_t x,
                                               const uint32_t (&positions)[ROW_GROUPS], int groups,
                                               int lane)
 {
-    uint32_t b[EIGHTS][4];
+    uint32_t a[ROW_GROUPS][4], b[EIGHTS][4];
 #pragma unroll
     for (int e = 0; e < EIGHTS; e++) {
         ptx::load_matrices_transposed(x + e * 1024 + (PART * 32 + lane) * 16, b[e]);
@@ -111,15 +113,32 @@ __device__ __forceinline__ void multiply_part(sums_of<EIGHTS> &sums, uint32_t we
     uint32_t from = weights + PART * 2048 + piece % 2 * 256 + piece / 2 * 128 + row * 16;
 #pragma unroll
     for (int g = 0; g < ROW_GROUPS; g++) {
-        if (g < groups) {
-            uint32_t a[4];
-            ptx::load_matrices(from + g * 512, a);
+        if (WHOLE || g < groups) {
+            ptx::load_matrices(from + g * 512, a[g]);
+        }
+    }
+#pragma unroll
+    for (int g = 0; g < ROW_GROUPS; g++) {
+        if (WHOLE || g < groups) {
 #pragma unroll
             for (int e = 0; e < EIGHTS; e++) {
-                ptx::sparse_product_16x8<PART, BF16>(sums.of[g][e], a, b[e], positions[g]);
+                ptx::sparse_product_16x8<PART, BF16>(sums.of[g][e], a[g], b[e], positions[g]);
             }
         }
     }
+}
+
+template <int EIGHTS, bool BF16, bool WHOLE>
+__device__ __forceinline__ void multiply_step(sums_of<EIGHTS> &sums, uint32_t weights, uint32_t x, int groups,
+                                              int lane)
+{
+    uint32_t positions[ROW_GROUPS];
+#pragma unroll
+    for (int g = 0; g < ROW_GROUPS; g++) {
+        positions[g] = WHOLE || g < groups ? ptx::load_shared(weights + 4096 + g * 128 + lane * 4) : 0;
+    }
+    multiply_part<0, EIGHTS, BF16, WHOLE>(sums, weights, x, positions, groups, lane);
+    multiply_part<1, EIGHTS, BF16, WHOLE>(sums, weights, x, positions, groups, lane);
 }
 
 // The columns of a lane in one step: in the list's order lane and lane + 32.
@@ -166,11 +185,10 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
 {
     static_assert(AHEAD == 1 || AHEAD == STAGES, "X is found by the stage");
     const gpu_panels &w = p.weight;
-    column_of_x<EIGHTS, READING, PROLOGUE, BF16> x[AHEAD][2];
+    step_of_x<EIGHTS, READING, PROLOGUE, BF16, true> x[AHEAD];
 #pragma unroll
     for (int i = 0; i < AHEAD; i++) {
-        x[i][0].load(p, columns.of[i].at[0]);
-        x[i][1].load(p, columns.of[i].at[1]);
+        x[i].load(p, columns.of[i].at[0], columns.of[i].at[1], lane);
     }
     two_columns coming = columns.of[AHEAD];
     float scale = PROLOGUE == NORMED ? norm_scale<BF16, WARPS>(p, squares) : 1.0f;
@@ -181,22 +199,16 @@ __device__ __forceinline__ void add_steps(const gpu_product &p, int panel,
             if (step >= w.steps) {
                 break;
             }
-            auto *now = x[stage % AHEAD];
-            now[0].lay(laid + lane * 16, scale);
-            now[1].lay(laid + (lane + 32) * 16, scale);
+            auto &now = x[stage % AHEAD];
+            now.lay(laid, lane, scale);
             __syncwarp();
-            now[0].load(p, coming.at[0]);
-            now[1].load(p, coming.at[1]);
+            now.load(p, coming.at[0], coming.at[1], lane);
             coming = columns_of(w, panel, step + (AHEAD + 1) * weights.stride, lane);
-            uint32_t at = weights.ring + stage * GPU_STEP_BYTES, positions[ROW_GROUPS];
+            uint32_t at = weights.ring + stage * GPU_STEP_BYTES;
             ptx::barrier_wait(weights.barriers + stage * 8, parity);
-#pragma unroll
-            for (int g = 0; g < ROW_GROUPS; g++) {
-                positions[g] =
-                    g < weights.groups ? ptx::load_shared(at + 4096 + g * 128 + lane * 4) : 0;
-            }
-            multiply_part<0, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
-            multiply_part<1, EIGHTS, BF16>(sums, at, laid, positions, weights.groups, lane);
+            weights.groups == ROW_GROUPS
+                ? multiply_step<EIGHTS, BF16, true>(sums, at, laid, weights.groups, lane)
+                : multiply_step<EIGHTS, BF16, false>(sums, at, laid, weights.groups, lane);
             __syncwarp();
             if (lane == 0 && step + STAGES * weights.stride < w.steps) {
                 weights.fetch(step + STAGES * weights.stride, stage);
@@ -246,13 +258,13 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     first_columns<AHEAD> columns;
     columns.load(p.weight, panel, weights, lane);
     bool mine = warp < weights.groups && finish.finishes(warp);
-    two_rows<EIGHTS> ends(-1, -1);
+    two_rows<EIGHTS, READING == ONE> ends(-1, -1);
     if (mine) {
         int2 two = *(const int2 *)(rows + warp * 16 + lane / 4 * 2);
         ends.row[0] = two.x, ends.row[1] = two.y;
     }
     __syncwarp();
-    ptx::cluster_arrive();
+    ptx::cluster_has_come();
     if (lane == 0) {
         ask_ahead<WARPS>(p.ahead);
     }

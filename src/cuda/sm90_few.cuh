@@ -15,6 +15,17 @@
 #include "cuda/quick_silu.cuh"
 #include "cuda/sm90_ptx.cuh"
 
+namespace ptx {
+
+// As cluster_arrive where nothing but barriers, which a fence has shown, is to be seen by the others: releasing what
+// this thread wrote would wait for memory.
+__device__ __forceinline__ void cluster_has_come()
+{
+    asm volatile("barrier.cluster.arrive.relaxed.aligned;" ::: "memory");
+}
+
+} // namespace ptx
+
 namespace streamed
 {
 
@@ -73,11 +84,13 @@ struct column_of_x {
     static_assert(PROLOGUE != NORMED || READING == ONE, "there is one scale");
     uint32_t word[WORDS], beside[PROLOGUE == GATED ? WORDS : 1]; // up, or the norm's weight
 
-    template <class P> __device__ __forceinline__ void load(const P &p, uint32_t column)
+    // From `token` on.
+    template <class P>
+    __device__ __forceinline__ void load(const P &p, uint32_t column, int token = 0)
     {
         bool there = column < in_of(p);
         int64_t token_step = p.x_by_token ? p.x_stride : 1,
-                at = there ? column * feature_step(p) : 0;
+                at = there ? column * feature_step(p) + token : 0;
         load_words((const uint16_t *)p.x + at, there, p.tokens, token_step, word);
         if constexpr (PROLOGUE == GATED) {
             load_words((const uint16_t *)p.prologue.up + at, there, p.tokens, token_step, beside);
@@ -118,6 +131,44 @@ struct column_of_x {
                     prepared<PROLOGUE, BF16>(word[i], beside[PROLOGUE == GATED ? i : 0], scale);
             }
             few::lay_column<EIGHTS, READING, EIGHT_BYTES>(made, to);
+        }
+    }
+};
+
+// X of a step's 64 columns in a warp, whose lanes know the numbers of two each: lane and lane + 32.
+// Sixteen tokens of a column are 32 bytes, what the L2 gives at a time. A lane that read them 16 at
+// a time would ask for each piece twice, so where columns lie apart two lanes share one.
+template <int EIGHTS, reading READING, prologue PROLOGUE, bool BF16, bool APART> struct step_of_x {
+    static constexpr bool SHARED = APART && EIGHTS == 2 && READING == EIGHT;
+    static constexpr int PIECES = SHARED ? 4 : 2;
+    column_of_x<SHARED ? 1 : EIGHTS, READING, PROLOGUE, BF16> piece[PIECES];
+
+    template <class P>
+    __device__ __forceinline__ void load(const P &p, uint32_t first, uint32_t second, int lane)
+    {
+        if constexpr (SHARED) {
+            uint32_t columns[PIECES];
+#pragma unroll
+            for (int i = 0; i < PIECES; i++) {
+                columns[i] = __shfl_sync(~0u, i < 2 ? first : second, i % 2 * 16 + lane / 2);
+            }
+#pragma unroll
+            for (int i = 0; i < PIECES; i++) {
+                piece[i].load(p, columns[i], lane % 2 * 8);
+            }
+        } else {
+            piece[0].load(p, first);
+            piece[1].load(p, second);
+        }
+    }
+
+    // Where ldmatrix finds them: 16 bytes a column, eights of tokens 1024 bytes apart.
+    __device__ __forceinline__ void lay(uint32_t to, int lane, float scale) const
+    {
+#pragma unroll
+        for (int i = 0; i < PIECES; i++) {
+            uint32_t at = SHARED ? (i * 16 + lane / 2) * 16 + lane % 2 * 1024 : (i * 32 + lane) * 16;
+            piece[i].lay(to + at, scale);
         }
     }
 };
@@ -269,7 +320,8 @@ __device__ __forceinline__ float load_current(gpu_type type, const void *data, i
 // each eight: rows 2 l / 4 and the next, tokens 2 l % 4 and the next.
 // The residual is asked for with the other terms: read one element after the other between stores,
 // which it might alias for all that the compiler knows, it took a way to the L2 each.
-template <int EIGHTS> struct two_rows {
+template <int EIGHTS, bool SINGLE = false> struct two_rows {
+    static constexpr int TOKENS = SINGLE ? 1 : 2; // of a lane and eight; SINGLE: there is one in all
     int row[2]; // of Y, -1: none
     float scale[2], bias[2];
     float residual[EIGHTS][2][2]; // of each eight tokens: two tokens, two rows (swiglu: the first)
@@ -305,6 +357,9 @@ template <int EIGHTS> struct two_rows {
         bool adds = (e.bits & ESP_EP_RESIDUAL) != 0;
 #pragma unroll
         for (int i = 0; i < EIGHTS * 4; i++) {
+            if (i / 2 % 2 >= TOKENS) {
+                continue;
+            }
             int token = token_of(i / 4, i / 2 % 2, lane), which = i % 2;
             bool there = adds && token < e.tokens && row[which] >= 0 && !(gates(e) && which == 1);
             residual[i / 4][i / 2 % 2][which] =
@@ -345,7 +400,9 @@ template <int EIGHTS> struct two_rows {
 #pragma unroll
         for (int i = 0; i < EIGHTS; i++) {
             finish_token(e, sums[i].x, sums[i].z, token_of(i, 0, lane), residual[i][0]);
-            finish_token(e, sums[i].y, sums[i].w, token_of(i, 1, lane), residual[i][1]);
+            if constexpr (!SINGLE) {
+                finish_token(e, sums[i].y, sums[i].w, token_of(i, 1, lane), residual[i][1]);
+            }
         }
     }
 };

@@ -277,7 +277,9 @@ static void normed(bed *b)
 /* ---- attention ---- */
 
 typedef struct step {
-    bool along; /* the row comes along */
+    bool along;    /* the row comes along */
+    int32_t moves; /* by so much the sequences end elsewhere until the launch just before */
+    gpu_place *places;
     gpu_rope_append append;
     gpu_attention_decode attention;
 } step;
@@ -285,7 +287,10 @@ typedef struct step {
 static int go_step(const void *user)
 {
     const step *s = user;
+    int64_t count = s->attention.sequences;
     int failed = s->along ? 0 : gpu_rope_append_run(&s->append, NULL);
+    failed = failed != 0 ? failed : gpu_advance(s->places, count, -s->moves, NULL);
+    failed = failed != 0 ? failed : gpu_advance(s->places, count, s->moves, NULL);
     return failed != 0 ? failed : gpu_attend_decode(&s->attention, NULL);
 }
 
@@ -297,6 +302,7 @@ typedef struct step_result {
 
 typedef struct step_shape {
     int64_t heads, kv_heads, head_dim, sequences, capacity;
+    int32_t moves;
 } step_shape;
 
 /* The same from the same seed. */
@@ -327,7 +333,7 @@ static step_result run_step(bed b, const step_shape *n, bool along)
     char *v = k + (size_t)(n->kv_heads * n->head_dim * qkv.stride) * 2;
     gpu_facts facts;
     CHECK_INT(gpu_get_facts(atoi(b.device->name + strlen("cuda:")), &facts), 0);
-    step s = {.along = along};
+    step s = {.along = along, .moves = n->moves, .places = there};
     s.append = (gpu_rope_append){.type = gpu_type_of(b.type),
                                  .q = q,
                                  .k = k,
@@ -377,9 +383,9 @@ static step_result run_step(bed b, const step_shape *n, bool along)
 static void check_step(bed *b, const step_shape *n)
 {
     test_run *run = b->run;
-    test_sub(b->run, "%lld:%lld heads of %lld, %lld sequences of %lld", (long long)n->heads,
-             (long long)n->kv_heads, (long long)n->head_dim, (long long)n->sequences,
-             (long long)n->capacity);
+    test_sub(b->run, "%lld:%lld heads of %lld, %lld sequences of %lld, moved by %d",
+             (long long)n->heads, (long long)n->kv_heads, (long long)n->head_dim,
+             (long long)n->sequences, (long long)n->capacity, (int)n->moves);
     step_result apart = run_step(*b, n, false), along = run_step(*b, n, true);
     CHECK(same_bits(&apart.y, &along.y));
     CHECK(same_bits(&apart.caches, &along.caches));
@@ -396,10 +402,16 @@ static void steps(bed *b)
 {
     static const int heads[][2] = {{4, 4}, {8, 1}, {6, 2}, {20, 1}, {1, 1}, {32, 32}, {34, 2}};
     static const int dims[] = {8, 32, 64, 72, 80, 96, 128, 136, 256};
-    static const int capacities[] = {1, 2, 15, 16, 17, 64, 65, 200, 513};
-    for (int i = 0; i < 63; i++) {
-        step_shape n = {heads[i % 7][0], heads[i % 7][1], dims[i % 9], 1 + (i * 5) % 16,
-                        capacities[(i * 4) % 9]};
+    static const int capacities[] = {1, 2, 15, 16, 17, 64, 65, 127, 128, 129, 511, 1025, 4096};
+    static const int32_t moves[] = {0, 1, -1, 40, 5000};
+    for (int i = 0; i < 91; i++) {
+        step_shape n = {heads[i % 7][0],
+                        heads[i % 7][1],
+                        dims[i % 9],
+                        1 + (i * 5) % 16,
+                        capacities[(i * 4) % 13],
+                        moves[i % 5]};
+        n.sequences = n.capacity > 1000 ? (n.sequences + 3) / 4 : n.sequences;
         check_step(b, &n);
     }
 }
@@ -416,7 +428,7 @@ static void some_of_each(bed *b)
                     {"130x200x1/o:f32", ESP_PROLOGUE_RMS_NORM},
                     {"70x2056x1/x:tok/o:f32", ESP_PROLOGUE_RMS_NORM}};
     static const step_shape shapes[] = {
-        {4, 4, 32, 2, 65}, {6, 2, 80, 5, 17}, {20, 1, 64, 1, 200}, {8, 1, 128, 16, 2}};
+        {4, 4, 32, 2, 65, 0}, {6, 2, 80, 5, 17, 1}, {20, 1, 64, 1, 200, -1}, {8, 1, 128, 16, 2, 40}};
     static const char *const some[] = {"dense", "2:4", "64:2:8"};
     const char *type = b->type == ESP_F16 ? "f16" : "bf16";
     for (int i = 0; on_hopper(b) && i < ESP_COUNT(products); i++) {
