@@ -55,6 +55,8 @@ ESP_MUST_CHECK esp_status esp_checkpoint_make(esp_context *context, const char *
 ESP_MUST_CHECK esp_status esp_checkpoint_set_weights(esp_checkpoint *checkpoint,
                                                      const esp_weight_info *infos, int64_t count,
                                                      esp_error *error);
+/* Whether it is one. */
+bool esp_checkpoint_is_made(const esp_checkpoint *checkpoint);
 /* From now on the weight is stored so. */
 ESP_MUST_CHECK esp_status esp_checkpoint_set_pattern(esp_checkpoint *checkpoint, int64_t index,
                                                      const esp_pattern *pattern, esp_error *error);

@@ -603,36 +603,7 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 . "$source/tests/cli/images.sh"
 
 # ---- advice and recipes ----
-ESPALIER_TUNING=$work/tuning
-export ESPALIER_TUNING
-t "advise" 0 advise plain --tokens 1,32 -r 1 -p 2:4 -p 64:2:8; out_has '^shape +layers +pattern'; out_has '^the best mixes'; out_has 'say --speedup'
-t "advise, JSON" 0 advise plain --tokens 1,32 -r 1 -p 2:4 --json
-json '@{$j->{layers}} == 14 && @{$j->{frontier}} >= 1 && !defined $j->{layers}[0]{advised} && $j->{layers}[0]{ways}[1]{pattern} eq "2:4" && @{$j->{layers}[0]{ways}[1]{times}} == 2'
-t "advise, calibrated" 0 advise plain --tokens 1 -r 1 -p 2:4 --calibrate words.txt --method wanda --json
-json '$j->{layers}[0]{ways}[1]{calibrated} && $j->{layers}[0]{ways}[1]{loss} > 0 && $j->{layers}[0]{ways}[1]{loss} < 1'
-t "advise for bytes" 0 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.5625 --recipe recipe.json --figure frontier.svg; out_has '^advised: .* 0\.5[0-9]* of their bytes'
-name="the figure is one"; if grep -q '</svg>' frontier.svg; then ok; else bad "frontier.svg"; fi
-t "prune by the recipe" 0 prune plain --recipe recipe.json -o by-recipe --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 14'
-t "verify it" 0 verify by-recipe --strict -q
-t "a rule before the recipe" 0 prune plain --recipe recipe.json --pattern-for '*q_proj=dense' --dry-run --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 12'
-t "advise out of reach" 2 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.1; err_has 'smallest stores 0\.[0-9]+ \[advise.out_of_reach\]'
-t "two wishes" 2 advise plain --tokens 1 -r 1 --bytes 0.5 --speedup 2; err_has '\[advise.bad_options\]'
-t "a recipe without a wish" 2 advise plain --recipe recipe2.json; err_has '\[usage.missing_option\]'; [ ! -e recipe2.json ] || bad "it was written"
-t "advise a compressed folder" 2 advise by-recipe --tokens 1; err_has '\[prune.already_compressed\]'
-t "advise: token counts" 2 advise plain --tokens 1,x; err_has "'1,x'.*\[usage.bad_value\]"
-t "a recipe's folder is missing" 1 advise plain --tokens 1 -r 1 -p 2:4 -s 1 --recipe nowhere/recipe.json; err_has 'nowhere/recipe.json.*\[file.unwritable\]'
-for bad in 'no_json|{' 'list|[]' 'no_version|{"layers": {}}' 'version_text|{"espalier_recipe": "1", "layers": {}}' 'layers_list|{"espalier_recipe": 1, "layers": []}' 'key_twice|{"espalier_recipe": 1, "layers": {}, "layers": {}}'; do
-    echo "${bad#*|}" >bad.json
-    t "recipe: ${bad%%|*}" 3 prune plain --recipe bad.json -o never; err_has 'bad.json: .*\[recipe.not_recipe\]'
-done
-echo '{"espalier_recipe": 2, "layers": {}}' >bad.json; t "recipe: newer" 4 prune plain --recipe bad.json -o never; err_has 'version 2.*\[recipe.newer_version\]'
-for bad in '"*": "2:4"' '"model.layers.0.mlp.up_proj": "2:5:1"' '"model.layers.0.mlp.up_proj": 3'; do
-    echo "{\"espalier_recipe\": 1, \"layers\": {$bad}}" >bad.json
-    t "recipe: $bad" 3 prune plain --recipe bad.json -o never; err_has '\[recipe.bad_layer\]'
-done
-echo '{"espalier_recipe": 1, "layers": {"nobody": "2:4"}}' >bad.json; t "recipe: unknown layer" 2 prune plain --recipe bad.json -o never; err_has "'nobody'.*\\[prune.glob_matches_nothing\\]"
-name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
-unset ESPALIER_TUNING
+. "$source/tests/cli/advise.sh"
 
 # ---- output that cannot be written, interrupts ----
 if [ -w /dev/full ]; then
