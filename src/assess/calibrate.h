@@ -55,6 +55,7 @@ typedef struct esp_calibration {
     esp_calibrated_linear *linears; /* in the order of the walk */
     int64_t linear_count;
     bool looks_only;  /* nothing is pruned: the dense walk stays where it is */
+    bool judges;      /* errors are wanted whatever the method looks at */
     int64_t layer;    /* that the walks hold; -1: none */
     int layer_groups; /* known ones of that layer */
     esp_group_inputs inputs;

@@ -66,6 +66,48 @@ static void plain_magnitude(test_run *run)
     test_context_free(run, context);
 }
 
+/* In steps a layer loses less on equal inputs than at once, by every method that has steps;
+ * patterns that have none come out the same. */
+static void gradual(test_run *run)
+{
+    static const esp_method methods[] = {ESP_METHOD_MAGNITUDE, ESP_METHOD_SQUARE,
+                                         ESP_METHOD_OBD,       ESP_METHOD_WANDA,
+                                         ESP_METHOD_RIA,       ESP_METHOD_SPARSE_GPT};
+    const char *model = tiny_folder(run, "plain");
+    char once[1100], again[1100];
+    snprintf(once, sizeof once, "%s/direct", test_folder(run));
+    snprintf(again, sizeof again, "%s/gradual", test_folder(run));
+    for (int i = 0; i < ESP_COUNT(methods); i++) {
+        test_sub(run, "%s", esp_method_name(methods[i]));
+        esp_calibration_options options = with_text(methods[i], true);
+        esp_calibration_summary summary[2] = {{0}};
+        options.dense_inputs = true;
+        for (int k = 0; k < 2; k++) {
+            options.gradual = k == 1;
+            CHECK_OK(prune_at(run, 2, model, once, "16:2:8", options, &summary[k], NULL, error));
+        }
+        check_folder(run, once, "\"16:2:8\"", 14);
+        if (!(summary[1].mean_error < summary[0].mean_error)) {
+            test_fail(run, __FILE__, __LINE__, "errors: at once %g, in steps %g",
+                      summary[0].mean_error, summary[1].mean_error);
+        }
+    }
+    test_sub(run, "a pattern without steps");
+    esp_calibration_options options = with_text(ESP_METHOD_WANDA, true);
+    CHECK_OK(prune_at(run, 2, model, once, "2:4", options, NULL, NULL, error));
+    options.gradual = true;
+    CHECK_OK(prune_at(run, 2, model, again, "2:4", options, NULL, NULL, error));
+    CHECK(same_file(once, again, "model.safetensors"));
+    test_sub(run, "refusals");
+    options.refit = false;
+    CHECK_FAILS(prune_at(run, 1, model, once, "16:2:8", options, NULL, NULL, error),
+                ESP_BAD_ARGUMENT, "calibrate.bad_options");
+    options.refit = true;
+    options.method = ESP_METHOD_OBS;
+    CHECK_FAILS(prune_at(run, 1, model, once, "16:2:8", options, NULL, NULL, error),
+                ESP_BAD_ARGUMENT, "calibrate.bad_options");
+}
+
 /* ---- errors of layers ---- */
 
 enum { MOST_SEEN = 32 };
@@ -249,8 +291,8 @@ static void refusals(test_run *run)
 }
 
 static const test_case cases[] = {
-    {"patterns", patterns},         {"magnitude", plain_magnitude}, {"dense inputs", dense_inputs},
-    {"other models", other_models}, {"refusals", refusals},
+    {"patterns", patterns},         {"magnitude", plain_magnitude}, {"gradual", gradual},
+    {"dense inputs", dense_inputs}, {"other models", other_models}, {"refusals", refusals},
 };
 
 TEST_MAIN(cases)

@@ -4,6 +4,31 @@
 
 #include "model/calibrated_tools.h"
 
+/* Errors by which orders were taken are those that pruning ends with on equal inputs. */
+static void check_judged(test_run *run, esp_device *device, const char *model,
+                         const esp_prune_options *panels, esp_calibration_options options,
+                         const esp_permutation *permutation)
+{
+    char out[1100];
+    esp_permutation_summary summary;
+    esp_prune_options prune = *panels;
+    snprintf(out, sizeof out, "%s/judged", test_folder(run));
+    esp_permutation_get_summary(permutation, &summary);
+    options.dense_inputs = prune.force = true;
+    options.targets = ESP_TARGETS_LAYER;
+    for (int i = 0; i < 2; i++) {
+        esp_calibration_summary ended = {0};
+        prune.permutation = i == 0 ? NULL : permutation;
+        CHECK_OK(esp_prune_calibrated(device, model, out, &prune, &options, NULL, &ended, error));
+        double expected = i == 0 ? summary.error_before : summary.error_after;
+        if (!(fabs(ended.mean_error - expected) < 1e-4 * expected)) {
+            test_fail(run, __FILE__, __LINE__, "%s order: error %g, judged %g",
+                      i == 0 ? "own" : "new", ended.mean_error, expected);
+        }
+    }
+    CHECK(summary.judged_layers >= 12 && summary.error_after < summary.error_before);
+}
+
 /* What does not depend on orders comes out the same in any; what does gets better. */
 static void permuted(test_run *run)
 {
@@ -24,6 +49,7 @@ static void permuted(test_run *run)
             esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error));
         esp_permutation_get_summary(permutation, &summary);
         CHECK(summary.moved_orders > 0 && summary.kept_after > summary.kept_before);
+        check_judged(run, device, model, &panels, options, permutation);
         CHECK_OK(esp_pattern_parse("unstructured@0.7", &free.pattern, error));
         options.on_layer = list_error;
         panels.force = free.force = true;
@@ -37,10 +63,11 @@ static void permuted(test_run *run)
         }
         double own = 0, new = 0;
         for (int k = 0; k < lists[0].count; k++) {
-            /* A sum in another order may decide a tie between weights otherwise, and every layer
-             * reads what those before it made: differences grow from layer to layer. */
+            /* A sum in another order may decide a tie between weights otherwise, which is 1e-4 of
+             * an error here, and every layer reads what those before it made: differences grow from
+             * layer to layer. */
             double apart = fabs(lists[0].errors[k] - lists[1].errors[k]) / lists[0].errors[k];
-            if (!(apart <= (k < 7 ? 1e-5 : 5e-2))) {
+            if (!(apart <= (k < 7 ? 1e-3 : 5e-2))) {
                 test_fail(run, __FILE__, __LINE__, "layer %d: errors %g and %g", k,
                           lists[0].errors[k], lists[1].errors[k]);
             }
