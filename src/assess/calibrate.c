@@ -142,8 +142,8 @@ static void report_layer(esp_calibration *calibration, esp_calibrated_linear *li
     }
 }
 
-static esp_status replace(esp_calibration *calibration, const char *name, const esp_tensor *values,
-                          esp_error *error)
+esp_status esp_calibration_replace(esp_calibration *calibration, const char *name,
+                                   const esp_tensor *values, esp_error *error)
 {
     static const char suffix[] = ".weight";
     size_t length = strlen(name) - (sizeof suffix - 1);
@@ -167,7 +167,7 @@ static esp_status replace_permuted(esp_calibration *calibration, const char *nam
     ESP_TRY(esp_tensor_create(context, values->dtype, values->rank, values->shape, &own, error));
     memcpy(own.data, values->data, bytes);
     esp_status status = esp_permutation_undo(calibration->prune->permutation, name, &own, error);
-    status = status == ESP_OK ? replace(calibration, name, &own, error) : status;
+    status = status == ESP_OK ? esp_calibration_replace(calibration, name, &own, error) : status;
     esp_tensor_free(context, &own);
     return status;
 }
@@ -224,7 +224,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     if (looks && !calibration->options->dense_inputs) {
         ESP_TRY(calibration->prune->permutation != NULL
                     ? replace_permuted(calibration, linear->name, values, error)
-                    : replace(calibration, linear->name, values, error));
+                    : esp_calibration_replace(calibration, linear->name, values, error));
     }
     calibration->done += weights;
     report_layer(calibration, linear, &report, note);

@@ -101,6 +101,16 @@ ESP_MUST_CHECK esp_status esp_panel_obs_columns(const esp_algebra *algebra,
                                                 const double *inverse, double *weights,
                                                 uint32_t *columns, esp_error *error);
 
+/* ---- structured: whole inputs, for all rows at once ---- */
+
+/* Units of `width` neighbouring columns go by what that costs the outputs, all other weights
+ * following (unit_obs.c). inverse: H^-1, [in][in]. weights: [out][in], T at first, the least
+ * squares of what stays at the end; removed columns are 0. kept: [keep], ascending. 1 <= keep <=
+ * units. */
+ESP_MUST_CHECK esp_status esp_unit_obs(const esp_algebra *algebra, int64_t out, int64_t units,
+                                       int64_t width, int64_t keep, const double *inverse,
+                                       double *weights, uint32_t *kept, esp_error *error);
+
 /* ---- gradual pruning: V:2:M in steps that keep ever less ---- */
 
 #define ESP_GRADUAL_MAX_STEPS 3

@@ -191,6 +191,10 @@ awk 'BEGIN { srand(3); for (i = 0; i < 3000; i++) printf "w%d ", int(rand() * 10
 t "prune, calibrated" 0 prune plain -p 16:2:8 -o pc --calibrate words.txt --refit; quiet_err
 out_has 'error 0\.[0-9]+, 0\.[0-9]+ before the refit'; out_has '^calibrated: sparsegpt with refit, targets stream'
 [ ! -e pc.unfinished ] || bad "finished layers are still there"
+t "prune, in steps" 0 prune plain -p 16:2:8 -o pg --calibrate words.txt --method wanda --refit --gradual --json; json '$j->{calibration}{gradual}'
+t "steps without a refit" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --gradual; err_has '\[calibrate.bad_options\]'
+t "steps by joint" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --method joint --refit --gradual; err_has '\[calibrate.bad_options\]'
+t "steps without a calibration" 2 prune plain -p 16:2:8 -o never --gradual; err_has '--gradual needs --calibrate.*\[usage.missing_option\]'
 t "prune, calibrated and reordered" 0 prune plain -p 16:2:8 -o pp --calibrate words.txt --method joint --refit --permute
 out_has 'calibrated: joint with refit'; out_has 'permutation: [1-9]'
 t "verify what was reordered" 0 verify pp --strict -q
@@ -208,7 +212,7 @@ t "prune: text too short to calibrate" 2 prune plain -p 2:4 -o pd -c empty.txt; 
 t "prune: text that is not there" 3 prune plain -p 2:4 -o pd -c nothing.txt; one_line_err
 t "prune: refit of nothing" 2 prune plain -p 2:4 -o pd --refit; err_has 'needs --calibrate'
 t "prune: score and calibration" 2 prune plain -p 2:4 -o pd -c words.txt --score square
-err_has -- '--method in place of --score'
+err_has '--method in place of --score'
 t "prune: wrong method" 2 prune plain -p 2:4 -o pd -c words.txt --method best; err_has 'sparsegpt'
 t "convert what was calibrated" 0 convert pc --dense -o pz
 t "prune what has zeros" 2 prune pz -p 2:4 -o pd -c words.txt; err_has '\[calibrate.already_pruned\]'
@@ -601,6 +605,21 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 
 # ---- models of images ----
 . "$source/tests/cli/images.sh"
+
+# ---- smaller dense models ----
+t "shrink" 0 shrink plain --hidden 0.5 -o shrunk; out_has '^hidden features: 176 -> 88 in each of 2 layers$'; out_has 'of the squares of the weights'
+t "it is a model" 0 verify shrunk --strict -q
+name="its config.json says so"; if grep -q '"intermediate_size": 88' shrunk/config.json && grep -q '"rms_norm_eps": 1e-05' shrunk/config.json; then ok; else bad "config.json"; fi
+t "it runs" 0 run shrunk --prompt a -n 3 -q
+t "shrink, calibrated" 0 shrink plain --hidden 0.5 --multiple 1 -o shrunk -f --calibrate words.txt --json
+json '$j->{by} eq "outputs" && $j->{hidden_after} == 88 && $j->{mean_loss} > 0 && $j->{mean_loss} < 1 && $j->{stored_bytes} < $j->{source_bytes}'
+t "prune what was shrunk" 0 prune shrunk -p 2:4 -o shrunk-24 -q
+t "shrink a folder that is there" 1 shrink plain --hidden 0.5 -o shrunk; err_has '\[checkpoint\.'
+t "shrink by nothing" 2 shrink plain -o never; err_has 'of 176 hidden features 176 stay.*\[shrink.nothing\]'
+t "shrink by everything" 2 shrink plain --hidden 1 -o never; err_has '\[shrink.bad_options\]'
+t "shrink heads without a head_dim" 4 shrink bert --heads 0.5 -o never; err_has 'hidden_size over their number.*\[shrink.no_heads\]'
+t "shrink without a folder" 2 shrink plain --hidden 0.5; err_has '\[usage.missing_option\]'
+name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
 
 # ---- advice and recipes ----
 . "$source/tests/cli/advise.sh"
