@@ -9,7 +9,7 @@
 # CALIBRATION and HELDOUT are texts, or folders of images. HELDOUT-documents.txt, where it is, holds
 # the sizes of the documents of HELDOUT.txt; of each its first BYTES bytes are judged.
 # SETTINGS: a file of lines "PATTERN METHOD REFIT PERMUTE INPUTS SEED", or - for standard input;
-#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes or no; PERMUTE: yes, no or turned
+#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes, no or gradual; PERMUTE: yes, no or turned
 #   (values of attention, too); INPUTS as prune's --inputs: with dense, errors of layers only.
 #   Without SETTINGS those of accuracy_settings.sh.
 # Environment: TOKENS (20480) of calibration, BYTES (2000; 0: all) of a document, IMAGES (2000),
@@ -65,6 +65,7 @@ line() {
             --method "$method" --inputs "$inputs"
     fi
     [ "$refit" = no ] || set -- "$@" --refit
+    [ "$refit" != gradual ] || set -- "$@" --gradual
     case $permute in
     yes) set -- "$@" --permute ;;
     turned) set -- "$@" --permute --turn-values ;;

@@ -63,6 +63,7 @@ static void keep_results(calibration_job *job)
     record_text(&record, "path", args->path);
     record_text(&record, "method", calibration_methods[args->method]);
     record_bool(&record, "refit", args->refit);
+    record_bool(&record, "gradual", args->gradual);
     record_text(&record, "targets", calibration_targets[args->targets]);
     record_text(&record, "inputs", calibration_inputs[args->inputs]);
     record_int(&record, "samples", summary->samples);
@@ -121,6 +122,7 @@ esp_status calibration_load(cli_state *cli, const calibration_args *args, calibr
     *data = (calibration_data){0};
     *options = (esp_calibration_options){.method = (esp_method)args->method,
                                          .refit = args->refit,
+                                         .gradual = args->gradual,
                                          .turn_values = args->turn,
                                          .respect = args->respect,
                                          .targets = (esp_targets)args->targets,

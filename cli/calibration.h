@@ -12,7 +12,7 @@ typedef struct calibration_args {
     const char *path;    /* NULL: without */
     int method, targets; /* esp_method, esp_targets */
     int inputs;          /* index into calibration_inputs */
-    bool refit, respect, turn;
+    bool refit, gradual, respect, turn;
     double damping;
     int64_t tokens, context, seed;
 } calibration_args;
@@ -43,6 +43,11 @@ extern const char *const calibration_methods[], *const calibration_targets[],
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, refit),                                                 \
          .help = "with --calibrate: least squares of the kept weights against the dense outputs"}, \
+        {.name = "gradual",                                                                        \
+         .kind = OPTION_FLAG,                                                                      \
+         .offset = CALIBRATION_FIELD(type, gradual),                                               \
+         .help = "with --refit: V:2:M in steps that keep ever less (5, 4, 3, 2 of 8), each "       \
+                 "refitted before the next; not with obs and joint, which do so anyway"},          \
         {.name = "turn-values",                                                                    \
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, turn),                                                  \

@@ -47,8 +47,9 @@ struct cli_command {
 
 extern const cli_command *const commands[]; /* NULL-terminated */
 extern const cli_option common_option_table[];
-extern const cli_command info_command, advise_command, prune_command, convert_command, eval_command,
-    run_command, bench_command, tune_command, verify_command, kernels_command, devices_command;
+extern const cli_command info_command, advise_command, prune_command, shrink_command,
+    convert_command, eval_command, run_command, bench_command, tune_command, verify_command,
+    kernels_command, devices_command;
 
 /* Fills error with one printable line and returns status. */
 esp_status cli_fail(esp_error *error, esp_status status, const char *code, const char *format, ...)

@@ -174,6 +174,11 @@ static void print_permutation(const esp_permutation *permutation)
     printf("permutation: %lld channels in %d of %d orders moved; kept score %.4f -> %.4f\n",
            (long long)summary.moved_channels, summary.moved_orders, summary.orders,
            summary.kept_before, summary.kept_after);
+    if (summary.judged_layers > 0) {
+        printf(
+            "permutation: error of %lld pruned layers on the dense model's inputs %.4f -> %.4f\n",
+            (long long)summary.judged_layers, summary.error_before, summary.error_after);
+    }
 }
 
 static cli_record permutation_json(const esp_permutation *permutation)
@@ -186,6 +191,10 @@ static cli_record permutation_json(const esp_permutation *permutation)
     record_int(&record, "moved_channels", summary.moved_channels);
     record_real(&record, "kept_before", summary.kept_before);
     record_real(&record, "kept_after", summary.kept_after);
+    if (summary.judged_layers > 0) {
+        record_real(&record, "error_before", summary.error_before);
+        record_real(&record, "error_after", summary.error_after);
+    }
     return record;
 }
 

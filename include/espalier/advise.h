@@ -21,7 +21,9 @@ typedef struct esp_advise_options {
     const int64_t *tokens; /* token counts that matter, each as much as the others */
     int token_count;       /* 1..ESP_ADVISE_MAX_TOKENS */
     double speedup;        /* wanted of all linear layers together; 0: no wish */
-    double stored_share;   /* at most this share of their bytes; 0: no wish. Not both */
+    double stored_share;   /* at most this share of their bytes; 0: no wish */
+    double whole_speedup;  /* wanted of the whole model; 0: no wish. One of the three */
+    bool whole;            /* time the whole dense model, too, and predict it with the mix */
     esp_compute compute;
     esp_mask_options mask; /* how masks are chosen whose loss is counted */
     /* Samples and method by which losses are found instead, layer by layer, on the inputs of the
@@ -59,17 +61,32 @@ typedef struct esp_advised_layer {
 
 /* A mix of ways such that no other one is both faster (smaller) and loses less. */
 typedef struct esp_advised_point {
-    double speedup;      /* of all linear layers: mean over token counts of dense time over time */
-    double stored_share; /* of their bytes */
-    double error;        /* mean of the layers' errors, weighted by their weights' number */
+    double speedup;       /* of all linear layers: mean over token counts of dense time over time */
+    double stored_share;  /* of their bytes */
+    double error;         /* mean of the layers' errors, weighted by their weights' number */
+    double whole_speedup; /* of the whole model, predicted; the same mean. 0: not known */
+    uint64_t model_bytes; /* of all tensors of the checkpoint */
 } esp_advised_point;
+
+/* The whole model at one token count: a decoder's step behind 128 tokens, or with more than one
+ * token a prompt of so many; texts of up to 128 tokens; whole images. */
+typedef struct esp_advised_whole {
+    int64_t tokens;
+    char why_not[256]; /* "": it was timed */
+    double dense_us;   /* a run of the dense model, measured */
+    /* What of it the listed layers take, as they were measured, but no more than all; and the rest,
+     * which is taken to stay as it is when they are pruned. */
+    double linear_us, other_us;
+    double advised_us; /* with the mix that was chosen, predicted */
+} esp_advised_whole;
 
 typedef struct esp_advice esp_advice;
 
 /* Reads each linear layer that prune would take, masks it with every pattern, and measures every
  * distinct shape on the device (esp_tune, whose times stay in the context's table). Dense
  * checkpoints only: "prune.already_compressed". "advise.bad_options"; "advise.out_of_reach", which
- * names what is possible, when no mix fulfils the wish. */
+ * names what is possible, when no mix fulfils the wish; "advise.no_whole", where the wish is one of
+ * the whole model, which cannot be timed. Of a drawn checkpoint each shape is masked once. */
 ESP_MUST_CHECK ESP_API esp_status esp_advice_create(esp_device *device,
                                                     const esp_checkpoint *checkpoint,
                                                     const esp_advise_options *options,
@@ -79,6 +96,8 @@ ESP_API int64_t esp_advice_layers(const esp_advice *advice);
 ESP_API esp_advised_layer esp_advice_layer(const esp_advice *advice, int64_t index);
 /* The mix that was chosen for the wish; without one: all dense. */
 ESP_API esp_advised_point esp_advice_chosen(const esp_advice *advice);
+/* Token count `index` of the options, in their order; zero times where options.whole is not set. */
+ESP_API esp_advised_whole esp_advice_whole(const esp_advice *advice, int index);
 /* Points from dense to the fastest (smallest) mix: writes at most capacity, returns how many there
  * are. */
 ESP_API int esp_advice_frontier(const esp_advice *advice, esp_advised_point *points, int capacity);

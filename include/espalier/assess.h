@@ -241,6 +241,10 @@ typedef struct esp_calibration_options {
     const esp_image_set *images;
     esp_method method;
     bool refit; /* least squares of the kept weights */
+    /* V:2:M in steps that keep ever less, each refitted before the next is scored: 5, 4, 3 and 2 of
+     * 8, from 7, 6, 4 and 4 columns of a panel. With refit, not with OBS and JOINT, which drop one
+     * after the other anyway. Other patterns are pruned at once. */
+    bool gradual;
     /* Values of attention are turned to the principal axes of what their output projection reads,
      * which leaves the model's outputs as they are and pruning it less to lose; where v has no bias
      * and both weights are pruned. Not with respect. */
@@ -293,9 +297,13 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_calibrated(
     esp_calibration_summary *calibration, esp_error *error);
 
 /* esp_permutation_search by what weights cost the outputs that the samples give: w^2 / [H^-1]_jj,
- * of each layer as a share of all, H from the dense model. For prune->permutation of
- * esp_prune_calibrated with the same samples. Of calibration, method, refit, targets and on_layer
- * are not looked at; permute's scores neither, and it may be NULL. */
+ * of each layer as a share of all, H from the dense model. A new order counts only where the layers
+ * that it touches, pruned anew in it by calibration's method on what the dense model gives them,
+ * lose less of their outputs: every layer is pruned once at first, and then, in each round, once
+ * for every space of orders that moved. For prune->permutation of esp_prune_calibrated with the
+ * same samples. Memory: four numbers of eight bytes for each pair of inputs of a layer, two of them
+ * for all groups of layers at once. Of calibration, targets, turn_values and on_layer are not
+ * looked at; permute's scores neither, and it may be NULL. */
 ESP_MUST_CHECK ESP_API esp_status esp_permutation_calibrate(
     esp_device *device, const char *model_dir, const esp_prune_options *prune,
     const esp_permute_options *permute, const esp_calibration_options *calibration,

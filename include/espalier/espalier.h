@@ -12,6 +12,7 @@
 #include <espalier/model.h>
 #include <espalier/pattern.h>
 #include <espalier/prune.h>
+#include <espalier/shrink.h>
 #include <espalier/sparse.h>
 #include <espalier/tensor.h>
 #include <espalier/tuning.h>

@@ -143,6 +143,9 @@ typedef struct esp_permutation_summary {
     int64_t moved_channels;
     /* Summed scores that live over all, of the layers that gain by an order, before and after. */
     double kept_before, kept_after;
+    /* Where steps were judged by errors: layers, and the mean of their errors before and after. */
+    int64_t judged_layers;
+    double error_before, error_after;
 } esp_permutation_summary;
 ESP_API void esp_permutation_get_summary(const esp_permutation *permutation,
                                          esp_permutation_summary *summary);
@@ -192,10 +195,19 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_checkpoint(esp_context *context, con
 typedef esp_status (*esp_scores_fn)(void *user, const char *name, const esp_tensor *dense,
                                     float *scores, esp_error *error);
 
+/* The error that a layer's outputs have once it is pruned to `pattern` in the orders of now. */
+typedef esp_status (*esp_order_error_fn)(void *user, const char *name, const esp_pattern *pattern,
+                                         const esp_permutation *orders, double *layer_error,
+                                         esp_error *error);
+
 typedef struct esp_permute_options {
     esp_scores_fn scores;   /* NULL: as prune's options say, |w| or w^2 */
     const char *score_name; /* for the record, with `scores` */
     void *score_user;
+    /* By which a new order counts: only where the sum over the layers that it touches falls. The
+     * search itself goes by scores. NULL: what scores keep decides. */
+    esp_order_error_fn order_error;
+    void *error_user;
     int rounds;         /* over all orders; 0: 2 */
     bool keep_residual; /* leave the order of the residual stream as it is */
     esp_progress_fn progress;

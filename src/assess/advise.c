@@ -1,11 +1,11 @@
-/* Advice: the linear layers of a checkpoint, what each pattern loses of them, and the best mix for
- * a wanted gain. Measuring is advise_measure.c, the search for the mix mix.c. */
+/* Advice: the linear layers of a checkpoint and what each pattern loses of them. Measuring is
+ * advise_measure.c and advise_whole.c, choosing a mix advise_choose.c. */
 #include "assess/advise.h"
 
-#include <math.h>
 #include <string.h>
 
 #include "assess/assess.h"
+#include "io/io.h"
 #include "pipeline/pipeline.h"
 
 esp_status esp_advice_step(esp_advice *advice, const char *what, esp_error *error)
@@ -34,11 +34,14 @@ static esp_status check_options(const esp_advise_options *options, esp_error *er
                         ESP_ADVISE_MAX_WAYS - 1, ESP_ADVISE_MAX_TOKENS);
     }
     bool fast = options->speedup != 0, small = options->stored_share != 0;
-    if ((fast && small) || (fast && !(options->speedup >= 1)) ||
+    bool whole = options->whole_speedup != 0;
+    if (fast + small + whole > 1 || (fast && !(options->speedup >= 1)) ||
+        (whole && !(options->whole_speedup >= 1 && options->whole)) ||
         (small && !(options->stored_share > 0 && options->stored_share <= 1))) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "advise.bad_options",
-                        "a speed-up of at least 1 or a share of the bytes between 0 and 1 can be "
-                        "wished for, not both");
+                        "a speed-up of at least 1 of the linear layers, or of the whole model, "
+                        "which must be timed then, or a share of the bytes between 0 and 1 can be "
+                        "wished for, one of the three");
     }
     for (int i = 0; i < options->pattern_count; i++) {
         ESP_TRY(esp_pattern_check(&options->patterns[i], error));
@@ -56,6 +59,7 @@ static esp_status take_layers(esp_advice *advice, esp_error *error)
     size_t name_bytes = 0;
     for (int64_t i = 0; i < esp_checkpoint_count(advice->checkpoint); i++) {
         esp_weight_info weight = esp_checkpoint_get(advice->checkpoint, i);
+        advice->model_bytes += weight.dense_bytes;
         if (is_layer(&weight)) {
             advice->count++;
             name_bytes += strlen(weight.name) + 1;
@@ -145,9 +149,27 @@ static esp_status lose_one(esp_advice *advice, const esp_tensor *dense, esp_advi
     return ESP_OK;
 }
 
+/* Drawn layers of one shape hold the same numbers. */
+static bool lose_as_before(esp_advice *advice, int64_t layer)
+{
+    int64_t before = 0;
+    while (before < layer && !esp_advice_same_shape(advice, before, layer)) {
+        before++;
+    }
+    for (int k = 0; before < layer && k < advice->ways; k++) {
+        advice->table[layer * advice->ways + k].error =
+            advice->table[before * advice->ways + k].error;
+    }
+    return before < layer;
+}
+
 static esp_status lose(esp_advice *advice, int64_t layer, esp_error *error)
 {
     const esp_advised_layer *here = &advice->layers[layer];
+    if (esp_checkpoint_is_made(advice->checkpoint) && lose_as_before(advice, layer)) {
+        advice->done += advice->ways - 1;
+        return ESP_OK;
+    }
     int64_t index = esp_checkpoint_find(advice->checkpoint, here->name);
     const int64_t shape[2] = {here->out_features, here->in_features};
     esp_tensor dense = {0};
@@ -162,113 +184,6 @@ static esp_status lose(esp_advice *advice, int64_t layer, esp_error *error)
     return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", here->name);
 }
 
-/* ---- mixes ---- */
-
-static double weights_of(const esp_advised_layer *layer)
-{
-    return (double)layer->out_features * (double)layer->in_features;
-}
-
-/* What a way adds to the whole's cost: of time the mean over token counts of its share of the dense
- * time, of memory its share of the bytes. */
-static void find_costs(esp_advice *advice, bool by_bytes)
-{
-    double us[ESP_ADVISE_MAX_TOKENS] = {0}, bytes = 0, weights = 0;
-    for (int64_t i = 0; i < advice->count; i++) {
-        const esp_advised_way *dense = &advice->table[i * advice->ways];
-        bytes += (double)dense->stored_bytes;
-        weights += weights_of(&advice->layers[i]);
-        for (int t = 0; t < advice->token_count; t++) {
-            us[t] += dense->us[t];
-        }
-    }
-    for (int64_t i = 0; i < advice->count * advice->ways; i++) {
-        const esp_advised_way *way = &advice->table[i];
-        double time = 0;
-        for (int t = 0; t < advice->token_count; t++) {
-            time += way->us[t] / us[t] / advice->token_count;
-        }
-        double cost = by_bytes ? (double)way->stored_bytes / bytes : time;
-        double share = weights_of(&advice->layers[i / advice->ways]) / weights;
-        advice->costs[i] =
-            (esp_mix_way){way->possible ? cost : (double)INFINITY, way->error * share};
-    }
-}
-
-/* Of chosen[layers]. */
-static esp_advised_point point_of(const esp_advice *advice, const int *chosen)
-{
-    double us[2][ESP_ADVISE_MAX_TOKENS] = {{0}}, bytes[2] = {0}, weights = 0, error = 0, time = 0;
-    for (int64_t i = 0; i < advice->count; i++) {
-        const esp_advised_way *ways = advice->table + i * advice->ways;
-        const esp_advised_way *own = &ways[chosen[i]];
-        double size = weights_of(&advice->layers[i]);
-        bytes[0] += (double)ways[0].stored_bytes;
-        bytes[1] += (double)own->stored_bytes;
-        weights += size;
-        error += own->error * size;
-        for (int t = 0; t < advice->token_count; t++) {
-            us[0][t] += ways[0].us[t];
-            us[1][t] += own->us[t];
-        }
-    }
-    for (int t = 0; t < advice->token_count; t++) {
-        time += us[1][t] / us[0][t] / advice->token_count;
-    }
-    return (esp_advised_point){1 / time, bytes[1] / bytes[0], error / weights};
-}
-
-static esp_status solve(esp_advice *advice, bool by_bytes, esp_error *error)
-{
-    esp_mix_free(&advice->mix);
-    find_costs(advice, by_bytes);
-    advice->mix = (esp_mix){.context = advice->context,
-                            .layers = advice->count,
-                            .ways = advice->ways,
-                            .table = advice->costs};
-    return esp_mix_solve(&advice->mix, error);
-}
-
-static double least_cost(const esp_advice *advice)
-{
-    double least = 0;
-    for (int64_t i = 0; i < advice->count; i++) {
-        double own = INFINITY;
-        for (int k = 0; k < advice->ways; k++) {
-            own = fmin(own, advice->costs[i * advice->ways + k].cost);
-        }
-        least += own;
-    }
-    return least;
-}
-
-static esp_status choose(esp_advice *advice, esp_error *error)
-{
-    const esp_advise_options *options = advice->options;
-    bool by_bytes = options->stored_share != 0;
-    double budget =
-        by_bytes ? options->stored_share : 1 / (options->speedup != 0 ? options->speedup : 1);
-    ESP_TRY(solve(advice, by_bytes, error));
-    if (!esp_mix_choose(&advice->mix, budget, advice->scratch)) {
-        double least = least_cost(advice);
-        if (by_bytes) {
-            return esp_fail(error, ESP_BAD_ARGUMENT, "advise.out_of_reach",
-                            "no mix of these patterns stores %.3f of the bytes; the smallest "
-                            "stores %.3f",
-                            budget, least);
-        }
-        return esp_fail(error, ESP_BAD_ARGUMENT, "advise.out_of_reach",
-                        "no mix of these patterns makes the linear layers %.2f times as fast; the "
-                        "fastest gives %.2f",
-                        options->speedup, 1 / least);
-    }
-    for (int64_t i = 0; i < advice->count; i++) {
-        advice->layers[i].chosen = advice->scratch[i];
-    }
-    advice->chosen = point_of(advice, advice->scratch);
-    return by_bytes ? solve(advice, false, error) : ESP_OK; /* the frontier is of times */
-}
-
 /* ---- public ---- */
 
 static esp_status make(esp_advice *advice, esp_error *error)
@@ -276,7 +191,9 @@ static esp_status make(esp_advice *advice, esp_error *error)
     ESP_TRY(take_layers(advice, error));
     describe_layers(advice);
     bool calibrated = advice->options->calibration != NULL;
-    advice->total = (double)advice->count * ((calibrated ? 3 : 2) * (advice->ways - 1) + 1);
+    bool whole = advice->options->whole;
+    advice->total = (double)advice->count * ((calibrated ? 3 : 2) * (advice->ways - 1) + 1) +
+                    (whole ? advice->token_count : 0);
     for (int64_t i = 0; i < advice->count; i++) {
         ESP_TRY(lose(advice, i, error));
     }
@@ -284,7 +201,13 @@ static esp_status make(esp_advice *advice, esp_error *error)
         ESP_TRY(esp_advice_calibrate(advice, error));
     }
     ESP_TRY(esp_advice_measure(advice, error));
-    return choose(advice, error);
+    for (int t = 0; t < advice->token_count; t++) {
+        advice->whole[t].tokens = advice->options->tokens[t];
+    }
+    if (whole) {
+        ESP_TRY(esp_advice_time_whole(advice, error));
+    }
+    return esp_advice_choose(advice, error);
 }
 
 esp_status esp_advice_create(esp_device *device, const esp_checkpoint *checkpoint,
@@ -341,25 +264,7 @@ esp_advised_point esp_advice_chosen(const esp_advice *advice)
     return advice->chosen;
 }
 
-int esp_advice_frontier(const esp_advice *advice, esp_advised_point *points, int capacity)
+esp_advised_whole esp_advice_whole(const esp_advice *advice, int index)
 {
-    const double *least = advice->mix.least;
-    int count = 0;
-    double last = -1;
-    for (int64_t b = ESP_MIX_STEPS; b >= 0; b--) {
-        bool jump = isfinite(least[b]) && (b == 0 || !(least[b - 1] <= least[b]));
-        if (!jump || !esp_mix_at(&advice->mix, b, advice->scratch)) {
-            continue;
-        }
-        esp_advised_point point = point_of(advice, advice->scratch);
-        if (point.speedup <= last) {
-            continue;
-        }
-        last = point.speedup;
-        if (count < capacity) {
-            points[count] = point;
-        }
-        count++;
-    }
-    return count;
+    return advice->whole[index];
 }

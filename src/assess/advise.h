@@ -21,16 +21,24 @@ struct esp_advice {
     char *names;            /* of all layers, behind one another */
     int64_t count;
     double done, total; /* progress */
-    esp_mix mix;        /* by time; its table is `costs` */
-    esp_mix_way *costs; /* [layers][ways] */
-    int *scratch;       /* [layers] */
+    esp_advised_whole whole[ESP_ADVISE_MAX_TOKENS];
+    esp_mix mix;          /* by time; its table is `costs` */
+    esp_mix_way *costs;   /* [layers][ways] */
+    int *scratch;         /* [layers] */
+    uint64_t model_bytes; /* of all tensors, dense */
     esp_advised_point chosen;
 };
 
 /* advise_measure.c: fills us, gain, kernels, possible and why_not of every layer's ways. */
 ESP_MUST_CHECK esp_status esp_advice_measure(esp_advice *advice, esp_error *error);
+/* advise_whole.c: fills whole. What cannot be timed says why there. */
+ESP_MUST_CHECK esp_status esp_advice_time_whole(esp_advice *advice, esp_error *error);
 /* advise_calibrated.c: errors of the layers that options->calibration reaches. */
 ESP_MUST_CHECK esp_status esp_advice_calibrate(esp_advice *advice, esp_error *error);
+/* advise_choose.c: the mix for the wish, and the frontier. */
+ESP_MUST_CHECK esp_status esp_advice_choose(esp_advice *advice, esp_error *error);
+/* Layers of the same ways but for their losses. */
+bool esp_advice_same_shape(const esp_advice *advice, int64_t a, int64_t b);
 /* "cancelled" when the caller says so; one more step is done. */
 ESP_MUST_CHECK esp_status esp_advice_step(esp_advice *advice, const char *what, esp_error *error);
 

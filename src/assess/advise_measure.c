@@ -112,10 +112,11 @@ static esp_status measure_way(esp_advice *advice, const esp_advised_layer *layer
     return ESP_OK;
 }
 
-static bool same_shape(const esp_advised_layer *a, const esp_advised_layer *b)
+bool esp_advice_same_shape(const esp_advice *advice, int64_t a, int64_t b)
 {
-    return a->out_features == b->out_features && a->in_features == b->in_features &&
-           a->dtype == b->dtype;
+    const esp_advised_layer *first = &advice->layers[a], *second = &advice->layers[b];
+    return first->out_features == second->out_features &&
+           first->in_features == second->in_features && first->dtype == second->dtype;
 }
 
 static void copy_times(const esp_advised_way *from, esp_advised_way *to)
@@ -123,6 +124,7 @@ static void copy_times(const esp_advised_way *from, esp_advised_way *to)
     esp_advised_way own = *to;
     *to = *from;
     to->error = own.error;
+    to->calibrated = own.calibrated;
 }
 
 esp_status esp_advice_measure(esp_advice *advice, esp_error *error)
@@ -131,7 +133,7 @@ esp_status esp_advice_measure(esp_advice *advice, esp_error *error)
         const esp_advised_layer *layer = &advice->layers[i];
         esp_advised_way *ways = advice->table + i * advice->ways;
         int64_t before = 0;
-        while (before < i && !same_shape(&advice->layers[before], layer)) {
+        while (before < i && !esp_advice_same_shape(advice, before, i)) {
             before++;
         }
         for (int k = 0; k < advice->ways; k++) {

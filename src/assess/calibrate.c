@@ -142,8 +142,8 @@ static void report_layer(esp_calibration *calibration, esp_calibrated_linear *li
     }
 }
 
-static esp_status replace(esp_calibration *calibration, const char *name, const esp_tensor *values,
-                          esp_error *error)
+esp_status esp_calibration_replace(esp_calibration *calibration, const char *name,
+                                   const esp_tensor *values, esp_error *error)
 {
     static const char suffix[] = ".weight";
     size_t length = strlen(name) - (sizeof suffix - 1);
@@ -167,7 +167,7 @@ static esp_status replace_permuted(esp_calibration *calibration, const char *nam
     ESP_TRY(esp_tensor_create(context, values->dtype, values->rank, values->shape, &own, error));
     memcpy(own.data, values->data, bytes);
     esp_status status = esp_permutation_undo(calibration->prune->permutation, name, &own, error);
-    status = status == ESP_OK ? replace(calibration, name, &own, error) : status;
+    status = status == ESP_OK ? esp_calibration_replace(calibration, name, &own, error) : status;
     esp_tensor_free(context, &own);
     return status;
 }
@@ -224,7 +224,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     if (looks && !calibration->options->dense_inputs) {
         ESP_TRY(calibration->prune->permutation != NULL
                     ? replace_permuted(calibration, linear->name, values, error)
-                    : replace(calibration, linear->name, values, error));
+                    : esp_calibration_replace(calibration, linear->name, values, error));
     }
     calibration->done += weights;
     report_layer(calibration, linear, &report, note);
@@ -289,7 +289,8 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
     esp_buffer_printf(json, "{\"method\": \"%s\", \"refit\": %s, \"targets\": \"%s\"",
                       esp_method_name(options->method), options->refit ? "true" : "false",
                       esp_targets_name(options->targets));
-    esp_buffer_printf(json, ", \"turned_values\": %s", options->turn_values ? "true" : "false");
+    esp_buffer_printf(json, ", \"gradual\": %s, \"turned_values\": %s",
+                      options->gradual ? "true" : "false", options->turn_values ? "true" : "false");
     esp_buffer_printf(json, ", \"inputs\": \"%s\"", options->dense_inputs ? "dense" : "pruned");
     esp_buffer_printf(json, ", \"samples\": %lld, \"tokens\": %lld, \"data\": \"%s\"",
                       (long long)summary->samples, (long long)summary->tokens,
@@ -317,6 +318,13 @@ static esp_status check_options(const esp_calibration_options *options, esp_erro
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
                         "values can only be turned by a method that looks at inputs, and where "
                         "zeros need not stay");
+    }
+    if (options->gradual &&
+        (!options->refit || options->respect || options->method > ESP_METHOD_SPARSE_GPT)) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
+                        "gradual pruning refits between its steps: it needs a refit and a method "
+                        "that chooses masks by scores (magnitude to sparsegpt; obs and joint drop "
+                        "one after the other anyway), and zeros need not stay");
     }
     if (!(options->damping >= 0) || options->damping > 100 || options->tokens < 0 ||
         options->context < 0) {

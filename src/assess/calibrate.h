@@ -55,6 +55,7 @@ typedef struct esp_calibration {
     esp_calibrated_linear *linears; /* in the order of the walk */
     int64_t linear_count;
     bool looks_only;  /* nothing is pruned: the dense walk stays where it is */
+    bool judges;      /* errors are wanted whatever the method looks at */
     int64_t layer;    /* that the walks hold; -1: none */
     int layer_groups; /* known ones of that layer */
     esp_group_inputs inputs;
@@ -71,6 +72,10 @@ typedef struct esp_calibration {
 ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                                esp_error *error);
 void esp_calibration_close(esp_calibration *calibration);
+
+/* From now on the pruned model runs the linear layer, named with ".weight", by these weights. */
+ESP_MUST_CHECK esp_status esp_calibration_replace(esp_calibration *calibration, const char *name,
+                                                  const esp_tensor *values, esp_error *error);
 
 /* calibrate_data.c: walks, samples and their embeddings. */
 ESP_MUST_CHECK esp_status esp_calibration_load(esp_calibration *calibration, const char *model_dir,
@@ -97,6 +102,16 @@ ESP_MUST_CHECK esp_status esp_calibration_prune(esp_calibration *calibration,
                                                 const esp_pattern *pattern, esp_tensor *values,
                                                 esp_mask **mask, esp_calibrated_layer *report,
                                                 esp_error *error);
+/* Units of columns that a layer does without (esp_unit_obs): kept [keep], ascending. */
+typedef struct esp_unit_choice {
+    int64_t units, width, keep;
+    uint32_t *kept;
+} esp_unit_choice;
+/* values: the weights, to become those of what is kept, 0 elsewhere. */
+ESP_MUST_CHECK esp_status esp_calibration_remove(esp_calibration *calibration,
+                                                 const esp_calibrated_linear *linear,
+                                                 const esp_unit_choice *units, esp_tensor *values,
+                                                 esp_calibrated_layer *report, esp_error *error);
 /* Sums X X^T of what a layer reads in the dense model, over the first samples; gram: [in][in]. */
 ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibration,
                                                         const esp_calibrated_linear *linear,

@@ -11,7 +11,8 @@
 
 typedef struct layer_job {
     esp_calibration *calibration;
-    const esp_pattern *pattern;
+    const esp_pattern *pattern;   /* of a pruning */
+    const esp_unit_choice *units; /* of what a layer is to do without */
     int64_t out, in;
     double *weights; /* [out][in]: as they were */
     double *goal;    /* T H */
@@ -98,12 +99,13 @@ static esp_status find_target(const layer_job *job, esp_error *error)
 
 /* ---- masks ---- */
 
-static esp_status mask_by_score(const layer_job *job, esp_layer_score score, const double *weights,
-                                esp_mask **mask, esp_error *error)
+/* job->scores of weights. */
+static esp_status score(const layer_job *job, esp_layer_score by, const double *weights,
+                        esp_error *error)
 {
     esp_calibration *calibration = job->calibration;
     double *diagonal = NULL;
-    if (score == ESP_LAYER_OBS) {
+    if (by == ESP_LAYER_OBS) {
         ESP_TRY(esp_calibration_invert(job->calibration, error));
         diagonal = esp_alloc_array(calibration->context, (size_t)job->in, sizeof *diagonal);
         if (diagonal == NULL) {
@@ -113,15 +115,48 @@ static esp_status mask_by_score(const layer_job *job, esp_layer_score score, con
             diagonal[j] = calibration->inputs.inverse[j * job->in + j];
         }
     }
-    esp_status status = esp_score_layer(calibration->context, score, &job->inputs, diagonal,
-                                        job->out, job->in, weights, job->scores, error);
+    esp_status status = esp_score_layer(calibration->context, by, &job->inputs, diagonal, job->out,
+                                        job->in, weights, job->scores, error);
     esp_release(calibration->context, diagonal);
-    ESP_TRY(status);
+    return status;
+}
+
+static esp_status mask_by_score(const layer_job *job, esp_layer_score by, const double *weights,
+                                esp_mask **mask, esp_error *error)
+{
+    ESP_TRY(score(job, by, weights, error));
     const esp_tensor scores = {
         .dtype = ESP_F32, .rank = 2, .shape = {job->out, job->in}, .data = job->scores};
-    esp_mask_options options = calibration->prune->mask;
+    esp_mask_options options = job->calibration->prune->mask;
     options.score = ESP_SCORE_ABS;
-    return esp_prune_mask(calibration->context, &scores, job->pattern, &options, mask, NULL, error);
+    return esp_prune_mask(job->calibration->context, &scores, job->pattern, &options, mask, NULL,
+                          error);
+}
+
+/* The result becomes the least squares of a mask that keeps more than the pattern does, and from
+ * there of one that keeps less, until the pattern's own is next. */
+static esp_status tighten(const layer_job *job, esp_layer_score by, const esp_gradual_step *step,
+                          esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_mask *mask = NULL;
+    ESP_TRY(score(job, by, job->result, error));
+    ESP_TRY(esp_gradual_mask(calibration->context, job->pattern, step, job->out, job->in,
+                             job->scores, &mask, error));
+    esp_status status = esp_refit(calibration->algebra, &job->inputs, mask, job->goal, job->result,
+                                  NULL, NULL, error);
+    esp_mask_free(mask);
+    return status;
+}
+
+static esp_status by_steps(const layer_job *job, esp_layer_score by, const esp_gradual_step *steps,
+                           int count, esp_mask **mask, esp_error *error)
+{
+    memcpy(job->result, job->weights, (size_t)(job->out * job->in) * sizeof *job->result);
+    for (int i = 0; i < count; i++) {
+        ESP_TRY(tighten(job, by, &steps[i], error));
+    }
+    return mask_by_score(job, by, job->result, mask, error);
 }
 
 static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error *error)
@@ -177,6 +212,12 @@ static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error
     static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
                                              ESP_LAYER_WANDA, ESP_LAYER_RIA};
     esp_method method = job->calibration->options->method;
+    esp_gradual_step steps[ESP_GRADUAL_MAX_STEPS];
+    int count = job->calibration->options->gradual ? esp_gradual_steps(job->pattern, steps) : 0;
+    if (count > 0) {
+        return by_steps(job, method < ESP_METHOD_SPARSE_GPT ? scores[method] : ESP_LAYER_OBS, steps,
+                        count, mask, error);
+    }
     if (method == ESP_METHOD_JOINT && esp_joint_takes(job->pattern)) {
         return by_joint_search(job, mask, error);
     }
@@ -252,7 +293,7 @@ static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mas
                         esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
-    bool looks = esp_calibration_looks(calibration->options);
+    bool looks = calibration->judges || esp_calibration_looks(calibration->options);
     double energy = 0;
     esp_refit_report refit = {0};
     if (needs_target(calibration->options)) {
@@ -281,44 +322,86 @@ static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mas
     return find_own_error(job, &report->own_error, error);
 }
 
+/* The weights without some of their columns. */
+static esp_status do_without(const layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
+                             esp_error *error)
+{
+    const esp_calibration *calibration = job->calibration;
+    const esp_unit_choice *units = job->units;
+    double energy = 0;
+    ESP_TRY(find_target(job, error));
+    ESP_TRY(esp_calibration_invert(job->calibration, error));
+    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    ESP_TRY(esp_unit_obs(calibration->algebra, job->out, units->units, units->width, units->keep,
+                         calibration->inputs.inverse, job->result, units->kept, error));
+    ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
+                             error));
+    round_into(job, values);
+    ESP_TRY(error_of(job, energy, &report->error, error));
+    report->masked_error = report->error;
+    return find_own_error(job, &report->own_error, error);
+}
+
+/* With room for it all; mask: of a pruning. */
+static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
+                       esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
+{
+    size_t count = (size_t)(job->out * job->in);
+    esp_widen(values->dtype, values->data, (int64_t)count, job->scores);
+    for (size_t i = 0; i < count; i++) {
+        job->weights[i] = (double)job->scores[i];
+    }
+    ESP_TRY(esp_calibration_turn_weights(job->calibration, linear, job->out, job->in, job->weights,
+                                         error));
+    return job->units != NULL ? do_without(job, values, report, error)
+                              : prune(job, values, mask, report, error);
+}
+
+static esp_status run(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
+                      esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    esp_context *context = calibration->context;
+    job->out = values->shape[0];
+    job->in = values->shape[1];
+    job->inputs = (esp_layer_inputs){job->in, calibration->inputs.tokens, calibration->inputs.gram};
+    size_t count = (size_t)(job->out * job->in);
+    double **const areas[] = {&job->weights, &job->goal, &job->target, &job->result};
+    esp_status status = ESP_OK;
+    job->scores = esp_alloc_array(context, count, sizeof *job->scores);
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        *areas[i] = esp_alloc_array(context, count, sizeof **areas[i]);
+        if (*areas[i] == NULL || job->scores == NULL) {
+            status = esp_fail_memory(error, count * sizeof **areas[i], "a layer in f64");
+        }
+    }
+    status = status == ESP_OK ? work(job, linear, values, mask, report, error) : status;
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        esp_release(context, *areas[i]);
+    }
+    esp_release(context, job->scores);
+    return status;
+}
+
 esp_status esp_calibration_prune(esp_calibration *calibration, const esp_calibrated_linear *linear,
                                  const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
                                  esp_calibrated_layer *report, esp_error *error)
 {
-    esp_context *context = calibration->context;
-    layer_job job = {.calibration = calibration,
-                     .pattern = pattern,
-                     .out = values->shape[0],
-                     .in = values->shape[1]};
-    job.inputs = (esp_layer_inputs){job.in, calibration->inputs.tokens, calibration->inputs.gram};
-    size_t count = (size_t)(job.out * job.in);
-    double **const areas[] = {&job.weights, &job.goal, &job.target, &job.result};
-    esp_status status = ESP_OK;
-    job.scores = esp_alloc_array(context, count, sizeof *job.scores);
-    for (int i = 0; i < ESP_COUNT(areas); i++) {
-        *areas[i] = esp_alloc_array(context, count, sizeof **areas[i]);
-        if (*areas[i] == NULL || job.scores == NULL) {
-            status = esp_fail_memory(error, count * sizeof **areas[i], "a layer in f64");
-        }
-    }
+    layer_job job = {.calibration = calibration, .pattern = pattern};
     esp_mask *made = NULL;
-    if (status == ESP_OK) {
-        esp_widen(values->dtype, values->data, (int64_t)count, job.scores);
-        for (size_t i = 0; i < count; i++) {
-            job.weights[i] = (double)job.scores[i];
-        }
-        status =
-            esp_calibration_turn_weights(calibration, linear, job.out, job.in, job.weights, error);
-        status = status == ESP_OK ? prune(&job, values, &made, report, error) : status;
-    }
-    for (int i = 0; i < ESP_COUNT(areas); i++) {
-        esp_release(context, *areas[i]);
-    }
-    esp_release(context, job.scores);
+    esp_status status = run(&job, linear, values, &made, report, error);
     if (status != ESP_OK) {
         esp_mask_free(made);
         return status;
     }
     *mask = made;
     return ESP_OK;
+}
+
+esp_status esp_calibration_remove(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                                  const esp_unit_choice *units, esp_tensor *values,
+                                  esp_calibrated_layer *report, esp_error *error)
+{
+    layer_job job = {.calibration = calibration, .units = units};
+    return run(&job, linear, values, NULL, report, error);
 }

@@ -1,30 +1,47 @@
-/* Orders of channels under calibration: the dense model is walked once over the samples, and each
- * weight scored by what dropping it costs the outputs that the samples give, all others of its row
- * following: w^2 / [H^-1]_jj (Optimal Brain Surgeon). A step of the search (src/prune/permute.c) is
- * taken only where by this measure less is lost. */
+/* Orders of channels under calibration: the dense model is walked once over the samples. Inside the
+ * search each weight is scored by what dropping it costs the outputs that the samples give, all
+ * others of its row following: w^2 / [H^-1]_jj (Optimal Brain Surgeon). What that leads to counts
+ * only where the layers that it touches, pruned anew in the new order by the method of the
+ * calibration, lose less of their outputs (the step rule of Zhao et al., arXiv 2410.16135). */
 #include "assess/calibrate.h"
 
 typedef struct order_job {
     esp_calibration calibration;
-    double **diagonals; /* [linears][in]: of H^-1; NULL: not pruned */
+    const esp_calibration_options *method; /* by which layers are pruned */
+    /* [linears]: of the damped second moments of what a layer reads; linear layers that read the
+     * same share them. */
+    esp_group_inputs **inputs;
+    esp_group_inputs *groups; /* [linears], fewer are used */
+    int64_t group_count;
 } order_job;
+
+/* ---- what layers read ---- */
+
+/* NULL: not looked at yet. */
+static esp_group_inputs *known_inputs(const order_job *job, const esp_calibrated_linear *linear)
+{
+    for (int64_t i = job->group_count - 1; i >= 0; i--) {
+        if (job->groups[i].layer == linear->layer && job->groups[i].group == linear->group) {
+            return &job->groups[i];
+        }
+    }
+    return NULL;
+}
 
 static esp_status look(order_job *job, int64_t number, esp_error *error)
 {
     esp_calibration *calibration = &job->calibration;
     const esp_calibrated_linear *linear = &calibration->linears[number];
-    const esp_group_inputs *inputs = &calibration->inputs;
     ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
-    ESP_TRY(esp_calibration_collect(calibration, linear, error));
-    ESP_TRY(esp_calibration_invert(calibration, error));
-    double *diagonal = esp_alloc_array(calibration->context, (size_t)inputs->in, sizeof *diagonal);
-    if (diagonal == NULL) {
-        return esp_fail_memory(error, (size_t)inputs->in * sizeof *diagonal, "scores");
+    esp_group_inputs *inputs = known_inputs(job, linear);
+    if (inputs == NULL) {
+        ESP_TRY(esp_calibration_collect(calibration, linear, error));
+        ESP_TRY(esp_calibration_invert(calibration, error));
+        inputs = &job->groups[job->group_count++];
+        *inputs = calibration->inputs; /* which gives them up */
+        calibration->inputs = (esp_group_inputs){.group = -1};
     }
-    for (int64_t j = 0; j < inputs->in; j++) {
-        diagonal[j] = inputs->inverse[j * inputs->in + j];
-    }
-    job->diagonals[number] = diagonal;
+    job->inputs[number] = inputs;
     esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
     calibration->done += (double)weight.shape[0] * (double)weight.shape[1];
     return ESP_OK;
@@ -35,9 +52,10 @@ static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *
     esp_calibration *calibration = &job->calibration;
     ESP_TRY(esp_calibration_open(calibration, model_dir, error));
     size_t count = (size_t)calibration->linear_count;
-    job->diagonals = esp_alloc_zero(calibration->context, count * sizeof *job->diagonals);
-    if (job->diagonals == NULL) {
-        return esp_fail_memory(error, count * sizeof *job->diagonals, "scores");
+    job->inputs = esp_alloc_zero(calibration->context, count * sizeof(esp_group_inputs *));
+    job->groups = esp_alloc_zero(calibration->context, count * sizeof *job->groups);
+    if (job->inputs == NULL || job->groups == NULL) {
+        return esp_fail_memory(error, count * sizeof *job->groups, "what layers read");
     }
     for (int64_t i = 0; i < calibration->linear_count; i++) {
         ESP_TRY(look(job, i, error));
@@ -45,26 +63,34 @@ static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *
     return ESP_OK;
 }
 
+/* -1: no sample reaches it. */
+static int64_t number_of(const order_job *job, const char *name)
+{
+    for (int64_t i = 0; i < job->calibration.linear_count; i++) {
+        if (strcmp(job->calibration.linears[i].name, name) == 0) {
+            return i;
+        }
+    }
+    return -1;
+}
+
+/* ---- scores ---- */
+
 /* An esp_scores_fn. Layers that no sample reaches are scored by their weights alone. */
 static esp_status score(void *user, const char *name, const esp_tensor *dense, float *scores,
                         esp_error *error)
 {
     (void)error;
     const order_job *job = user;
-    const double *diagonal = NULL;
-    int64_t out = dense->shape[0], in = dense->shape[1];
-    for (int64_t i = 0; i < job->calibration.linear_count; i++) {
-        if (strcmp(job->calibration.linears[i].name, name) == 0) {
-            diagonal = job->diagonals[i];
-        }
-    }
+    int64_t number = number_of(job, name), out = dense->shape[0], in = dense->shape[1];
+    const double *inverse = number >= 0 ? job->inputs[number]->inverse : NULL;
     esp_widen(dense->dtype, dense->data, out * in, scores);
     double most = 0;
     for (int scaled = 0; scaled < 2; scaled++) { /* layers count by the share that they lose */
         double sum = 0;
         for (int64_t i = 0; i < out * in; i++) {
-            double w = (double)scores[i];
-            double cost = scaled == 0 ? w * w / (diagonal != NULL ? diagonal[i % in] : 1) : 0;
+            double w = (double)scores[i], each = inverse != NULL ? inverse[i % in * (in + 1)] : 1;
+            double cost = scaled == 0 ? w * w / each : 0;
             sum += cost;
             scores[i] = scaled == 0 ? (float)cost : (float)((double)scores[i] / most);
         }
@@ -73,14 +99,107 @@ static esp_status score(void *user, const char *name, const esp_tensor *dense, f
     return ESP_OK;
 }
 
+/* ---- errors ---- */
+
+/* A square of numbers [in][in], both sides in the new order. */
+static esp_status copy_square(esp_context *context, const double *from, int64_t in,
+                              const esp_permutation *orders, int axis, double **to,
+                              esp_error *error)
+{
+    size_t count = (size_t)(in * in);
+    *to = esp_alloc_array(context, count, sizeof **to);
+    if (*to == NULL) {
+        return esp_fail_memory(error, count * sizeof **to, "what a layer reads");
+    }
+    memcpy(*to, from, count * sizeof **to);
+    ESP_TRY(esp_permutation_apply_to(orders, axis, 1, in, *to, error));
+    return esp_permutation_apply_to(orders, axis, in, 1, *to, error);
+}
+
+/* What the layer reads, in the new order, where the layer's pruning looks for it. */
+static esp_status take_inputs(order_job *job, int64_t number, const esp_permutation *orders,
+                              esp_error *error)
+{
+    esp_calibration *calibration = &job->calibration;
+    const esp_group_inputs *from = job->inputs[number];
+    esp_group_inputs *to = &calibration->inputs;
+    int axis = esp_permutation_axis(orders, calibration->linears[number].name, 1);
+    esp_group_inputs_free(calibration->context, to);
+    to->in = from->in;
+    to->tokens = from->tokens;
+    to->damping = from->damping;
+    to->dead = from->dead;
+    ESP_TRY(
+        copy_square(calibration->context, from->gram, from->in, orders, axis, &to->gram, error));
+    return copy_square(calibration->context, from->inverse, from->in, orders, axis, &to->inverse,
+                       error);
+}
+
+static esp_status prune_one(order_job *job, int64_t number, const esp_pattern *pattern,
+                            const esp_permutation *orders, esp_tensor *values, double *layer_error,
+                            esp_error *error)
+{
+    esp_calibration *calibration = &job->calibration;
+    const esp_calibrated_linear *linear = &calibration->linears[number];
+    esp_calibrated_layer report = {0};
+    esp_mask *mask = NULL;
+    ESP_TRY(esp_checkpoint_read_dense(calibration->checkpoint, linear->index, values, error));
+    ESP_TRY(esp_permutation_apply(orders, linear->name, values, error));
+    ESP_TRY(take_inputs(job, number, orders, error));
+    ESP_TRY(esp_calibration_prune(calibration, linear, pattern, values, &mask, &report, error));
+    esp_mask_free(mask);
+    *layer_error = report.error;
+    return ESP_OK;
+}
+
+/* An esp_order_error_fn. Layers that no sample reaches have no say. */
+static esp_status error_of(void *user, const char *name, const esp_pattern *pattern,
+                           const esp_permutation *orders, double *layer_error, esp_error *error)
+{
+    order_job *job = user;
+    int64_t number = number_of(job, name);
+    *layer_error = 0;
+    if (number < 0) {
+        return ESP_OK;
+    }
+    esp_calibration *calibration = &job->calibration;
+    esp_weight_info weight =
+        esp_checkpoint_get(calibration->checkpoint, calibration->linears[number].index);
+    esp_tensor values;
+    ESP_TRY(esp_tensor_create(calibration->context, weight.dtype, weight.rank, weight.shape,
+                              &values, error));
+    esp_status status = prune_one(job, number, pattern, orders, &values, layer_error, error);
+    esp_tensor_free(calibration->context, &values);
+    return status;
+}
+
+/* ---- all of it ---- */
+
 static void close(order_job *job)
 {
     esp_calibration *calibration = &job->calibration;
-    for (int64_t i = 0; job->diagonals != NULL && i < calibration->linear_count; i++) {
-        esp_release(calibration->context, job->diagonals[i]);
+    for (int64_t i = 0; i < job->group_count; i++) {
+        esp_group_inputs_free(calibration->context, &job->groups[i]);
     }
-    esp_release(calibration->context, job->diagonals);
+    esp_release(calibration->context, job->groups);
+    esp_release(calibration->context, job->inputs);
     esp_calibration_close(calibration);
+}
+
+static esp_status search(order_job *job, const char *model_dir, const esp_prune_options *prune,
+                         const esp_permute_options *permute, esp_permutation **permutation,
+                         esp_error *error)
+{
+    esp_permute_options options = *permute;
+    options.scores = score;
+    options.score_user = job;
+    options.score_name = "obs";
+    options.order_error = error_of;
+    options.error_user = job;
+    job->calibration.options = job->method;
+    job->calibration.judges = true;
+    return esp_permutation_search(job->calibration.context, model_dir, prune, &options, permutation,
+                                  error);
 }
 
 esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
@@ -91,25 +210,24 @@ esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
 {
     static const esp_permute_options defaults = {0};
     esp_prune_options plain = *prune;
-    esp_calibration_options options = *calibration;
+    esp_calibration_options look = *calibration, method = *calibration;
+    permute = permute != NULL ? permute : &defaults;
     plain.permutation = NULL;
-    plain.progress = permute != NULL ? permute->progress : NULL;
-    plain.user = permute != NULL ? permute->user : NULL;
-    options.method = ESP_METHOD_OBD; /* of the inputs, their moments alone */
-    options.refit = false;
-    order_job job = {.calibration = {.context = device->context,
+    plain.progress = permute->progress;
+    plain.user = permute->user;
+    look.method = ESP_METHOD_OBD; /* of the inputs, their moments alone */
+    look.refit = look.turn_values = false;
+    method.targets = ESP_TARGETS_LAYER; /* the inputs are the dense model's */
+    method.turn_values = false;
+    order_job job = {.method = &method,
+                     .calibration = {.context = device->context,
                                      .device = device,
                                      .prune = &plain,
-                                     .options = &options,
+                                     .options = &look,
                                      .looks_only = true}};
     esp_status status = look_at_all(&job, model_dir, error);
     if (status == ESP_OK) {
-        esp_permute_options search = permute != NULL ? *permute : defaults;
-        search.scores = score;
-        search.score_user = &job;
-        search.score_name = "obs";
-        status =
-            esp_permutation_search(device->context, model_dir, prune, &search, permutation, error);
+        status = search(&job, model_dir, prune, permute, permutation, error);
     }
     close(&job);
     return status;

@@ -6,6 +6,7 @@
 #include <inttypes.h>
 #include <string.h>
 
+#include "io/config_text.h"
 #include "io/foreign_write.h"
 
 /* Room for config.json's new key, the marker and the file system's own needs. */
@@ -115,6 +116,18 @@ esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char 
     esp_buffer_printf(&writer->notes, ",\n    \"%s\": ", key);
     esp_buffer_text(&writer->notes, json);
     return writer->notes.failed ? esp_fail_memory(error, strlen(json), "config.json") : ESP_OK;
+}
+
+esp_status esp_checkpoint_writer_set_integer(esp_checkpoint_writer *writer, const char *section,
+                                             const char *key, int64_t value, esp_error *error)
+{
+    char *config = NULL;
+    ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_DECLARING, error));
+    ESP_TRY(esp_config_set_integer(writer->context, writer->config, section, key, value, &config,
+                                   error));
+    esp_release(writer->context, writer->config);
+    writer->config = config;
+    return ESP_OK;
 }
 
 /* ---- declare ---- */

@@ -4,6 +4,7 @@
 #include "io/config_text.h"
 
 #include <ctype.h>
+#include <inttypes.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -200,6 +201,88 @@ esp_status esp_config_rewrite(esp_context *context, const char *config, const ch
     json_decref(wanted);
     json_decref(added);
     json_decref(old);
+    if (status != ESP_OK) {
+        esp_buffer_free(&text);
+        return status;
+    }
+    *result = text.data;
+    return ESP_OK;
+}
+
+/* ---- one number ---- */
+
+/* The value of a key of the object that begins at `at`. */
+static bool find_value(const char *text, size_t at, const char *key, span *value)
+{
+    for (at = skip_space(text, at + 1); text[at] == '"'; at = skip_space(text, at + 1)) {
+        size_t begin = at, after = skip_string(text, at);
+        bool found =
+            after - begin == strlen(key) + 2 && memcmp(text + begin + 1, key, strlen(key)) == 0;
+        at = skip_space(text, after);
+        at = skip_space(text, text[at] == ':' ? at + 1 : at);
+        *value = (span){at, skip_value(text, at)};
+        while (value->end > value->begin && isspace((unsigned char)text[value->end - 1])) {
+            value->end--;
+        }
+        if (found) {
+            return true;
+        }
+        at = skip_value(text, at);
+        if (text[at] != ',') {
+            return false;
+        }
+    }
+    return false;
+}
+
+static void put_integer(const char *config, size_t object, const char *key, int64_t value,
+                        esp_buffer *text)
+{
+    span old;
+    if (find_value(config, object, key, &old)) {
+        esp_buffer_append(text, config, old.begin);
+        esp_buffer_printf(text, "%" PRId64, value);
+        esp_buffer_text(text, config + old.end);
+        return;
+    }
+    size_t next = skip_space(config, object + 1);
+    esp_buffer_append(text, config, object + 1);
+    esp_buffer_printf(text, "\n  \"%s\": %" PRId64 "%s", key, value,
+                      config[next] == '}' ? "" : ",");
+    esp_buffer_text(text, config + object + 1);
+}
+
+/* Whether the text means what was wanted: an escaped spelling of the key may hide it. */
+static esp_status check_integer(const esp_buffer *text, const char *section, const char *key,
+                                int64_t value, esp_error *error)
+{
+    json_t *parsed = NULL;
+    ESP_TRY(esp_json_parse(text->data, text->length, "config.json", &parsed, error));
+    const json_t *object = section != NULL ? json_object_get(parsed, section) : parsed;
+    bool there = json_integer_value(json_object_get(object, key)) == value;
+    json_decref(parsed);
+    return there ? ESP_OK
+                 : esp_fail(error, ESP_BAD_FILE, "config.bad_type",
+                            "config.json: \"%s\" cannot be changed in its text", key);
+}
+
+esp_status esp_config_set_integer(esp_context *context, const char *config, const char *section,
+                                  const char *key, int64_t value, char **result, esp_error *error)
+{
+    span within = {skip_space(config, 0), 0};
+    esp_buffer text;
+    if (section != NULL && !find_value(config, within.begin, section, &within)) {
+        within.begin = strlen(config);
+    }
+    if (config[within.begin] != '{') {
+        return esp_fail(
+            error, ESP_BAD_FILE, "config.bad_type",
+            "config.json: \"%s\" is to be changed, and there is no object that holds it", key);
+    }
+    esp_buffer_init(&text, context);
+    put_integer(config, within.begin, key, value, &text);
+    esp_status status = text.failed ? esp_fail_memory(error, text.length, "config.json")
+                                    : check_integer(&text, section, key, value, error);
     if (status != ESP_OK) {
         esp_buffer_free(&text);
         return status;

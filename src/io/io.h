@@ -36,6 +36,11 @@ ESP_MUST_CHECK esp_status esp_checkpoint_writer_record(esp_checkpoint_writer *wr
 ESP_MUST_CHECK esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char *key,
                                                      const char *json, esp_error *error);
 
+/* A number of the new config.json (config_text.h). Before begin. */
+ESP_MUST_CHECK esp_status esp_checkpoint_writer_set_integer(esp_checkpoint_writer *writer,
+                                                            const char *section, const char *key,
+                                                            int64_t value, esp_error *error);
+
 /* ---- weights that no file has ---- */
 
 /* Makes them when they are read. to: memory as the info says. */
@@ -55,6 +60,8 @@ ESP_MUST_CHECK esp_status esp_checkpoint_make(esp_context *context, const char *
 ESP_MUST_CHECK esp_status esp_checkpoint_set_weights(esp_checkpoint *checkpoint,
                                                      const esp_weight_info *infos, int64_t count,
                                                      esp_error *error);
+/* Whether it is one. */
+bool esp_checkpoint_is_made(const esp_checkpoint *checkpoint);
 /* From now on the weight is stored so. */
 ESP_MUST_CHECK esp_status esp_checkpoint_set_pattern(esp_checkpoint *checkpoint, int64_t index,
                                                      const esp_pattern *pattern, esp_error *error);

@@ -59,6 +59,11 @@ esp_status esp_checkpoint_set_weights(esp_checkpoint *checkpoint, const esp_weig
     return esp_folder_sort_names(checkpoint, error);
 }
 
+bool esp_checkpoint_is_made(const esp_checkpoint *checkpoint)
+{
+    return checkpoint->maker != NULL;
+}
+
 esp_status esp_checkpoint_set_pattern(esp_checkpoint *checkpoint, int64_t index,
                                       const esp_pattern *pattern, esp_error *error)
 {

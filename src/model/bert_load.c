@@ -148,7 +148,8 @@ static void fold(const esp_model *model, esp_fold *fold)
                        .heads = bert->config.heads,
                        .kv_heads = bert->config.heads,
                        .head_dim = bert->config.hidden / bert->config.heads,
-                       .residual_is_output = true};
+                       .residual_is_output = true,
+                       .hidden_key = "intermediate_size"};
 }
 
 /* ---- the linear layers ---- */

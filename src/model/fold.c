@@ -136,7 +136,7 @@ static esp_status bind_tensor(folding *job, const esp_weight_info *weight, esp_e
     if (rule == NULL && !job->family->is_spare(weight->name)) {
         return esp_fail(error, ESP_UNSUPPORTED, "permutation.unknown_tensor",
                         "%s: nothing is known of the channels of tensor \"%s\", so that others "
-                        "cannot be reordered; prune without a permutation",
+                        "can be neither reordered nor removed; prune without a permutation",
                         esp_checkpoint_path(job->checkpoint), weight->name);
     }
     for (int i = 0; rule != NULL && i < ESP_FOLD_RANK; i++) {

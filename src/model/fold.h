@@ -34,6 +34,9 @@ struct esp_fold {
     int64_t layers, heads, kv_heads, head_dim;
     bool positions_in_heads; /* queries and keys are turned or looked up by channel: they stay */
     bool residual_is_output;
+    /* Where config.json says how many there are; NULL: it cannot (heads whose size is hidden_size
+     * over their number). section: the member that holds these keys; NULL: the file itself. */
+    const char *section, *hidden_key, *heads_key, *kv_heads_key, *head_dim_key;
 };
 
 /* The orders of a checkpoint's channels. */

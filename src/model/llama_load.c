@@ -188,7 +188,11 @@ static void fold(const esp_model *model, esp_fold *fold)
                        .heads = config->heads,
                        .kv_heads = config->kv_heads,
                        .head_dim = config->head_dim,
-                       .positions_in_heads = true};
+                       .positions_in_heads = true,
+                       .hidden_key = "intermediate_size",
+                       .heads_key = "num_attention_heads",
+                       .kv_heads_key = "num_key_value_heads",
+                       .head_dim_key = "head_dim"};
 }
 
 static void finish(esp_model *model)

@@ -4,6 +4,7 @@
 
 #include <espalier/model.h>
 
+#include "model/shrink.h"
 #include "model/values.h"
 #include "model/walk.h"
 

@@ -15,6 +15,7 @@ typedef struct permuting {
     esp_fold_plan plan;
     esp_pattern *patterns; /* [tensors] */
     esp_permute_weight *weights;
+    int64_t *tensors; /* [weight_count]: of the checkpoint */
     int64_t weight_count;
 } permuting;
 
@@ -81,6 +82,7 @@ static esp_status add_weight(permuting *job, int64_t index, esp_error *error)
     if (pattern->kind != ESP_PATTERN_PANEL || (rows < 0 && columns < 0)) {
         return ESP_OK;
     }
+    job->tensors[job->weight_count] = index;
     esp_permute_weight *weight = &job->weights[job->weight_count++];
     *weight = (esp_permute_weight){.out = info.shape[0],
                                    .in = info.shape[1],
@@ -129,12 +131,29 @@ static esp_status make_plan(permuting *job, esp_error *error)
     return status;
 }
 
+static esp_status error_of(void *user, int64_t weight, double *layer_error, esp_error *error)
+{
+    const permuting *job = user;
+    const esp_permute_options *options = job->options;
+    int64_t index = job->tensors[weight];
+    if (options->progress != NULL &&
+        !options->progress(options->user, "judging orders", (double)weight,
+                           (double)job->weight_count, "layers")) {
+        return esp_fail(error, ESP_CANCELLED, "cancelled",
+                        "permuting was interrupted; nothing was written");
+    }
+    return options->order_error(options->error_user,
+                                esp_checkpoint_get(job->checkpoint, index).name,
+                                &job->patterns[index], job->plan.permutation, layer_error, error);
+}
+
 static esp_status search(permuting *job, esp_error *error)
 {
     size_t count = (size_t)esp_checkpoint_count(job->checkpoint);
     job->patterns = esp_alloc_array(job->context, count, sizeof *job->patterns);
     job->weights = esp_alloc_array(job->context, count, sizeof *job->weights);
-    if (job->patterns == NULL || job->weights == NULL) {
+    job->tensors = esp_alloc_array(job->context, count, sizeof *job->tensors);
+    if (job->patterns == NULL || job->weights == NULL || job->tensors == NULL) {
         return esp_fail_memory(error, count * sizeof *job->weights, "the list of layers");
     }
     ESP_TRY(esp_prune_patterns(job->context, job->checkpoint, job->prune, job->patterns, error));
@@ -148,7 +167,10 @@ static esp_status search(permuting *job, esp_error *error)
                                      .rounds = job->options->rounds > 0 ? job->options->rounds : 2,
                                      .permutation = job->plan.permutation,
                                      .progress = job->options->progress,
-                                     .user = job->options->user};
+                                     .user = job->options->user,
+                                     .error_of =
+                                         job->options->order_error != NULL ? error_of : NULL,
+                                     .error_user = job};
     ESP_TRY(esp_permute(&permute, error));
     return esp_permutation_check(job->plan.permutation, error);
 }
@@ -192,6 +214,7 @@ esp_status esp_permutation_search(esp_context *context, const char *model_dir,
         esp_release(context, job.weights[i].scores);
     }
     esp_release(context, job.weights);
+    esp_release(context, job.tensors);
     esp_release(context, job.patterns);
     if (status == ESP_OK) {
         esp_permutation *made = job.plan.permutation;

@@ -253,7 +253,9 @@ static void fold(const esp_model *model, esp_fold *fold)
                    .heads = sam->config.heads,
                    .kv_heads = sam->config.heads,
                    .head_dim = sam->config.head_dim,
-                   .positions_in_heads = sam->relative};
+                   .positions_in_heads = sam->relative,
+                   .section = model->family == &esp_sam_family ? "vision_config" : NULL,
+                   .hidden_key = "mlp_dim"};
 }
 
 /* ---- the linear layers ---- */

@@ -227,7 +227,8 @@ static void fold(const esp_model *model, esp_fold *fold)
                        .layers = vit->config.layers,
                        .heads = vit->config.heads,
                        .kv_heads = vit->config.heads,
-                       .head_dim = vit->config.head_dim};
+                       .head_dim = vit->config.head_dim,
+                       .hidden_key = "intermediate_size"};
 }
 
 /* ---- the linear layers ---- */

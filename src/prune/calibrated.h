@@ -101,6 +101,33 @@ ESP_MUST_CHECK esp_status esp_panel_obs_columns(const esp_algebra *algebra,
                                                 const double *inverse, double *weights,
                                                 uint32_t *columns, esp_error *error);
 
+/* ---- structured: whole inputs, for all rows at once ---- */
+
+/* Units of `width` neighbouring columns go by what that costs the outputs, all other weights
+ * following (unit_obs.c). inverse: H^-1, [in][in]. weights: [out][in], T at first, the least
+ * squares of what stays at the end; removed columns are 0. kept: [keep], ascending. 1 <= keep <=
+ * units. */
+ESP_MUST_CHECK esp_status esp_unit_obs(const esp_algebra *algebra, int64_t out, int64_t units,
+                                       int64_t width, int64_t keep, const double *inverse,
+                                       double *weights, uint32_t *kept, esp_error *error);
+
+/* ---- gradual pruning: V:2:M in steps that keep ever less ---- */
+
+#define ESP_GRADUAL_MAX_STEPS 3
+typedef struct esp_gradual_step {
+    int64_t pool, kept; /* of each group: columns of a panel, and of them weights of a row */
+} esp_gradual_step;
+
+/* What to go through before the pattern itself; returns how many steps there are, 0 where the
+ * pattern is no V:2:M with M > 4. */
+int esp_gradual_steps(const esp_pattern *pattern, esp_gradual_step steps[ESP_GRADUAL_MAX_STEPS]);
+/* The mask of a step: in each group the `pool` columns whose scores in the panel have the largest
+ * sums, and in each row the `kept` largest of them. scores: [out][in], not negative; 0 for what
+ * steps before have dropped, which then goes first. Of equals the lowest index. */
+ESP_MUST_CHECK esp_status esp_gradual_mask(esp_context *context, const esp_pattern *pattern,
+                                           const esp_gradual_step *step, int64_t out, int64_t in,
+                                           const float *scores, esp_mask **mask, esp_error *error);
+
 /* Panels, 2:4 among them, by a joint search of columns and of two of each four, both judged by the
  * least squares of all that is live (joint.c). Arguments as of esp_panel_obs. */
 bool esp_joint_takes(const esp_pattern *pattern);

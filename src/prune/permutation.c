@@ -213,6 +213,10 @@ void esp_permutation_print(const esp_permutation *permutation, esp_buffer *text)
     esp_permutation_get_summary(permutation, &summary);
     esp_buffer_printf(text, "{\"score\": \"%s\", \"kept_before\": %.9g, \"kept_after\": %.9g, ",
                       permutation->score, summary.kept_before, summary.kept_after);
+    if (summary.judged_layers > 0) {
+        esp_buffer_printf(text, "\"error_before\": %.9g, \"error_after\": %.9g, ",
+                          summary.error_before, summary.error_after);
+    }
     esp_buffer_text(text, "\"orders\": {");
     for (int i = 0; i < permutation->axis_count; i++) {
         const esp_axis *axis = &permutation->axes[i];
@@ -233,8 +237,12 @@ void esp_permutation_get_summary(const esp_permutation *permutation,
                                  esp_permutation_summary *summary)
 {
     double all = permutation->all > 0 ? permutation->all : 1;
+    double judged = permutation->judged > 0 ? (double)permutation->judged : 1;
     *summary = (esp_permutation_summary){.kept_before = permutation->kept_before / all,
-                                         .kept_after = permutation->kept_after / all};
+                                         .kept_after = permutation->kept_after / all,
+                                         .judged_layers = permutation->judged,
+                                         .error_before = permutation->error_before / judged,
+                                         .error_after = permutation->error_after / judged};
     for (int i = 0; i < permutation->axis_count; i++) {
         const esp_axis *axis = &permutation->axes[i];
         summary->orders++;

@@ -25,6 +25,8 @@ struct esp_permutation {
     int64_t binding_count, binding_capacity;
     const char *score;                   /* by which it was judged; static text */
     double all, kept_before, kept_after; /* summed scores of the layers that it was made for */
+    int64_t judged;                      /* layers whose errors were looked at */
+    double error_before, error_after;    /* summed over them */
 };
 
 ESP_MUST_CHECK esp_status esp_permutation_create(esp_context *context,

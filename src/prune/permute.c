@@ -26,6 +26,8 @@ typedef struct searcher {
     uint32_t *scratch;
     double *benefit;
     size_t benefit_size;
+    double *errors; /* [weight_count]: of layers in the present orders; and after a pass: */
+    double *passed_errors;
 } searcher;
 
 /* ---- who takes part ---- */
@@ -392,6 +394,56 @@ static esp_status search_space(searcher *search, const step_lists *lists, bool f
     return choose_again(search, false, error);
 }
 
+/* ---- errors of the pruned layers ---- */
+
+/* 0 where nobody can tell. */
+static esp_status error_of(const searcher *search, int64_t weight, double *found, esp_error *error)
+{
+    const esp_permute_job *job = search->job;
+    ESP_TRY(job->error_of(job->error_user, weight, found, error));
+    *found = *found > 0 ? *found : 0;
+    return ESP_OK;
+}
+
+static esp_status judge_all(searcher *search, esp_error *error)
+{
+    const esp_permute_job *job = search->job;
+    esp_permutation *permutation = job->permutation;
+    for (int64_t i = 0; i < job->weight_count; i++) {
+        ESP_TRY(error_of(search, i, &search->errors[i], error));
+        permutation->judged += search->errors[i] > 0;
+        permutation->error_before += search->errors[i];
+    }
+    permutation->error_after = permutation->error_before;
+    return ESP_OK;
+}
+
+/* Whether the pass that was just made leads to smaller errors; if not, it is taken back. */
+static esp_status judge_pass(searcher *search, esp_error *error)
+{
+    const esp_permute_job *job = search->job;
+    double before = 0, after = 0;
+    if (!is_any_moved(search, search->passed)) {
+        return ESP_OK;
+    }
+    memcpy(search->passed_errors, search->errors,
+           (size_t)job->weight_count * sizeof *search->errors);
+    for (int64_t i = 0; i < job->weight_count; i++) {
+        if (is_touched(search, i, false)) {
+            ESP_TRY(error_of(search, i, &search->passed_errors[i], error));
+        }
+        before += search->errors[i];
+        after += search->passed_errors[i];
+    }
+    if (!(after < before)) {
+        return take_back(search, error);
+    }
+    memcpy(search->errors, search->passed_errors,
+           (size_t)job->weight_count * sizeof *search->errors);
+    job->permutation->error_after = after;
+    return ESP_OK;
+}
+
 static esp_status search_all(searcher *search, const step_lists *lists, esp_error *error)
 {
     const esp_permute_job *job = search->job;
@@ -406,6 +458,7 @@ static esp_status search_all(searcher *search, const step_lists *lists, esp_erro
             list_uses(search, &job->spaces[i]);
             if (search->use_count > 0) {
                 ESP_TRY(search_space(search, lists, round == 0, error));
+                ESP_TRY(job->error_of != NULL ? judge_pass(search, error) : ESP_OK);
             }
         }
     }
@@ -433,6 +486,8 @@ static bool make_room(searcher *search, step_lists *lists)
     search->passed = esp_alloc_array(context, most, sizeof *search->passed);
     search->dealt = esp_alloc_array(context, most, sizeof *search->dealt);
     search->scratch = esp_alloc_array(context, most, sizeof *search->scratch);
+    search->errors = esp_alloc_array(context, weights, sizeof *search->errors);
+    search->passed_errors = esp_alloc_array(context, weights, sizeof *search->passed_errors);
     lists->channels = esp_alloc_array(context, most, sizeof *lists->channels);
     lists->sinks = esp_alloc_array(context, most, sizeof *lists->sinks);
     lists->sink_of = esp_alloc_array(context, most, sizeof *lists->sink_of);
@@ -440,8 +495,9 @@ static bool make_room(searcher *search, step_lists *lists)
     lists->capacity = esp_alloc_array(context, most, sizeof *lists->capacity);
     return search->panels != NULL && search->uses != NULL && search->source_of != NULL &&
            search->passed != NULL && search->dealt != NULL && search->scratch != NULL &&
-           lists->channels != NULL && lists->sinks != NULL && lists->sink_of != NULL &&
-           lists->first != NULL && lists->capacity != NULL;
+           search->errors != NULL && search->passed_errors != NULL && lists->channels != NULL &&
+           lists->sinks != NULL && lists->sink_of != NULL && lists->first != NULL &&
+           lists->capacity != NULL;
 }
 
 static void free_room(searcher *search, step_lists *lists)
@@ -449,9 +505,10 @@ static void free_room(searcher *search, step_lists *lists)
     for (int64_t i = 0; search->panels != NULL && i < search->job->weight_count; i++) {
         esp_release(search->context, search->panels[i].columns);
     }
-    void *const all[] = {search->panels, search->uses,    search->source_of, search->passed,
-                         search->dealt,  search->scratch, search->benefit,   lists->channels,
-                         lists->sinks,   lists->sink_of,  lists->first,      lists->capacity};
+    void *const all[] = {search->panels, search->uses,         search->source_of, search->passed,
+                         search->dealt,  search->scratch,      search->benefit,   lists->channels,
+                         lists->sinks,   lists->sink_of,       lists->first,      lists->capacity,
+                         search->errors, search->passed_errors};
     for (int i = 0; i < ESP_COUNT(all); i++) {
         esp_release(search->context, all[i]);
     }
@@ -486,6 +543,7 @@ static esp_status search_with_room(searcher *search, const step_lists *lists, es
         ESP_TRY(esp_panels_choose(search->context, &search->panels[i], error));
     }
     permutation->kept_before = kept(search);
+    ESP_TRY(job->error_of != NULL ? judge_all(search, error) : ESP_OK);
     ESP_TRY(search_all(search, lists, error));
     permutation->kept_after = kept(search);
     return ESP_OK;

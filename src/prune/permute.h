@@ -54,13 +54,18 @@ typedef struct esp_permute_job {
     esp_permutation *permutation; /* its axes are reordered, its scores filled in */
     esp_progress_fn progress;     /* may be NULL */
     void *user;
+    /* The error of a weight's layer, pruned in the orders of `permutation`; NULL: scores decide. */
+    esp_status (*error_of)(void *user, int64_t weight, double *layer_error, esp_error *error);
+    void *error_user;
 } esp_permute_job;
 
 /* Scores above this count as this much. */
 #define ESP_PERMUTE_MOST 1e30f
 
 /* Each step is an assignment whose benefit is what is kept for certain, and a pass over a space is
- * taken back unless what the masks keep has grown: kept_after >= kept_before. */
+ * taken back unless what the masks keep has grown: kept_after >= kept_before. With error_of it is
+ * taken back as well unless the errors of the layers that it touches have fallen together: each
+ * weight is judged once at first and once for every pass over a space that touches it. */
 ESP_MUST_CHECK esp_status esp_permute(const esp_permute_job *job, esp_error *error);
 
 #endif

@@ -191,6 +191,10 @@ awk 'BEGIN { srand(3); for (i = 0; i < 3000; i++) printf "w%d ", int(rand() * 10
 t "prune, calibrated" 0 prune plain -p 16:2:8 -o pc --calibrate words.txt --refit; quiet_err
 out_has 'error 0\.[0-9]+, 0\.[0-9]+ before the refit'; out_has '^calibrated: sparsegpt with refit, targets stream'
 [ ! -e pc.unfinished ] || bad "finished layers are still there"
+t "prune, in steps" 0 prune plain -p 16:2:8 -o pg --calibrate words.txt --method wanda --refit --gradual --json; json '$j->{calibration}{gradual}'
+t "steps without a refit" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --gradual; err_has '\[calibrate.bad_options\]'
+t "steps by joint" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --method joint --refit --gradual; err_has '\[calibrate.bad_options\]'
+t "steps without a calibration" 2 prune plain -p 16:2:8 -o never --gradual; err_has '--gradual needs --calibrate.*\[usage.missing_option\]'
 t "prune, calibrated and reordered" 0 prune plain -p 16:2:8 -o pp --calibrate words.txt --method joint --refit --permute
 out_has 'calibrated: joint with refit'; out_has 'permutation: [1-9]'
 t "verify what was reordered" 0 verify pp --strict -q
@@ -208,7 +212,7 @@ t "prune: text too short to calibrate" 2 prune plain -p 2:4 -o pd -c empty.txt; 
 t "prune: text that is not there" 3 prune plain -p 2:4 -o pd -c nothing.txt; one_line_err
 t "prune: refit of nothing" 2 prune plain -p 2:4 -o pd --refit; err_has 'needs --calibrate'
 t "prune: score and calibration" 2 prune plain -p 2:4 -o pd -c words.txt --score square
-err_has -- '--method in place of --score'
+err_has '--method in place of --score'
 t "prune: wrong method" 2 prune plain -p 2:4 -o pd -c words.txt --method best; err_has 'sparsegpt'
 t "convert what was calibrated" 0 convert pc --dense -o pz
 t "prune what has zeros" 2 prune pz -p 2:4 -o pd -c words.txt; err_has '\[calibrate.already_pruned\]'
@@ -602,37 +606,23 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 # ---- models of images ----
 . "$source/tests/cli/images.sh"
 
-# ---- advice and recipes ----
-ESPALIER_TUNING=$work/tuning
-export ESPALIER_TUNING
-t "advise" 0 advise plain --tokens 1,32 -r 1 -p 2:4 -p 64:2:8; out_has '^shape +layers +pattern'; out_has '^the best mixes'; out_has 'say --speedup'
-t "advise, JSON" 0 advise plain --tokens 1,32 -r 1 -p 2:4 --json
-json '@{$j->{layers}} == 14 && @{$j->{frontier}} >= 1 && !defined $j->{layers}[0]{advised} && $j->{layers}[0]{ways}[1]{pattern} eq "2:4" && @{$j->{layers}[0]{ways}[1]{times}} == 2'
-t "advise, calibrated" 0 advise plain --tokens 1 -r 1 -p 2:4 --calibrate words.txt --method wanda --json
-json '$j->{layers}[0]{ways}[1]{calibrated} && $j->{layers}[0]{ways}[1]{loss} > 0 && $j->{layers}[0]{ways}[1]{loss} < 1'
-t "advise for bytes" 0 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.5625 --recipe recipe.json --figure frontier.svg; out_has '^advised: .* 0\.5[0-9]* of their bytes'
-name="the figure is one"; if grep -q '</svg>' frontier.svg; then ok; else bad "frontier.svg"; fi
-t "prune by the recipe" 0 prune plain --recipe recipe.json -o by-recipe --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 14'
-t "verify it" 0 verify by-recipe --strict -q
-t "a rule before the recipe" 0 prune plain --recipe recipe.json --pattern-for '*q_proj=dense' --dry-run --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 12'
-t "advise out of reach" 2 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.1; err_has 'smallest stores 0\.[0-9]+ \[advise.out_of_reach\]'
-t "two wishes" 2 advise plain --tokens 1 -r 1 --bytes 0.5 --speedup 2; err_has '\[advise.bad_options\]'
-t "a recipe without a wish" 2 advise plain --recipe recipe2.json; err_has '\[usage.missing_option\]'; [ ! -e recipe2.json ] || bad "it was written"
-t "advise a compressed folder" 2 advise by-recipe --tokens 1; err_has '\[prune.already_compressed\]'
-t "advise: token counts" 2 advise plain --tokens 1,x; err_has "'1,x'.*\[usage.bad_value\]"
-t "a recipe's folder is missing" 1 advise plain --tokens 1 -r 1 -p 2:4 -s 1 --recipe nowhere/recipe.json; err_has 'nowhere/recipe.json.*\[file.unwritable\]'
-for bad in 'no_json|{' 'list|[]' 'no_version|{"layers": {}}' 'version_text|{"espalier_recipe": "1", "layers": {}}' 'layers_list|{"espalier_recipe": 1, "layers": []}' 'key_twice|{"espalier_recipe": 1, "layers": {}, "layers": {}}'; do
-    echo "${bad#*|}" >bad.json
-    t "recipe: ${bad%%|*}" 3 prune plain --recipe bad.json -o never; err_has 'bad.json: .*\[recipe.not_recipe\]'
-done
-echo '{"espalier_recipe": 2, "layers": {}}' >bad.json; t "recipe: newer" 4 prune plain --recipe bad.json -o never; err_has 'version 2.*\[recipe.newer_version\]'
-for bad in '"*": "2:4"' '"model.layers.0.mlp.up_proj": "2:5:1"' '"model.layers.0.mlp.up_proj": 3'; do
-    echo "{\"espalier_recipe\": 1, \"layers\": {$bad}}" >bad.json
-    t "recipe: $bad" 3 prune plain --recipe bad.json -o never; err_has '\[recipe.bad_layer\]'
-done
-echo '{"espalier_recipe": 1, "layers": {"nobody": "2:4"}}' >bad.json; t "recipe: unknown layer" 2 prune plain --recipe bad.json -o never; err_has "'nobody'.*\\[prune.glob_matches_nothing\\]"
+# ---- smaller dense models ----
+t "shrink" 0 shrink plain --hidden 0.5 -o shrunk; out_has '^hidden features: 176 -> 88 in each of 2 layers$'; out_has 'of the squares of the weights'
+t "it is a model" 0 verify shrunk --strict -q
+name="its config.json says so"; if grep -q '"intermediate_size": 88' shrunk/config.json && grep -q '"rms_norm_eps": 1e-05' shrunk/config.json; then ok; else bad "config.json"; fi
+t "it runs" 0 run shrunk --prompt a -n 3 -q
+t "shrink, calibrated" 0 shrink plain --hidden 0.5 --multiple 1 -o shrunk -f --calibrate words.txt --json
+json '$j->{by} eq "outputs" && $j->{hidden_after} == 88 && $j->{mean_loss} > 0 && $j->{mean_loss} < 1 && $j->{stored_bytes} < $j->{source_bytes}'
+t "prune what was shrunk" 0 prune shrunk -p 2:4 -o shrunk-24 -q
+t "shrink a folder that is there" 1 shrink plain --hidden 0.5 -o shrunk; err_has '\[checkpoint\.'
+t "shrink by nothing" 2 shrink plain -o never; err_has 'of 176 hidden features 176 stay.*\[shrink.nothing\]'
+t "shrink by everything" 2 shrink plain --hidden 1 -o never; err_has '\[shrink.bad_options\]'
+t "shrink heads without a head_dim" 4 shrink bert --heads 0.5 -o never; err_has 'hidden_size over their number.*\[shrink.no_heads\]'
+t "shrink without a folder" 2 shrink plain --hidden 0.5; err_has '\[usage.missing_option\]'
 name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
-unset ESPALIER_TUNING
+
+# ---- advice and recipes ----
+. "$source/tests/cli/advise.sh"
 
 # ---- output that cannot be written, interrupts ----
 if [ -w /dev/full ]; then

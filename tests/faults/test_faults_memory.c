@@ -2,6 +2,8 @@
  * prune, replace, convert, verify, load, evaluate, generate. Each failure must be an error that
  * says so, with nothing leaked, nothing changed, and what was open still usable: the same context,
  * device and model serve all attempts. A failure that is survived must give the right result. */
+#include <espalier/shrink.h>
+
 #include "faults/injector.h"
 #include "faults/small_model.h"
 
@@ -63,6 +65,33 @@ static esp_status prune(subject *on, uint64_t *sum, esp_error *error)
         esp_prune_checkpoint(on->context, on->at.source, on->at.target, &options, &summary, error);
     *sum = status == ESP_OK ? (uint64_t)summary.pruned_layers : summary.layers == -1 ? 0 : 99;
     return status;
+}
+
+static esp_status shrink_by(subject *on, const esp_calibration_options *calibration, uint64_t *sum,
+                            esp_error *error)
+{
+    esp_shrink_summary summary = {.layers = -1};
+    const esp_shrink_options options = {
+        .hidden = 0.5, .multiple = 4, .calibration = calibration, .force = true};
+    esp_status status =
+        esp_shrink_checkpoint(on->device, on->at.source, on->at.target, &options, &summary, error);
+    *sum = status == ESP_OK ? (uint64_t)summary.hidden_after : summary.layers == -1 ? 0 : 99;
+    return status;
+}
+
+static esp_status shrink(subject *on, uint64_t *sum, esp_error *error)
+{
+    return shrink_by(on, NULL, sum, error);
+}
+
+static esp_status shrink_by_outputs(subject *on, uint64_t *sum, esp_error *error)
+{
+    static char words[200];
+    for (size_t i = 0; i < sizeof words; i++) {
+        words[i] = (char)('a' + i * i % 26);
+    }
+    const esp_calibration_options calibration = {.text = words, .text_bytes = sizeof words};
+    return shrink_by(on, &calibration, sum, error);
 }
 
 static esp_status to_dense(subject *on, uint64_t *sum, esp_error *error)
@@ -230,6 +259,8 @@ static const stage stages[] = {
     {"a context with a pool", make_context, reset_nothing, false},
     {"prune into a new folder", prune, remove_target, true},
     {"prune over an old folder", prune, place_old_target, true},
+    {"shrink", shrink, remove_target, true},
+    {"shrink by outputs", shrink_by_outputs, remove_target, true},
     {"convert to dense", to_dense, remove_target, true},
     {"prune into shards", prune_into_shards, remove_target, true},
     {"convert to a bitmask", to_bitmask, remove_target, true},

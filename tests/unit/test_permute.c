@@ -1,122 +1,12 @@
-/* The search for orders of channels: assignments against every assignment there is, orders against
- * what masks keep, and what is refused. */
+/* The search for orders of channels: orders against what masks keep and against errors that decide,
+ * and what is refused. */
 #include <math.h>
 #include <stdlib.h>
 
 #include "failing_allocator.h"
-#include "prune/assignment.h"
+#include "prune/prune.h"
 #include "test.h"
 #include "unit/pipeline_tools.h"
-
-/* ---- assignments ---- */
-
-#define MOST 7
-
-typedef struct trial {
-    int64_t sources, sinks, capacity[MOST];
-    double benefit[MOST * MOST];
-} trial;
-
-/* The best of all assignments of the sources from `source` on. */
-static double try_all(const trial *of, int64_t source, int64_t *room)
-{
-    double best = -INFINITY;
-    if (source == of->sources) {
-        return 0;
-    }
-    for (int64_t sink = 0; sink < of->sinks; sink++) {
-        if (room[sink] > 0) {
-            room[sink]--;
-            double rest = try_all(of, source + 1, room);
-            room[sink]++;
-            best = fmax(best, of->benefit[source * of->sinks + sink] + rest);
-        }
-    }
-    return best;
-}
-
-/* Whole numbers, often equal, so that sums are exact and there are ties. */
-static void draw(esp_random *random, trial *made, bool square)
-{
-    *made = (trial){.sinks = 1 + (int64_t)esp_random_below(random, MOST)};
-    int64_t places = 0;
-    for (int64_t sink = 0; sink < made->sinks; sink++) {
-        made->capacity[sink] = square ? 1 : 1 + (int64_t)esp_random_below(random, 3);
-        places += made->capacity[sink];
-    }
-    int64_t most = ESP_MIN(places, MOST);
-    made->sources = square ? made->sinks : 1 + (int64_t)esp_random_below(random, (uint64_t)most);
-    uint64_t range = esp_random_below(random, 2) == 0 ? 5 : 1000;
-    for (int64_t i = 0; i < made->sources * made->sinks; i++) {
-        made->benefit[i] = (double)esp_random_below(random, range) - (double)(range / 2);
-    }
-}
-
-static void check_trial(test_run *run, esp_context *context, const trial *of, bool square)
-{
-    uint32_t sink_of[MOST];
-    int64_t room[MOST];
-    double sum = 0;
-    memcpy(room, of->capacity, sizeof room);
-    REQUIRE_OK(esp_assign(context, of->sources, of->sinks, square ? NULL : of->capacity,
-                          of->benefit, sink_of, error));
-    for (int64_t i = 0; i < of->sources; i++) {
-        REQUIRE(sink_of[i] < of->sinks);
-        sum += of->benefit[i * of->sinks + sink_of[i]];
-        CHECK(--room[sink_of[i]] >= 0);
-    }
-    memcpy(room, of->capacity, sizeof room);
-    CHECK(sum == try_all(of, 0, room));
-}
-
-static void best_of_all_assignments(test_run *run)
-{
-    esp_random random;
-    esp_context *context = test_context(run, 1);
-    esp_random_seed(&random, test_seed(run));
-    for (int i = 0; i < 2000; i++) {
-        trial made;
-        bool square = i % 2 == 0;
-        draw(&random, &made, square);
-        check_trial(run, context, &made, square);
-    }
-    test_context_free(run, context);
-}
-
-/* Duals prove it where there are too many to try: 300 channels on 12 panels of 25, and no exchange
- * of two channels gains. */
-static void large_assignments_cannot_be_improved(test_run *run)
-{
-    enum { SOURCES = 300, SINKS = 12 };
-    esp_random random;
-    esp_context *context = test_context(run, 1);
-    double *benefit = calloc((size_t)SOURCES * SINKS, sizeof *benefit);
-    int64_t capacity[SINKS], used[SINKS] = {0};
-    uint32_t sink_of[SOURCES];
-    esp_random_seed(&random, test_seed(run));
-    for (int i = 0; i < SOURCES * SINKS; i++) {
-        benefit[i] = esp_random_uniform(&random);
-    }
-    for (int i = 0; i < SINKS; i++) {
-        capacity[i] = SOURCES / SINKS;
-    }
-    CHECK_OK(esp_assign(context, SOURCES, SINKS, capacity, benefit, sink_of, error));
-    for (int a = 0; a < SOURCES; a++) {
-        used[sink_of[a]]++;
-        for (int b = 0; b < a; b++) {
-            double now =
-                benefit[a * SINKS + (int)sink_of[a]] + benefit[b * SINKS + (int)sink_of[b]];
-            double then =
-                benefit[a * SINKS + (int)sink_of[b]] + benefit[b * SINKS + (int)sink_of[a]];
-            CHECK(then <= now + 1e-12);
-        }
-    }
-    for (int i = 0; i < SINKS; i++) {
-        CHECK_INT(used[i], capacity[i]);
-    }
-    free(benefit);
-    test_context_free(run, context);
-}
 
 /* ---- orders ---- */
 
@@ -171,8 +61,27 @@ static double kept_by_mask(test_run *run, esp_context *context, float *weights, 
     return sum;
 }
 
+/* Errors that have nothing to do with scores: drawn from the order that the weight lies in. */
+typedef struct judge {
+    const esp_permute_weight *weights;
+    bool refuses; /* every error is larger than those before */
+    int calls;
+} judge;
+
+static esp_status judge_error(void *user, int64_t weight, double *layer_error, esp_error *error)
+{
+    (void)error;
+    judge *own = user;
+    const esp_permute_weight *of = &own->weights[weight];
+    uint64_t state = esp_crc32c(0, of->scores, (size_t)(of->out * of->in) * sizeof *of->scores);
+    own->calls++;
+    *layer_error = own->refuses ? own->calls : (double)(esp_splitmix64(&state) >> 11) * 0x1p-53;
+    return ESP_OK;
+}
+
+/* judges: NULL, scores decide. */
 static void search_layers(test_run *run, esp_context *context, const esp_pattern *pattern,
-                          two_layers *layers)
+                          two_layers *layers, judge *judges)
 {
     esp_permutation *permutation = NULL;
     int hidden = -1, in = -1;
@@ -195,7 +104,12 @@ static void search_layers(test_run *run, esp_context *context, const esp_pattern
                                  .spaces = spaces,
                                  .space_count = 2,
                                  .rounds = 2,
-                                 .permutation = permutation};
+                                 .permutation = permutation,
+                                 .error_of = judges != NULL ? judge_error : NULL,
+                                 .error_user = judges};
+    if (judges != NULL) {
+        judges->weights = weights;
+    }
     double before =
         kept_by_mask(run, context, layers->first_left, layers->hidden, layers->in, pattern) +
         kept_by_mask(run, context, layers->second_left, layers->out, layers->hidden, pattern);
@@ -221,6 +135,17 @@ static void search_layers(test_run *run, esp_context *context, const esp_pattern
     double after = kept_by_mask(run, context, layers->first, layers->hidden, layers->in, pattern) +
                    kept_by_mask(run, context, layers->second, layers->out, layers->hidden, pattern);
     CHECK(fabs(permutation->kept_after - after) <= 1e-9 * after);
+    if (judges != NULL) {
+        double errors[2];
+        for (int i = 0; i < 2; i++) {
+            CHECK_OK(judge_error(judges, i, &errors[i], error));
+        }
+        CHECK_INT(permutation->judged, 2);
+        CHECK(judges->refuses || fabs(errors[0] + errors[1] - permutation->error_after) < 1e-12);
+        CHECK(permutation->error_after <= permutation->error_before);
+        CHECK(!judges->refuses ||
+              (!esp_axis_is_moved(&permutation->axes[0]) && permutation->error_after == 3));
+    }
     esp_permutation_free(permutation);
 }
 
@@ -239,9 +164,28 @@ static void orders_never_lose(test_run *run)
         for (int k = 0; k < 6 && !test_failed(run); k++) {
             two_layers layers;
             draw_layers(&random, &layers);
-            search_layers(run, context, &pattern, &layers);
+            search_layers(run, context, &pattern, &layers, NULL);
             free_layers(&layers);
         }
+        test_context_free(run, context);
+    }
+}
+
+/* A pass whose errors do not fall leaves no trace; of others the errors are those of the end. */
+static void errors_decide(test_run *run)
+{
+    esp_random random;
+    esp_random_seed(&random, test_seed(run));
+    for (int i = 0; i < 2 * ESP_COUNT(patterns); i++) {
+        judge judges = {.refuses = i % 2 == 1};
+        esp_context *context = test_context(run, 1);
+        esp_pattern pattern = {0};
+        two_layers layers;
+        test_sub(run, "%s%s", patterns[i / 2], judges.refuses ? ", all refused" : "");
+        CHECK_OK(esp_pattern_parse(patterns[i / 2], &pattern, error));
+        draw_layers(&random, &layers);
+        search_layers(run, context, &pattern, &layers, &judges);
+        free_layers(&layers);
         test_context_free(run, context);
     }
 }
@@ -265,7 +209,13 @@ static void hidden_structure_is_found(test_run *run)
     esp_permute_weight weight = {scores, ROWS, COLUMNS, {0}, ESP_SEARCH_EXACT, -1, in};
     CHECK_OK(esp_pattern_parse("8:2:8", &weight.pattern, error));
     const esp_space space = {COLUMNS, COLUMNS, 1, {{in, 0, COLUMNS, 1}}, 1};
-    const esp_permute_job job = {context, &weight, 1, &space, 1, 2, permutation, NULL, NULL};
+    const esp_permute_job job = {.context = context,
+                                 .weights = &weight,
+                                 .weight_count = 1,
+                                 .spaces = &space,
+                                 .space_count = 1,
+                                 .rounds = 2,
+                                 .permutation = permutation};
     CHECK_OK(esp_permute(&job, error));
     CHECK(permutation->kept_before < 2.1 * ROWS);
     CHECK(permutation->kept_after > 7.99 * ROWS);
@@ -594,9 +544,8 @@ static void records_are_checked(test_run *run)
 }
 
 static const test_case cases[] = {
-    {"best of all assignments", best_of_all_assignments},
-    {"large assignments cannot be improved", large_assignments_cannot_be_improved},
     {"orders never lose", orders_never_lose},
+    {"errors decide", errors_decide},
     {"hidden structure is found", hidden_structure_is_found},
     {"joint search never loses", joint_search_never_loses},
     {"joint search finds the best", joint_search_finds_the_best},
