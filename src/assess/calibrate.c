@@ -354,20 +354,35 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
+/* A device with memory of its own does the algebra, and the host runs the layers. */
+static esp_status share_out(esp_calibration *calibration, esp_error *error)
+{
+    esp_device *device = calibration->device;
+    esp_far *far = NULL;
+    if (!esp_device_is_far(device)) {
+        return ESP_OK;
+    }
+    if (device->backend->far_open == NULL) {
+        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                        "device '%s' has no linear algebra for calibration; use --device cpu",
+                        device->name);
+    }
+    ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
+    calibration->device = calibration->host;
+    ESP_TRY(device->backend->far_open(device, &far, error));
+    esp_algebra_set_far(calibration->algebra, far);
+    return ESP_OK;
+}
+
 esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                 esp_error *error)
 {
     calibration->layer = -1;
     calibration->inputs.group = -1;
     ESP_TRY(check_options(calibration->options, error));
-    if (esp_device_is_far(calibration->device)) {
-        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
-                        "device '%s': calibration looks at activations in the host's memory; use "
-                        "--device cpu",
-                        calibration->device->name);
-    }
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
+    ESP_TRY(share_out(calibration, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));
     ESP_TRY(list_linears(calibration, error));
     ESP_TRY(check_samples(calibration, error));
@@ -376,11 +391,12 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 
 void esp_calibration_close(esp_calibration *calibration)
 {
-    esp_group_inputs_free(calibration->context, &calibration->inputs);
+    esp_calibration_drop_inputs(calibration);
     esp_calibration_turn_close(calibration);
     esp_calibration_drop(calibration);
     esp_release(calibration->context, calibration->linears);
     esp_algebra_close(calibration->algebra);
+    esp_device_close(calibration->host);
     esp_checkpoint_close(calibration->checkpoint);
 }
 

@@ -43,7 +43,8 @@ typedef struct esp_turning esp_turning;
 
 typedef struct esp_calibration {
     esp_context *context;
-    esp_device *device;
+    esp_device *device; /* that runs the layers */
+    esp_device *host;   /* the same, where another one does the algebra; else NULL */
     esp_checkpoint *checkpoint;
     const esp_prune_options *prune;
     const esp_calibration_options *options;
@@ -86,7 +87,7 @@ ESP_MUST_CHECK esp_status esp_calibration_advance(esp_calibration *calibration, 
 ESP_MUST_CHECK esp_status esp_calibration_collect(esp_calibration *calibration,
                                                   const esp_calibrated_linear *linear,
                                                   esp_error *error);
-void esp_group_inputs_free(esp_context *context, esp_group_inputs *inputs);
+void esp_calibration_drop_inputs(esp_calibration *calibration);
 /* "cancelled" when the caller of it all says so; share: of the present tensor's work. */
 ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibration, double share,
                                                double weights, esp_error *error);

@@ -102,8 +102,16 @@ static esp_status find_groups(esp_calibration *calibration, esp_error *error)
 
 /* ---- sums ---- */
 
-void esp_group_inputs_free(esp_context *context, esp_group_inputs *inputs)
+void esp_calibration_drop_inputs(esp_calibration *calibration)
 {
+    esp_context *context = calibration->context;
+    esp_group_inputs *inputs = &calibration->inputs;
+    const double *const held[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
+    esp_far *far =
+        calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
+    for (int i = 0; i < ESP_COUNT(held) && far != NULL; i++) {
+        far->ops->drop(far, held[i]);
+    }
     esp_release(context, inputs->gram);
     esp_release(context, inputs->cross);
     esp_release(context, inputs->residual);
@@ -132,6 +140,32 @@ bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
 {
     return options->targets != ESP_TARGETS_LAYER && !options->dense_inputs &&
            (options->refit || options->method >= ESP_METHOD_SPARSE_GPT);
+}
+
+/* Zeros, on the algebra's device where it has one. */
+static esp_status begin_moments(const esp_calibration *calibration, const double *moments,
+                                int64_t rows, int64_t columns, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    return far != NULL ? far->ops->hold(far, moments, rows * columns, true, error) : ESP_OK;
+}
+
+/* moments += X Y^T */
+static esp_status add_moments(const esp_calibration *calibration, const float *x,
+                              int64_t x_features, const float *y, int64_t y_features,
+                              int64_t tokens, float *scratch, double *moments, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    if (far == NULL) {
+        esp_algebra_add_gram(calibration->algebra, x, x_features, y, y_features, tokens, scratch,
+                             moments);
+        return ESP_OK;
+    }
+    const esp_far_rows left = {
+        .data = x, .type = ESP_F32, .features = x_features, .stride = tokens};
+    const esp_far_rows right = {
+        .data = y, .type = ESP_F32, .features = y_features, .stride = tokens};
+    return far->ops->add_gram(far, &left, x == y ? &left : &right, tokens, moments, error);
 }
 
 /* Sizes are known after a run over the first sample that copies nothing. */
@@ -170,6 +204,8 @@ static esp_status make_room(collect_job *job, const look *sizes, esp_error *erro
         job->scratch == NULL) {
         return esp_fail_memory(error, 2 * (size_t)(in * in) * sizeof(double), "input moments");
     }
+    ESP_TRY(begin_moments(calibration, inputs->gram, in, in, error));
+    ESP_TRY(dense ? begin_moments(calibration, inputs->cross, in, in, error) : ESP_OK);
     job->pruned.x = job->room;
     job->pruned.residual = stream ? job->room + in * tokens : NULL;
     job->dense.x = dense ? job->room + each : NULL;
@@ -191,13 +227,13 @@ static esp_status add_residual(collect_job *job, esp_error *error)
             return esp_fail_memory(error, (size_t)(pruned->out * pruned->in) * sizeof(double),
                                    "residual moments");
         }
+        ESP_TRY(begin_moments(calibration, inputs->residual, pruned->out, pruned->in, error));
     }
     for (int64_t i = 0; i < count; i++) {
         job->dense.residual[i] -= pruned->residual[i];
     }
-    esp_algebra_add_gram(calibration->algebra, job->dense.residual, pruned->out, pruned->x,
-                         pruned->in, pruned->tokens, job->scratch, inputs->residual);
-    return ESP_OK;
+    return add_moments(calibration, job->dense.residual, pruned->out, pruned->x, pruned->in,
+                       pruned->tokens, job->scratch, inputs->residual, error);
 }
 
 static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, esp_error *error)
@@ -206,22 +242,53 @@ static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, e
     esp_group_inputs *inputs = &calibration->inputs;
     look *pruned = &job->pruned;
     ESP_TRY(run_until(calibration->pruned, sample, sample->pruned, pruned, error));
-    esp_algebra_add_gram(calibration->algebra, pruned->x, pruned->in, pruned->x, pruned->in,
-                         pruned->tokens, job->scratch, inputs->gram);
+    ESP_TRY(add_moments(calibration, pruned->x, pruned->in, pruned->x, pruned->in, pruned->tokens,
+                        job->scratch, inputs->gram, error));
     inputs->tokens += pruned->tokens;
     if (inputs->cross == NULL) {
         return ESP_OK;
     }
     ESP_TRY(run_until(calibration->dense, sample, sample->dense, &job->dense, error));
-    esp_algebra_add_gram(calibration->algebra, job->dense.x, pruned->in, pruned->x, pruned->in,
-                         pruned->tokens, job->scratch, inputs->cross);
+    ESP_TRY(add_moments(calibration, job->dense.x, pruned->in, pruned->x, pruned->in,
+                        pruned->tokens, job->scratch, inputs->cross, error));
     return pruned->has_residual ? add_residual(job, error) : ESP_OK;
+}
+
+/* Sums to the host, the whole of gram. */
+static esp_status end_moments(const esp_calibration *calibration, esp_error *error)
+{
+    const esp_group_inputs *inputs = &calibration->inputs;
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    double *const all[] = {inputs->gram, inputs->cross, inputs->residual};
+    if (far == NULL) {
+        esp_algebra_mirror(inputs->gram, inputs->in);
+        return ESP_OK;
+    }
+    ESP_TRY(far->ops->mirror(far, inputs->gram, inputs->in, error));
+    for (int i = 0; i < ESP_COUNT(all); i++) {
+        ESP_TRY(all[i] != NULL ? far->ops->fetch(far, all[i], error) : ESP_OK);
+    }
+    return ESP_OK;
+}
+
+/* What the host changed since (damping, orders, turns) goes to the device once, for all layers. */
+static esp_status hold_moments(const esp_calibration *calibration, esp_error *error)
+{
+    const esp_group_inputs *inputs = &calibration->inputs;
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    if (far == NULL) {
+        return ESP_OK;
+    }
+    far->ops->drop(far, inputs->residual);
+    ESP_TRY(far->ops->hold(far, inputs->gram, inputs->in * inputs->in, false, error));
+    return inputs->cross != NULL
+               ? far->ops->hold(far, inputs->cross, inputs->in * inputs->in, false, error)
+               : ESP_OK;
 }
 
 /* The damping that keeps H invertible; it counts as a wish to stay near the dense weights. */
 static void damp(const esp_calibration_options *options, esp_group_inputs *inputs)
 {
-    esp_algebra_mirror(inputs->gram, inputs->in);
     double trace = 0, share = options->damping > 0 ? options->damping : 0.01;
     for (int64_t j = 0; j < inputs->in; j++) {
         double square = inputs->gram[j * inputs->in + j];
@@ -267,6 +334,7 @@ static esp_status sum_group(collect_job *job, esp_error *error)
         ESP_TRY(esp_calibration_step(calibration, share, job->weights, error));
         ESP_TRY(add_sample(job, &calibration->samples[i], error));
     }
+    ESP_TRY(end_moments(calibration, error));
     damp(calibration->options, &calibration->inputs);
     return ESP_OK;
 }
@@ -278,7 +346,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     if (inputs->group == linear->group && inputs->layer == linear->layer) {
         return ESP_OK;
     }
-    esp_group_inputs_free(calibration->context, inputs);
+    esp_calibration_drop_inputs(calibration);
     esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
     collect_job job = {.calibration = calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
@@ -288,6 +356,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     if (status == ESP_OK) {
         status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);
     }
+    status = status == ESP_OK ? hold_moments(calibration, error) : status;
     esp_release(calibration->context, job.room);
     esp_release(calibration->context, job.scratch);
     if (status == ESP_OK) {

@@ -15,6 +15,7 @@
 
 #include "base/base.h"
 #include "op/host_weight.h"
+#include "tensor/far_algebra.h"
 #include "tensor/tensor.h"
 
 typedef struct esp_backend esp_backend;
@@ -477,6 +478,8 @@ struct esp_backend {
     /* What was measured on such a device near the problem; false: nothing. NULL: never. */
     bool (*shipped_times)(const esp_device *device, const esp_matmul_problem *problem,
                           esp_shipped_times *times);
+    /* The algebra of calibration on the device; NULL: the host does it. */
+    esp_status (*far_open)(esp_device *device, esp_far **far, esp_error *error);
 };
 
 #endif

@@ -400,8 +400,31 @@ bool esp_joint_takes(const esp_pattern *pattern)
 
 #define ROWS_OF_2_4 256 /* that are searched together where there are no panels */
 
+/* On a device. Free panels deal their columns to fours by a search of the host's. */
+static esp_status run_far(const joint_job *job, const esp_pattern *pattern, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(job->algebra);
+    bool plain = esp_pattern_is_2_4(pattern);
+    const esp_far_panels panels = {.out = job->out,
+                                   .in = job->in,
+                                   .v = job->v,
+                                   .group = plain ? job->in : ESP_MIN(pattern->m, job->in),
+                                   .kept = job->kept,
+                                   .every = plain,
+                                   .joint = true,
+                                   .inverse = job->inverse,
+                                   .weights = job->weights,
+                                   .columns = job->columns,
+                                   .mask = esp_mask_row_mut(job->mask, 0),
+                                   .mask_words = esp_mask_row_words(job->mask)};
+    return far->ops->panels(far, &panels, error);
+}
+
 static esp_status run(joint_job *job, const esp_pattern *pattern, esp_error *error)
 {
+    if (!job->free && esp_far_panels_takes(job->algebra, job->out, job->in)) {
+        return run_far(job, pattern, error);
+    }
     ESP_TRY(choose_columns(job, pattern, error));
     ESP_TRY(search_all(job, error));
     return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
