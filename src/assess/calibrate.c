@@ -179,7 +179,9 @@ static esp_status find(esp_calibration *calibration, const esp_calibrated_linear
 {
     double weights = (double)values->shape[0] * (double)values->shape[1];
     if (esp_calibration_looks(calibration->options)) {
+        double start = esp_seconds();
         ESP_TRY(esp_calibration_collect(calibration, linear, error));
+        report->moments_seconds = esp_seconds() - start;
         report->tokens = calibration->inputs.tokens;
         report->dead_inputs = calibration->inputs.dead;
     }
@@ -277,6 +279,7 @@ static void finish_summary(esp_calibration *calibration)
                               : 0;
     summary->damping = options->damping > 0 ? options->damping : 0.01;
     summary->algebra = esp_algebra_name(calibration->algebra);
+    memcpy(summary->layers_on, calibration->device->name, sizeof summary->layers_on);
 }
 
 static esp_status record(void *user, esp_buffer *json, esp_error *error)
@@ -354,11 +357,13 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
-/* A device with memory of its own does the algebra, and the host runs the layers. */
+/* A device with memory of its own does the algebra, and runs the layers where it can; else the host
+ * does. */
 static esp_status share_out(esp_calibration *calibration, esp_error *error)
 {
     esp_device *device = calibration->device;
     esp_far *far = NULL;
+    esp_model_info info;
     if (!esp_device_is_far(device)) {
         return ESP_OK;
     }
@@ -367,10 +372,11 @@ static esp_status share_out(esp_calibration *calibration, esp_error *error)
                         "device '%s' has no linear algebra for calibration; use --device cpu",
                         device->name);
     }
-    ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
-    calibration->device = calibration->host;
     ESP_TRY(device->backend->far_open(device, &far, error));
     esp_algebra_set_far(calibration->algebra, far);
+    ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
+    ESP_TRY(esp_model_info_read(calibration->host, calibration->checkpoint, &info, error));
+    calibration->device = esp_walk_goes_far(&info) ? device : calibration->host;
     return ESP_OK;
 }
 

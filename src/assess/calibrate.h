@@ -12,7 +12,7 @@
 typedef struct esp_walked_batch {
     esp_walk_batch batch; /* ids are owned; pixels are gone */
     int64_t tokens;
-    float *dense, *pruned; /* [hidden][tokens] */
+    void *dense, *pruned; /* streams of the walks */
 } esp_walked_batch;
 
 /* A linear layer of the model's layers. */
@@ -44,13 +44,12 @@ typedef struct esp_turning esp_turning;
 typedef struct esp_calibration {
     esp_context *context;
     esp_device *device; /* that runs the layers */
-    esp_device *host;   /* the same, where another one does the algebra; else NULL */
+    esp_device *host;   /* opened for layers that the device of the algebra cannot run, or NULL */
     esp_checkpoint *checkpoint;
     const esp_prune_options *prune;
     const esp_calibration_options *options;
     esp_algebra *algebra;
     esp_walk *dense, *pruned;
-    int64_t hidden;
     esp_walked_batch *samples;
     int64_t sample_count;
     esp_calibrated_linear *linears; /* in the order of the walk */

@@ -248,28 +248,40 @@ static void round_into(const layer_job *job, esp_tensor *values)
     }
 }
 
+/* Seconds since *start, which becomes now. */
+static double since(double *start)
+{
+    double before = *start;
+    *start = esp_seconds();
+    return *start - before;
+}
+
 static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mask,
                         esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
     bool looks = esp_calibration_looks(calibration->options);
-    double energy = 0;
+    double energy = 0, start = esp_seconds();
     esp_refit_report refit = {0};
     if (needs_target(calibration->options)) {
         ESP_TRY(find_target(job, error));
     } else {
         memcpy(job->target, job->weights, (size_t)(job->out * job->in) * sizeof *job->target);
     }
+    report->target_seconds = since(&start);
     ESP_TRY(choose(job, mask, error));
     cut_to_mask(job, *mask);
+    report->mask_seconds = since(&start);
     if (looks) {
         ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
                                  error));
         ESP_TRY(error_of(job, energy, &report->masked_error, error));
     }
     if (calibration->options->refit) {
+        (void)since(&start);
         ESP_TRY(esp_refit(calibration->algebra, &job->inputs, *mask, job->goal, job->result, NULL,
                           &refit, error));
+        report->refit_seconds = since(&start);
     }
     round_into(job, values);
     report->iterations = refit.iterations;

@@ -126,6 +126,21 @@ extern "C" int gpu_clear(void *memory, size_t bytes, void *stream)
     return cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)stream);
 }
 
+extern "C" int gpu_copy(void *to, const void *from, size_t bytes)
+{
+    cudaError_t error = cudaDeviceSynchronize();
+    if (error == cudaSuccess) {
+        error = cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice);
+    }
+    if (error == cudaSuccess) { // it may return before it is done
+        error = cudaDeviceSynchronize();
+    }
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+    return error;
+}
+
 extern "C" int gpu_move(void *to, const void *from, size_t bytes, void *stream)
 {
     return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream);

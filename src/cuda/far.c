@@ -264,6 +264,10 @@ static esp_status add_gram(cuda_far *far, const esp_far_rows *x, const esp_far_r
         far_give(far, raw[i]);
     }
     far_give(far, own);
+    if (x->on_device || y->on_device) { /* the caller may write there again */
+        esp_status done = far_check(far, gpu_stream_wait(far->stream), "summing moments", error);
+        status = status == ESP_OK ? done : status;
+    }
     return status;
 }
 

@@ -13,7 +13,9 @@ int gpu_pool_take(size_t bytes, void **memory, void *stream);
 void gpu_pool_give(void *memory, void *stream);
 void gpu_pool_trim(void); /* gives what is free back to the device */
 int gpu_clear(void *memory, size_t bytes, void *stream);
-/* Within the device. */
+/* Within the device, after all work that was given to it; waits. */
+int gpu_copy(void *to, const void *from, size_t bytes);
+/* The same in the stream's order. */
 int gpu_move(void *to, const void *from, size_t bytes, void *stream);
 
 /* to[rows][columns] = x - less (NULL: nothing), x's rows `stride` elements apart. */

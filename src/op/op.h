@@ -441,6 +441,9 @@ struct esp_backend {
     esp_status (*download)(esp_device *device, void *to, const void *from, size_t bytes,
                            esp_error *error);
     esp_status (*wait)(esp_device *device, esp_error *error);
+    /* Within device memory, like the two above; NULL: memcpy. */
+    esp_status (*copy)(esp_device *device, void *to, const void *from, size_t bytes,
+                       esp_error *error);
     /* Every byte of device memory; NULL: memset. */
     esp_status (*fill)(esp_device *device, void *memory, int byte, size_t bytes, esp_error *error);
     /* Work in order: a stream of the device. All NULL where device memory is the host's and work is

@@ -68,7 +68,8 @@ typedef struct esp_far_ops {
     esp_status (*fetch)(esp_far *far, double *matrix, esp_error *error);
     void (*drop)(esp_far *far, const double *matrix);
     esp_status (*multiply)(esp_far *far, const esp_algebra_product *product, esp_error *error);
-    /* h, which is held, += X Y^T in f64; where y is x only what is not above the diagonal. */
+    /* h, which is held, += X Y^T in f64; where y is x only what is not above the diagonal. Memory of
+     * the device must be written by then, and has been read at the end. */
     esp_status (*add_gram)(esp_far *far, const esp_far_rows *x, const esp_far_rows *y,
                            int64_t tokens, double *h, esp_error *error);
     /* The lower triangle of what is held to the upper one. */
