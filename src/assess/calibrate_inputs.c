@@ -385,7 +385,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
     collect_job job = {.calibration = calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
-    job.dense.wanted = job.pruned.wanted = linear->group;
+    job.dense = job.pruned = (look){.calibration = calibration, .wanted = linear->group};
     esp_status status = sum_group(&job, error);
     status = status == ESP_OK ? reorder(calibration, linear->name, inputs, error) : status;
     if (status == ESP_OK) {
