@@ -1,7 +1,7 @@
-/* gpu_calibrate OUT IN TOKENS PATTERN [METHODS]: seconds of each part of calibrating one linear layer on
- * cuda:0: second moments of TOKENS tokens, the inverse, a product, an error, masks by the methods
- * (sparsegpt,obs,joint) and the refit of each. Weights and inputs are random, neighbouring inputs
- * correlated. */
+/* gpu_calibrate OUT IN TOKENS PATTERN [METHODS]: seconds of each part of calibrating one linear
+ * layer on cuda:0: second moments of TOKENS tokens, the inverse, a product, an error, masks by the
+ * methods (sparsegpt,obs,joint) and the refit of each. Weights and inputs are random, neighbouring
+ * inputs correlated. */
 #include <stdio.h>
 #include <stdlib.h>
 
@@ -127,9 +127,8 @@ static void prune(bench *b, const char *method)
     double all = 1, left[2] = {0, 0};
     memcpy(b->result, b->weights, (size_t)(b->out * b->in) * sizeof *b->result);
     b->since = esp_seconds();
-    need(strcmp(method, "joint") == 0
-             ? esp_joint_panels(b->algebra, &b->pattern, b->out, b->in, b->inverse, b->result,
-                                &mask, &error)
+    need(strcmp(method, "joint") == 0 ? esp_joint_panels(b->algebra, &b->pattern, b->out, b->in,
+                                                         b->inverse, b->result, &mask, &error)
          : strcmp(method, "obs") == 0
              ? esp_panel_obs(b->algebra, &b->pattern, b->out, b->in, b->inverse, b->result, &mask,
                              &error)

@@ -97,7 +97,8 @@ static void keep_results(calibration_job *job)
              calibration_targets[args->targets], calibration_inputs[args->inputs],
              (long long)summary->samples, (long long)summary->tokens, summary->tokens_per_input,
              crc, (long long)args->seed, summary->damping, summary->layers_on, summary->algebra,
-             summary->mean_error, summary->median_error, summary->recalled, summary->turned_layers, summary->seconds);
+             summary->mean_error, summary->median_error, summary->recalled, summary->turned_layers,
+             summary->seconds);
 }
 
 /* Orders first, where they are wanted, then the pruning in them. */

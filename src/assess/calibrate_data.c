@@ -59,8 +59,7 @@ static esp_status add_sample(esp_calibration *calibration, const esp_walk_batch 
     ESP_TRY(esp_walk_stream_take(calibration->dense, batch, &sample->dense, error));
     ESP_TRY(esp_walk_stream_take(calibration->pruned, batch, &sample->pruned, error));
     ESP_TRY(esp_walk_embed(calibration->dense, batch, sample->dense, error));
-    ESP_TRY(
-        esp_walk_stream_copy(calibration->dense, batch, sample->pruned, sample->dense, error));
+    ESP_TRY(esp_walk_stream_copy(calibration->dense, batch, sample->pruned, sample->dense, error));
     sample->batch.pixels = NULL;
     calibration->summary.tokens += sample->tokens;
     return ESP_OK;

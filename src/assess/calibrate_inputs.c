@@ -17,7 +17,7 @@ typedef struct look {
     /* Of the host, copies, for which the caller has room; on a device they are where they are. */
     float *x, *residual;
     bool wants_residual, has_residual;
-    esp_far_rows read, stream; /* both of them */
+    esp_far_rows read, stream;      /* both of them */
     esp_calibrated_linear *linears; /* of the layer, for finding out */
     int64_t linear_count;
 } look;
@@ -128,8 +128,7 @@ void esp_calibration_drop_inputs(esp_calibration *calibration)
     esp_context *context = calibration->context;
     esp_group_inputs *inputs = &calibration->inputs;
     const double *const held[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
-    esp_far *far =
-        calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
+    esp_far *far = calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
     for (int i = 0; i < ESP_COUNT(held) && far != NULL; i++) {
         far->ops->drop(far, held[i]);
     }

@@ -5,7 +5,8 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-namespace calibrate {
+namespace calibrate
+{
 
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 

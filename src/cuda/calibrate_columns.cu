@@ -1,7 +1,8 @@
-// Columns of panels by second order (src/prune/panel_obs.c), all panels in step: a turn drops the cheapest column
-// of each. Its line of the inverse is made of the matrix as of the last flush and of what is owed to it since;
-// diagonal, weights and costs are those of now. Two launches a turn: one block of threads chooses for a panel,
-// then every column follows by itself. What is owed is paid by one product for GPU_PENDING turns.
+// Columns of panels by second order (src/prune/panel_obs.c), all panels in step: a turn drops the
+// cheapest column of each. Its line of the inverse is made of the matrix as of the last flush and
+// of what is owed to it since; diagonal, weights and costs are those of now. Two launches a turn:
+// one block of threads chooses for a panel, then every column follows by itself. What is owed is
+// paid by one product for GPU_PENDING turns.
 #include <cuda_runtime.h>
 
 #include "cuda/calibrate_block.cuh"
@@ -9,7 +10,8 @@
 
 using namespace calibrate;
 
-namespace {
+namespace
+{
 
 __device__ __forceinline__ double square_sum(const gpu_columns &c, int64_t panel, int64_t column)
 {

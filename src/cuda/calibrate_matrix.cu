@@ -1,5 +1,5 @@
-// What calibration does to whole matrices between the library's products: widening what layers read, triangles,
-// differences; and memory in the order of a stream.
+// What calibration does to whole matrices between the library's products: widening what layers
+// read, triangles, differences; and memory in the order of a stream.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -9,7 +9,8 @@
 
 using namespace calibrate;
 
-namespace {
+namespace
+{
 
 constexpr int TILE = 32, TILE_ROWS = 8;
 
@@ -163,8 +164,7 @@ extern "C" int gpu_widen_rows(const void *x, const void *less, gpu_type type, in
 extern "C" int gpu_mirror(double *matrix, int64_t n, bool down, void *stream)
 {
     unsigned tiles = (unsigned)((n + TILE - 1) / TILE);
-    mirror<<<dim3(tiles, tiles), dim3(TILE, TILE_ROWS), 0, (cudaStream_t)stream>>>(matrix, n,
-                                                                                   down);
+    mirror<<<dim3(tiles, tiles), dim3(TILE, TILE_ROWS), 0, (cudaStream_t)stream>>>(matrix, n, down);
     return launched();
 }
 

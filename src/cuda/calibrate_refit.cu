@@ -1,5 +1,6 @@
-// Conjugate gradients of many rows at once (src/prune/refit.c), all but the products with H: one block of threads
-// to a row, whose directions, residuals and step lengths are its own. A row that has converged is left alone.
+// Conjugate gradients of many rows at once (src/prune/refit.c), all but the products with H: one
+// block of threads to a row, whose directions, residuals and step lengths are its own. A row that
+// has converged is left alone.
 #include <cuda_runtime.h>
 
 #include "cuda/calibrate_block.cuh"
@@ -7,7 +8,8 @@
 
 using namespace calibrate;
 
-namespace {
+namespace
+{
 
 __device__ __forceinline__ bool is_live(const gpu_refit &r, int64_t row, int32_t column)
 {

@@ -1,8 +1,9 @@
-// Two of each four places of a row by the least squares of all that live (src/prune/row_search.c, tableau.c): one
-// block of threads to a row, one thread to each four places, whose diagonal, values and near entries it keeps in
-// registers. A pivot's column is made of the matrix as of the last flush and of the PENDING pivots since, which lie
-// in shared memory. Of the matrix only tiles on and left of the diagonal are kept, in memory of the block's own;
-// until the first flush it is the corner that the panel's rows share.
+// Two of each four places of a row by the least squares of all that live (src/prune/row_search.c,
+// tableau.c): one block of threads to a row, one thread to each four places, whose diagonal, values
+// and near entries it keeps in registers. A pivot's column is made of the matrix as of the last
+// flush and of the PENDING pivots since, which lie in shared memory. Of the matrix only tiles on
+// and left of the diagonal are kept, in memory of the block's own; until the first flush it is the
+// corner that the panel's rows share.
 #include <cuda_runtime.h>
 
 #include "cuda/calibrate_block.cuh"
@@ -10,7 +11,8 @@
 
 using namespace calibrate;
 
-namespace {
+namespace
+{
 
 constexpr int FOUR = 4, KEEP = 2, PENDING = 16, TILE = 64;
 constexpr double LEAST_GAIN = 1e-9; // of the row's error: less is rounding
@@ -20,17 +22,17 @@ static_assert(GPU_ROW_PLACES == FOUR * THREADS, "a thread has four places");
 struct shared_room {
     double sums[WARPS];
     offer offers[WARPS];
-    double pivot, value;      // of the place that is pivoted
+    double pivot, value; // of the place that is pivoted
     double by_pivots[PENDING];
 };
 
 // The row at work, as one thread has it.
 struct tableau {
-    int width, stride;          // places; stride of pending
-    const double *from;         // the matrix as of the last flush
-    double *room, *pending;     // pending: [PENDING][stride], shared
+    int width, stride;      // places; stride of pending
+    const double *from;     // the matrix as of the last flush
+    double *room, *pending; // pending: [PENDING][stride], shared
     shared_room *shared;
-    int first, count, live;     // of this thread's four
+    int first, count, live; // of this thread's four
     double diagonal[FOUR], values[FOUR], near[FOUR][FOUR];
     int owed;
     double error;
@@ -163,8 +165,8 @@ __device__ bool swap_best(tableau &t)
     for (int out = 0; out < FOUR; out++) {
 #pragma unroll
         for (int back = 0; back < FOUR; back++) {
-            bool pair = out < t.count && back < t.count && t.diagonal[out] > 0 &&
-                        !(t.diagonal[back] > 0);
+            bool pair =
+                out < t.count && back < t.count && t.diagonal[out] > 0 && !(t.diagonal[back] > 0);
             if (pair) {
                 double near = t.near[out][back];
                 double gain = t.values[back] * t.values[back] / t.diagonal[back];
@@ -201,9 +203,8 @@ __device__ void load(tableau &t, const double *corner, const double *values)
         t.diagonal[i] = there ? corner[(int64_t)(t.first + i) * t.width + t.first + i] : 1;
 #pragma unroll
         for (int j = 0; j < FOUR; j++) {
-            t.near[i][j] = there && j < t.count
-                               ? corner[(int64_t)(t.first + i) * t.width + t.first + j]
-                               : 0;
+            t.near[i][j] =
+                there && j < t.count ? corner[(int64_t)(t.first + i) * t.width + t.first + j] : 0;
         }
     }
 }

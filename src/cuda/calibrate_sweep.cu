@@ -1,5 +1,6 @@
-// SparseGPT's sweep over a block of columns (src/prune/sparse_gpt.c): a warp to a row, which goes from left to
-// right while its lanes update what lies to the right within the block. What lies behind it is one product.
+// SparseGPT's sweep over a block of columns (src/prune/sparse_gpt.c): a warp to a row, which goes
+// from left to right while its lanes update what lies to the right within the block. What lies
+// behind it is one product.
 #include <cuda_runtime.h>
 
 #include "cuda/calibrate_block.cuh"
@@ -7,7 +8,8 @@
 
 using namespace calibrate;
 
-namespace {
+namespace
+{
 
 constexpr int MOST_WORDS = GPU_SWEEP_GROUP / WARP; // of one group's choice
 
@@ -19,7 +21,8 @@ __device__ __forceinline__ uint32_t key_of(const gpu_sweep &s, const double *row
     return min(bits, 0x7f800001u);
 }
 
-// The `keep` largest of columns at..at + size, of equals the first ones; chosen: bit i is column at + i.
+// The `keep` largest of columns at..at + size, of equals the first ones; chosen: bit i is column at
+// + i.
 __device__ void choose(const gpu_sweep &s, const double *row, int64_t at, int size, int lane,
                        uint32_t *chosen)
 {

@@ -197,8 +197,8 @@ static esp_status widen_rows(const cuda_far *far, const esp_far_rows *x, int64_t
 {
     size_t each = (size_t)(x->features * x->stride) * esp_dtype_bytes(x->type);
     const char *data = x->data, *less = x->less;
-    ESP_TRY(far_take(far, (size_t)(x->features * tokens) * sizeof(double), "activations", wide,
-                     error));
+    ESP_TRY(
+        far_take(far, (size_t)(x->features * tokens) * sizeof(double), "activations", wide, error));
     if (!x->on_device) {
         char *copy = NULL;
         ESP_TRY(far_take(far, 2 * each, "activations", raw, error));
@@ -312,10 +312,10 @@ static esp_status solve(const cuda_far *far, solver_size size, solver_run run, d
     ESP_TRY(far_take(far, (size_t)room * sizeof *scratch + 64, "a factorization", &scratch, error));
     esp_status status = far_take(far, sizeof *told, "a factorization", &told, error);
     if (status == ESP_OK) {
-        status = solver_check(far,
-                              run(far->solver, CUBLAS_FILL_MODE_LOWER, order, matrix, order,
-                                  scratch, room, told),
-                              error);
+        status = solver_check(
+            far,
+            run(far->solver, CUBLAS_FILL_MODE_LOWER, order, matrix, order, scratch, room, told),
+            error);
     }
     status = status == ESP_OK ? far_bring(far, info, told, sizeof *told, error) : status;
     far_give(far, scratch);
@@ -384,10 +384,9 @@ static esp_status square_lent(const cuda_far *far, squared_job *job, const doubl
     if (weights != NULL) {
         ESP_TRY(far_take(far, (size_t)count * sizeof(double), "weights", &job->own_weights, error));
         ESP_TRY(far_send(far, job->own_weights, weights, (size_t)count * sizeof(double), error));
-        ESP_TRY(far_check(far,
-                          gpu_subtract(job->own_weights, job->target, count, job->own_weights,
-                                       far->stream),
-                          "subtracting", error));
+        ESP_TRY(far_check(
+            far, gpu_subtract(job->own_weights, job->target, count, job->own_weights, far->stream),
+            "subtracting", error));
         difference = job->own_weights;
     }
     const far_product product = {.rows = out,

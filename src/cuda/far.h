@@ -7,7 +7,7 @@
 
 #include "cuda/gpu_calibrate.h"
 #include "cuda/room.h"
-#include "tensor/far_algebra.h"
+#include "tensor/tensor.h"
 
 #define FAR_HELD 8
 
@@ -57,7 +57,7 @@ typedef struct far_product {
     const double *a, *b;
     double *c;
     int64_t a_stride, b_stride, c_stride;
-    bool a_transposed, b_transposed; /* A lies as [depth][rows], B as [columns][depth] */
+    bool a_transposed, b_transposed;       /* A lies as [depth][rows], B as [columns][depth] */
     int64_t count, a_step, b_step, c_step; /* count > 1: so many, so far apart */
 } far_product;
 

@@ -1,4 +1,5 @@
-/* cuBLAS and cuSOLVER, found at run time like cuBLASLt (dense.c). Without cuSOLVER the host factors. */
+/* cuBLAS and cuSOLVER, found at run time like cuBLASLt (dense.c). Without cuSOLVER the host
+ * factors. */
 #include <dlfcn.h>
 
 #include "cuda/far.h"
@@ -30,8 +31,7 @@ static bool find_blas(cuda_far *far)
            find(library, "cublasSetStream_v2", &far->blas_set_stream) &&
            find(library, "cublasDgemm_v2", &far->gemm) &&
            find(library, "cublasDgemmStridedBatched", &far->gemm_batch) &&
-           find(library, "cublasDsyrk_v2", &far->syrk) &&
-           find(library, "cublasDdot_v2", &far->dot);
+           find(library, "cublasDsyrk_v2", &far->syrk) && find(library, "cublasDdot_v2", &far->dot);
 }
 
 static bool find_solver(cuda_far *far)

@@ -1,9 +1,9 @@
 /* Panels by second order on a GPU: src/prune/panel_obs.c and joint.c, many panels in step.
  *
  * Each panel has a copy of H^-1 of its own, from which the columns that it gives up are swept, so
- * memory says how many are at work together. What is left of matrix and weights is gathered, and two
- * of each four are found there: by SparseGPT's sweep panel by panel, or for `joint` by a search of
- * every row for itself, in blocks of GPU_ROW_PLACES places from left to right. */
+ * memory says how many are at work together. What is left of matrix and weights is gathered, and
+ * two of each four are found there: by SparseGPT's sweep panel by panel, or for `joint` by a search
+ * of every row for itself, in blocks of GPU_ROW_PLACES places from left to right. */
 #include "cuda/far.h"
 
 #define MOST_BYTES ((size_t)12 << 30) /* of panels at work together, or 2 / 5 of the device */
@@ -15,12 +15,12 @@ typedef struct panel_part {
     const esp_far_panels *of;
     double *shared; /* H^-1 */
     int64_t first, panels, rows;
-    int64_t v, n;       /* rows of a panel, places */
+    int64_t v, n; /* rows of a panel, places */
     gpu_columns columns;
-    int32_t *listed;    /* host: [panels][n], the places' columns */
+    int32_t *listed; /* host: [panels][n], the places' columns */
     int32_t *device_listed;
-    double *matrix;     /* [panels][n][n] */
-    double *values;     /* [panels][v][n] */
+    double *matrix; /* [panels][n][n] */
+    double *values; /* [panels][v][n] */
     double *corner, *lost, *owed, *room;
     uint8_t *live, *seen; /* of a block; seen: on the host */
     double *errors;
@@ -34,9 +34,8 @@ typedef struct panel_part {
 static int64_t places_of(const esp_far_panels *of)
 {
     int64_t last = of->in % of->group;
-    return of->every || of->free
-               ? ESP_MIN(of->kept, of->in)
-               : of->in / of->group * ESP_MIN(4, of->group) + ESP_MIN(4, last);
+    return of->every || of->free ? ESP_MIN(of->kept, of->in)
+                                 : of->in / of->group * ESP_MIN(4, of->group) + ESP_MIN(4, last);
 }
 
 static size_t bytes_of_panel(const esp_far_panels *of)
@@ -118,8 +117,8 @@ static esp_status load_panels(panel_part *p, esp_error *error)
     c->group = of->group;
     c->kept = of->kept;
     c->free = of->free;
-    int failed = gpu_clear(c->weights, (size_t)(p->panels * p->v * of->in) * sizeof(double),
-                           far->stream);
+    int failed =
+        gpu_clear(c->weights, (size_t)(p->panels * p->v * of->in) * sizeof(double), far->stream);
     for (int64_t i = 0; i < p->panels && failed == 0; i++) {
         failed = gpu_move(c->matrix + i * of->in * of->in, p->shared, square, far->stream);
     }
@@ -319,8 +318,8 @@ static esp_status search_rows(panel_part *p, esp_error *error)
     int blocks = (int)ESP_MIN(p->rows, state->facts.multiprocessors);
     int64_t most = ESP_MIN(p->n, GPU_ROW_PLACES);
     size_t of_block = (size_t)(p->panels * p->v * most), square = (size_t)(most * most);
-    ESP_TRY(far_take(far, (size_t)p->panels * square * sizeof(double), "corners", &p->corner,
-                     error));
+    ESP_TRY(
+        far_take(far, (size_t)p->panels * square * sizeof(double), "corners", &p->corner, error));
     ESP_TRY(far_take(far, of_block * sizeof(double), "losses", &p->lost, error));
     ESP_TRY(far_take(far, of_block * sizeof(double), "losses", &p->owed, error));
     ESP_TRY(far_take(far, (size_t)blocks * square * sizeof(double), "rows", &p->room, error));
@@ -352,8 +351,8 @@ static esp_status sweep_panel(const panel_part *p, int64_t panel, esp_error *err
                    .mask_words = words,
                    .group = 4,
                    .keep = 2};
-    ESP_TRY(far_check(p->far, gpu_clear(p->mask, bytes, p->far->stream), "filling its memory",
-                      error));
+    ESP_TRY(
+        far_check(p->far, gpu_clear(p->mask, bytes, p->far->stream), "filling its memory", error));
     for (s.begin = 0; s.begin < s.in; s.begin = s.end) {
         s.end = ESP_MIN(s.in, s.begin + SWEEP_BLOCK);
         ESP_TRY(far_sweep_block(p->far, &s, error));
@@ -428,8 +427,8 @@ static esp_status run_and_free(panel_part *p, esp_error *error)
 {
     esp_context *context = p->far->device->context;
     esp_status status = run_part(p, error);
-    void *const far_areas[] = {p->device_listed, p->matrix, p->values, p->corner, p->lost, p->owed,
-                               p->room,          p->live,   p->errors, p->mask};
+    void *const far_areas[] = {p->device_listed, p->matrix, p->values, p->corner, p->lost,
+                               p->owed,          p->room,   p->live,   p->errors, p->mask};
     void *const areas[] = {p->listed, p->seen, p->bits, p->back};
     give_columns(p);
     for (int i = 0; i < ESP_COUNT(far_areas); i++) {

@@ -1,8 +1,8 @@
 /* Refit of a fixed mask on a GPU: src/prune/refit.c with all rows at work together.
  *
  * What costs is the product of directions with H. Rows of one panel share few columns, so slabs of
- * rows are solved within their own columns, each by an H of its own, as one batch of products; where
- * a slab's rows keep nearly all columns between them, all rows multiply the one H. */
+ * rows are solved within their own columns, each by an H of its own, as one batch of products;
+ * where a slab's rows keep nearly all columns between them, all rows multiply the one H. */
 #include <math.h>
 
 #include "cuda/far.h"
@@ -202,12 +202,12 @@ static esp_status report(const refit_job *job, const refit_part *part, esp_error
         status = far_bring(job->far, energy, part->gpu.energy, rows * sizeof *energy, error);
     }
     if (status == ESP_OK) {
-        status = far_bring(job->far, energy + rows, part->gpu.goal_energy, rows * sizeof *energy,
-                           error);
+        status =
+            far_bring(job->far, energy + rows, part->gpu.goal_energy, rows * sizeof *energy, error);
     }
     if (status == ESP_OK) {
-        status = far_bring(job->far, iterations, part->gpu.iterations, rows * sizeof *iterations,
-                           error);
+        status =
+            far_bring(job->far, iterations, part->gpu.iterations, rows * sizeof *iterations, error);
     }
     for (size_t r = 0; r < rows && status == ESP_OK; r++) {
         int64_t took = iterations[r] < 0 ? job->refit->max_iterations : iterations[r];
@@ -223,8 +223,7 @@ static esp_status report(const refit_job *job, const refit_part *part, esp_error
 static esp_status solve_part(refit_job *job, int64_t first, int64_t rows, esp_error *error)
 {
     int64_t in = job->refit->in;
-    refit_part part = {
-        .first = first, .rows = rows, .slabs = esp_ceil_div(rows, job->slab_rows)};
+    refit_part part = {.first = first, .rows = rows, .slabs = esp_ceil_div(rows, job->slab_rows)};
     job->room = NULL;
     job->small = NULL;
     esp_status status = place(job, &part, error);
@@ -248,8 +247,8 @@ static esp_status solve_all(refit_job *job, esp_error *error)
                      &job->own_gram, error));
     if (job->gathered) {
         at_once = ESP_MIN(slabs, ESP_MAX(1, (int64_t)(MOST_GATHERED / bytes)));
-        ESP_TRY(far_take(job->far, (size_t)at_once * bytes, "moments of slabs", &job->matrices,
-                         error));
+        ESP_TRY(
+            far_take(job->far, (size_t)at_once * bytes, "moments of slabs", &job->matrices, error));
     }
     int64_t step = at_once * job->slab_rows;
     for (int64_t first = 0; first < refit->out; first += step) {

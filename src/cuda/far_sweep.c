@@ -1,6 +1,6 @@
-/* SparseGPT's sweep on a GPU: src/prune/sparse_gpt.c, a launch for each block of columns and a product
- * behind it. Masks that rows choose by themselves are chosen in the launch; those that panels choose
- * come from the host's search, group by group. */
+/* SparseGPT's sweep on a GPU: src/prune/sparse_gpt.c, a launch for each block of columns and a
+ * product behind it. Masks that rows choose by themselves are chosen in the launch; those that
+ * panels choose come from the host's search, group by group. */
 #include "cuda/far.h"
 
 typedef struct sweep_job {
@@ -87,8 +87,8 @@ static esp_status make_room(sweep_job *job, esp_error *error)
     size_t words = hosts(sweep) ? width / 64 + 2 : (size_t)sweep->mask_words;
     ESP_TRY(far_take(far, in * in * sizeof(double), "a factor", &job->factor, error));
     ESP_TRY(far_take(far, out * in * sizeof(double), "weights", &job->weights, error));
-    ESP_TRY(far_take(far, out * (size_t)sweep->block * sizeof(double), "errors", &job->errors,
-                     error));
+    ESP_TRY(
+        far_take(far, out * (size_t)sweep->block * sizeof(double), "errors", &job->errors, error));
     ESP_TRY(far_take(far, out * words * sizeof(uint64_t), "a mask", &job->mask, error));
     ESP_TRY(far_send(far, job->weights, sweep->weights, out * in * sizeof(double), error));
     if (!hosts(sweep)) {
@@ -108,8 +108,7 @@ static esp_status factor(const sweep_job *job, esp_error *error)
     double *from = NULL, *own = NULL;
     bool definite = false;
     ESP_TRY(far_lend(job->far, job->sweep->inverse, n * n, "an inverse", &from, &own, error));
-    int failed =
-        gpu_move(job->factor, from, (size_t)(n * n) * sizeof(double), job->far->stream);
+    int failed = gpu_move(job->factor, from, (size_t)(n * n) * sizeof(double), job->far->stream);
     far_give(job->far, own);
     ESP_TRY(far_check(job->far, failed, "copying", error));
     ESP_TRY(far_factor(job->far, job->factor, n, &definite, error));

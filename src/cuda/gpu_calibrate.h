@@ -1,4 +1,5 @@
-/* Kernels of calibration, between the library's products; as gpu.h. Matrices are f64 and row-major. */
+/* Kernels of calibration, between the library's products; as gpu.h. Matrices are f64 and row-major.
+ */
 #ifndef ESP_CUDA_GPU_CALIBRATE_H
 #define ESP_CUDA_GPU_CALIBRATE_H
 
@@ -35,12 +36,12 @@ typedef struct gpu_refit {
     const int32_t *columns; /* [slabs][width], -1: padding */
     const uint64_t *mask;   /* [rows][mask_words], of all columns */
     int64_t mask_words;
-    const double *gram;           /* [in][in] */
-    const double *goal, *weights; /* [rows][in] */
+    const double *gram;                                   /* [in][in] */
+    const double *goal, *weights;                         /* [rows][in] */
     double *x, *residual, *direction, *product, *inverse; /* inverse: [slabs][width], 1 / H_jj */
     double *energy, *goal_energy;                         /* [rows] */
     int *iterations;                                      /* [rows]; -1: at work */
-    int *active; /* rows at work after the latest step */
+    int *active;                                          /* rows at work after the latest step */
     double tolerance;
 } gpu_refit;
 
@@ -66,9 +67,9 @@ typedef struct gpu_sweep {
     double *errors;       /* [rows][block] */
     uint64_t *mask;       /* [rows][mask_words], from word mask_first of a row on */
     int64_t mask_words, mask_first;
-    int64_t begin, end;   /* of the block */
-    int64_t first, stop;  /* columns to decide now */
-    int64_t group, keep;  /* keep > 0: as many of each group, from `first` on, live */
+    int64_t begin, end;  /* of the block */
+    int64_t first, stop; /* columns to decide now */
+    int64_t group, keep; /* keep > 0: as many of each group, from `first` on, live */
 } gpu_sweep;
 
 int gpu_sweep_columns(const gpu_sweep *sweep, void *stream);
@@ -84,10 +85,10 @@ typedef struct gpu_columns {
     int64_t in, v, rows, panels; /* rows: of all panels, the last may be short */
     int64_t group, kept;         /* free: kept columns of all; else four of each group stay */
     bool free;
-    double *matrix;   /* [panels][in][in], as of the last flush */
-    double *diagonal; /* [panels][in], of now; 0 once dropped */
-    double *weights;  /* [panels][v][in], of now */
-    double *costs;    /* [panels][in]: sums of squares of columns */
+    double *matrix;           /* [panels][in][in], as of the last flush */
+    double *diagonal;         /* [panels][in], of now; 0 once dropped */
+    double *weights;          /* [panels][v][in], of now */
+    double *costs;            /* [panels][in]: sums of squares of columns */
     double *pending, *scaled; /* [panels][GPU_PENDING][in] */
     int32_t *left;            /* [panels][in]: columns of each group that are left */
     int32_t *chosen;          /* [panels]: the column to drop; -1: none any more */

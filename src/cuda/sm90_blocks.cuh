@@ -1,28 +1,34 @@
 // Y = epilogue(W X) for block-sparse W, many tokens, on Hopper. Reference: src/ref/matmul.c.
 //
-// Idea. A stored block is a small dense matrix, so the tensor cores are not the first limit: that is the way
-// of X from the L2 into the multiprocessor, since a block of R rows uses what it loads R times only. So rows
-// of blocks that share columns are brought together in bands of 128 rows (blocks_order.c), a tile is a band x
-// T tokens, and each piece of X that any row of the band needs is loaded once.
+// Idea. A stored block is a small dense matrix, so the tensor cores are not the first limit: that
+// is the way of X from the L2 into the multiprocessor, since a block of R rows uses what it loads R
+// times only. So rows of blocks that share columns are brought together in bands of 128 rows
+// (blocks_order.c), a tile is a band x T tokens, and each piece of X that any row of the band needs
+// is loaded once.
 //
-// Who does what. One block a multiprocessor walks over tiles. One warp loads: a stage of the ring in shared
-// memory is a step of 64 columns (pieces of 16, 32 or 64, wherever they lie in X), fetched by tensor copies,
-// and its weights, two bulk copies, one for each half of the band. Two warpgroups multiply, each a half:
-// weights go to registers (a fragment is 16 bytes a lane; where a block is missing, zeros), X is read from
-// shared memory. 16 columns for which a half has no fragment are skipped. Sums of 16-bit types leave by
-// tensor stores, which go on while the next tile begins; everything else through a strip of f32.
+// Who does what. One block a multiprocessor walks over tiles. One warp loads: a stage of the ring
+// in shared memory is a step of 64 columns (pieces of 16, 32 or 64, wherever they lie in X),
+// fetched by tensor copies, and its weights, two bulk copies, one for each half of the band. Two
+// warpgroups multiply, each a half: weights go to registers (a fragment is 16 bytes a lane; where a
+// block is missing, zeros), X is read from shared memory. 16 columns for which a half has no
+// fragment are skipped. Sums of 16-bit types leave by tensor stores, which go on while the next
+// tile begins; everything else through a strip of f32.
 //
-// Balance. Bands differ in length. They are sorted, the longest first, and dealt to the multiprocessors back
-// and forth: for random weights 3 to 7 % above the mean load, and it needs no counter in memory.
+// Balance. Bands differ in length. They are sorted, the longest first, and dealt to the
+// multiprocessors back and forth: for random weights 3 to 7 % above the mean load, and it needs no
+// counter in memory.
 //
-// 0 * Inf. Rows of blocks smaller than 64 share a product with rows that lack the block, for which a zero
-// stands in. That is right unless X is not finite there; then the sums are not finite either, which is seen
-// before they leave, and such strips are computed again, fragment by fragment (`leave_exactly`).
+// 0 * Inf. Rows of blocks smaller than 64 share a product with rows that lack the block, for which
+// a zero stands in. That is right unless X is not finite there; then the sums are not finite
+// either, which is seen before they leave, and such strips are computed again, fragment by fragment
+// (`leave_exactly`).
 //
-// Shared memory, bytes, T = 256: 4 stages x (32768 of X + 16384 of weights) | 8 warps x 4096 of leaving sums |
-// 4 x 4 of masks | barriers. Registers: 128 sums and 2 x 16 of weights a thread (232 in all), 40 a loader.
+// Shared memory, bytes, T = 256: 4 stages x (32768 of X + 16384 of weights) | 8 warps x 4096 of
+// leaving sums | 4 x 4 of masks | barriers. Registers: 128 sums and 2 x 16 of weights a thread (232
+// in all), 40 a loader.
 //
-// Tails. Tensor copies write zeros for columns and tokens past the end of X; columns of padding are such.
+// Tails. Tensor copies write zeros for columns and tokens past the end of X; columns of padding are
+// such.
 //
 // Limit: the L2, which gave 27 bytes a clock and multiprocessor here; docs/kernels-gpu.md.
 #ifndef ESP_CUDA_SM90_BLOCKS_CUH
@@ -33,7 +39,8 @@
 #include "cuda/sm90_blocks_load.cuh"
 #include "cuda/sm90_blocks_multiply.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
 // What a warp has to know of a tile; asked for a tile ahead.
 struct tile_facts {
@@ -135,7 +142,8 @@ inline encode_function find_encode()
     return failed == cudaSuccess ? (encode_function)function : nullptr;
 }
 
-// 16-bit elements [outer][inner], boxes of box_outer x box_inner, swizzled over the length of their rows.
+// 16-bit elements [outer][inner], boxes of box_outer x box_inner, swizzled over the length of their
+// rows.
 inline int describe(void *base, int64_t inner, int64_t outer, int64_t stride, int box_inner,
                     int box_outer, bool swizzled, CUtensorMap *map)
 {
@@ -174,7 +182,8 @@ int describe_operands(const gpu_block_product &p, CUtensorMap *from, CUtensorMap
 }
 
 // A slab of X fills at most 3 / 8 of the L2, whose halves each keep a copy. For blocks of 128 rows
-// 8 tiles of tokens were a fifth faster than 4; for smaller blocks the width made little difference.
+// 8 tiles of tokens were a fifth faster than 4; for smaller blocks the width made little
+// difference.
 template <class C> tiles tiles_of(const gpu_block_product &p)
 {
     tiles all = {p.weight.bands, (p.tokens + C::TOKENS - 1) / C::TOKENS, 1};

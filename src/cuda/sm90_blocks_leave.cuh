@@ -6,10 +6,11 @@
 #include "cuda/sm90_blocks_tile.cuh"
 #include "cuda/sm90_stage.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
-// Where a thread's sums stand: rows 2 g and 2 g + 1 of the warp's strip of 16 (the packing deals them so), two
-// tokens of each eight.
+// Where a thread's sums stand: rows 2 g and 2 g + 1 of the warp's strip of 16 (the packing deals
+// them so), two tokens of each eight.
 
 struct two_terms { // of a thread's two rows
     float scale[2], bias[2];
@@ -37,8 +38,8 @@ __device__ __forceinline__ void finish_four(const gpu_epilogue &e, const float *
     }
 }
 
-// A box of 16 rows x 64 tokens as Y has it. By feature: rows of 128 bytes, swizzled; matrices of a store are
-// the even and the odd rows of eight tokens, then of the next eight.
+// A box of 16 rows x 64 tokens as Y has it. By feature: rows of 128 bytes, swizzled; matrices of a
+// store are the even and the odd rows of eight tokens, then of the next eight.
 __device__ __forceinline__ void lay_by_feature(const gpu_epilogue &e, const float *sums,
                                                const two_terms &terms, uint32_t to, int lane)
 {
@@ -56,7 +57,8 @@ __device__ __forceinline__ void lay_by_feature(const gpu_epilogue &e, const floa
     }
 }
 
-// By token: 32 bytes a token. Half of the lanes begin with their second token: no two meet in a bank.
+// By token: 32 bytes a token. Half of the lanes begin with their second token: no two meet in a
+// bank.
 __device__ __forceinline__ void lay_by_token(const gpu_epilogue &e, const float *sums,
                                              const two_terms &terms, uint32_t to, int lane)
 {
@@ -72,8 +74,8 @@ __device__ __forceinline__ void lay_by_token(const gpu_epilogue &e, const float 
     }
 }
 
-// 16-bit Y: 64 tokens at a time are rounded, laid down as a box and stored by the copy engine, which also cuts
-// off what is past the end.
+// 16-bit Y: 64 tokens at a time are rounded, laid down as a box and stored by the copy engine,
+// which also cuts off what is past the end.
 template <class C>
 __device__ __forceinline__ void leave_by_engine(const gpu_block_product &p, const CUtensorMap *map,
                                                 const float (&sums)[C::TOKENS / 2], int first,

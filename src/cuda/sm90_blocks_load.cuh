@@ -4,10 +4,12 @@
 
 #include "cuda/sm90_blocks_tile.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
-// The warp's way through the steps of its tiles, four at a time: what they are has to come from memory too, so
-// it is asked for while the four before are loaded, and where a tile's steps are, a tile ahead.
+// The warp's way through the steps of its tiles, four at a time: what they are has to come from
+// memory too, so it is asked for while the four before are loaded, and where a tile's steps are, a
+// tile ahead.
 struct step_walk {
     const gpu_blocks &weight;
     int count; // of tiles
@@ -56,8 +58,8 @@ struct step_walk {
     }
 };
 
-// Boxes of X: feature-major `unit` columns x 64 tokens each, token-major `unit` columns x all tokens. One lane
-// a box.
+// Boxes of X: feature-major `unit` columns x 64 tokens each, token-major `unit` columns x all
+// tokens. One lane a box.
 template <class C>
 __device__ __forceinline__ void load_boxes(const gpu_block_product &p, const CUtensorMap *map,
                                            uint32_t words, int i, uint32_t to, int token,

@@ -4,7 +4,8 @@
 
 #include "cuda/sm90_blocks_tile.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
 // The weights of one step that a warp multiplies.
 struct step_weights {
@@ -63,8 +64,8 @@ template <class C> struct consumer {
         }
     }
 
-    // The 16 columns that COLUMNS has bits for. No branch stands between the products of a step: with one, the
-    // compiler makes each a group of its own.
+    // The 16 columns that COLUMNS has bits for. No branch stands between the products of a step:
+    // with one, the compiler makes each a group of its own.
     template <int COLUMNS>
     __device__ __forceinline__ void multiply_columns(float (&sums)[C::TOKENS / 2],
                                                      const step_weights &now)
@@ -91,7 +92,8 @@ template <class C> struct consumer {
             }
         }
     }
-    // The products of the step before, by `before`, are in flight while this one's weights are loaded.
+    // The products of the step before, by `before`, are in flight while this one's weights are
+    // loaded.
     __device__ __forceinline__ void multiply_step(float (&sums)[C::TOKENS / 2], step_weights &now,
                                                   const step_weights &before, bool first)
     {

@@ -1,4 +1,5 @@
-// What loaders and consumers of sm90_blocks.cuh share: sizes, the order of tiles, the ring in shared memory.
+// What loaders and consumers of sm90_blocks.cuh share: sizes, the order of tiles, the ring in
+// shared memory.
 #ifndef ESP_CUDA_SM90_BLOCKS_TILE_CUH
 #define ESP_CUDA_SM90_BLOCKS_TILE_CUH
 
@@ -7,7 +8,8 @@
 #include "cuda/mma_ptx.cuh"
 #include "cuda/sm90_blocks_ptx.cuh"
 
-namespace blocks {
+namespace blocks
+{
 
 constexpr int HALVES = 2, WARPS = 4 * HALVES, THREADS = 128 * HALVES + 128;
 constexpr uint32_t HALF_BYTES = GPU_HALF_STEP_FRAGMENTS * GPU_FRAGMENT_BYTES;
@@ -26,15 +28,15 @@ template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_> struct config {
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
-// What all lanes of a warp hold alike. The compiler lets products run on only where it sees that a warp does
-// not part.
+// What all lanes of a warp hold alike. The compiler lets products run on only where it sees that a
+// warp does not part.
 __device__ __forceinline__ uint32_t uniform(uint32_t same)
 {
     return __shfl_sync(~0u, same, 0);
 }
 
-// All tiles in the order of their numbers: slabs of X that the L2 can hold, in a slab bands, in a band
-// tokens.
+// All tiles in the order of their numbers: slabs of X that the L2 can hold, in a slab bands, in a
+// band tokens.
 struct tiles {
     int bands, tokens, slab; // tokens, slab: counted in tiles
 };

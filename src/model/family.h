@@ -95,8 +95,8 @@ void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, in
 
 typedef struct esp_image_net esp_image_net; /* vision.h */
 
-/* How the layers of a family run one by one, the work being given to the runner's lane. A runner is what runs whole models of it: a session,
- * an embedder, a batch of images. */
+/* How the layers of a family run one by one, the work being given to the runner's lane. A runner is
+ * what runs whole models of it: a session, an embedder, a batch of images. */
 typedef struct esp_layer_net {
     int64_t
         first_part; /* list_part's number of layer 0; parts before it that hold the embedding: */

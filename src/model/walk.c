@@ -200,7 +200,9 @@ esp_status esp_walk_replace(esp_walk *walk, const char *name, const esp_tensor *
     esp_dtype type = esp_walk_type(walk);
     bool other = type != ESP_F32 && dense->dtype != type;
     esp_status status = other ? esp_sparse_retype(sparse, type, error) : ESP_OK;
-    status = status != ESP_OK ? status : esp_pack_with(walk->model->device, sparse, &options, &packed, error);
+    status = status != ESP_OK
+                 ? status
+                 : esp_pack_with(walk->model->device, sparse, &options, &packed, error);
     esp_sparse_free(sparse);
     ESP_TRY(status);
     esp_packed_free(linear->weight);

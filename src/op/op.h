@@ -15,7 +15,6 @@
 
 #include "base/base.h"
 #include "op/host_weight.h"
-#include "tensor/far_algebra.h"
 #include "tensor/tensor.h"
 
 typedef struct esp_backend esp_backend;

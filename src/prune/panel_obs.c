@@ -317,9 +317,8 @@ static esp_status run_far(obs_job *job, esp_error *error)
                                    .mask = esp_mask_row_mut(job->mask, 0),
                                    .mask_words = esp_mask_row_words(job->mask)};
     ESP_TRY(far->ops->panels(far, &panels, error));
-    return job->free
-               ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
-               : ESP_OK;
+    return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
+                     : ESP_OK;
 }
 
 bool esp_panel_obs_takes(const esp_pattern *pattern)

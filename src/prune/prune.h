@@ -8,7 +8,6 @@
 #include "base/base.h"
 #include "format/format.h"
 #include "prune/calibrated.h"
-#include "tensor/far_algebra.h"
 #include "tensor/tensor.h"
 
 /* What a mask that was chosen elsewhere keeps of dense. */

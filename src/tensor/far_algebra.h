@@ -1,7 +1,7 @@
 /* A device that does the heavy algebra of calibration in the host's place.
  *
- * Matrices are f64, row-major, in the host's memory, and known by where they lie: what is `held` has
- * a copy on the device, which stands for it in every call until it is dropped; what is not held
+ * Matrices are f64, row-major, in the host's memory, and known by where they lie: what is `held`
+ * has a copy on the device, which stands for it in every call until it is dropped; what is not held
  * travels with the call. Each function has its meaning in plain C: esp_algebra_* (algebra.h) and
  * src/prune. A function that is NULL is left to the host. One thread calls at a time. */
 #ifndef ESP_TENSOR_FAR_ALGEBRA_H
@@ -68,8 +68,8 @@ typedef struct esp_far_ops {
     esp_status (*fetch)(esp_far *far, double *matrix, esp_error *error);
     void (*drop)(esp_far *far, const double *matrix);
     esp_status (*multiply)(esp_far *far, const esp_algebra_product *product, esp_error *error);
-    /* h, which is held, += X Y^T in f64; where y is x only what is not above the diagonal. Memory of
-     * the device must be written by then, and has been read at the end. */
+    /* h, which is held, += X Y^T in f64; where y is x only what is not above the diagonal. Memory
+     * of the device must be written by then, and has been read at the end. */
     esp_status (*add_gram)(esp_far *far, const esp_far_rows *x, const esp_far_rows *y,
                            int64_t tokens, double *h, esp_error *error);
     /* The lower triangle of what is held to the upper one. */

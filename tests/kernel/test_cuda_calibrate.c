@@ -1,7 +1,8 @@
-/* Calibration's algebra on a GPU against the host's: second moments of integers bit for bit, of random
- * numbers within another order of sums; inverses by what they invert; masks of SparseGPT, of panels
- * and of the joint search equal, values and errors to what f64 carries through a solve. Odd sizes,
- * tails of slabs, panels and blocks, gaps between rows full of NaN. Without a GPU all is skipped. */
+/* Calibration's algebra on a GPU against the host's: second moments of integers bit for bit, of
+ * random numbers within another order of sums; inverses by what they invert; masks of SparseGPT, of
+ * panels and of the joint search equal, values and errors to what f64 carries through a solve. Odd
+ * sizes, tails of slabs, panels and blocks, gaps between rows full of NaN. Without a GPU all is
+ * skipped. */
 #ifdef ESP_HAVE_CUDA
 #include <math.h>
 #include <stdlib.h>
@@ -49,8 +50,8 @@ typedef struct moments {
 } moments;
 
 /* Integers up to 8 or numbers of f32, in rows of a wider stride with NaN between them. */
-static moments make_rows(esp_random *random, esp_dtype type, int64_t features,
-                         int64_t tokens, bool integers, bool with_less)
+static moments make_rows(esp_random *random, esp_dtype type, int64_t features, int64_t tokens,
+                         bool integers, bool with_less)
 {
     int64_t stride = tokens + 3, count = features * stride;
     size_t width = esp_dtype_bytes(type);
@@ -59,8 +60,8 @@ static moments make_rows(esp_random *random, esp_dtype type, int64_t features,
         float *wide = malloc((size_t)count * sizeof *wide);
         void *data = malloc((size_t)count * width);
         for (int64_t i = 0; i < count; i++) {
-            float value = integers ? (float)((int)esp_random_below(random, 17) - 8)
-                                   : (float)uniform(random);
+            float value =
+                integers ? (float)((int)esp_random_below(random, 17) - 8) : (float)uniform(random);
             wide[i] = i % stride < tokens ? value : NAN;
         }
         esp_narrow(type, wide, count, data);
@@ -149,15 +150,15 @@ static void multiply(const esp_algebra *algebra, int64_t out, int64_t in, const 
                      const double *b, double *c)
 {
     const esp_algebra_product by_matrix = {.rows = out,
-                                         .columns = in,
-                                         .depth = in,
-                                         .alpha = 1,
-                                         .a = a,
-                                         .a_stride = in,
-                                         .b = b,
-                                         .b_stride = in,
-                                         .c = c,
-                                         .c_stride = in};
+                                           .columns = in,
+                                           .depth = in,
+                                           .alpha = 1,
+                                           .a = a,
+                                           .a_stride = in,
+                                           .b = b,
+                                           .b_stride = in,
+                                           .c = c,
+                                           .c_stride = in};
     esp_algebra_multiply(algebra, &by_matrix);
 }
 
@@ -289,15 +290,15 @@ static void algebra_cases(bed *b)
         make_layer(b, out, in, test_seed(run) + (uint64_t)i);
         double *made = doubles(out * in), *inverse = doubles(in * in), near = 0, far = 0;
         const esp_algebra_product by_matrix = {.rows = out,
-                                             .columns = in,
-                                             .depth = in,
-                                             .alpha = 1,
-                                             .a = b->target,
-                                             .a_stride = in,
-                                             .b = b->gram,
-                                             .b_stride = in,
-                                             .c = made,
-                                             .c_stride = in};
+                                               .columns = in,
+                                               .depth = in,
+                                               .alpha = 1,
+                                               .a = b->target,
+                                               .a_stride = in,
+                                               .b = b->gram,
+                                               .b_stride = in,
+                                               .c = made,
+                                               .c_stride = in};
         CHECK_OK(b->far->ops->multiply(b->far, &by_matrix, error));
         check_near(b, "a product", made, b->goal, out * in, 1e-13);
         if (b->far->ops->invert != NULL) {
@@ -404,8 +405,8 @@ static void sweep_case(bed *b, const char *text, int64_t out, int64_t in)
 
 static void sweep_cases(bed *b)
 {
-    static const char *const patterns[] = {"2:4",    "4:8",    "1:16",            "3:70",
-                                           "64:2:8", "16:2:5", "unstructured@0.6"};
+    static const char *const patterns[] = {
+        "2:4", "4:8", "1:16", "3:70", "64:2:8", "16:2:5", "unstructured@0.6"};
     for (int i = 0; i < ESP_COUNT(patterns); i++) {
         for (int s = 0; s < ESP_COUNT(shapes); s++) {
             sweep_case(b, patterns[i], shapes[s][0], shapes[s][1]);
@@ -425,8 +426,8 @@ static void panel_case(bed *b, const char *text, bool joint, int64_t out, int64_
         memcpy(results[i].values, b->target, (size_t)(out * in) * sizeof(double));
         REQUIRE_OK(joint ? esp_joint_panels(algebra, &pattern, out, in, b->inverse,
                                             results[i].values, &results[i].mask, error)
-                         : esp_panel_obs(algebra, &pattern, out, in, b->inverse,
-                                         results[i].values, &results[i].mask, error));
+                         : esp_panel_obs(algebra, &pattern, out, in, b->inverse, results[i].values,
+                                         &results[i].mask, error));
     }
     compare(b, &results[0], &results[1], 1e-8);
     free_result(&results[0]);
