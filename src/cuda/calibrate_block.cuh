@@ -5,8 +5,7 @@
 #include <cuda_runtime.h>
 #include <stdint.h>
 
-namespace calibrate
-{
+namespace calibrate {
 
 constexpr int THREADS = 256, WARP = 32, WARPS = THREADS / WARP;
 
@@ -47,8 +46,8 @@ __device__ __forceinline__ bool is_better(const offer &a, const offer &b)
     return a.cost < b.cost || (a.cost == b.cost && a.of < b.of);
 }
 
-// The least cost of THREADS threads, for all of them; room: [WARPS].
-__device__ __forceinline__ offer block_best(offer mine, offer *room)
+// The least cost of COUNT warps, for all their threads; room: [COUNT].
+template <int COUNT> __device__ __forceinline__ offer block_best(offer mine, offer *room)
 {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
@@ -63,7 +62,7 @@ __device__ __forceinline__ offer block_best(offer mine, offer *room)
     __syncthreads();
     offer best = room[0];
 #pragma unroll
-    for (int warp = 1; warp < WARPS; warp++) {
+    for (int warp = 1; warp < COUNT; warp++) {
         best = is_better(room[warp], best) ? room[warp] : best;
     }
     __syncthreads();

@@ -10,8 +10,7 @@
 
 using namespace calibrate;
 
-namespace
-{
+namespace {
 
 __device__ __forceinline__ double square_sum(const gpu_columns &c, int64_t panel, int64_t column)
 {
@@ -38,24 +37,26 @@ __global__ void begin(gpu_columns c)
     }
 }
 
+constexpr int CHOOSERS = 1024; // threads that look for a panel's cheapest column
+
 // The cheapest column; its pivot and what each row owes it, before they change.
-__global__ void choose(gpu_columns c)
+__global__ void __launch_bounds__(CHOOSERS) choose(gpu_columns c)
 {
-    __shared__ offer room[WARPS];
+    __shared__ offer room[CHOOSERS / WARP];
     int64_t panel = blockIdx.x, base = panel * c.in;
     int32_t *left = c.left + base;
     offer best = {(double)INFINITY, INT32_MAX, 0};
-    for (int64_t j = threadIdx.x; j < c.in; j += THREADS) {
+    for (int64_t j = threadIdx.x; j < c.in; j += CHOOSERS) {
         if (c.alive[base + j] != 0 && left[j / c.group] > (c.free ? c.kept : 4)) {
             offer mine = {c.costs[base + j] / c.diagonal[base + j], (int32_t)j, 0};
             best = is_better(mine, best) ? mine : best;
         }
     }
-    best = block_best(best, room);
+    best = block_best<CHOOSERS / WARP>(best, room);
     bool found = best.of != INT32_MAX;
     if (found) {
         double pivot = c.diagonal[base + best.of];
-        for (int64_t r = threadIdx.x; r < c.v; r += THREADS) {
+        for (int64_t r = threadIdx.x; r < c.v; r += CHOOSERS) {
             c.times[panel * c.v + r] = c.weights[(panel * c.v + r) * c.in + best.of] / pivot;
         }
         if (threadIdx.x == 0) {
@@ -134,7 +135,7 @@ extern "C" int gpu_columns_begin(const gpu_columns *columns, void *stream)
 extern "C" int gpu_columns_drop(const gpu_columns *columns, int turn, void *stream)
 {
     dim3 grid(blocks_of(columns->in), (unsigned)columns->panels);
-    choose<<<(unsigned)columns->panels, THREADS, 0, (cudaStream_t)stream>>>(*columns);
+    choose<<<(unsigned)columns->panels, CHOOSERS, 0, (cudaStream_t)stream>>>(*columns);
     follow<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*columns, turn);
     return cudaGetLastError();
 }

@@ -9,8 +9,7 @@
 
 using namespace calibrate;
 
-namespace
-{
+namespace {
 
 constexpr int TILE = 32, TILE_ROWS = 8;
 

@@ -8,8 +8,7 @@
 
 using namespace calibrate;
 
-namespace
-{
+namespace {
 
 __device__ __forceinline__ bool is_live(const gpu_refit &r, int64_t row, int32_t column)
 {

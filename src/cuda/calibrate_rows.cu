@@ -11,27 +11,32 @@
 
 using namespace calibrate;
 
-namespace
-{
+namespace {
 
 constexpr int FOUR = 4, KEEP = 2, PENDING = 16, TILE = 64;
 constexpr double LEAST_GAIN = 1e-9; // of the row's error: less is rounding
 
-static_assert(GPU_ROW_PLACES == FOUR * THREADS, "a thread has four places");
+// Rows of up to PLACES places, several at once on a multiprocessor where they are short.
+template <int PLACES_> struct shape {
+    static constexpr int PLACES = PLACES_, THREADS = PLACES / FOUR, WARPS = THREADS / WARP;
+    static constexpr int BYTES = PENDING * PLACES * (int)sizeof(double);
+    static constexpr int AT_ONCE = PLACES > GPU_SHORT_PLACES ? 1 : 3;
+    // Of a tile a thread has FOUR rows and PAIRS times two neighbouring columns.
+    static constexpr int ACROSS = THREADS / 16, PAIRS = TILE / (2 * ACROSS);
+};
 
-struct shared_room {
-    double sums[WARPS];
-    offer offers[WARPS];
+template <typename S> struct shared_room {
+    offer offers[S::WARPS];
     double pivot, value; // of the place that is pivoted
     double by_pivots[PENDING];
 };
 
 // The row at work, as one thread has it.
-struct tableau {
-    int width, stride;      // places; stride of pending
+template <typename S> struct tableau {
+    int width;
     const double *from;     // the matrix as of the last flush
-    double *room, *pending; // pending: [PENDING][stride], shared
-    shared_room *shared;
+    double *room, *pending; // pending: [PENDING][PLACES], shared
+    shared_room<S> *shared;
     int first, count, live; // of this thread's four
     double diagonal[FOUR], values[FOUR], near[FOUR][FOUR];
     int owed;
@@ -39,47 +44,55 @@ struct tableau {
 };
 
 // Entry (i, k) of the matrix.
-__device__ __forceinline__ double entry(const tableau &t, int i, int k)
+template <typename S> __device__ __forceinline__ double entry(const tableau<S> &t, int i, int k)
 {
     bool stored = k < (i / TILE + 1) * TILE;
     return t.from[(int64_t)(stored ? i : k) * t.width + (stored ? k : i)];
 }
 
-// room = from - what is owed; each thread has 4 x 4 entries of a tile.
-__device__ void flush(tableau &t)
+// A tile of room = from - what is owed.
+template <typename S> __device__ __forceinline__ void flush_tile(tableau<S> &t, int row, int column)
 {
-    int y = threadIdx.x / 16 * FOUR, x = threadIdx.x % 16 * FOUR;
-    for (int tile_row = 0; tile_row < t.width; tile_row += TILE) {
-        for (int tile_column = 0; tile_column <= tile_row; tile_column += TILE) {
-            int row = tile_row + y, column = tile_column + x;
-            double sums[FOUR][FOUR] = {};
-            for (int b = 0; b < t.owed; b++) {
-                const double *pending = t.pending + b * t.stride;
-                double by_pivot = t.shared->by_pivots[b];
-                double right[FOUR];
+    double2 sums[FOUR][S::PAIRS] = {};
+    for (int b = 0; b < t.owed; b++) {
+        const double *pending = t.pending + b * S::PLACES;
+        double by_pivot = t.shared->by_pivots[b];
+        double2 upper = *(const double2 *)(pending + row);
+        double2 lower = *(const double2 *)(pending + row + 2);
+        const double left[FOUR] = {upper.x * by_pivot, upper.y * by_pivot, lower.x * by_pivot,
+                                   lower.y * by_pivot};
 #pragma unroll
-                for (int j = 0; j < FOUR; j++) {
-                    right[j] = pending[column + j];
-                }
-#pragma unroll
-                for (int i = 0; i < FOUR; i++) {
-                    double left = pending[row + i] * by_pivot;
-#pragma unroll
-                    for (int j = 0; j < FOUR; j++) {
-                        sums[i][j] += left * right[j];
-                    }
-                }
-            }
+        for (int m = 0; m < S::PAIRS; m++) {
+            double2 right = *(const double2 *)(pending + column + m * 2 * S::ACROSS);
 #pragma unroll
             for (int i = 0; i < FOUR; i++) {
-#pragma unroll
-                for (int j = 0; j < FOUR; j++) {
-                    if (row + i < t.width && column + j < t.width) {
-                        int64_t at = (int64_t)(row + i) * t.width + column + j;
-                        t.room[at] = t.from[at] - sums[i][j];
-                    }
-                }
+                sums[i][m].x += left[i] * right.x;
+                sums[i][m].y += left[i] * right.y;
             }
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < FOUR; i++) {
+#pragma unroll
+        for (int m = 0; m < S::PAIRS; m++) {
+            int at = column + m * 2 * S::ACROSS;
+            int64_t place = (int64_t)(row + i) * t.width + at;
+            if (row + i < t.width && at < t.width) {
+                t.room[place] = t.from[place] - sums[i][m].x;
+            }
+            if (row + i < t.width && at + 1 < t.width) {
+                t.room[place + 1] = t.from[place + 1] - sums[i][m].y;
+            }
+        }
+    }
+}
+
+template <typename S> __device__ void flush(tableau<S> &t)
+{
+    int y = (int)threadIdx.x / S::ACROSS * FOUR, x = (int)threadIdx.x % S::ACROSS * 2;
+    for (int row = 0; row < t.width; row += TILE) {
+        for (int column = 0; column <= row; column += TILE) {
+            flush_tile(t, row + y, column + x);
         }
     }
     __syncthreads();
@@ -87,7 +100,7 @@ __device__ void flush(tableau &t)
     t.owed = 0;
 }
 
-__device__ void pivot(tableau &t, int k)
+template <typename S> __device__ void pivot(tableau<S> &t, int k)
 {
     bool mine = k >= t.first && k < t.first + t.count;
 #pragma unroll
@@ -103,7 +116,7 @@ __device__ void pivot(tableau &t, int k)
         line[q] = q < t.count ? entry(t, t.first + q, k) : 0;
     }
     for (int b = 0; b < t.owed; b++) {
-        const double *pending = t.pending + b * t.stride;
+        const double *pending = t.pending + b * S::PLACES;
         double times = pending[k] * t.shared->by_pivots[b];
 #pragma unroll
         for (int q = 0; q < FOUR; q++) {
@@ -120,7 +133,7 @@ __device__ void pivot(tableau &t, int k)
         t.values[q] = is_k ? t.shared->value * fabs(by_pivot) : t.values[q] - line[q] * times;
         line[q] = is_k ? p - copysign(1.0, p) : line[q];
         line[q] = q < t.count ? line[q] : 0;
-        t.pending[t.owed * t.stride + t.first + q] = line[q];
+        t.pending[t.owed * S::PLACES + t.first + q] = line[q];
     }
 #pragma unroll
     for (int i = 0; i < FOUR; i++) {
@@ -139,7 +152,7 @@ __device__ void pivot(tableau &t, int k)
     }
 }
 
-__device__ bool drop_cheapest(tableau &t)
+template <typename S> __device__ bool drop_cheapest(tableau<S> &t)
 {
     offer best = {(double)INFINITY, INT32_MAX, 0};
 #pragma unroll
@@ -149,7 +162,7 @@ __device__ bool drop_cheapest(tableau &t)
             best = is_better(mine, best) ? mine : best;
         }
     }
-    best = block_best(best, t.shared->offers);
+    best = block_best<S::WARPS>(best, t.shared->offers);
     if (best.of == INT32_MAX) {
         return false;
     }
@@ -158,7 +171,7 @@ __device__ bool drop_cheapest(tableau &t)
     return true;
 }
 
-__device__ bool swap_best(tableau &t)
+template <typename S> __device__ bool swap_best(tableau<S> &t)
 {
     offer best = {-LEAST_GAIN * t.error, INT32_MAX, 0};
 #pragma unroll
@@ -179,7 +192,7 @@ __device__ bool swap_best(tableau &t)
             }
         }
     }
-    best = block_best(best, t.shared->offers);
+    best = block_best<S::WARPS>(best, t.shared->offers);
     if (best.of == INT32_MAX) {
         return false;
     }
@@ -188,7 +201,7 @@ __device__ bool swap_best(tableau &t)
     return true;
 }
 
-__device__ void load(tableau &t, const double *corner, const double *values)
+template <typename S> __device__ void load(tableau<S> &t, const double *corner, const double *values)
 {
     t.from = corner;
     t.owed = 0;
@@ -209,15 +222,15 @@ __device__ void load(tableau &t, const double *corner, const double *values)
     }
 }
 
-__global__ void __launch_bounds__(THREADS) search(gpu_rows r)
+template <typename S>
+__global__ void __launch_bounds__(S::THREADS, S::AT_ONCE) search(gpu_rows r)
 {
-    extern __shared__ double pending[];
-    __shared__ shared_room shared;
-    tableau t;
+    extern __shared__ double2 pending[];
+    __shared__ shared_room<S> shared;
+    tableau<S> t;
     t.width = (int)r.width;
-    t.stride = GPU_ROW_PLACES;
     t.room = r.room + (int64_t)blockIdx.x * r.width * r.width;
-    t.pending = pending;
+    t.pending = (double *)pending;
     t.shared = &shared;
     for (int64_t row = blockIdx.x; row < r.rows; row += gridDim.x) {
         double *values = r.values + row * r.values_stride;
@@ -248,18 +261,30 @@ __global__ void zero_lower(double *matrix, int64_t n)
     }
 }
 
-} // namespace
-
-extern "C" int gpu_rows_search(const gpu_rows *rows, void *stream)
+template <typename S> int launch(const gpu_rows *rows, cudaStream_t stream)
 {
-    constexpr int BYTES = PENDING * GPU_ROW_PLACES * (int)sizeof(double);
-    cudaError_t error =
-        cudaFuncSetAttribute(search, cudaFuncAttributeMaxDynamicSharedMemorySize, BYTES);
+    cudaError_t error = cudaFuncSetAttribute(
+        search<S>, cudaFuncAttributeMaxDynamicSharedMemorySize, S::BYTES);
     if (error == cudaSuccess) {
-        search<<<(unsigned)rows->blocks, THREADS, BYTES, (cudaStream_t)stream>>>(*rows);
+        search<S><<<(unsigned)rows->blocks, S::THREADS, S::BYTES, stream>>>(*rows);
         error = cudaGetLastError();
     }
     return error;
+}
+
+} // namespace
+
+extern "C" int gpu_rows_at_once(int64_t width)
+{
+    return width > GPU_SHORT_PLACES ? shape<GPU_ROW_PLACES>::AT_ONCE
+                                    : shape<GPU_SHORT_PLACES>::AT_ONCE;
+}
+
+extern "C" int gpu_rows_search(const gpu_rows *rows, void *stream)
+{
+    cudaStream_t in = (cudaStream_t)stream;
+    return rows->width > GPU_SHORT_PLACES ? launch<shape<GPU_ROW_PLACES>>(rows, in)
+                                          : launch<shape<GPU_SHORT_PLACES>>(rows, in);
 }
 
 extern "C" int gpu_zero_lower(double *matrix, int64_t n, int64_t count, void *stream)

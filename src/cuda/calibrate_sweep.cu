@@ -8,8 +8,7 @@
 
 using namespace calibrate;
 
-namespace
-{
+namespace {
 
 constexpr int MOST_WORDS = GPU_SWEEP_GROUP / WARP; // of one group's choice
 

@@ -3,7 +3,7 @@
  * Each panel has a copy of H^-1 of its own, from which the columns that it gives up are swept, so
  * memory says how many are at work together. What is left of matrix and weights is gathered, and
  * two of each four are found there: by SparseGPT's sweep panel by panel, or for `joint` by a search
- * of every row for itself, in blocks of GPU_ROW_PLACES places from left to right. */
+ * of every row for itself, block by block from left to right. */
 #include "cuda/far.h"
 
 #define MOST_BYTES ((size_t)12 << 30) /* of panels at work together, or 2 / 5 of the device */
@@ -315,8 +315,8 @@ static esp_status search_rows(panel_part *p, esp_error *error)
 {
     const cuda_far *far = p->far;
     const cuda_state *state = far->device->state;
-    int blocks = (int)ESP_MIN(p->rows, state->facts.multiprocessors);
-    int64_t most = ESP_MIN(p->n, GPU_ROW_PLACES);
+    int64_t most = esp_joint_block(p->n);
+    int blocks = (int)ESP_MIN(p->rows, state->facts.multiprocessors * gpu_rows_at_once(most));
     size_t of_block = (size_t)(p->panels * p->v * most), square = (size_t)(most * most);
     ESP_TRY(
         far_take(far, (size_t)p->panels * square * sizeof(double), "corners", &p->corner, error));
@@ -328,11 +328,11 @@ static esp_status search_rows(panel_part *p, esp_error *error)
     if (p->seen == NULL) {
         return esp_fail_memory(error, of_block, "live places");
     }
-    if (p->n > GPU_ROW_PLACES) {
+    if (p->n > most) {
         ESP_TRY(factor_panels(p, error));
     }
-    for (int64_t block = 0; block < p->n; block += GPU_ROW_PLACES) {
-        ESP_TRY(search_block(p, block, ESP_MIN(GPU_ROW_PLACES, p->n - block), blocks, error));
+    for (int64_t block = 0; block < p->n; block += most) {
+        ESP_TRY(search_block(p, block, ESP_MIN(most, p->n - block), blocks, error));
     }
     return ESP_OK;
 }

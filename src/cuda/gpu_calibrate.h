@@ -78,7 +78,7 @@ int gpu_sweep_scores(const gpu_sweep *sweep, int64_t width, float *scores, void 
 
 /* ---- columns of panels ---- */
 
-#define GPU_PENDING 64 /* pivots that are owed to the matrix */
+#define GPU_PENDING 128 /* pivots that are owed to the matrix */
 
 /* Panels in step: each drops a column a turn, as long as it may. */
 typedef struct gpu_columns {
@@ -107,6 +107,7 @@ int gpu_columns_gather(const gpu_columns *columns, const int32_t *listed, int64_
 /* ---- two of each four of a row ---- */
 
 #define GPU_ROW_PLACES 1024
+#define GPU_SHORT_PLACES 512
 
 typedef struct gpu_rows {
     int64_t rows, width;  /* width: places, up to GPU_ROW_PLACES */
@@ -121,6 +122,8 @@ typedef struct gpu_rows {
 } gpu_rows;
 
 int gpu_rows_search(const gpu_rows *rows, void *stream);
+/* Rows that one multiprocessor has at work. */
+int gpu_rows_at_once(int64_t width);
 /* Zeros below the diagonals of `count` matrices [n][n]. */
 int gpu_zero_lower(double *matrix, int64_t n, int64_t count, void *stream);
 

@@ -4,15 +4,15 @@
  * Columns are those of panel_obs.c: they go one by one, all rows following. (Exchanging them
  * afterwards with regard to the two of four, group by group, gains less than 1 % of the error.)
  * What a panel does not keep is swept out of H^-1 once, for all its rows; each of these then looks
- * for its two of four in a copy of the matrix (row_search.c). Layers with more than BLOCK_PLACES
- * columns in a panel do so block by block from left to right, what a block loses being made up for
- * by the columns to its right as in SparseGPT. Free panels deal their columns to fours by what the
- * weights would cost one by one (panel_search.c). */
+ * for its two of four in a copy of the matrix (row_search.c). Layers with more columns in a panel
+ * than esp_joint_block in a panel do so block by block from left to right, what a block loses being
+ * made up for by the columns to its right as in SparseGPT. Free panels deal their columns to fours
+ * by what the weights would cost one by one (panel_search.c). */
 #include "prune/row_search.h"
 #include "prune/select.h"
 
 #define ROWS_AT_ONCE 8
-#define BLOCK_PLACES 1024 /* a multiple of 4 */
+#define MOST_PLACES 1024 /* of a block: esp_joint_block */
 
 typedef struct joint_job {
     const esp_algebra *algebra;
@@ -74,7 +74,7 @@ static void search_rows(void *user, int64_t begin, int64_t end, int thread)
     for (int64_t r = begin; r < end; r++) {
         double *values = p->values + r * p->n + p->block;
         esp_tableau_load(&t, p->corner, width, values);
-        esp_search_row(&t, job->live + thread * (BLOCK_PLACES / 4));
+        esp_search_row(&t, job->live + thread * (MOST_PLACES / 4));
         for (int64_t i = 0; i < width; i++) {
             bool lives = esp_tableau_lives(&t, i);
             uint64_t bit = (uint64_t)!lives << (p->block + i) % 64;
@@ -151,12 +151,12 @@ static bool factor(const joint_panel *p)
 
 static bool search_blocks(joint_panel *p)
 {
-    if (p->n > BLOCK_PLACES && !factor(p)) {
+    if (p->n > esp_joint_block(p->n) && !factor(p)) {
         return false;
     }
     memset(p->dropped, 0, (size_t)(p->rows * words_of(p)) * sizeof *p->dropped);
     for (p->block = 0; p->block < p->n; p->block = p->block_end) {
-        p->block_end = ESP_MIN(p->n, p->block + BLOCK_PLACES);
+        p->block_end = ESP_MIN(p->n, p->block + esp_joint_block(p->n));
         list_groups(p);
         take_corner(p);
         esp_parallel_for(p->job->context, p->rows, ROWS_AT_ONCE, search_rows, p);
@@ -330,11 +330,11 @@ static bool make_room(joint_job *job, joint_panel *p)
 {
     esp_context *context = job->context;
     size_t in = (size_t)job->in, v = (size_t)job->v, threads = (size_t)context->threads;
-    size_t kept = ESP_MIN((size_t)job->kept, in), block = ESP_MIN(kept, BLOCK_PLACES);
+    size_t kept = ESP_MIN((size_t)job->kept, in), block = ESP_MIN(kept, MOST_PLACES);
     job->row_doubles = esp_tableau_doubles((int64_t)block);
     job->row_room = esp_alloc_array(context, threads * job->row_doubles, sizeof *job->row_room);
-    job->live = esp_alloc_array(context, threads * (BLOCK_PLACES / 4), sizeof *job->live);
-    p->groups = esp_alloc_array(context, BLOCK_PLACES / 4, sizeof *p->groups);
+    job->live = esp_alloc_array(context, threads * (MOST_PLACES / 4), sizeof *job->live);
+    p->groups = esp_alloc_array(context, MOST_PLACES / 4, sizeof *p->groups);
     p->matrix = esp_alloc_array(context, kept * kept, sizeof *p->matrix);
     p->corner = esp_alloc_array(context, block * block, sizeof *p->corner);
     p->values = esp_alloc_array(context, v * in, sizeof *p->values);

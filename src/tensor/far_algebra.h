@@ -48,6 +48,13 @@ typedef struct esp_far_sweep {
     void *user;
 } esp_far_sweep;
 
+/* Places of a row that esp_joint_panels searches together: all up to 1024, blocks of 512 where
+ * there are more. */
+static inline int64_t esp_joint_block(int64_t places)
+{
+    return places <= 1024 ? places : 512;
+}
+
 /* esp_panel_obs, or esp_joint_panels where `joint`, of panels with one list of columns each;
  * `every`: all rows keep all columns. */
 typedef struct esp_far_panels {
