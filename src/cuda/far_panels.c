@@ -168,18 +168,89 @@ static esp_status list_alive(panel_part *p, esp_error *error)
     return status;
 }
 
+/* matrix and values: the places as they are listed. */
+static esp_status gather(const panel_part *p, esp_error *error)
+{
+    ESP_TRY(far_send(p->far, p->device_listed, p->listed,
+                     (size_t)(p->panels * p->n) * sizeof *p->listed, error));
+    return far_check(p->far,
+                     gpu_columns_gather(&p->columns, p->device_listed, p->n, p->matrix, p->values,
+                                        p->far->stream),
+                     "gathering", error);
+}
+
+/* ---- fours of free panels ---- */
+
+typedef struct deal_room {
+    double *values, *diagonal, *of_places;
+    uint32_t *order;
+    int32_t *before;
+} deal_room;
+
+/* One panel's list in the order that the host wants. */
+static esp_status deal_panel(const panel_part *p, const deal_room *room, int64_t panel,
+                             esp_error *error)
+{
+    const esp_far_panels *of = p->of;
+    int64_t n = p->n, rows = ESP_MIN(p->v, p->rows - panel * p->v);
+    int32_t *listed = p->listed + panel * n;
+    uint32_t *columns = of->columns + (p->first + panel) * of->kept;
+    for (int64_t i = 0; i < n; i++) {
+        room->of_places[i] = room->diagonal[panel * of->in + listed[i]];
+        room->before[i] = listed[i];
+    }
+    ESP_TRY(of->deal(of->user, rows, n, room->values + panel * p->v * n, room->of_places,
+                     room->order, error));
+    for (int64_t i = 0; i < n; i++) {
+        listed[i] = room->before[room->order[i]];
+        columns[i] = (uint32_t)listed[i];
+    }
+    return ESP_OK;
+}
+
+static esp_status deal_panels(const panel_part *p, const deal_room *room, esp_error *error)
+{
+    size_t values = (size_t)(p->rows * p->n), places = (size_t)(p->panels * p->of->in);
+    if (room->values == NULL || room->diagonal == NULL || room->of_places == NULL ||
+        room->order == NULL || room->before == NULL) {
+        return esp_fail_memory(error, values * sizeof(double), "fours of panels");
+    }
+    ESP_TRY(far_bring(p->far, room->values, p->values, values * sizeof(double), error));
+    ESP_TRY(far_bring(p->far, room->diagonal, p->columns.diagonal, places * sizeof(double), error));
+    for (int64_t i = 0; i < p->panels; i++) {
+        ESP_TRY(deal_panel(p, room, i, error));
+    }
+    return gather(p, error);
+}
+
+static esp_status deal_fours(const panel_part *p, esp_error *error)
+{
+    esp_context *context = p->far->device->context;
+    size_t n = (size_t)p->n;
+    const deal_room room = {
+        .values = esp_alloc_array(context, (size_t)p->rows * n, sizeof(double)),
+        .diagonal = esp_alloc_array(context, (size_t)(p->panels * p->of->in), sizeof(double)),
+        .of_places = esp_alloc_array(context, n, sizeof(double)),
+        .order = esp_alloc_array(context, n, sizeof(uint32_t)),
+        .before = esp_alloc_array(context, n, sizeof(int32_t))};
+    esp_status status = deal_panels(p, &room, error);
+    void *const areas[] = {room.values, room.diagonal, room.of_places, room.order, room.before};
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        esp_release(context, areas[i]);
+    }
+    return status;
+}
+
 static esp_status choose_columns(panel_part *p, esp_error *error)
 {
     ESP_TRY(take_columns(p, error));
     ESP_TRY(load_panels(p, error));
     ESP_TRY(drop_columns(p, error));
     ESP_TRY(list_alive(p, error));
-    ESP_TRY(far_send(p->far, p->device_listed, p->listed,
-                     (size_t)(p->panels * p->n) * sizeof *p->listed, error));
-    ESP_TRY(far_check(p->far,
-                      gpu_columns_gather(&p->columns, p->device_listed, p->n, p->matrix, p->values,
-                                         p->far->stream),
-                      "gathering", error));
+    ESP_TRY(gather(p, error));
+    if (p->of->deal != NULL && p->n == p->of->kept) { /* without padding */
+        ESP_TRY(deal_fours(p, error));
+    }
     give_columns(p);
     return ESP_OK;
 }

@@ -232,14 +232,20 @@ static void reduce(joint_panel *p)
 
 /* ---- fours of a free panel ---- */
 
+/* Of rows and places that are live, values [rows][n] and their diagonal of H^-1, `step` apart. */
+typedef struct four_places {
+    int64_t rows, n, step;
+    const double *values, *diagonal;
+} four_places;
+
 /* What dropping each weight would cost, all columns of the panel being live; at most 1. */
-static void score_places(const joint_panel *p, float *scores)
+static void score_places(const four_places *p, float *scores)
 {
     double most = 0;
     for (int scaled = 0; scaled < 2; scaled++) {
         for (int64_t r = 0; r < p->rows; r++) {
             for (int64_t i = 0; i < p->n; i++) {
-                double w = p->values[r * p->n + i], cost = w * w / p->matrix[i * p->n + i];
+                double w = p->values[r * p->n + i], cost = w * w / p->diagonal[i * p->step];
                 if (scaled == 0) {
                     most = ESP_MAX(most, cost);
                 } else {
@@ -250,24 +256,20 @@ static void score_places(const joint_panel *p, float *scores)
     }
 }
 
-static esp_status order_fours(const joint_panel *p, float *scores, uint32_t *order,
-                              esp_error *error)
+/* order[i]: the place that becomes place i; scratch: [n]. */
+static esp_status order_fours(esp_context *context, const four_places *p, float *scores,
+                              double *scratch, uint32_t *order, esp_error *error)
 {
     static const esp_pattern pattern = {.kind = ESP_PATTERN_PANEL};
-    const joint_job *job = p->job;
     const esp_tensor dense = {
         .dtype = ESP_F32, .rank = 2, .shape = {p->rows, p->n}, .data = scores};
     const esp_prune_job search = {
-        .context = job->context, .dense = &dense, .pattern = &pattern, .out = p->rows, .in = p->n};
-    for (int64_t i = 0; i < job->kept; i++) {
+        .context = context, .dense = &dense, .pattern = &pattern, .out = p->rows, .in = p->n};
+    score_places(p, scores);
+    for (int64_t i = 0; i < p->n; i++) {
         order[i] = (uint32_t)i;
     }
-    ESP_TRY(esp_improve_panel(&search, 0, p->rows, job->kept, p->drop_room, order, error));
-    for (int64_t i = 0; i < job->kept; i++) {
-        order[i] = p->columns[order[i]];
-    }
-    memcpy(p->columns, order, (size_t)job->kept * sizeof *order);
-    return ESP_OK;
+    return esp_improve_panel(&search, 0, p->rows, p->n, scratch, order, error);
 }
 
 /* After reduce; lists the columns anew. */
@@ -281,8 +283,14 @@ static esp_status deal_fours(joint_panel *p, esp_error *error)
                             ? esp_fail_memory(error, count * sizeof *scores, "scores of a panel")
                             : ESP_OK;
     if (status == ESP_OK) {
-        score_places(p, scores);
-        status = order_fours(p, scores, order, error);
+        const four_places places = {p->rows, p->n, p->n + 1, p->values, p->matrix};
+        status = order_fours(context, &places, scores, p->drop_room, order, error);
+    }
+    for (int64_t i = 0; i < p->n && status == ESP_OK; i++) {
+        order[i] = p->columns[order[i]];
+    }
+    if (status == ESP_OK) {
+        memcpy(p->columns, order, (size_t)p->n * sizeof *order);
     }
     esp_release(context, scores);
     esp_release(context, order);
@@ -400,33 +408,56 @@ bool esp_joint_takes(const esp_pattern *pattern)
 
 #define ROWS_OF_2_4 256 /* that are searched together where there are no panels */
 
-/* On a device. Free panels deal their columns to fours by a search of the host's. */
-static esp_status run_far(const joint_job *job, const esp_pattern *pattern, esp_error *error)
+static esp_status deal_for_far(void *user, int64_t rows, int64_t n, const double *values,
+                               const double *diagonal, uint32_t *order, esp_error *error)
+{
+    const joint_job *job = user;
+    const four_places places = {rows, n, 1, values, diagonal};
+    float *scores = esp_alloc_array(job->context, (size_t)(rows * n), sizeof *scores);
+    double *scratch = esp_alloc_array(job->context, (size_t)n, sizeof *scratch);
+    esp_status status =
+        scores == NULL || scratch == NULL
+            ? esp_fail_memory(error, (size_t)(rows * n) * sizeof *scores, "scores of a panel")
+            : order_fours(job->context, &places, scores, scratch, order, error);
+    esp_release(job->context, scores);
+    esp_release(job->context, scratch);
+    return status;
+}
+
+/* On a device. */
+static esp_status run_far(joint_job *job, const esp_pattern *pattern, esp_error *error)
 {
     esp_far *far = esp_algebra_far(job->algebra);
     bool plain = esp_pattern_is_2_4(pattern);
     const esp_far_panels panels = {.out = job->out,
                                    .in = job->in,
                                    .v = job->v,
-                                   .group = plain ? job->in : ESP_MIN(pattern->m, job->in),
+                                   .group =
+                                       pattern->m == 0 ? job->in : ESP_MIN(pattern->m, job->in),
                                    .kept = job->kept,
+                                   .free = job->free,
                                    .every = plain,
                                    .joint = true,
                                    .inverse = job->inverse,
                                    .weights = job->weights,
                                    .columns = job->columns,
                                    .mask = esp_mask_row_mut(job->mask, 0),
-                                   .mask_words = esp_mask_row_words(job->mask)};
+                                   .mask_words = esp_mask_row_words(job->mask),
+                                   .deal = job->free ? deal_for_far : NULL,
+                                   .user = job};
     return far->ops->panels(far, &panels, error);
+}
+
+static esp_status run_near(joint_job *job, const esp_pattern *pattern, esp_error *error)
+{
+    ESP_TRY(choose_columns(job, pattern, error));
+    return search_all(job, error);
 }
 
 static esp_status run(joint_job *job, const esp_pattern *pattern, esp_error *error)
 {
-    if (!job->free && esp_far_panels_takes(job->algebra, job->out, job->in)) {
-        return run_far(job, pattern, error);
-    }
-    ESP_TRY(choose_columns(job, pattern, error));
-    ESP_TRY(search_all(job, error));
+    ESP_TRY(esp_far_panels_takes(job->algebra, job->out, job->in) ? run_far(job, pattern, error)
+                                                                  : run_near(job, pattern, error));
     return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
                      : ESP_OK;
 }

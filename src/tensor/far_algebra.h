@@ -65,6 +65,12 @@ typedef struct esp_far_panels {
     uint32_t *columns; /* [panels][kept]: what was chosen, ascending, padded with UINT32_MAX */
     uint64_t *mask;    /* zeros at first */
     int64_t mask_words;
+    /* NULL: fours are of ascending columns. Else the host deals a panel's places to fours, anew:
+     * values [rows][places] and what the diagonal of the panel's H^-1 is; order[i]: place i's old
+     * number. columns then lie in the new order. */
+    esp_status (*deal)(void *user, int64_t rows, int64_t places, const double *values,
+                       const double *diagonal, uint32_t *order, esp_error *error);
+    void *user;
 } esp_far_panels;
 
 typedef struct esp_far_ops {
