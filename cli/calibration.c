@@ -49,6 +49,10 @@ static void add_layer(void *user, const esp_calibrated_layer *layer)
     record_real(&record, "own_error", layer->own_error);
     record_int(&record, "iterations", layer->iterations);
     record_real(&record, "residual", layer->residual);
+    record_real(&record, "moments_seconds", layer->moments_seconds);
+    record_real(&record, "target_seconds", layer->target_seconds);
+    record_real(&record, "mask_seconds", layer->mask_seconds);
+    record_real(&record, "refit_seconds", layer->refit_seconds);
     record_add(&job->layers, record);
 }
 
@@ -77,6 +81,7 @@ static void keep_results(calibration_job *job)
     record_real(&record, "median_masked_error", summary->median_masked_error);
     record_real(&record, "median_own_error", summary->median_own_error);
     record_text(&record, "algebra", summary->algebra);
+    record_text(&record, "layers_on", summary->layers_on);
     record_int(&record, "recalled_layers", summary->recalled);
     record_int(&record, "turned_layers", summary->turned_layers);
     record_real(&record, "seconds", summary->seconds);
@@ -86,14 +91,15 @@ static void keep_results(calibration_job *job)
     snprintf(report->calibration_text, sizeof report->calibration_text,
              "calibrated: %s%s, targets %s, inputs %s, %lld samples, %lld tokens (%.1f for each "
              "input of the "
-             "widest layer), crc32c %s, seed %lld, damping %g, by %s\n"
+             "widest layer), crc32c %s, seed %lld, damping %g; layers run on %s, algebra by %s\n"
              "errors of outputs, as shares of their square: mean %.4g, median %.4g; %d layers "
              "finished before, values of %d turned; %.1f s\n",
              calibration_methods[args->method], args->refit ? " with refit" : "",
              calibration_targets[args->targets], calibration_inputs[args->inputs],
              (long long)summary->samples, (long long)summary->tokens, summary->tokens_per_input,
-             crc, (long long)args->seed, summary->damping, summary->algebra, summary->mean_error,
-             summary->median_error, summary->recalled, summary->turned_layers, summary->seconds);
+             crc, (long long)args->seed, summary->damping, summary->layers_on, summary->algebra,
+             summary->mean_error, summary->median_error, summary->recalled, summary->turned_layers,
+             summary->seconds);
 }
 
 /* Orders first, where they are wanted, then the pruning in them. */

@@ -231,6 +231,9 @@ typedef struct esp_calibrated_layer {
     double own_error;
     int64_t iterations; /* of the refit; 0: none */
     double residual;    /* of the refit's rows, the largest, relative */
+    /* What it took: second moments, of the first layer that reads them; the target; mask and values
+     * by the method; the refit. 0 of what was not done, or was finished before */
+    double moments_seconds, target_seconds, mask_seconds, refit_seconds;
 } esp_calibrated_layer;
 typedef void (*esp_calibrated_layer_fn)(void *user, const esp_calibrated_layer *layer);
 
@@ -276,7 +279,8 @@ typedef struct esp_calibration_summary {
     double mean_error;       /* of the pruned layers */
     double median_error, median_masked_error, median_own_error;
     double damping;
-    const char *algebra; /* "OpenBLAS" or "plain loops" */
+    const char *algebra; /* "OpenBLAS", "plain loops", or of a GPU "cuBLAS and cuSOLVER" */
+    char layers_on[16];  /* the device that ran the model's layers */
     double seconds;
 } esp_calibration_summary;
 

@@ -179,7 +179,9 @@ static esp_status find(esp_calibration *calibration, const esp_calibrated_linear
 {
     double weights = (double)values->shape[0] * (double)values->shape[1];
     if (esp_calibration_looks(calibration->options)) {
+        double start = esp_seconds();
         ESP_TRY(esp_calibration_collect(calibration, linear, error));
+        report->moments_seconds = esp_seconds() - start;
         report->tokens = calibration->inputs.tokens;
         report->dead_inputs = calibration->inputs.dead;
     }
@@ -277,6 +279,7 @@ static void finish_summary(esp_calibration *calibration)
                               : 0;
     summary->damping = options->damping > 0 ? options->damping : 0.01;
     summary->algebra = esp_algebra_name(calibration->algebra);
+    memcpy(summary->layers_on, calibration->device->name, sizeof summary->layers_on);
 }
 
 static esp_status record(void *user, esp_buffer *json, esp_error *error)
@@ -362,20 +365,38 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
+/* A device with memory of its own does the algebra, and runs the layers where it can; else the host
+ * does. */
+static esp_status share_out(esp_calibration *calibration, esp_error *error)
+{
+    esp_device *device = calibration->device;
+    esp_far *far = NULL;
+    esp_model_info info;
+    if (!esp_device_is_far(device)) {
+        return ESP_OK;
+    }
+    if (device->backend->far_open == NULL) {
+        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                        "device '%s' has no linear algebra for calibration; use --device cpu",
+                        device->name);
+    }
+    ESP_TRY(device->backend->far_open(device, &far, error));
+    esp_algebra_set_far(calibration->algebra, far);
+    ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
+    ESP_TRY(esp_model_info_read(calibration->host, calibration->checkpoint, &info, error));
+    calibration->device = esp_walk_goes_far(&info) ? device : calibration->host;
+    return ESP_OK;
+}
+
 esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                 esp_error *error)
 {
     calibration->layer = -1;
     calibration->inputs.group = -1;
     ESP_TRY(check_options(calibration->options, error));
-    if (esp_device_is_far(calibration->device)) {
-        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
-                        "device '%s': calibration looks at activations in the host's memory; use "
-                        "--device cpu",
-                        calibration->device->name);
-    }
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
+    ESP_TRY(share_out(calibration, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));
     ESP_TRY(list_linears(calibration, error));
     ESP_TRY(check_samples(calibration, error));
@@ -384,11 +405,12 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 
 void esp_calibration_close(esp_calibration *calibration)
 {
-    esp_group_inputs_free(calibration->context, &calibration->inputs);
+    esp_calibration_drop_inputs(calibration);
     esp_calibration_turn_close(calibration);
     esp_calibration_drop(calibration);
     esp_release(calibration->context, calibration->linears);
     esp_algebra_close(calibration->algebra);
+    esp_device_close(calibration->host);
     esp_checkpoint_close(calibration->checkpoint);
 }
 

@@ -12,7 +12,7 @@
 typedef struct esp_walked_batch {
     esp_walk_batch batch; /* ids are owned; pixels are gone */
     int64_t tokens;
-    float *dense, *pruned; /* [hidden][tokens] */
+    void *dense, *pruned; /* streams of the walks */
 } esp_walked_batch;
 
 /* A linear layer of the model's layers. */
@@ -43,13 +43,13 @@ typedef struct esp_turning esp_turning;
 
 typedef struct esp_calibration {
     esp_context *context;
-    esp_device *device;
+    esp_device *device; /* that runs the layers */
+    esp_device *host;   /* opened for layers that the device of the algebra cannot run, or NULL */
     esp_checkpoint *checkpoint;
     const esp_prune_options *prune;
     const esp_calibration_options *options;
     esp_algebra *algebra;
     esp_walk *dense, *pruned;
-    int64_t hidden;
     esp_walked_batch *samples;
     int64_t sample_count;
     esp_calibrated_linear *linears; /* in the order of the walk */
@@ -91,7 +91,7 @@ ESP_MUST_CHECK esp_status esp_calibration_advance(esp_calibration *calibration, 
 ESP_MUST_CHECK esp_status esp_calibration_collect(esp_calibration *calibration,
                                                   const esp_calibrated_linear *linear,
                                                   esp_error *error);
-void esp_group_inputs_free(esp_context *context, esp_group_inputs *inputs);
+void esp_calibration_drop_inputs(esp_calibration *calibration);
 /* "cancelled" when the caller of it all says so; share: of the present tensor's work. */
 ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibration, double share,
                                                double weights, esp_error *error);

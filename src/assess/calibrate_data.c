@@ -45,7 +45,6 @@ static esp_status open_walks(esp_calibration *calibration, const esp_walk_size *
                           error));
     ESP_TRY(esp_walk_open(calibration->device, calibration->checkpoint, size, &calibration->pruned,
                           error));
-    calibration->hidden = esp_walk_info(calibration->dense)->hidden_size;
     return ESP_OK;
 }
 
@@ -57,14 +56,10 @@ static esp_status add_sample(esp_calibration *calibration, const esp_walk_batch 
     sample->batch = *batch;
     sample->tokens = esp_walk_tokens(calibration->dense, batch);
     calibration->sample_count++;
-    size_t floats = (size_t)(calibration->hidden * sample->tokens);
-    sample->dense = esp_alloc_array(calibration->context, floats, sizeof *sample->dense);
-    sample->pruned = esp_alloc_array(calibration->context, floats, sizeof *sample->pruned);
-    if (sample->dense == NULL || sample->pruned == NULL) {
-        return esp_fail_memory(error, 2 * floats * sizeof *sample->dense, "activations");
-    }
+    ESP_TRY(esp_walk_stream_take(calibration->dense, batch, &sample->dense, error));
+    ESP_TRY(esp_walk_stream_take(calibration->pruned, batch, &sample->pruned, error));
     ESP_TRY(esp_walk_embed(calibration->dense, batch, sample->dense, error));
-    memcpy(sample->pruned, sample->dense, floats * sizeof *sample->dense);
+    ESP_TRY(esp_walk_stream_copy(calibration->dense, batch, sample->pruned, sample->dense, error));
     sample->batch.pixels = NULL;
     calibration->summary.tokens += sample->tokens;
     return ESP_OK;
@@ -309,8 +304,8 @@ void esp_calibration_drop(esp_calibration *calibration)
     for (int64_t i = 0; i < calibration->sample_count; i++) {
         esp_walked_batch *sample = &calibration->samples[i];
         esp_release(context, (void *)(uintptr_t)sample->batch.ids);
-        esp_release(context, sample->dense);
-        esp_release(context, sample->pruned);
+        esp_walk_stream_free(calibration->dense, sample->dense);
+        esp_walk_stream_free(calibration->pruned, sample->pruned);
     }
     esp_release(context, calibration->samples);
     esp_walk_close(calibration->dense);

@@ -14,8 +14,10 @@ typedef struct look {
     const void *memory;
     bool found;
     int64_t in, out, tokens;
-    float *x, *residual; /* copies; room for them is the caller's, residual NULL: not wanted */
-    bool has_residual;
+    /* Of the host, copies, for which the caller has room; on a device they are where they are. */
+    float *x, *residual;
+    bool wants_residual, has_residual;
+    esp_far_rows read, stream;      /* both of them */
     esp_calibrated_linear *linears; /* of the layer, for finding out */
     int64_t linear_count;
 } look;
@@ -38,6 +40,25 @@ static void copy_rows(const float *from, int64_t stride, int64_t rows, int64_t t
     }
 }
 
+/* Where activations are copied they are tight. */
+static void keep_rows(look *l, const struct esp_linear_call *call)
+{
+    int64_t stride = call->x_stride > 0 ? call->x_stride : call->tokens;
+    const esp_calibration *calibration = l->calibration;
+    esp_dtype type = esp_walk_type(calibration->dense);
+    bool far = esp_device_is_far(calibration->device);
+    l->read = (esp_far_rows){call->x, NULL, type, l->in, stride, far};
+    l->stream = (esp_far_rows){call->residual, NULL, type, l->out, call->tokens, far};
+    if (!far && l->x != NULL) {
+        copy_rows(call->x, stride, l->in, call->tokens, l->x);
+        l->read = (esp_far_rows){l->x, NULL, type, l->in, call->tokens, false};
+    }
+    if (!far && l->has_residual) {
+        copy_rows(call->residual, call->tokens, l->out, call->tokens, l->residual);
+        l->stream.data = l->residual;
+    }
+}
+
 static esp_status see(void *user, const struct esp_linear *linear,
                       const struct esp_linear_call *call, esp_error *error)
 {
@@ -57,27 +78,29 @@ static esp_status see(void *user, const struct esp_linear *linear,
     l->in = linear->weight->in_features;
     l->out = linear->weight->out_features;
     l->tokens = call->tokens;
-    l->has_residual = l->residual != NULL && linear->adds && call->residual != NULL;
-    if (l->x != NULL) {
-        copy_rows(call->x, call->x_stride > 0 ? call->x_stride : call->tokens, l->in, call->tokens,
-                  l->x);
-    }
-    if (l->has_residual) {
-        copy_rows(call->residual, call->tokens, l->out, call->tokens, l->residual);
-    }
+    l->has_residual = l->wants_residual && linear->adds && call->residual != NULL;
+    keep_rows(l, call);
     return esp_fail(error, ESP_CANCELLED, "calibrate.seen", "seen");
 }
 
 /* x of the sample is left as it was when the run ends early, and to be given up when not. */
-static esp_status run_until(esp_walk *walk, const esp_walked_batch *sample, float *x, look *l,
+static esp_status run_until(esp_walk *walk, const esp_walked_batch *sample, void *x, look *l,
                             esp_error *error)
 {
+    esp_device *device = l->calibration->device;
     const esp_tap tap = {see, l};
     l->group = -1;
     l->memory = NULL;
     l->found = false;
     esp_status status = esp_walk_run(walk, &sample->batch, x, &tap, error);
-    return status == ESP_CANCELLED && l->found ? ESP_OK : status;
+    if (status != ESP_CANCELLED || !l->found) {
+        return status;
+    }
+    if (!esp_device_is_far(device)) {
+        return ESP_OK;
+    }
+    l->tokens = sample->tokens; /* of the columns */
+    return device->backend->wait(device, error);
 }
 
 /* ---- the groups of a layer ---- */
@@ -85,25 +108,30 @@ static esp_status run_until(esp_walk *walk, const esp_walked_batch *sample, floa
 static esp_status find_groups(esp_calibration *calibration, esp_error *error)
 {
     const esp_walked_batch *sample = &calibration->samples[0];
-    size_t floats = (size_t)(calibration->hidden * sample->tokens);
-    float *x = esp_alloc_array(calibration->context, floats, sizeof *x);
-    if (x == NULL) {
-        return esp_fail_memory(error, floats * sizeof *x, "activations");
-    }
-    memcpy(x, sample->pruned, floats * sizeof *x);
+    const esp_walk *walk = calibration->pruned;
+    void *x = NULL;
+    ESP_TRY(esp_walk_stream_take(walk, &sample->batch, &x, error));
     look l = {.calibration = calibration,
               .wanted = -1,
               .linears = calibration->linears,
               .linear_count = calibration->linear_count};
-    esp_status status = run_until(calibration->pruned, sample, x, &l, error);
-    esp_release(calibration->context, x);
+    esp_status status = esp_walk_stream_copy(walk, &sample->batch, x, sample->pruned, error);
+    status = status == ESP_OK ? run_until(calibration->pruned, sample, x, &l, error) : status;
+    esp_walk_stream_free(walk, x);
     return status;
 }
 
 /* ---- sums ---- */
 
-void esp_group_inputs_free(esp_context *context, esp_group_inputs *inputs)
+void esp_calibration_drop_inputs(esp_calibration *calibration)
 {
+    esp_context *context = calibration->context;
+    esp_group_inputs *inputs = &calibration->inputs;
+    const double *const held[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
+    esp_far *far = calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
+    for (int i = 0; i < ESP_COUNT(held) && far != NULL; i++) {
+        far->ops->drop(far, held[i]);
+    }
     esp_release(context, inputs->gram);
     esp_release(context, inputs->cross);
     esp_release(context, inputs->residual);
@@ -134,11 +162,33 @@ bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
            (options->refit || options->method >= ESP_METHOD_SPARSE_GPT);
 }
 
+/* Zeros, on the algebra's device where it has one. */
+static esp_status begin_moments(const esp_calibration *calibration, const double *moments,
+                                int64_t rows, int64_t columns, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    return far != NULL ? far->ops->hold(far, moments, rows * columns, true, error) : ESP_OK;
+}
+
+/* moments += X Y^T of so many tokens */
+static esp_status add_moments(const esp_calibration *calibration, const esp_far_rows *x,
+                              const esp_far_rows *y, int64_t tokens, float *scratch,
+                              double *moments, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    if (far != NULL) {
+        return far->ops->add_gram(far, x, y, tokens, moments, error);
+    }
+    esp_algebra_add_gram(calibration->algebra, x->data, x->features, y->data, y->features, tokens,
+                         scratch, moments);
+    return ESP_OK;
+}
+
 /* Sizes are known after a run over the first sample that copies nothing. */
 static esp_status measure(collect_job *job, look *l, esp_error *error)
 {
     esp_calibration *calibration = job->calibration;
-    *l = (look){.wanted = job->pruned.wanted};
+    *l = (look){.calibration = calibration, .wanted = job->pruned.wanted};
     ESP_TRY(run_until(calibration->pruned, &calibration->samples[0], calibration->samples[0].pruned,
                       l, error));
     return l->found ? ESP_OK
@@ -158,7 +208,8 @@ static esp_status make_room(collect_job *job, const look *sizes, esp_error *erro
         int64_t own = sizes->tokens * calibration->samples[i].tokens;
         tokens = ESP_MAX(tokens, esp_ceil_div(own, calibration->samples[0].tokens));
     }
-    size_t each = (size_t)((in + (stream ? out : 0)) * tokens);
+    bool copies = !esp_device_is_far(calibration->device);
+    size_t each = copies ? (size_t)((in + (stream ? out : 0)) * tokens) : 1;
     esp_group_inputs *inputs = &calibration->inputs;
     inputs->in = in;
     inputs->gram = take(context, in, in);
@@ -170,10 +221,15 @@ static esp_status make_room(collect_job *job, const look *sizes, esp_error *erro
         job->scratch == NULL) {
         return esp_fail_memory(error, 2 * (size_t)(in * in) * sizeof(double), "input moments");
     }
-    job->pruned.x = job->room;
-    job->pruned.residual = stream ? job->room + in * tokens : NULL;
-    job->dense.x = dense ? job->room + each : NULL;
-    job->dense.residual = stream ? job->room + each + in * tokens : NULL;
+    ESP_TRY(begin_moments(calibration, inputs->gram, in, in, error));
+    ESP_TRY(dense ? begin_moments(calibration, inputs->cross, in, in, error) : ESP_OK);
+    job->pruned.wants_residual = job->dense.wants_residual = stream;
+    if (copies) {
+        job->pruned.x = job->room;
+        job->pruned.residual = stream ? job->room + in * tokens : NULL;
+        job->dense.x = dense ? job->room + each : NULL;
+        job->dense.residual = stream ? job->room + each + in * tokens : NULL;
+    }
     return ESP_OK;
 }
 
@@ -191,13 +247,18 @@ static esp_status add_residual(collect_job *job, esp_error *error)
             return esp_fail_memory(error, (size_t)(pruned->out * pruned->in) * sizeof(double),
                                    "residual moments");
         }
+        ESP_TRY(begin_moments(calibration, inputs->residual, pruned->out, pruned->in, error));
     }
-    for (int64_t i = 0; i < count; i++) {
-        job->dense.residual[i] -= pruned->residual[i];
+    esp_far_rows lost = job->dense.stream;
+    if (esp_algebra_far(calibration->algebra) != NULL) {
+        lost.less = pruned->stream.data;
+    } else {
+        for (int64_t i = 0; i < count; i++) {
+            job->dense.residual[i] -= pruned->residual[i];
+        }
     }
-    esp_algebra_add_gram(calibration->algebra, job->dense.residual, pruned->out, pruned->x,
-                         pruned->in, pruned->tokens, job->scratch, inputs->residual);
-    return ESP_OK;
+    return add_moments(calibration, &lost, &pruned->read, pruned->tokens, job->scratch,
+                       inputs->residual, error);
 }
 
 static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, esp_error *error)
@@ -206,22 +267,62 @@ static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, e
     esp_group_inputs *inputs = &calibration->inputs;
     look *pruned = &job->pruned;
     ESP_TRY(run_until(calibration->pruned, sample, sample->pruned, pruned, error));
-    esp_algebra_add_gram(calibration->algebra, pruned->x, pruned->in, pruned->x, pruned->in,
-                         pruned->tokens, job->scratch, inputs->gram);
+    ESP_TRY(add_moments(calibration, &pruned->read, &pruned->read, pruned->tokens, job->scratch,
+                        inputs->gram, error));
     inputs->tokens += pruned->tokens;
     if (inputs->cross == NULL) {
         return ESP_OK;
     }
     ESP_TRY(run_until(calibration->dense, sample, sample->dense, &job->dense, error));
-    esp_algebra_add_gram(calibration->algebra, job->dense.x, pruned->in, pruned->x, pruned->in,
-                         pruned->tokens, job->scratch, inputs->cross);
+    ESP_TRY(add_moments(calibration, &job->dense.read, &pruned->read, pruned->tokens, job->scratch,
+                        inputs->cross, error));
     return pruned->has_residual ? add_residual(job, error) : ESP_OK;
+}
+
+/* gram, whole, from the device that summed it. */
+static esp_status bring_moments(const esp_calibration *calibration, double *gram, int64_t in,
+                                esp_error *error)
+{
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    if (far == NULL) {
+        esp_algebra_mirror(gram, in);
+        return ESP_OK;
+    }
+    ESP_TRY(far->ops->mirror(far, gram, in, error));
+    return far->ops->fetch(far, gram, error);
+}
+
+/* Sums to the host. */
+static esp_status end_moments(const esp_calibration *calibration, esp_error *error)
+{
+    const esp_group_inputs *inputs = &calibration->inputs;
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    double *const others[] = {inputs->cross, inputs->residual};
+    ESP_TRY(bring_moments(calibration, inputs->gram, inputs->in, error));
+    for (int i = 0; i < ESP_COUNT(others) && far != NULL; i++) {
+        ESP_TRY(others[i] != NULL ? far->ops->fetch(far, others[i], error) : ESP_OK);
+    }
+    return ESP_OK;
+}
+
+/* What the host changed since (damping, orders, turns) goes to the device once, for all layers. */
+static esp_status hold_moments(const esp_calibration *calibration, esp_error *error)
+{
+    const esp_group_inputs *inputs = &calibration->inputs;
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    if (far == NULL) {
+        return ESP_OK;
+    }
+    far->ops->drop(far, inputs->residual);
+    ESP_TRY(far->ops->hold(far, inputs->gram, inputs->in * inputs->in, false, error));
+    return inputs->cross != NULL
+               ? far->ops->hold(far, inputs->cross, inputs->in * inputs->in, false, error)
+               : ESP_OK;
 }
 
 /* The damping that keeps H invertible; it counts as a wish to stay near the dense weights. */
 static void damp(const esp_calibration_options *options, esp_group_inputs *inputs)
 {
-    esp_algebra_mirror(inputs->gram, inputs->in);
     double trace = 0, share = options->damping > 0 ? options->damping : 0.01;
     for (int64_t j = 0; j < inputs->in; j++) {
         double square = inputs->gram[j * inputs->in + j];
@@ -267,6 +368,7 @@ static esp_status sum_group(collect_job *job, esp_error *error)
         ESP_TRY(esp_calibration_step(calibration, share, job->weights, error));
         ESP_TRY(add_sample(job, &calibration->samples[i], error));
     }
+    ESP_TRY(end_moments(calibration, error));
     damp(calibration->options, &calibration->inputs);
     return ESP_OK;
 }
@@ -278,16 +380,17 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     if (inputs->group == linear->group && inputs->layer == linear->layer) {
         return ESP_OK;
     }
-    esp_group_inputs_free(calibration->context, inputs);
+    esp_calibration_drop_inputs(calibration);
     esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
     collect_job job = {.calibration = calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
-    job.dense.wanted = job.pruned.wanted = linear->group;
+    job.dense = job.pruned = (look){.calibration = calibration, .wanted = linear->group};
     esp_status status = sum_group(&job, error);
     status = status == ESP_OK ? reorder(calibration, linear->name, inputs, error) : status;
     if (status == ESP_OK) {
         status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);
     }
+    status = status == ESP_OK ? hold_moments(calibration, error) : status;
     esp_release(calibration->context, job.room);
     esp_release(calibration->context, job.scratch);
     if (status == ESP_OK) {
@@ -303,17 +406,21 @@ static esp_status add_dense(esp_calibration *calibration, const esp_calibrated_l
                             const esp_walked_batch *sample, float *scratch, double *gram,
                             esp_error *error)
 {
-    look l = {.wanted = linear->group};
+    look l = {.calibration = calibration, .wanted = linear->group};
+    float *x = NULL;
     ESP_TRY(run_until(calibration->dense, sample, sample->dense, &l, error));
-    size_t floats = (size_t)(l.in * l.tokens);
-    float *x = esp_alloc_array(calibration->context, floats, sizeof *x);
-    if (x == NULL) {
-        return esp_fail_memory(error, floats * sizeof *x, "activations");
+    if (!esp_device_is_far(calibration->device)) {
+        size_t floats = (size_t)(l.in * l.tokens);
+        x = esp_alloc_array(calibration->context, floats, sizeof *x);
+        if (x == NULL) {
+            return esp_fail_memory(error, floats * sizeof *x, "activations");
+        }
+        l.x = x;
     }
-    l.x = x;
-    esp_status status = run_until(calibration->dense, sample, sample->dense, &l, error);
+    esp_status status =
+        x != NULL ? run_until(calibration->dense, sample, sample->dense, &l, error) : ESP_OK;
     if (status == ESP_OK) {
-        esp_algebra_add_gram(calibration->algebra, x, l.in, x, l.in, l.tokens, scratch, gram);
+        status = add_moments(calibration, &l.read, &l.read, l.tokens, scratch, gram, error);
     }
     esp_release(calibration->context, x);
     return status;
@@ -325,17 +432,21 @@ esp_status esp_calibration_dense_moments(esp_calibration *calibration,
 {
     int64_t in = esp_checkpoint_get(calibration->checkpoint, linear->index).shape[1];
     size_t floats = esp_algebra_gram_floats(calibration->algebra, in);
+    esp_far *far = esp_algebra_far(calibration->algebra);
     float *scratch = esp_alloc_array(calibration->context, floats, sizeof *scratch);
     if (scratch == NULL) {
         return esp_fail_memory(error, floats * sizeof *scratch, "moments");
     }
-    esp_status status = ESP_OK;
     memset(gram, 0, (size_t)(in * in) * sizeof *gram);
+    esp_status status = begin_moments(calibration, gram, in, in, error);
     for (int64_t i = 0; i < ESP_MIN(calibration->sample_count, most_samples) && status == ESP_OK;
          i++) {
         status = add_dense(calibration, linear, &calibration->samples[i], scratch, gram, error);
     }
-    esp_algebra_mirror(gram, in);
+    status = status == ESP_OK ? bring_moments(calibration, gram, in, error) : status;
+    if (far != NULL) {
+        far->ops->drop(far, gram);
+    }
     esp_release(calibration->context, scratch);
     return status;
 }

@@ -32,20 +32,26 @@ static bool needs_target(const esp_calibration_options *options)
     return options->refit || options->method >= ESP_METHOD_SPARSE_GPT;
 }
 
-static void multiply(const layer_job *job, const double *a, const double *b, double beta, double *c)
+static esp_status multiply(const layer_job *job, const double *a, const double *b, double *c,
+                           esp_error *error)
 {
+    const esp_algebra *algebra = job->calibration->algebra;
+    esp_far *far = esp_algebra_far(algebra);
     const esp_algebra_product product = {.rows = job->out,
                                          .columns = job->in,
                                          .depth = job->in,
                                          .alpha = 1,
-                                         .beta = beta,
                                          .a = a,
                                          .a_stride = job->in,
                                          .b = b,
                                          .b_stride = job->in,
                                          .c = c,
                                          .c_stride = job->in};
-    esp_algebra_multiply(job->calibration->algebra, &product);
+    if (far != NULL) {
+        return far->ops->multiply(far, &product, error);
+    }
+    esp_algebra_multiply(algebra, &product);
+    return ESP_OK;
 }
 
 static esp_status not_definite(const esp_calibration *calibration, esp_error *error)
@@ -67,6 +73,18 @@ esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error
     if (inverse == NULL) {
         return esp_fail_memory(error, count * sizeof *inverse, "an inverse");
     }
+    esp_far *far = esp_algebra_far(calibration->algebra);
+    if (far != NULL && far->ops->invert != NULL) {
+        bool definite = false;
+        esp_status status =
+            far->ops->invert(far, inputs->gram, inputs->in, inverse, &definite, error);
+        if (status != ESP_OK || !definite) {
+            esp_release(calibration->context, inverse);
+            return status != ESP_OK ? status : not_definite(calibration, error);
+        }
+        inputs->inverse = inverse;
+        return ESP_OK;
+    }
     memcpy(inverse, inputs->gram, count * sizeof *inverse);
     if (!esp_algebra_factor(calibration->algebra, inverse, inputs->in)) {
         esp_release(calibration->context, inverse);
@@ -84,17 +102,15 @@ static esp_status find_target(const layer_job *job, esp_error *error)
     size_t count = (size_t)(job->out * job->in);
     memcpy(job->target, job->weights, count * sizeof *job->target);
     if (inputs->cross == NULL) {
-        multiply(job, job->weights, inputs->gram, 0, job->goal);
-        return ESP_OK;
+        return multiply(job, job->weights, inputs->gram, job->goal, error);
     }
-    multiply(job, job->weights, inputs->cross, 0, job->goal);
+    ESP_TRY(multiply(job, job->weights, inputs->cross, job->goal, error));
     for (size_t i = 0; i < count; i++) {
         job->goal[i] += inputs->damping * job->weights[i];
         job->goal[i] += inputs->residual != NULL ? inputs->residual[i] : 0;
     }
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    multiply(job, job->goal, inputs->inverse, 0, job->target);
-    return ESP_OK;
+    return multiply(job, job->goal, inputs->inverse, job->target, error);
 }
 
 /* ---- masks ---- */
@@ -163,30 +179,14 @@ static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error
 {
     esp_calibration *calibration = job->calibration;
     esp_mask_options options = calibration->prune->mask;
-    size_t count = (size_t)(job->in * job->in);
     options.score = ESP_SCORE_ABS;
     if (!esp_sparse_gpt_chooses(job->pattern)) {
         ESP_TRY(mask_by_score(job, ESP_LAYER_OBS, job->target, mask, error));
     }
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    double *factor = esp_alloc_array(calibration->context, count, sizeof *factor);
-    if (factor == NULL) {
-        return esp_fail_memory(error, count * sizeof *factor, "a factor");
-    }
-    memcpy(factor, calibration->inputs.inverse, count * sizeof *factor);
-    bool definite = esp_algebra_factor(calibration->algebra, factor, job->in);
-    for (int64_t i = 0; i < job->in; i++) { /* U = L^T */
-        for (int64_t j = i + 1; j < job->in; j++) {
-            factor[i * job->in + j] = factor[j * job->in + i];
-        }
-    }
     memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
-    esp_status status = definite
-                            ? esp_sparse_gpt(calibration->algebra, job->pattern, &options, job->out,
-                                             job->in, factor, job->result, mask, error)
-                            : not_definite(calibration, error);
-    esp_release(calibration->context, factor);
-    return status;
+    return esp_sparse_gpt_of(calibration->algebra, job->pattern, &options, job->out, job->in,
+                             calibration->inputs.inverse, job->result, mask, error);
 }
 
 static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error *error)
@@ -289,28 +289,40 @@ static void round_into(const layer_job *job, esp_tensor *values)
     }
 }
 
+/* Seconds since *start, which becomes now. */
+static double since(double *start)
+{
+    double before = *start;
+    *start = esp_seconds();
+    return *start - before;
+}
+
 static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mask,
                         esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
     bool looks = calibration->judges || esp_calibration_looks(calibration->options);
-    double energy = 0;
+    double energy = 0, start = esp_seconds();
     esp_refit_report refit = {0};
     if (needs_target(calibration->options)) {
         ESP_TRY(find_target(job, error));
     } else {
         memcpy(job->target, job->weights, (size_t)(job->out * job->in) * sizeof *job->target);
     }
+    report->target_seconds = since(&start);
     ESP_TRY(choose(job, mask, error));
     cut_to_mask(job, *mask);
+    report->mask_seconds = since(&start);
     if (looks) {
         ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
                                  error));
         ESP_TRY(error_of(job, energy, &report->masked_error, error));
     }
     if (calibration->options->refit) {
+        (void)since(&start);
         ESP_TRY(esp_refit(calibration->algebra, &job->inputs, *mask, job->goal, job->result, NULL,
                           &refit, error));
+        report->refit_seconds = since(&start);
     }
     round_into(job, values);
     report->iterations = refit.iterations;

@@ -2,6 +2,7 @@
  * of its GPU, so pointers and streams of the caller's own CUDA code may be passed in. */
 #include <stdio.h>
 
+#include "cuda/gpu_calibrate.h"
 #include "cuda/room.h"
 
 #define OLDEST_MAJOR 8 /* what the portable kernels are compiled for */
@@ -156,6 +157,18 @@ static esp_status download(esp_device *device, void *to, const void *from, size_
     return cuda_check(failed, device, "copying from it", error);
 }
 
+static esp_status copy(esp_device *device, void *to, const void *from, size_t bytes,
+                       esp_error *error)
+{
+    const cuda_state *state = device->state;
+    int before, failed = gpu_enter(state->index, &before);
+    if (failed == 0) {
+        failed = gpu_copy(to, from, bytes);
+        gpu_leave(before);
+    }
+    return cuda_check(failed, device, "copying within it", error);
+}
+
 static esp_status wait(esp_device *device, esp_error *error)
 {
     const cuda_state *state = device->state;
@@ -230,6 +243,7 @@ const esp_backend esp_cuda_backend = {
     .upload = upload,
     .download = download,
     .wait = wait,
+    .copy = copy,
     .fill = fill,
     .identify = identify,
     .record = cuda_record,
@@ -238,4 +252,5 @@ const esp_backend esp_cuda_backend = {
     .spread = cuda_spread,
     .differ = cuda_differ,
     .shipped_times = cuda_shipped_times,
+    .far_open = cuda_far_open,
 };

@@ -127,6 +127,10 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
 bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
                         esp_shipped_times *times);
 
+/* ---- calibration; far.c ---- */
+
+ESP_MUST_CHECK esp_status cuda_far_open(esp_device *device, esp_far **far, esp_error *error);
+
 /* ---- models; ops.c, stream.c ---- */
 
 const esp_ops *cuda_ops_of(const esp_device *device, esp_dtype type);

@@ -200,7 +200,7 @@ static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
     return batch->tokens;
 }
 
-static float *stream(void *runner)
+static void *stream(void *runner)
 {
     return ((esp_embedder *)runner)->x;
 }

@@ -95,8 +95,8 @@ void esp_want_convolution(esp_want_list *list, const char *name, int64_t out, in
 
 typedef struct esp_image_net esp_image_net; /* vision.h */
 
-/* How the layers of a family run one by one. A runner is what runs whole models of it: a session,
- * an embedder, a batch of images. */
+/* How the layers of a family run one by one, the work being given to the runner's lane. A runner is
+ * what runs whole models of it: a session, an embedder, a batch of images. */
 typedef struct esp_layer_net {
     int64_t
         first_part; /* list_part's number of layer 0; parts before it that hold the embedding: */
@@ -106,8 +106,8 @@ typedef struct esp_layer_net {
     void (*release)(void *runner);
     /* Tokens of a batch, as they go through the layers. */
     int64_t (*tokens)(const void *runner, const esp_walk_batch *batch);
-    /* The stream of activations, [hidden][tokens]. */
-    float *(*stream)(void *runner);
+    /* The stream of activations, [hidden][columns] of the model's type, in the device's memory. */
+    void *(*stream)(void *runner);
     esp_status (*embed)(void *runner, const esp_walk_batch *batch, esp_error *error);
     esp_status (*layer)(void *runner, int64_t index, const esp_walk_batch *batch,
                         const esp_tap *tap, esp_error *error);

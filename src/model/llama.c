@@ -337,7 +337,7 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
     return far ? run_far(&p, error) : run_near(&p, error);
 }
 
-/* ---- layer by layer, on devices whose memory is the host's ---- */
+/* ---- layer by layer ---- */
 
 static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
                                 esp_error *error)
@@ -359,7 +359,7 @@ static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
     return batch->tokens;
 }
 
-static float *stream(void *runner)
+static void *stream(void *runner)
 {
     return ((esp_session *)runner)->x;
 }
@@ -369,7 +369,7 @@ static pass pass_of(esp_session *session, const esp_llama_batch *batch, const es
     pass p = {.session = session,
               .batch = batch,
               .nn = esp_model_nn(session->model, &session->lane),
-              .columns = batch->tokens};
+              .columns = esp_ops_columns(session->model->ops, batch->tokens)};
     p.nn.workspace = session->workspace;
     p.nn.workspace_bytes = session->workspace_bytes;
     p.nn.plans = session->plans;

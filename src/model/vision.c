@@ -289,7 +289,7 @@ static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
     return batch->images * ((const esp_vision *)runner)->pitch;
 }
 
-static float *stream(void *runner)
+static void *stream(void *runner)
 {
     return ((esp_vision *)runner)->x;
 }

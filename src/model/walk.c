@@ -70,6 +70,11 @@ const esp_model_info *esp_walk_info(const esp_walk *walk)
     return &walk->model->info;
 }
 
+bool esp_walk_goes_far(const esp_model_info *info)
+{
+    return info->kind == ESP_MODEL_DECODER; /* all of that kind have esp_llama_layers */
+}
+
 esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpoint,
                                esp_model_info *info, esp_error *error)
 {
@@ -86,17 +91,51 @@ int64_t esp_walk_tokens(const esp_walk *walk, const esp_walk_batch *batch)
     return walk->net->tokens(walk->runner, batch);
 }
 
+/* ---- streams ---- */
+
 static size_t stream_bytes(const esp_walk *walk, const esp_walk_batch *batch)
 {
-    return (size_t)(walk->model->info.hidden_size * esp_walk_tokens(walk, batch)) * sizeof(float);
+    int64_t columns = esp_ops_columns(walk->model->ops, esp_walk_tokens(walk, batch));
+    return (size_t)(walk->model->info.hidden_size * columns) * esp_model_width(walk->model);
 }
 
-esp_status esp_walk_embed(esp_walk *walk, const esp_walk_batch *batch, float *x, esp_error *error)
+esp_dtype esp_walk_type(const esp_walk *walk)
 {
-    ESP_TRY(walk->net->embed(walk->runner, batch, error));
-    memcpy(x, walk->net->stream(walk->runner), stream_bytes(walk, batch));
+    return walk->model->ops->type;
+}
+
+esp_status esp_walk_stream_take(const esp_walk *walk, const esp_walk_batch *batch, void **x,
+                                esp_error *error)
+{
+    return esp_device_take(walk->model, stream_bytes(walk, batch), 1, "activations", x, error);
+}
+
+void esp_walk_stream_free(const esp_walk *walk, void *x)
+{
+    if (x != NULL) {
+        walk->model->device->backend->release(walk->model->device, x);
+    }
+}
+
+esp_status esp_walk_stream_copy(const esp_walk *walk, const esp_walk_batch *batch, void *to,
+                                const void *from, esp_error *error)
+{
+    esp_device *device = walk->model->device;
+    size_t bytes = stream_bytes(walk, batch);
+    if (device->backend->copy != NULL) {
+        return device->backend->copy(device, to, from, bytes, error);
+    }
+    memcpy(to, from, bytes);
     return ESP_OK;
 }
+
+esp_status esp_walk_embed(esp_walk *walk, const esp_walk_batch *batch, void *x, esp_error *error)
+{
+    ESP_TRY(walk->net->embed(walk->runner, batch, error));
+    return esp_walk_stream_copy(walk, batch, x, walk->net->stream(walk->runner), error);
+}
+
+/* ---- layers ---- */
 
 esp_status esp_walk_load(esp_walk *walk, int64_t layer, esp_error *error)
 {
@@ -158,7 +197,12 @@ esp_status esp_walk_replace(esp_walk *walk, const char *name, const esp_tensor *
                         "%s is no linear layer of layer %lld", name, (long long)walk->layer);
     }
     ESP_TRY(esp_sparse_encode(walk->model->context, &pattern, dense, NULL, &sparse, error));
-    esp_status status = esp_pack_with(walk->model->device, sparse, &options, &packed, error);
+    esp_dtype type = esp_walk_type(walk);
+    bool other = type != ESP_F32 && dense->dtype != type;
+    esp_status status = other ? esp_sparse_retype(sparse, type, error) : ESP_OK;
+    status = status != ESP_OK
+                 ? status
+                 : esp_pack_with(walk->model->device, sparse, &options, &packed, error);
     esp_sparse_free(sparse);
     ESP_TRY(status);
     esp_packed_free(linear->weight);
@@ -166,12 +210,11 @@ esp_status esp_walk_replace(esp_walk *walk, const char *name, const esp_tensor *
     return ESP_OK;
 }
 
-esp_status esp_walk_run(esp_walk *walk, const esp_walk_batch *batch, float *x, const esp_tap *tap,
+esp_status esp_walk_run(esp_walk *walk, const esp_walk_batch *batch, void *x, const esp_tap *tap,
                         esp_error *error)
 {
-    float *stream = walk->net->stream(walk->runner);
-    memcpy(stream, x, stream_bytes(walk, batch));
+    void *stream = walk->net->stream(walk->runner);
+    ESP_TRY(esp_walk_stream_copy(walk, batch, stream, x, error));
     ESP_TRY(walk->net->layer(walk->runner, walk->layer, batch, tap, error));
-    memcpy(x, stream, stream_bytes(walk, batch));
-    return ESP_OK;
+    return esp_walk_stream_copy(walk, batch, x, stream, error);
 }

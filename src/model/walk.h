@@ -24,8 +24,11 @@ typedef struct esp_walk_size {
 
 typedef struct esp_walk esp_walk;
 
-/* The checkpoint and the device must outlive it. Computes in f32. Holds the embedding and layer 0
- * until the first esp_walk_load. */
+/* Whether a model of the checkpoint can be walked on a device with memory of its own. */
+bool esp_walk_goes_far(const esp_model_info *info);
+
+/* The checkpoint and the device must outlive it. Computes in f32, or in 16 bits where the device's
+ * models do. Holds the embedding and layer 0 until the first esp_walk_load. */
 ESP_MUST_CHECK esp_status esp_walk_open(esp_device *device, const esp_checkpoint *checkpoint,
                                         const esp_walk_size *size, esp_walk **walk,
                                         esp_error *error);
@@ -37,8 +40,17 @@ int64_t esp_walk_tokens(const esp_walk *walk, const esp_walk_batch *batch);
 ESP_MUST_CHECK esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpoint,
                                               esp_model_info *info, esp_error *error);
 
-/* Before the first esp_walk_load: x [hidden_size][tokens] of the batch, as layer 0 takes it. */
-ESP_MUST_CHECK esp_status esp_walk_embed(esp_walk *walk, const esp_walk_batch *batch, float *x,
+/* The stream of a batch, [hidden_size][columns] in the walk's type and the device's memory; columns
+ * beyond its tokens are anything. */
+ESP_MUST_CHECK esp_status esp_walk_stream_take(const esp_walk *walk, const esp_walk_batch *batch,
+                                               void **x, esp_error *error);
+void esp_walk_stream_free(const esp_walk *walk, void *x);
+ESP_MUST_CHECK esp_status esp_walk_stream_copy(const esp_walk *walk, const esp_walk_batch *batch,
+                                               void *to, const void *from, esp_error *error);
+esp_dtype esp_walk_type(const esp_walk *walk);
+
+/* Before the first esp_walk_load: the stream of the batch, as layer 0 takes it. */
+ESP_MUST_CHECK esp_status esp_walk_embed(esp_walk *walk, const esp_walk_batch *batch, void *x,
                                          esp_error *error);
 /* Layers 0..info->layers - 1. */
 ESP_MUST_CHECK esp_status esp_walk_load(esp_walk *walk, int64_t layer, esp_error *error);
@@ -48,8 +60,9 @@ int64_t esp_walk_linear(const esp_walk *walk, int64_t layer, int number);
 /* Weights of a linear layer of the loaded layer, by the name without ".weight", from now on. */
 ESP_MUST_CHECK esp_status esp_walk_replace(esp_walk *walk, const char *name,
                                            const esp_tensor *dense, esp_error *error);
-/* x through the loaded layer, in place. tap may be NULL. */
-ESP_MUST_CHECK esp_status esp_walk_run(esp_walk *walk, const esp_walk_batch *batch, float *x,
+/* x through the loaded layer, in place. tap may be NULL; where it ends the run, what the layer has
+ * made by then stays where it is until the next run, and x as it was. */
+ESP_MUST_CHECK esp_status esp_walk_run(esp_walk *walk, const esp_walk_batch *batch, void *x,
                                        const esp_tap *tap, esp_error *error);
 
 #endif

@@ -97,7 +97,8 @@ bool esp_model_stacks(const esp_model *model, const esp_checkpoint *checkpoint, 
                       const esp_stack *stack)
 {
     esp_weight_info first = {0};
-    if (!esp_device_is_far(model->device)) { /* a launch costs nothing there */
+    /* Near, a launch costs nothing; layer by layer, each weight is looked at and changed. */
+    if (!esp_device_is_far(model->device) || model->by_layer) {
         return false;
     }
     for (int i = 0; i < stack->count; i++) {

@@ -443,6 +443,9 @@ struct esp_backend {
     esp_status (*download)(esp_device *device, void *to, const void *from, size_t bytes,
                            esp_error *error);
     esp_status (*wait)(esp_device *device, esp_error *error);
+    /* Within device memory, like the two above; NULL: memcpy. */
+    esp_status (*copy)(esp_device *device, void *to, const void *from, size_t bytes,
+                       esp_error *error);
     /* Every byte of device memory; NULL: memset. */
     esp_status (*fill)(esp_device *device, void *memory, int byte, size_t bytes, esp_error *error);
     /* Work in order: a stream of the device. All NULL where device memory is the host's and work is
@@ -480,6 +483,8 @@ struct esp_backend {
     /* What was measured on such a device near the problem; false: nothing. NULL: never. */
     bool (*shipped_times)(const esp_device *device, const esp_matmul_problem *problem,
                           esp_shipped_times *times);
+    /* The algebra of calibration on the device; NULL: the host does it. */
+    esp_status (*far_open)(esp_device *device, esp_far **far, esp_error *error);
 };
 
 #endif

@@ -84,6 +84,12 @@ ESP_MUST_CHECK esp_status esp_sparse_gpt(const esp_algebra *algebra, const esp_p
                                          const esp_mask_options *options, int64_t out, int64_t in,
                                          const double *factor, double *weights, esp_mask **mask,
                                          esp_error *error);
+/* The same from H^-1, which is factored: by the algebra's device where it has one.
+ * "calibrate.not_definite" */
+ESP_MUST_CHECK esp_status esp_sparse_gpt_of(const esp_algebra *algebra, const esp_pattern *pattern,
+                                            const esp_mask_options *options, int64_t out,
+                                            int64_t in, const double *inverse, double *weights,
+                                            esp_mask **mask, esp_error *error);
 /* Whether it chooses the mask. */
 bool esp_sparse_gpt_chooses(const esp_pattern *pattern);
 
@@ -127,6 +133,9 @@ int esp_gradual_steps(const esp_pattern *pattern, esp_gradual_step steps[ESP_GRA
 ESP_MUST_CHECK esp_status esp_gradual_mask(esp_context *context, const esp_pattern *pattern,
                                            const esp_gradual_step *step, int64_t out, int64_t in,
                                            const float *scores, esp_mask **mask, esp_error *error);
+
+/* Whether the algebra has a device that does panels. */
+bool esp_far_panels_takes(const esp_algebra *algebra, int64_t out, int64_t in);
 
 /* Panels, 2:4 among them, by a joint search of columns and of two of each four, both judged by the
  * least squares of all that is live (joint.c). Arguments as of esp_panel_obs. */

@@ -4,15 +4,15 @@
  * Columns are those of panel_obs.c: they go one by one, all rows following. (Exchanging them
  * afterwards with regard to the two of four, group by group, gains less than 1 % of the error.)
  * What a panel does not keep is swept out of H^-1 once, for all its rows; each of these then looks
- * for its two of four in a copy of the matrix (row_search.c). Layers with more than BLOCK_PLACES
- * columns in a panel do so block by block from left to right, what a block loses being made up for
- * by the columns to its right as in SparseGPT. Free panels deal their columns to fours by what the
- * weights would cost one by one (panel_search.c). */
+ * for its two of four in a copy of the matrix (row_search.c). Layers with more columns in a panel
+ * than esp_joint_block in a panel do so block by block from left to right, what a block loses being
+ * made up for by the columns to its right as in SparseGPT. Free panels deal their columns to fours
+ * by what the weights would cost one by one (panel_search.c). */
 #include "prune/row_search.h"
 #include "prune/select.h"
 
 #define ROWS_AT_ONCE 8
-#define BLOCK_PLACES 1024 /* a multiple of 4 */
+#define MOST_PLACES 1024 /* of a block: esp_joint_block */
 
 typedef struct joint_job {
     const esp_algebra *algebra;
@@ -74,7 +74,7 @@ static void search_rows(void *user, int64_t begin, int64_t end, int thread)
     for (int64_t r = begin; r < end; r++) {
         double *values = p->values + r * p->n + p->block;
         esp_tableau_load(&t, p->corner, width, values);
-        esp_search_row(&t, job->live + thread * (BLOCK_PLACES / 4));
+        esp_search_row(&t, job->live + thread * (MOST_PLACES / 4));
         for (int64_t i = 0; i < width; i++) {
             bool lives = esp_tableau_lives(&t, i);
             uint64_t bit = (uint64_t)!lives << (p->block + i) % 64;
@@ -151,12 +151,12 @@ static bool factor(const joint_panel *p)
 
 static bool search_blocks(joint_panel *p)
 {
-    if (p->n > BLOCK_PLACES && !factor(p)) {
+    if (p->n > esp_joint_block(p->n) && !factor(p)) {
         return false;
     }
     memset(p->dropped, 0, (size_t)(p->rows * words_of(p)) * sizeof *p->dropped);
     for (p->block = 0; p->block < p->n; p->block = p->block_end) {
-        p->block_end = ESP_MIN(p->n, p->block + BLOCK_PLACES);
+        p->block_end = ESP_MIN(p->n, p->block + esp_joint_block(p->n));
         list_groups(p);
         take_corner(p);
         esp_parallel_for(p->job->context, p->rows, ROWS_AT_ONCE, search_rows, p);
@@ -232,14 +232,20 @@ static void reduce(joint_panel *p)
 
 /* ---- fours of a free panel ---- */
 
+/* Of rows and places that are live, values [rows][n] and their diagonal of H^-1, `step` apart. */
+typedef struct four_places {
+    int64_t rows, n, step;
+    const double *values, *diagonal;
+} four_places;
+
 /* What dropping each weight would cost, all columns of the panel being live; at most 1. */
-static void score_places(const joint_panel *p, float *scores)
+static void score_places(const four_places *p, float *scores)
 {
     double most = 0;
     for (int scaled = 0; scaled < 2; scaled++) {
         for (int64_t r = 0; r < p->rows; r++) {
             for (int64_t i = 0; i < p->n; i++) {
-                double w = p->values[r * p->n + i], cost = w * w / p->matrix[i * p->n + i];
+                double w = p->values[r * p->n + i], cost = w * w / p->diagonal[i * p->step];
                 if (scaled == 0) {
                     most = ESP_MAX(most, cost);
                 } else {
@@ -250,24 +256,20 @@ static void score_places(const joint_panel *p, float *scores)
     }
 }
 
-static esp_status order_fours(const joint_panel *p, float *scores, uint32_t *order,
-                              esp_error *error)
+/* order[i]: the place that becomes place i; scratch: [n]. */
+static esp_status order_fours(esp_context *context, const four_places *p, float *scores,
+                              double *scratch, uint32_t *order, esp_error *error)
 {
     static const esp_pattern pattern = {.kind = ESP_PATTERN_PANEL};
-    const joint_job *job = p->job;
     const esp_tensor dense = {
         .dtype = ESP_F32, .rank = 2, .shape = {p->rows, p->n}, .data = scores};
     const esp_prune_job search = {
-        .context = job->context, .dense = &dense, .pattern = &pattern, .out = p->rows, .in = p->n};
-    for (int64_t i = 0; i < job->kept; i++) {
+        .context = context, .dense = &dense, .pattern = &pattern, .out = p->rows, .in = p->n};
+    score_places(p, scores);
+    for (int64_t i = 0; i < p->n; i++) {
         order[i] = (uint32_t)i;
     }
-    ESP_TRY(esp_improve_panel(&search, 0, p->rows, job->kept, p->drop_room, order, error));
-    for (int64_t i = 0; i < job->kept; i++) {
-        order[i] = p->columns[order[i]];
-    }
-    memcpy(p->columns, order, (size_t)job->kept * sizeof *order);
-    return ESP_OK;
+    return esp_improve_panel(&search, 0, p->rows, p->n, scratch, order, error);
 }
 
 /* After reduce; lists the columns anew. */
@@ -281,8 +283,14 @@ static esp_status deal_fours(joint_panel *p, esp_error *error)
                             ? esp_fail_memory(error, count * sizeof *scores, "scores of a panel")
                             : ESP_OK;
     if (status == ESP_OK) {
-        score_places(p, scores);
-        status = order_fours(p, scores, order, error);
+        const four_places places = {p->rows, p->n, p->n + 1, p->values, p->matrix};
+        status = order_fours(context, &places, scores, p->drop_room, order, error);
+    }
+    for (int64_t i = 0; i < p->n && status == ESP_OK; i++) {
+        order[i] = p->columns[order[i]];
+    }
+    if (status == ESP_OK) {
+        memcpy(p->columns, order, (size_t)p->n * sizeof *order);
     }
     esp_release(context, scores);
     esp_release(context, order);
@@ -330,11 +338,11 @@ static bool make_room(joint_job *job, joint_panel *p)
 {
     esp_context *context = job->context;
     size_t in = (size_t)job->in, v = (size_t)job->v, threads = (size_t)context->threads;
-    size_t kept = ESP_MIN((size_t)job->kept, in), block = ESP_MIN(kept, BLOCK_PLACES);
+    size_t kept = ESP_MIN((size_t)job->kept, in), block = ESP_MIN(kept, MOST_PLACES);
     job->row_doubles = esp_tableau_doubles((int64_t)block);
     job->row_room = esp_alloc_array(context, threads * job->row_doubles, sizeof *job->row_room);
-    job->live = esp_alloc_array(context, threads * (BLOCK_PLACES / 4), sizeof *job->live);
-    p->groups = esp_alloc_array(context, BLOCK_PLACES / 4, sizeof *p->groups);
+    job->live = esp_alloc_array(context, threads * (MOST_PLACES / 4), sizeof *job->live);
+    p->groups = esp_alloc_array(context, MOST_PLACES / 4, sizeof *p->groups);
     p->matrix = esp_alloc_array(context, kept * kept, sizeof *p->matrix);
     p->corner = esp_alloc_array(context, block * block, sizeof *p->corner);
     p->values = esp_alloc_array(context, v * in, sizeof *p->values);
@@ -400,10 +408,56 @@ bool esp_joint_takes(const esp_pattern *pattern)
 
 #define ROWS_OF_2_4 256 /* that are searched together where there are no panels */
 
-static esp_status run(joint_job *job, const esp_pattern *pattern, esp_error *error)
+static esp_status deal_for_far(void *user, int64_t rows, int64_t n, const double *values,
+                               const double *diagonal, uint32_t *order, esp_error *error)
+{
+    const joint_job *job = user;
+    const four_places places = {rows, n, 1, values, diagonal};
+    float *scores = esp_alloc_array(job->context, (size_t)(rows * n), sizeof *scores);
+    double *scratch = esp_alloc_array(job->context, (size_t)n, sizeof *scratch);
+    esp_status status =
+        scores == NULL || scratch == NULL
+            ? esp_fail_memory(error, (size_t)(rows * n) * sizeof *scores, "scores of a panel")
+            : order_fours(job->context, &places, scores, scratch, order, error);
+    esp_release(job->context, scores);
+    esp_release(job->context, scratch);
+    return status;
+}
+
+/* On a device. */
+static esp_status run_far(joint_job *job, const esp_pattern *pattern, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(job->algebra);
+    bool plain = esp_pattern_is_2_4(pattern);
+    const esp_far_panels panels = {.out = job->out,
+                                   .in = job->in,
+                                   .v = job->v,
+                                   .group =
+                                       pattern->m == 0 ? job->in : ESP_MIN(pattern->m, job->in),
+                                   .kept = job->kept,
+                                   .free = job->free,
+                                   .every = plain,
+                                   .joint = true,
+                                   .inverse = job->inverse,
+                                   .weights = job->weights,
+                                   .columns = job->columns,
+                                   .mask = esp_mask_row_mut(job->mask, 0),
+                                   .mask_words = esp_mask_row_words(job->mask),
+                                   .deal = job->free ? deal_for_far : NULL,
+                                   .user = job};
+    return far->ops->panels(far, &panels, error);
+}
+
+static esp_status run_near(joint_job *job, const esp_pattern *pattern, esp_error *error)
 {
     ESP_TRY(choose_columns(job, pattern, error));
-    ESP_TRY(search_all(job, error));
+    return search_all(job, error);
+}
+
+static esp_status run(joint_job *job, const esp_pattern *pattern, esp_error *error)
+{
+    ESP_TRY(esp_far_panels_takes(job->algebra, job->out, job->in) ? run_far(job, pattern, error)
+                                                                  : run_near(job, pattern, error));
     return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
                      : ESP_OK;
 }

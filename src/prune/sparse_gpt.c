@@ -17,6 +17,7 @@ typedef struct gpt_job {
     const esp_mask_options *options;
     int64_t out, in;
     const double *factor;
+    const double *inverse; /* instead of the factor */
     double *weights;
     double *errors; /* [out][block] */
     float *scores;  /* [out][group] */
@@ -40,6 +41,23 @@ static int64_t group_of(const esp_pattern *pattern)
 
 /* ---- the mask of one group, by the weights as they are by now ---- */
 
+/* Marks the columns from begin on that scores [out][width] keep. */
+static esp_status mark_group(const gpt_job *job, int64_t begin, int64_t width, float *scored,
+                             esp_error *error)
+{
+    esp_tensor scores = {.dtype = ESP_F32, .rank = 2, .shape = {job->out, width}, .data = scored};
+    esp_mask *chosen;
+    ESP_TRY(esp_prune_mask(esp_algebra_context(job->algebra), &scores, job->pattern, job->options,
+                           &chosen, NULL, error));
+    for (int64_t r = 0; r < job->out; r++) {
+        for (int64_t j = 0; j < width; j++) {
+            esp_mask_set(job->mask, r, begin + j, esp_mask_get(chosen, r, j));
+        }
+    }
+    esp_mask_free(chosen);
+    return ESP_OK;
+}
+
 static void score_group(const gpt_job *job, int64_t begin, int64_t width)
 {
     for (int64_t r = 0; r < job->out; r++) {
@@ -53,19 +71,8 @@ static void score_group(const gpt_job *job, int64_t begin, int64_t width)
 
 static esp_status choose_group(const gpt_job *job, int64_t begin, int64_t width, esp_error *error)
 {
-    esp_tensor scores = {
-        .dtype = ESP_F32, .rank = 2, .shape = {job->out, width}, .data = job->scores};
-    esp_mask *chosen;
     score_group(job, begin, width);
-    ESP_TRY(esp_prune_mask(esp_algebra_context(job->algebra), &scores, job->pattern, job->options,
-                           &chosen, NULL, error));
-    for (int64_t r = 0; r < job->out; r++) {
-        for (int64_t j = 0; j < width; j++) {
-            esp_mask_set(job->mask, r, begin + j, esp_mask_get(chosen, r, j));
-        }
-    }
-    esp_mask_free(chosen);
-    return ESP_OK;
+    return mark_group(job, begin, width, job->scores, error);
 }
 
 /* ---- updates ---- */
@@ -135,11 +142,17 @@ static esp_status prune_block(const gpt_job *job, esp_error *error)
     return ESP_OK;
 }
 
-static esp_status prune_all(gpt_job *job, esp_error *error)
+/* Columns of a block: whole groups. */
+static int64_t block_of(const gpt_job *job, int64_t *group)
 {
     int64_t wanted = esp_sparse_gpt_chooses(job->pattern) ? group_of(job->pattern) : 1;
-    int64_t group = ESP_MIN(wanted, ESP_MAX(1, job->in));
-    int64_t block = group * ESP_MAX(1, BLOCK / group);
+    *group = ESP_MIN(wanted, ESP_MAX(1, job->in));
+    return *group * ESP_MAX(1, BLOCK / *group);
+}
+
+static esp_status prune_all(gpt_job *job, esp_error *error)
+{
+    int64_t group, block = block_of(job, &group);
     esp_context *context = esp_algebra_context(job->algebra);
     size_t out = (size_t)job->out, count = out * (size_t)ESP_MIN(block, job->in);
     job->errors = esp_alloc_array(context, count, sizeof *job->errors);
@@ -157,6 +170,25 @@ static esp_status prune_all(gpt_job *job, esp_error *error)
     return status;
 }
 
+/* With the mask that is given, or one that is made and becomes *mask. */
+static esp_status with_mask(gpt_job *job, esp_status (*run)(gpt_job *job, esp_error *error),
+                            esp_mask **mask, esp_error *error)
+{
+    bool chooses = esp_sparse_gpt_chooses(job->pattern);
+    job->mask = *mask;
+    if (chooses) {
+        ESP_TRY(esp_mask_create(esp_algebra_context(job->algebra), job->out, job->in, &job->mask,
+                                error));
+    }
+    esp_status status = run(job, error);
+    if (status == ESP_OK) {
+        *mask = job->mask;
+    } else if (chooses) {
+        esp_mask_free(job->mask);
+    }
+    return status;
+}
+
 esp_status esp_sparse_gpt(const esp_algebra *algebra, const esp_pattern *pattern,
                           const esp_mask_options *options, int64_t out, int64_t in,
                           const double *factor, double *weights, esp_mask **mask, esp_error *error)
@@ -167,17 +199,88 @@ esp_status esp_sparse_gpt(const esp_algebra *algebra, const esp_pattern *pattern
                    .out = out,
                    .in = in,
                    .factor = factor,
-                   .weights = weights,
-                   .mask = *mask};
-    bool chooses = esp_sparse_gpt_chooses(pattern);
-    if (chooses) {
-        ESP_TRY(esp_mask_create(esp_algebra_context(algebra), out, in, &job.mask, error));
+                   .weights = weights};
+    return with_mask(&job, prune_all, mask, error);
+}
+
+/* ---- from the inverse ---- */
+
+static esp_status choose_for_far(void *user, int64_t begin, int64_t width, const float *scores,
+                                 esp_error *error)
+{
+    const gpt_job *job = user;
+    memcpy(job->scores, scores, (size_t)(job->out * width) * sizeof *scores);
+    return mark_group(job, begin, width, job->scores, error);
+}
+
+static esp_status prune_far(gpt_job *job, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(job->algebra);
+    esp_context *context = esp_algebra_context(job->algebra);
+    int64_t group, block = block_of(job, &group);
+    bool chooses = esp_sparse_gpt_chooses(job->pattern);
+    int64_t keep = job->pattern->kind == ESP_PATTERN_NM ? job->pattern->keep
+                   : esp_pattern_is_2_4(job->pattern)   ? 2
+                                                        : 0;
+    size_t count = (size_t)(job->out * group);
+    job->scores = esp_alloc_array(context, count, sizeof *job->scores);
+    if (job->scores == NULL) {
+        return esp_fail_memory(error, count * sizeof *job->scores, "scores");
     }
-    esp_status status = prune_all(&job, error);
-    if (status == ESP_OK) {
-        *mask = job.mask;
-    } else if (chooses) {
-        esp_mask_free(job.mask);
-    }
+    const esp_far_sweep asked = {.out = job->out,
+                                 .in = job->in,
+                                 .block = ESP_MIN(block, job->in),
+                                 .inverse = job->inverse,
+                                 .weights = job->weights,
+                                 .mask = job->out > 0 ? esp_mask_row_mut(job->mask, 0) : NULL,
+                                 .mask_words = esp_mask_row_words(job->mask),
+                                 .group = chooses ? group : 0,
+                                 .keep = keep,
+                                 .choose = choose_for_far,
+                                 .user = job};
+    esp_status status = far->ops->sweep(far, &asked, error);
+    esp_release(context, job->scores);
     return status;
+}
+
+static esp_status factor_and_prune(gpt_job *job, esp_error *error)
+{
+    esp_context *context = esp_algebra_context(job->algebra);
+    int64_t in = job->in;
+    size_t count = (size_t)(in * in);
+    double *factor = esp_alloc_array(context, count, sizeof *factor);
+    if (factor == NULL) {
+        return esp_fail_memory(error, count * sizeof *factor, "a factor");
+    }
+    memcpy(factor, job->inverse, count * sizeof *factor);
+    bool definite = esp_algebra_factor(job->algebra, factor, in);
+    for (int64_t i = 0; i < in; i++) { /* U = L^T */
+        for (int64_t j = i + 1; j < in; j++) {
+            factor[i * in + j] = factor[j * in + i];
+        }
+    }
+    job->factor = factor;
+    esp_status status = definite ? prune_all(job, error)
+                                 : esp_fail(error, ESP_CHECK_FAILED, "calibrate.not_definite",
+                                            "the inputs' second moments cannot be factored: give "
+                                            "more samples or a larger damping");
+    esp_release(context, factor);
+    return status;
+}
+
+esp_status esp_sparse_gpt_of(const esp_algebra *algebra, const esp_pattern *pattern,
+                             const esp_mask_options *options, int64_t out, int64_t in,
+                             const double *inverse, double *weights, esp_mask **mask,
+                             esp_error *error)
+{
+    const esp_far *far = esp_algebra_far(algebra);
+    gpt_job job = {.algebra = algebra,
+                   .pattern = pattern,
+                   .options = options,
+                   .out = out,
+                   .in = in,
+                   .inverse = inverse,
+                   .weights = weights};
+    bool goes = far != NULL && far->ops->sweep != NULL && in > 0 && out > 0;
+    return with_mask(&job, goes ? prune_far : factor_and_prune, mask, error);
 }

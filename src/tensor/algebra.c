@@ -1,6 +1,7 @@
 /* Pieces of rows are dealt to threads; within a piece one thread calls the library, which is kept
  * to one thread itself. */
 #include "tensor/algebra.h"
+#include "tensor/far_algebra.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -28,6 +29,7 @@ typedef struct blas_library {
 struct esp_algebra {
     esp_context *context;
     blas_library blas;
+    esp_far *far; /* NULL: none */
 };
 
 /* ---- the library ---- */
@@ -82,6 +84,9 @@ void esp_algebra_close(esp_algebra *algebra)
     if (algebra == NULL) {
         return;
     }
+    if (algebra->far != NULL) {
+        algebra->far->ops->close(algebra->far);
+    }
     if (algebra->blas.handle != NULL) {
         dlclose(algebra->blas.handle);
     }
@@ -90,7 +95,19 @@ void esp_algebra_close(esp_algebra *algebra)
 
 const char *esp_algebra_name(const esp_algebra *algebra)
 {
-    return algebra->blas.handle != NULL ? "OpenBLAS" : "plain loops";
+    return algebra->far != NULL           ? algebra->far->name
+           : algebra->blas.handle != NULL ? "OpenBLAS"
+                                          : "plain loops";
+}
+
+void esp_algebra_set_far(esp_algebra *algebra, esp_far *far)
+{
+    algebra->far = far;
+}
+
+esp_far *esp_algebra_far(const esp_algebra *algebra)
+{
+    return algebra->far;
 }
 
 esp_context *esp_algebra_context(const esp_algebra *algebra)

@@ -1,0 +1,177 @@
+// What calibration does to whole matrices between the library's products: widening what layers
+// read, triangles, differences; and memory in the order of a stream.
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+#include <cuda_runtime.h>
+
+#include "cuda/calibrate_block.cuh"
+#include "cuda/gpu_calibrate.h"
+
+using namespace calibrate;
+
+namespace {
+
+constexpr int TILE = 32, TILE_ROWS = 8;
+
+__device__ __forceinline__ double number(float x)
+{
+    return x;
+}
+__device__ __forceinline__ double number(__half x)
+{
+    return __half2float(x);
+}
+__device__ __forceinline__ double number(__nv_bfloat16 x)
+{
+    return __bfloat162float(x);
+}
+
+template <typename T>
+__global__ void widen(const T *x, const T *less, int64_t columns, int64_t stride, double *to)
+{
+    int64_t row = blockIdx.y, column = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    if (column < columns) {
+        double value = number(x[row * stride + column]);
+        to[row * columns + column] =
+            less != nullptr ? value - number(less[row * stride + column]) : value;
+    }
+}
+
+template <typename T>
+void launch_widen(const void *x, const void *less, int64_t rows, int64_t columns, int64_t stride,
+                  double *to, cudaStream_t stream)
+{
+    dim3 grid((unsigned)((columns + THREADS - 1) / THREADS), (unsigned)rows);
+    widen<<<grid, THREADS, 0, stream>>>((const T *)x, (const T *)less, columns, stride, to);
+}
+
+// Tiles of one triangle go through shared memory to the other, so that both are read along rows.
+__global__ void mirror(double *matrix, int64_t n, bool down)
+{
+    __shared__ double tile[TILE][TILE + 1];
+    int64_t row = (int64_t)blockIdx.y * TILE, column = (int64_t)blockIdx.x * TILE;
+    if (down ? column < row : column > row) {
+        return;
+    }
+    for (int i = threadIdx.y; i < TILE; i += TILE_ROWS) {
+        if (row + i < n && column + threadIdx.x < n) {
+            tile[i][threadIdx.x] = matrix[(row + i) * n + column + threadIdx.x];
+        }
+    }
+    __syncthreads();
+    for (int i = threadIdx.y; i < TILE; i += TILE_ROWS) {
+        int64_t to_row = column + i, to_column = row + threadIdx.x;
+        if (to_row < n && to_column < n && (down ? to_column < to_row : to_column > to_row)) {
+            matrix[to_row * n + to_column] = tile[threadIdx.x][i];
+        }
+    }
+}
+
+__global__ void subtract(const double *a, const double *b, int64_t count, double *difference)
+{
+    int64_t step = (int64_t)gridDim.x * THREADS;
+    for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; i < count; i += step) {
+        difference[i] = a[i] - b[i];
+    }
+}
+
+int launched()
+{
+    return cudaGetLastError();
+}
+
+} // namespace
+
+extern "C" int gpu_pool_take(size_t bytes, void **memory, void *stream)
+{
+    cudaMemPool_t pool = nullptr;
+    uint64_t keep = UINT64_MAX;
+    int device = 0;
+    cudaError_t error = cudaGetDevice(&device);
+    if (error == cudaSuccess) {
+        error = cudaDeviceGetDefaultMemPool(&pool, device);
+    }
+    if (error == cudaSuccess) {
+        error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
+    }
+    if (error == cudaSuccess) {
+        error = cudaMallocAsync(memory, bytes > 0 ? bytes : 1, (cudaStream_t)stream);
+    }
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+    return error;
+}
+
+extern "C" void gpu_pool_give(void *memory, void *stream)
+{
+    if (memory != nullptr && cudaFreeAsync(memory, (cudaStream_t)stream) != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+}
+
+extern "C" void gpu_pool_trim(void)
+{
+    cudaMemPool_t pool = nullptr;
+    int device = 0;
+    if (cudaGetDevice(&device) != cudaSuccess ||
+        cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
+        cudaMemPoolTrimTo(pool, 0) != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+}
+
+extern "C" int gpu_clear(void *memory, size_t bytes, void *stream)
+{
+    return cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)stream);
+}
+
+extern "C" int gpu_copy(void *to, const void *from, size_t bytes)
+{
+    cudaError_t error = cudaDeviceSynchronize();
+    if (error == cudaSuccess) {
+        error = cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice);
+    }
+    if (error == cudaSuccess) { // it may return before it is done
+        error = cudaDeviceSynchronize();
+    }
+    if (error != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+    return error;
+}
+
+extern "C" int gpu_move(void *to, const void *from, size_t bytes, void *stream)
+{
+    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream);
+}
+
+extern "C" int gpu_widen_rows(const void *x, const void *less, gpu_type type, int64_t rows,
+                              int64_t columns, int64_t stride, double *to, void *stream)
+{
+    cudaStream_t in = (cudaStream_t)stream;
+    if (type == GPU_F32) {
+        launch_widen<float>(x, less, rows, columns, stride, to, in);
+    } else if (type == GPU_F16) {
+        launch_widen<__half>(x, less, rows, columns, stride, to, in);
+    } else {
+        launch_widen<__nv_bfloat16>(x, less, rows, columns, stride, to, in);
+    }
+    return launched();
+}
+
+extern "C" int gpu_mirror(double *matrix, int64_t n, bool down, void *stream)
+{
+    unsigned tiles = (unsigned)((n + TILE - 1) / TILE);
+    mirror<<<dim3(tiles, tiles), dim3(TILE, TILE_ROWS), 0, (cudaStream_t)stream>>>(matrix, n, down);
+    return launched();
+}
+
+extern "C" int gpu_subtract(const double *a, const double *b, int64_t count, double *difference,
+                            void *stream)
+{
+    int64_t blocks = (count + THREADS - 1) / THREADS;
+    subtract<<<(unsigned)(blocks < 4096 ? blocks : 4096), THREADS, 0, (cudaStream_t)stream>>>(
+        a, b, count, difference);
+    return launched();
+}
