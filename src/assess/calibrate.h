@@ -91,7 +91,7 @@ ESP_MUST_CHECK esp_status esp_calibration_advance(esp_calibration *calibration, 
 ESP_MUST_CHECK esp_status esp_calibration_collect(esp_calibration *calibration,
                                                   const esp_calibrated_linear *linear,
                                                   esp_error *error);
-void esp_calibration_drop_inputs(esp_calibration *calibration);
+void esp_calibration_drop_inputs(esp_calibration *calibration, esp_group_inputs *inputs);
 /* "cancelled" when the caller of it all says so; share: of the present tensor's work. */
 ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibration, double share,
                                                double weights, esp_error *error);

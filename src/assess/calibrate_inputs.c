@@ -123,10 +123,9 @@ static esp_status find_groups(esp_calibration *calibration, esp_error *error)
 
 /* ---- sums ---- */
 
-void esp_calibration_drop_inputs(esp_calibration *calibration)
+void esp_calibration_drop_inputs(esp_calibration *calibration, esp_group_inputs *inputs)
 {
     esp_context *context = calibration->context;
-    esp_group_inputs *inputs = &calibration->inputs;
     const double *const held[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
     esp_far *far = calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
     for (int i = 0; i < ESP_COUNT(held) && far != NULL; i++) {
@@ -380,7 +379,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     if (inputs->group == linear->group && inputs->layer == linear->layer) {
         return ESP_OK;
     }
-    esp_calibration_drop_inputs(calibration);
+    esp_calibration_drop_inputs(calibration, &calibration->inputs);
     esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
     collect_job job = {.calibration = calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};

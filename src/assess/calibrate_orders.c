@@ -124,7 +124,7 @@ static esp_status take_inputs(order_job *job, int64_t number, const esp_permutat
     const esp_group_inputs *from = job->inputs[number];
     esp_group_inputs *to = &calibration->inputs;
     int axis = esp_permutation_axis(orders, calibration->linears[number].name, 1);
-    esp_group_inputs_free(calibration->context, to);
+    esp_calibration_drop_inputs(calibration, to);
     to->in = from->in;
     to->tokens = from->tokens;
     to->damping = from->damping;
@@ -179,7 +179,7 @@ static void close(order_job *job)
 {
     esp_calibration *calibration = &job->calibration;
     for (int64_t i = 0; i < job->group_count; i++) {
-        esp_group_inputs_free(calibration->context, &job->groups[i]);
+        esp_calibration_drop_inputs(calibration, &job->groups[i]);
     }
     esp_release(calibration->context, job->groups);
     esp_release(calibration->context, job->inputs);
