@@ -42,18 +42,17 @@ step() {
     "$@" >"$out/$name.log" 2>&1
     settle "$name" $? $(($(date +%s) - started))
 }
-# later NAME COMMAND...: a step that may run beside others; all_at_once runs what has gathered. The reference on
-# the processor takes most of the time, so there are as many at a time as there are processors.
+# later NAME COMMAND...: a step that may run beside others; at_once N runs what has gathered, N at a time.
 later() {
     name=$1
     shift
     echo "s=\$(date +%s); { $*; } >$out/$name.log 2>&1; echo \$? \$((\$(date +%s) - s)) >$out/$name.status" >>"$out/gathered"
     names="$names $name"
 }
-names='' jobs=$(nproc)
-all_at_once() {
+names=''
+at_once() {
     [ -n "$names" ] || return
-    tr '\n' '\0' <"$out/gathered" | xargs -0 -n 1 -P "$jobs" sh -c
+    tr '\n' '\0' <"$out/gathered" | xargs -0 -n 1 -P "$1" sh -c
     for name in $names; do
         # shellcheck disable=SC2046
         settle "$name" $(cat "$out/$name.status")
@@ -69,29 +68,29 @@ not_run() {
 
 # ---- right? ----
 rm -f "$out/gathered"
+# The reference on the processor takes most of the time of many cases, so as many run at a time as there are
+# processors. Random problems are small and many: processes share the GPU by turns, for which every call waits.
 for test in "$build"/tests/test_cuda*; do
     program=$(basename "$test")
-    "$test" -l >"$out/cases"
-    [ -s "$out/cases" ] || step "$program" false
+    "$test" -l >"$out/cases-$program"
+    [ -s "$out/cases-$program" ] || step "$program" false
     while wanted tests && read -r case; do
         later "$program-$(echo "$case" | tr ' ' '_')" "$test '$case'"
-    done <"$out/cases"
+    done <"$out/cases-$program"
 done
-all_at_once
-# Of small problems a GPU does fewer the more processes it turns between: block kernels were checked every 2.4, 2.5, 2.9
-# and 4.5 ms with 1, 2, 4 and 16 of them.
-jobs=4
+at_once "$(nproc)"
 for test in "$build"/tests/test_cuda*; do
-    "$test" -l | grep '^random' >"$out/cases"
+    program=$(basename "$test")
     while wanted random && read -r case; do
-        for seed in $(seq "$seeds"); do
-            later "$(basename "$test")-$(echo "$case" | tr ' ' '_')-$seed" \
-                "TEST_SEED=$seed TEST_ROUNDS=$rounds $test '$case'"
+        case $case in random*) ;; *) continue ;; esac
+        seed=0
+        while [ $seed -lt "$seeds" ]; do
+            seed=$((seed + 1))
+            later "$program-$(echo "$case" | tr ' ' '_')-$seed" "TEST_SEED=$seed TEST_ROUNDS=$rounds $test '$case'"
         done
-    done <"$out/cases"
+    done <"$out/cases-$program"
 done
-all_at_once
-jobs=$(nproc)
+at_once 2
 if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in "$build"/tests/test_cuda*; do
@@ -99,7 +98,7 @@ if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
             later "$tool-$(basename "$test")" "compute-sanitizer --tool $tool --error-exitcode 9 $test sanitizer"
         done
     done
-    all_at_once
+    at_once "$(nproc)"
 elif wanted sanitizers; then
     not_run "memcheck, racecheck, initcheck, synccheck: compute-sanitizer is not there"
 fi
