@@ -419,6 +419,63 @@ static void unkept_columns(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- forms ---- */
+
+/* A plan for the spread form wants a weight that holds it; what else it holds does not matter. */
+static void run_in_forms(test_run *run, esp_device *device, const product *p, unsigned forms)
+{
+    const esp_plan_options wish = {.forms = ESP_FORM_SPREAD};
+    const esp_pack_options held = {.forms = forms};
+    esp_plan *plan = NULL;
+    esp_packed *packed = NULL;
+    test_sub(run, "forms %u", forms);
+    CHECK_OK(esp_plan_create_with(device, &p->problem, &wish, &plan, error));
+    CHECK_OK(esp_pack_with(device, p->sparse, &held, &packed, error));
+    if (plan != NULL && packed != NULL) {
+        char *memory = esp_device_alloc(device, 1 << 20);
+        esp_matmul_args args = {.weight = packed, .x = memory, .y = memory + (1 << 19)};
+        CHECK_INT(esp_plan_form(plan), ESP_FORM_SPREAD);
+        CHECK(!esp_plan_runs_dense(plan));
+        CHECK_INT(esp_packed_forms(packed), forms);
+        if ((forms & ESP_FORM_SPREAD) != 0) {
+            CHECK_OK(esp_matmul_run(plan, &args, error));
+        } else {
+            CHECK_FAILS(esp_matmul_run(plan, &args, error), ESP_BAD_ARGUMENT,
+                        "matmul.missing_form");
+        }
+        CHECK_OK(esp_device_wait(device, error));
+        esp_device_release(device, memory);
+    }
+    esp_packed_free(packed);
+    esp_plan_free(plan);
+}
+
+static void spread_form(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *device = open_gpu(run, context);
+    esp_matmul_problem problem = problem_of(run, "matmul/16:2:5/f16/128x256x40");
+    const char *names[64];
+    if (device != NULL && usable_on(device, &problem, names) > 0) {
+        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
+        for (unsigned forms = 1; forms < 8; forms++) {
+            run_in_forms(run, device, &p, forms);
+        }
+        test_sub(run, "patterns that have no such form");
+        esp_matmul_problem other = problem_of(run, "matmul/16:2:6/f16/128x256x40");
+        product q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
+        const esp_pack_options spread = {.forms = ESP_FORM_SPREAD};
+        esp_packed *packed = NULL;
+        CHECK_OK(esp_pack_with(device, q.sparse, &spread, &packed, error));
+        CHECK_INT(esp_packed_forms(packed), ESP_FORM_SPARSE);
+        esp_packed_free(packed);
+        product_free(&q);
+        product_free(&p);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 /* ---- wrong arguments ---- */
 
 static void wrong_arguments(test_run *run)
@@ -533,5 +590,6 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"random_short_panels_few", random_short_panels_few},
                                   {"large_problems", large_problems},
                                   {"unkept_columns", unkept_columns},
+                                  {"spread_form", spread_form},
                                   {"wrong_arguments", wrong_arguments}};
 TEST_MAIN(cases)

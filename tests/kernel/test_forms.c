@@ -105,6 +105,28 @@ static void dense_has_one_form(test_run *run)
     test_context_free(run, context);
 }
 
+/* The bit asks for nothing on a device whose kernels do not read that form. */
+static void nothing_is_spread(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *device = NULL;
+    esp_matmul_problem problem = problem_of(run, "matmul/16:2:5/f32/32x64x3");
+    product p = product_make(run, context, &problem, 1, INTEGERS, false, false);
+    REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
+    for (unsigned forms = 1; forms < 8; forms++) {
+        const esp_pack_options options = {forms};
+        unsigned left = forms & BOTH;
+        esp_packed *packed = NULL;
+        test_sub(run, "forms %u", forms);
+        REQUIRE_OK(esp_pack_with(device, p.sparse, &options, &packed, error));
+        CHECK_INT(esp_packed_forms(packed), left != 0 ? left : ESP_FORM_SPARSE);
+        esp_packed_free(packed);
+    }
+    product_free(&p);
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 static void packing_runs_out_of_memory(test_run *run)
 {
     failing heap = {.left = LONG_MAX};
@@ -378,6 +400,7 @@ static void identities(test_run *run)
 static const test_case cases[] = {
     {"every_form_runs", every_form_runs},
     {"dense_has_one_form", dense_has_one_form},
+    {"nothing_is_spread", nothing_is_spread},
     {"packing_runs_out_of_memory", packing_runs_out_of_memory},
     {"choices_by_prediction", choices_by_prediction},
     {"choices_by_measurement", choices_by_measurement},
