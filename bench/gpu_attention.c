@@ -95,16 +95,16 @@ static void *numbers(size_t count)
 static operands operands_make(const shape *s)
 {
     operands o = {NULL};
-    int64_t columns = s->kind == GROUPS   ? s->groups * ((s->tokens + 7) / 8 * 8)
-                      : is_decode(s) ? s->groups
-                                          : s->tokens;
+    int64_t columns = s->kind == GROUPS ? s->groups * ((s->tokens + 7) / 8 * 8)
+                      : is_decode(s)    ? s->groups
+                                        : s->tokens;
     o.stride = (columns + 7) / 8 * 8;
     size_t q = (size_t)(s->heads * s->head_dim * o.stride);
     o.cache = (size_t)(s->kv_heads * s->tokens * s->head_dim);
     size_t sequences = is_decode(s) ? (size_t)s->groups : 1;
-    size_t kv = s->kind == GROUPS   ? q
-                : is_decode(s) ? 2 * o.cache * sequences * (size_t)s->calls
-                                    : o.cache;
+    size_t kv = s->kind == GROUPS ? q
+                : is_decode(s)    ? 2 * o.cache * sequences * (size_t)s->calls
+                                  : o.cache;
     o.q = numbers(q);
     o.k = numbers(kv);
     o.v = is_decode(s) ? (char *)o.k + o.cache * 2 : numbers(kv); /* layer by layer */

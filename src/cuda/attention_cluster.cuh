@@ -18,6 +18,19 @@ __device__ __forceinline__ float4 load_shared_four(uint32_t address)
 }
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
+__device__ __forceinline__ uint32_t block_of_cluster()
+{
+    uint32_t rank;
+    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+    return rank;
+}
+// The same place in the shared memory of block `rank` of the cluster.
+__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank)
+{
+    uint32_t there;
+    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
+    return there;
+}
 // All threads: this one has come, and what it expects can be sent; later, all of the cluster have.
 __device__ __forceinline__ void cluster_has_come()
 {
@@ -57,6 +70,14 @@ __device__ __forceinline__ void send_four(uint32_t to, const float (&v)[4], uint
                  : "memory");
 }
 #else
+__device__ __forceinline__ uint32_t block_of_cluster()
+{
+    return 0;
+}
+__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t)
+{
+    return address;
+}
 __device__ __forceinline__ void cluster_has_come()
 {
 }

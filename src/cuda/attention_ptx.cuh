@@ -70,54 +70,6 @@ __device__ __forceinline__ int32_t load_current(const int32_t *from)
     return value;
 }
 
-// ---- clusters of blocks (compute capability 9.0) ----
-
-#if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
-__device__ __forceinline__ uint32_t block_of_cluster()
-{
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
-}
-// Waits for all threads of the cluster; what they wrote to shared memory is seen.
-__device__ __forceinline__ void cluster_barrier()
-{
-    asm volatile("barrier.cluster.arrive.release.aligned;\n"
-                 "barrier.cluster.wait.acquire.aligned;" ::
-                     : "memory");
-}
-// The same place in the shared memory of block `rank` of the cluster.
-__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank)
-{
-    uint32_t there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
-}
-__device__ __forceinline__ float load_cluster_f32(uint32_t address)
-{
-    float value;
-    asm volatile("ld.shared::cluster.f32 %0, [%1];" : "=f"(value) : "r"(address) : "memory");
-    return value;
-}
-#else // a block is a cluster of its own
-__device__ __forceinline__ uint32_t block_of_cluster()
-{
-    return 0;
-}
-__device__ __forceinline__ void cluster_barrier()
-{
-    __syncthreads();
-}
-__device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t)
-{
-    return address;
-}
-__device__ __forceinline__ float load_cluster_f32(uint32_t address)
-{
-    return load_shared_f32(address);
-}
-#endif
-
 } // namespace ptx
 
 #endif

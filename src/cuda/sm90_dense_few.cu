@@ -190,8 +190,9 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
         finish.start();
     }
     bool mine = warp < groups && finish.finishes(warp);
-    int first = row + warp * 16 + lane / 4 * 2;
-    two_rows<EIGHTS, READING == ONE> ends(mine && first < p.out ? first : -1, mine && first + 1 < p.out ? first + 1 : -1);
+    int first = row + warp * 16 + lane / 4 * 2, second = first + 1;
+    two_rows<EIGHTS, READING == ONE> ends(mine && first < p.out ? first : -1,
+                                          mine && second < p.out ? second : -1);
     __syncwarp();
     ptx::cluster_has_come();
     if (lane == 0) {

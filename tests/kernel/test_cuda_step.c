@@ -405,12 +405,8 @@ static void steps(bed *b)
     static const int capacities[] = {1, 2, 15, 16, 17, 64, 65, 127, 128, 129, 511, 1025, 4096};
     static const int32_t moves[] = {0, 1, -1, 40, 5000};
     for (int i = 0; i < 91; i++) {
-        step_shape n = {heads[i % 7][0],
-                        heads[i % 7][1],
-                        dims[i % 9],
-                        1 + (i * 5) % 16,
-                        capacities[(i * 4) % 13],
-                        moves[i % 5]};
+        step_shape n = {heads[i % 7][0],  heads[i % 7][1],          dims[i % 9],
+                        1 + (i * 5) % 16, capacities[(i * 4) % 13], moves[i % 5]};
         n.sequences = n.capacity > 1000 ? (n.sequences + 3) / 4 : n.sequences;
         check_step(b, &n);
     }
