@@ -125,7 +125,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), 1);
-            ptx::barrier_init(at.empty(i), WARPS);
+            ptx::barrier_init(at.empty(i), WARPS * 32);
         }
         for (int i = 0; i < WARPS; i++) {
             ptx::barrier_init(at.residual(i), 1);
