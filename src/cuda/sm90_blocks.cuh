@@ -22,7 +22,8 @@
 // before they leave, and such strips are computed again, fragment by fragment (`leave_exactly`).
 //
 // Shared memory, bytes, T = 256: 4 stages x (32768 of X + 16384 of weights) | 8 warps x 4096 of leaving sums |
-// 4 x 4 of masks | barriers. With activations or residuals 3 stages, 8 warps x 8192. Registers: 128 sums and 2 x 16 of weights a thread (232 in all), 40 a loader.
+// 4 x 4 of masks | barriers. With activations or residuals 3 stages, 8 warps x 8192. Registers: 128 sums and
+// 2 x 16 of weights a thread (232 in all), 40 a loader.
 //
 // Tails. Tensor copies write zeros for columns and tokens past the end of X; columns of padding are such.
 //
@@ -60,9 +61,9 @@ __device__ __forceinline__ void consume(const gpu_block_product &p, const tiles 
     int lane = threadIdx.x % 32, warp = uniform(threadIdx.x / 32);
     const gpu_epilogue &e = p.epilogue;
     bool engine = C::WHOLE || (is_plain(e) && goes_by_engine(p));
-    bool pairs = (e.bits & ESP_EP_SWIGLU) != 0;
+    bool pairs = ending::of<C>(e).gates();
     departures<C> leaving = {with, e, at.staging(warp), at.residual(warp),
-                             C::WHOLE && (e.bits & ESP_EP_RESIDUAL) != 0};
+                             C::WHOLE && ending::of<C>(e).adds()};
     consumer<C> self = {at, warp / 4, warp % 4, lane, leaving, {}, 0, {}};
     self.set_unit(p.weight.unit);
     int count = all.bands * all.tokens;
@@ -124,7 +125,7 @@ __global__ void __launch_bounds__(THREADS, 1)
     if (threadIdx.x == 0) {
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(at.full(i), 1);
-            ptx::barrier_init(at.empty(i), WARPS);
+            ptx::barrier_init(at.empty(i), WARPS * 32);
         }
         for (int i = 0; i < WARPS; i++) {
             ptx::barrier_init(at.residual(i), 1);
@@ -262,16 +263,33 @@ template <class C> int launch_as(const gpu_block_product &p, void *stream)
     return launch_beside(p.overlaps, kernel<C>, grid, THREADS, C::SHARED, stream, p, all, with);
 }
 
+template <bool BF16, bool BY_TOKEN, unsigned ENDING = 0>
+int launch_whole(const gpu_block_product &p, int tile_tokens, void *stream)
+{
+    return tile_tokens == 256
+               ? launch_as<config<BF16, BY_TOKEN, 256, 3, true, ENDING>>(p, stream)
+               : launch_as<config<BF16, BY_TOKEN, 128, 6, true, ENDING>>(p, stream);
+}
+
 template <bool BF16, bool BY_TOKEN>
 int launch_tile(const gpu_block_product &p, int tile_tokens, void *stream)
 {
-    bool whole = goes_by_engine(p) && !is_plain(p.epilogue);
-    if (tile_tokens == 256) {
-        return whole ? launch_as<config<BF16, BY_TOKEN, 256, 3, true>>(p, stream)
-                     : launch_as<config<BF16, BY_TOKEN, 256, 4, false>>(p, stream);
+    const gpu_epilogue &e = p.epilogue;
+    if (is_plain(e) || !goes_by_engine(p)) {
+        return tile_tokens == 256 ? launch_as<config<BF16, BY_TOKEN, 256, 4, false>>(p, stream)
+                                  : launch_as<config<BF16, BY_TOKEN, 128, 6, false>>(p, stream);
     }
-    return whole ? launch_as<config<BF16, BY_TOKEN, 128, 6, true>>(p, stream)
-                 : launch_as<config<BF16, BY_TOKEN, 128, 6, false>>(p, stream);
+    if constexpr (!BY_TOKEN) { // the endings that models ask for
+        bool usual = e.token_step == 1 && e.type == (BF16 ? GPU_BF16 : GPU_F16);
+        unsigned ending = e.bits & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS);
+        if (usual && ending == ESP_EP_GELU) {
+            return launch_whole<BF16, false, ESP_EP_GELU>(p, tile_tokens, stream);
+        }
+        if (usual && ending == ESP_EP_RESIDUAL) {
+            return launch_whole<BF16, false, ESP_EP_RESIDUAL>(p, tile_tokens, stream);
+        }
+    }
+    return launch_whole<BF16, BY_TOKEN>(p, tile_tokens, stream);
 }
 
 template <bool BF16> int launch(const gpu_block_product &p, int tile_tokens, void *stream)

@@ -7,7 +7,8 @@
 // being multiplied is loaded into their places, where it waits for the sums.
 //
 // A loop goes over the boxes and moves the sums along: unrolled, it outgrows the instruction cache,
-// which cost more than a tenth of the time.
+// which cost more than a tenth of the time. Where all that is to be done is known when this is
+// compiled (gelu; a residual), the code is short enough to go on without a loop.
 #ifndef ESP_CUDA_SM90_BLOCKS_FINISH_CUH
 #define ESP_CUDA_SM90_BLOCKS_FINISH_CUH
 
@@ -16,6 +17,26 @@
 
 namespace blocks
 {
+
+// What happens to sums after scale and bias.
+struct ending {
+    unsigned bits;
+    gpu_type type; // of Y
+
+    template <class C> static __device__ __forceinline__ ending of(const gpu_epilogue &e)
+    {
+        return C::ENDING == 0 ? ending{e.bits, e.type}
+                              : ending{C::ENDING, C::BF16 ? GPU_BF16 : GPU_F16};
+    }
+    __device__ __forceinline__ bool adds() const
+    {
+        return (bits & ESP_EP_RESIDUAL) != 0;
+    }
+    __device__ __forceinline__ bool gates() const
+    {
+        return (bits & ESP_EP_SWIGLU) != 0;
+    }
+};
 
 // Any activation but swiglu.
 template <int COUNT> __device__ __forceinline__ void activate_all(unsigned bits, float (&v)[COUNT])
@@ -40,10 +61,9 @@ template <int COUNT> __device__ __forceinline__ void activate_all(unsigned bits,
 }
 
 // Two tokens, with what stands in their place if that is to be added.
-__device__ __forceinline__ uint32_t add_and_round(const gpu_epilogue &e, uint32_t old, float a,
-                                                  float b)
+__device__ __forceinline__ uint32_t add_and_round(const ending &e, uint32_t old, float a, float b)
 {
-    if ((e.bits & ESP_EP_RESIDUAL) != 0) {
+    if (e.adds()) {
         float2 more = epilogue::widen_pair(e.type, old);
         a = __fadd_rn(a, more.x), b = __fadd_rn(b, more.y);
     }
@@ -51,11 +71,10 @@ __device__ __forceinline__ uint32_t add_and_round(const gpu_epilogue &e, uint32_
 }
 
 // Four pairs, one of each of four matrices of 8 x 8.
-__device__ __forceinline__ void put_matrices(const gpu_epilogue &e, uint32_t at,
-                                             const float (&v)[8])
+__device__ __forceinline__ void put_matrices(const ending &e, uint32_t at, const float (&v)[8])
 {
     uint32_t words[4] = {0, 0, 0, 0};
-    if ((e.bits & ESP_EP_RESIDUAL) != 0) {
+    if (e.adds()) {
         ptx::load_matrices(at, words);
     }
 #pragma unroll
@@ -67,8 +86,8 @@ __device__ __forceinline__ void put_matrices(const gpu_epilogue &e, uint32_t at,
 
 // Rows of 128 bytes, swizzled; matrices are the even and the odd rows of eight tokens, then of the
 // next eight.
-__device__ __forceinline__ void put_by_feature(const gpu_epilogue &e, const float (&v)[32],
-                                               uint32_t to, int lane)
+__device__ __forceinline__ void put_by_feature(const ending &e, const float (&v)[32], uint32_t to,
+                                               int lane)
 {
     uint32_t row = lane % 8 * 2 + lane / 8 % 2, chunk = lane / 16;
 #pragma unroll
@@ -83,8 +102,7 @@ __device__ __forceinline__ void put_by_feature(const gpu_epilogue &e, const floa
 }
 
 // As above; eight rows of Y, matrices are four eights of tokens.
-__device__ __forceinline__ void lay_gated(const gpu_epilogue &e, const float (&v)[32], uint32_t to,
-                                          int lane)
+__device__ __forceinline__ void lay_gated(const ending &e, const float (&v)[32], uint32_t to, int lane)
 {
     uint32_t row = lane % 8, chunk = lane / 8;
     const activate::gate silu = activate::gate::of(false);
@@ -102,11 +120,11 @@ __device__ __forceinline__ void lay_gated(const gpu_epilogue &e, const float (&v
 
 // By token: 32 bytes a token. Half of the lanes begin with their second token: no two meet in a
 // bank.
-__device__ __forceinline__ void put_by_token(const gpu_epilogue &e, const float (&v)[32],
-                                             uint32_t to, int lane)
+__device__ __forceinline__ void put_by_token(const ending &e, const float (&v)[32], uint32_t to,
+                                             int lane)
 {
     uint32_t second = lane / 2 % 2, slot = to + lane % 4 * 64 + lane / 4 * 4;
-    bool adds = (e.bits & ESP_EP_RESIDUAL) != 0;
+    bool adds = e.adds();
 #pragma unroll
     for (int eight = 0; eight < 8; eight++) {
         const float *four = v + eight * 4;
@@ -142,11 +160,11 @@ template <class C> struct departures {
     // Of a box: swiglu leaves half of the rows.
     __device__ __forceinline__ uint32_t box_bytes() const
     {
-        return (e.bits & ESP_EP_SWIGLU) != 0 ? BOX_BYTES / 2 : BOX_BYTES;
+        return ending::of<C>(e).gates() ? BOX_BYTES / 2 : BOX_BYTES;
     }
     __device__ __forceinline__ bool by_feature() const
     {
-        return e.token_step == 1;
+        return C::ENDING != 0 || e.token_step == 1;
     }
     __device__ __forceinline__ void send_next(int lane)
     {
@@ -210,23 +228,22 @@ __device__ __forceinline__ void leave_finished(const gpu_block_product &p, depar
                                                float (&sums)[C::TOKENS / 2], const two_terms &terms,
                                                int lane)
 {
-    const gpu_epilogue &e = p.epilogue;
-    bool gated = (e.bits & ESP_EP_SWIGLU) != 0;
-#pragma unroll 1
+    const ending e = ending::of<C>(p.epilogue);
+#pragma unroll(C::ENDING == 0 ? 1 : C::BOXES)
     for (int box = 0; box < C::BOXES; box++) {
         uint32_t to = leaving.boxes + box * BOX_BYTES;
         float v[32];
 #pragma unroll
         for (int eight = 0; eight < 8; eight++) {
             float four[4];
-            finish_four(e, sums + eight * 4, terms, four);
+            finish_four(sums + eight * 4, terms, four);
 #pragma unroll
             for (int i = 0; i < 4; i++) {
                 v[eight * 4 + i] = four[i];
             }
         }
         activate_all(e.bits, v);
-        if (gated) {
+        if (e.gates()) {
             lay_gated(e, v, to, lane);
         } else if (leaving.by_feature()) {
             put_by_feature(e, v, to, lane);

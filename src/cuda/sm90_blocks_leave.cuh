@@ -30,15 +30,11 @@ struct two_terms { // of a thread's two rows
 };
 
 // Eight tokens' sums of a thread: [i] are row i / 2, token i % 2.
-__device__ __forceinline__ void finish_four(const gpu_epilogue &e, const float *sums,
-                                            const two_terms &terms, float (&v)[4])
+__device__ __forceinline__ void finish_four(const float *sums, const two_terms &terms, float (&v)[4])
 {
 #pragma unroll
     for (int i = 0; i < 4; i++) {
-        v[i] = sums[i];
-        if ((e.bits & (ESP_EP_SCALE | ESP_EP_BIAS)) != 0) {
-            v[i] = __fadd_rn(__fmul_rn(v[i], terms.scale[i / 2]), terms.bias[i / 2]);
-        }
+        v[i] = fmaf(sums[i], terms.scale[i / 2], terms.bias[i / 2]);
     }
 }
 
@@ -51,8 +47,8 @@ __device__ __forceinline__ void lay_by_feature(const gpu_epilogue &e, const floa
 #pragma unroll
     for (int pair = 0; pair < 4; pair++) { // of eights
         float a[4], b[4];
-        finish_four(e, sums + pair * 8, terms, a);
-        finish_four(e, sums + pair * 8 + 4, terms, b);
+        finish_four(sums + pair * 8, terms, a);
+        finish_four(sums + pair * 8 + 4, terms, b);
         uint32_t slot = to + row * 128 + (((pair * 2 + chunk) ^ (row & 7)) << 4);
         const uint32_t words[4] = {
             epilogue::round_pair(e.type, a[0], a[1]), epilogue::round_pair(e.type, a[2], a[3]),
@@ -69,7 +65,7 @@ __device__ __forceinline__ void lay_by_token(const gpu_epilogue &e, const float 
 #pragma unroll
     for (int eight = 0; eight < 8; eight++) {
         float v[4];
-        finish_four(e, sums + eight * 4, terms, v);
+        finish_four(sums + eight * 4, terms, v);
         uint32_t even = epilogue::round_pair(e.type, v[0], v[2]);
         uint32_t odd = epilogue::round_pair(e.type, v[1], v[3]);
         ptx::store_shared_u32(slot + eight * 256 + second * 32, second != 0 ? odd : even);

@@ -57,12 +57,10 @@ template <class C> struct consumer {
         return x_form | ((at.x(place.stage) + x_offset[k]) & 0x3FFFF) >> 4;
     }
 
+    // Every lane has read from it, so every lane arrives.
     __device__ __forceinline__ void release(int stage)
     {
-        __syncwarp(); // all lanes have read it
-        if (lane == 0) {
-            ptx::barrier_arrive(at.empty(stage));
-        }
+        ptx::barrier_arrive(at.empty(stage));
     }
 
     // The 16 columns that COLUMNS has bits for. No branch stands between the products of a step: with one, the

@@ -14,9 +14,12 @@ constexpr uint32_t HALF_BYTES = GPU_HALF_STEP_FRAGMENTS * GPU_FRAGMENT_BYTES;
 constexpr uint32_t BOX_BYTES = 2048; // of Y: 16 rows x 64 tokens
 
 // BY_TOKEN: X. WHOLE: there is room for all boxes of Y that a warp has in a tile, so that sums can be finished by
-// activations and residuals there; otherwise for two.
-template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_, bool WHOLE_> struct config {
+// activations and residuals there; otherwise for two. ENDING: which of them, beside scale and bias, for Y by feature
+// of X's type; 0: as the product says.
+template <bool BF16_, bool BY_TOKEN_, int TOKENS_, int STAGES_, bool WHOLE_, unsigned ENDING_ = 0>
+struct config {
     static constexpr bool BF16 = BF16_, BY_TOKEN = BY_TOKEN_, WHOLE = WHOLE_;
+    static constexpr unsigned ENDING = ENDING_;
     static constexpr int TOKENS = TOKENS_, STAGES = STAGES_, BOXES = TOKENS / 64;
     static constexpr uint32_t STAGING_BYTES = (WHOLE ? BOXES : 2) * BOX_BYTES; // of a warp
     static_assert(epilogue::ROWS * epilogue::PITCH * 4 <= STAGING_BYTES, "a strip does not fit");
