@@ -251,8 +251,8 @@ sub setting {
 if (@several) {
     print "\n**Pairs, means of the seeds that both have**\n\n";
     heads('first', 'second', 'seeds', 'difference');
-    for my $method (qw(obs joint)) {
-        compare_seeds(setting('128:2:5', $method, 'yes'), setting('2:4', $_, 'no')) for qw(wanda ria);
+    for my $best (['obs', 'yes'], ['joint', 'yes'], ['joint', 'yes', 'turned']) {
+        compare_seeds(setting('128:2:5', @$best), setting('2:4', $_, 'no')) for qw(wanda ria);
     }
     for my $v (64, 128) {
         compare_seeds(setting("panel:$v\@0.75", $_, 'yes'), setting("$v:2:8", $_, 'yes')) for qw(sparsegpt obs joint);
