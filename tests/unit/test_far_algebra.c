@@ -181,7 +181,8 @@ static void open_bed(bed *b, test_run *run)
         b->target[i] = (double)esp_random_below(&random, 2001) / 1000 - 1;
     }
     for (int i = 0; i < IN * 2 * IN; i++) {
-        x[i] = (float)esp_random_below(&random, 2001) / 1000 - 1 + (i < 2 * IN ? 0 : x[i - 2 * IN]);
+        x[i] = (float)esp_random_below(&random, 2001) / 1000 - 1 +
+               (i < 2 * IN ? 0 : x[i - 2 * IN] / 2);
     }
     REQUIRE(esp_algebra_gram_floats(b->device.host, IN) <= ESP_COUNT(scratch));
     esp_algebra_add_gram(b->device.host, x, IN, x, IN, 2 * IN, scratch, b->gram);
