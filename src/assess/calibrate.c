@@ -405,7 +405,7 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 
 void esp_calibration_close(esp_calibration *calibration)
 {
-    esp_calibration_drop_inputs(calibration, &calibration->inputs);
+    esp_group_inputs_free(calibration, &calibration->inputs);
     esp_calibration_turn_close(calibration);
     esp_calibration_drop(calibration);
     esp_release(calibration->context, calibration->linears);

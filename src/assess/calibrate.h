@@ -91,7 +91,12 @@ ESP_MUST_CHECK esp_status esp_calibration_advance(esp_calibration *calibration, 
 ESP_MUST_CHECK esp_status esp_calibration_collect(esp_calibration *calibration,
                                                   const esp_calibrated_linear *linear,
                                                   esp_error *error);
-void esp_calibration_drop_inputs(esp_calibration *calibration, esp_group_inputs *inputs);
+void esp_group_inputs_free(const esp_calibration *calibration, esp_group_inputs *inputs);
+/* Where a device does the algebra: what calibration->inputs hold goes there as it is now, once for
+ * all layers; and a device's copies are given up. */
+ESP_MUST_CHECK esp_status esp_calibration_hold(const esp_calibration *calibration,
+                                               esp_error *error);
+void esp_calibration_let_go(const esp_calibration *calibration, const esp_group_inputs *inputs);
 /* "cancelled" when the caller of it all says so; share: of the present tensor's work. */
 ESP_MUST_CHECK esp_status esp_calibration_step(const esp_calibration *calibration, double share,
                                                double weights, esp_error *error);

@@ -123,18 +123,22 @@ static esp_status find_groups(esp_calibration *calibration, esp_error *error)
 
 /* ---- sums ---- */
 
-void esp_calibration_drop_inputs(esp_calibration *calibration, esp_group_inputs *inputs)
+void esp_calibration_let_go(const esp_calibration *calibration, const esp_group_inputs *inputs)
 {
-    esp_context *context = calibration->context;
     const double *const held[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
     esp_far *far = calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
     for (int i = 0; i < ESP_COUNT(held) && far != NULL; i++) {
         far->ops->drop(far, held[i]);
     }
-    esp_release(context, inputs->gram);
-    esp_release(context, inputs->cross);
-    esp_release(context, inputs->residual);
-    esp_release(context, inputs->inverse);
+}
+
+void esp_group_inputs_free(const esp_calibration *calibration, esp_group_inputs *inputs)
+{
+    double *const areas[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
+    esp_calibration_let_go(calibration, inputs);
+    for (int i = 0; i < ESP_COUNT(areas); i++) {
+        esp_release(calibration->context, areas[i]);
+    }
     *inputs = (esp_group_inputs){.group = -1};
 }
 
@@ -304,19 +308,21 @@ static esp_status end_moments(const esp_calibration *calibration, esp_error *err
     return ESP_OK;
 }
 
-/* What the host changed since (damping, orders, turns) goes to the device once, for all layers. */
-static esp_status hold_moments(const esp_calibration *calibration, esp_error *error)
+esp_status esp_calibration_hold(const esp_calibration *calibration, esp_error *error)
 {
     const esp_group_inputs *inputs = &calibration->inputs;
+    const double *const squares[] = {inputs->gram, inputs->cross, inputs->inverse};
     esp_far *far = esp_algebra_far(calibration->algebra);
     if (far == NULL) {
         return ESP_OK;
     }
     far->ops->drop(far, inputs->residual);
-    ESP_TRY(far->ops->hold(far, inputs->gram, inputs->in * inputs->in, false, error));
-    return inputs->cross != NULL
-               ? far->ops->hold(far, inputs->cross, inputs->in * inputs->in, false, error)
-               : ESP_OK;
+    for (int i = 0; i < ESP_COUNT(squares); i++) {
+        if (squares[i] != NULL) {
+            ESP_TRY(far->ops->hold(far, squares[i], inputs->in * inputs->in, false, error));
+        }
+    }
+    return ESP_OK;
 }
 
 /* The damping that keeps H invertible; it counts as a wish to stay near the dense weights. */
@@ -379,7 +385,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     if (inputs->group == linear->group && inputs->layer == linear->layer) {
         return ESP_OK;
     }
-    esp_calibration_drop_inputs(calibration, &calibration->inputs);
+    esp_group_inputs_free(calibration, inputs);
     esp_weight_info weight = esp_checkpoint_get(calibration->checkpoint, linear->index);
     collect_job job = {.calibration = calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
@@ -389,7 +395,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
     if (status == ESP_OK) {
         status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);
     }
-    status = status == ESP_OK ? hold_moments(calibration, error) : status;
+    status = status == ESP_OK ? esp_calibration_hold(calibration, error) : status;
     esp_release(calibration->context, job.room);
     esp_release(calibration->context, job.scratch);
     if (status == ESP_OK) {

@@ -37,6 +37,7 @@ static esp_status look(order_job *job, int64_t number, esp_error *error)
     if (inputs == NULL) {
         ESP_TRY(esp_calibration_collect(calibration, linear, error));
         ESP_TRY(esp_calibration_invert(calibration, error));
+        esp_calibration_let_go(calibration, &calibration->inputs);
         inputs = &job->groups[job->group_count++];
         *inputs = calibration->inputs; /* which gives them up */
         calibration->inputs = (esp_group_inputs){.group = -1};
@@ -124,15 +125,16 @@ static esp_status take_inputs(order_job *job, int64_t number, const esp_permutat
     const esp_group_inputs *from = job->inputs[number];
     esp_group_inputs *to = &calibration->inputs;
     int axis = esp_permutation_axis(orders, calibration->linears[number].name, 1);
-    esp_calibration_drop_inputs(calibration, to);
+    esp_group_inputs_free(calibration, to);
     to->in = from->in;
     to->tokens = from->tokens;
     to->damping = from->damping;
     to->dead = from->dead;
     ESP_TRY(
         copy_square(calibration->context, from->gram, from->in, orders, axis, &to->gram, error));
-    return copy_square(calibration->context, from->inverse, from->in, orders, axis, &to->inverse,
-                       error);
+    ESP_TRY(copy_square(calibration->context, from->inverse, from->in, orders, axis, &to->inverse,
+                        error));
+    return esp_calibration_hold(calibration, error);
 }
 
 static esp_status prune_one(order_job *job, int64_t number, const esp_pattern *pattern,
@@ -179,7 +181,7 @@ static void close(order_job *job)
 {
     esp_calibration *calibration = &job->calibration;
     for (int64_t i = 0; i < job->group_count; i++) {
-        esp_calibration_drop_inputs(calibration, &job->groups[i]);
+        esp_group_inputs_free(calibration, &job->groups[i]);
     }
     esp_release(calibration->context, job->groups);
     esp_release(calibration->context, job->inputs);

@@ -76,19 +76,19 @@ static void make_key(const esp_calibration *calibration, const esp_calibrated_li
                        ? esp_crc32c(0, values->data, bytes)
                        : 0;
     esp_pattern_print(pattern, text);
-    snprintf(key, ESP_STATE_KEY,
-             "espalier %s by %s, layers on %s, %d threads; %s refit %d gradual %d turn %d respect %d "
-             "targets %s inputs %s damping %.17g; "
-             "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; %s "
-             "%s %08x after %08x",
-             esp_version(), esp_algebra_name(calibration->algebra), calibration->device->name,
-             calibration->context->threads, esp_method_name(o->method), o->refit, o->gradual,
-             o->turn_values, o->respect, esp_targets_name(o->targets),
-             o->dense_inputs ? "dense" : "pruned", o->damping,
-             (long long)calibration->summary.samples, (long long)calibration->summary.tokens,
-             (unsigned)calibration->summary.data_crc32c, (int)mask->score, (int)mask->search,
-             (int)mask->scope, mask->regroup, linear->name, text, (unsigned)crc,
-             (unsigned)calibration->state_chain);
+    snprintf(
+        key, ESP_STATE_KEY,
+        "espalier %s by %s, layers on %s, %d threads; %s refit %d gradual %d turn %d respect %d "
+        "targets %s inputs %s damping %.17g; "
+        "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; %s "
+        "%s %08x after %08x",
+        esp_version(), esp_algebra_name(calibration->algebra), calibration->device->name,
+        calibration->context->threads, esp_method_name(o->method), o->refit, o->gradual,
+        o->turn_values, o->respect, esp_targets_name(o->targets),
+        o->dense_inputs ? "dense" : "pruned", o->damping, (long long)calibration->summary.samples,
+        (long long)calibration->summary.tokens, (unsigned)calibration->summary.data_crc32c,
+        (int)mask->score, (int)mask->search, (int)mask->scope, mask->regroup, linear->name, text,
+        (unsigned)crc, (unsigned)calibration->state_chain);
 }
 
 /* ---- remembering ---- */

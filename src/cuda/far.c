@@ -562,6 +562,10 @@ static esp_status open_entered(cuda_far *own, esp_error *error)
     }
     own->ops = all_ops;
     if (own->solver == NULL) {
+        esp_log(own->device->context, ESP_LOG_WARNING,
+                "device '%s': libcusolver was not found, so the host inverts second moments and "
+                "chooses masks with updates, which takes many times longer",
+                own->device->name);
         own->ops.invert = NULL;
         own->ops.sweep = NULL;
         own->ops.panels = NULL;
