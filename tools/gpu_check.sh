@@ -3,14 +3,14 @@
 # table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
 # without one it is built here. Environment:
 #   STEPS   of: tests random sanitizers tune rivals bench models (all of these), and table
-#   SEEDS (8) draw ROUNDS (250) random problems each, of each family of kernels
+#   SEEDS (4) draw ROUNDS (500) random problems each, of each family of kernels
 #   SHAPES, FEW   of the timing table, OUTxINxTOKENS
 #   MODELS   of step models: folders of bench/configs; COMPILE=1: PyTorch's compiled models too, which takes minutes
 #   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
 # The last line says how many steps passed and failed.
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check}
-rounds=${ROUNDS:-250} seeds=${SEEDS:-8} steps=${STEPS:-tests random sanitizers tune rivals bench models}
+rounds=${ROUNDS:-500} seeds=${SEEDS:-4} steps=${STEPS:-tests random sanitizers tune rivals bench models}
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 [ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
@@ -69,7 +69,8 @@ not_run() {
 # ---- right? ----
 rm -f "$out/gathered"
 # The reference on the processor takes most of the time of many cases, so as many run at a time as there are
-# processors. Random problems are small and many: processes share the GPU by turns, for which every call waits.
+# processors. Random problems are small and many: processes share a GPU by turns, and each of their thousands of short
+# calls would wait for a turn. Attention's reference takes longer than its calls.
 for test in "$build"/tests/test_cuda*; do
     program=$(basename "$test")
     "$test" -l >"$out/cases-$program"
@@ -79,18 +80,26 @@ for test in "$build"/tests/test_cuda*; do
     done <"$out/cases-$program"
 done
 at_once "$(nproc)"
-for test in "$build"/tests/test_cuda*; do
-    program=$(basename "$test")
-    while wanted random && read -r case; do
+# draw TEST: its random cases from each seed.
+draw() {
+    program=$(basename "$1")
+    while read -r case; do
         case $case in random*) ;; *) continue ;; esac
         seed=0
         while [ $seed -lt "$seeds" ]; do
             seed=$((seed + 1))
-            later "$program-$(echo "$case" | tr ' ' '_')-$seed" "TEST_SEED=$seed TEST_ROUNDS=$rounds $test '$case'"
+            later "$program-$(echo "$case" | tr ' ' '_')-$seed" "TEST_SEED=$seed TEST_ROUNDS=$rounds $1 '$case'"
         done
     done <"$out/cases-$program"
-done
-at_once 2
+}
+if wanted random; then
+    draw "$build/tests/test_cuda_attention"
+    at_once "$(nproc)"
+    for test in "$build"/tests/test_cuda*; do
+        case $test in *_attention) ;; *) draw "$test" ;; esac
+    done
+    at_once 1
+fi
 if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
     for tool in memcheck racecheck initcheck synccheck; do
         for test in "$build"/tests/test_cuda*; do

@@ -188,18 +188,40 @@ static void tunes(test_run *run)
     test_context_free(run, context);
 }
 
+/* compute-sanitizer keeps memory for each launch of a graph until the device is waited for, and
+ * looks at no further launch when it has none left: so recorded work runs once where it would run
+ * often enough to be timed. */
+static const esp_backend *often;
+
+static esp_status replay_once(esp_device *device, void *state, int repeats, double *us,
+                              esp_error *error)
+{
+    ESP_TRY(often->replay(device, state, 1, us, error));
+    *us *= repeats;
+    return ESP_OK;
+}
+
 /* Operands and results of a dense product, few enough for the tools that watch every access. */
 static void measuring_for_sanitizers(test_run *run)
 {
     static const int64_t tokens[] = {33, 5};
     esp_context *context = test_context(run, 1);
     esp_device *device = open_gpu(run, context);
-    for (int by_token = 0; device != NULL && by_token < 2; by_token++) {
+    if (device == NULL) {
+        test_context_free(run, context);
+        return;
+    }
+    often = device->backend;
+    esp_backend once = *often;
+    once.replay = replay_once;
+    device->backend = &once;
+    for (int by_token = 0; by_token < 2; by_token++) {
         const esp_tune_options options = {.rounds = 1, .rotate_bytes = -1};
         esp_matmul_problem problem = problem_of(
             run, by_token ? "matmul/dense/bf16/64x40x1/x:tok/y:tok" : "matmul/dense/f16/64x40x1");
         CHECK_OK(esp_tune_tokens(device, &problem, tokens, 2, &options, error));
     }
+    device->backend = often;
     esp_device_close(device);
     test_context_free(run, context);
 }

@@ -20,7 +20,7 @@ static const char *const patterns[] = {NULL, "2:4", "64:2:8"};
  * fifty times on the way through six layers, by 2^-9 or 2^-12 at most, one way or the other. */
 static double bound_of(esp_dtype dtype)
 {
-    return dtype == ESP_F16 ? 0x1p-8 : 0x1p-5;
+    return dtype == ESP_F16 ? 0x1p-10 : 0x1p-7;
 }
 
 /* ---- the model ---- */
