@@ -58,10 +58,7 @@ struct config {
 struct maps {
     CUtensorMap weights, x[MOST_SHIFT + 1], y;
 };
-// SPREAD: `x` has the fours; `last` and `tail` are of the step in which a short five is.
-struct spread_maps : maps {
-    CUtensorMap fifths[MOST_SHIFT + 1], last, tail;
-};
+struct spread_maps; // more of them: sm90_panel_spread.cuh
 template <class C> using maps_of = std::conditional_t<C::LOADING == SPREAD, spread_maps, maps>;
 
 // A tile or a part of one: TILE_TOKENS >> shift tokens. It is number `sharer` of the `sharers`

@@ -24,6 +24,12 @@
 namespace panel
 {
 
+// `x` has the fours, all strips of 64 tokens together; what has one strip is for tiles that end in
+// the middle of one; `last` and `tail` are of the step in which a short five is.
+struct spread_maps : maps {
+    CUtensorMap fifths[MOST_SHIFT + 1], fours_strip, fifths_strip, last, tail;
+};
+
 constexpr int FIVES_OF_FIFTHS = 32, FIVES_OF_FOURS = 16; // in a step
 constexpr uint32_t FOUR_BYTES = 4 * 128;                 // of a strip of 64 tokens
 
@@ -77,11 +83,12 @@ __device__ __forceinline__ void load_fives(const gpu_product &p, const spread_ma
         }
         return;
     }
-    const CUtensorMap *map = fifths ? &with.fifths[t.shift] : &with.x[t.shift];
-    if (p.tokens % 64 == 0) {
+    if (p.tokens % 64 == 0 || t.token + tokens <= p.tokens) {
+        const CUtensorMap *map = fifths ? &with.fifths[t.shift] : &with.x[t.shift];
         ptx::tensor_copy(to, map, 0, 0, five, t.token / 64, barrier);
         return;
     }
+    const CUtensorMap *map = fifths ? &with.fifths_strip : &with.fours_strip;
     for (int i = 0; i < tokens; i += 64) {
         ptx::tensor_copy(to + i * 128, map, t.token + i, 0, five, barrier);
     }
@@ -89,11 +96,12 @@ __device__ __forceinline__ void load_fives(const gpu_product &p, const spread_ma
 
 // ---- launching ----
 
-// Boxes of `features` x `fives` x 64 tokens, `strips` of them where rows of X are strips of 64. X
-// begins at feature `first` and has `of_five` features in each of `all` fives.
+// Boxes of `features` x `fives` x 64 tokens: one of them anywhere, or `strips` of them that begin
+// at multiples of 64 tokens, of which the whole ones are there. X begins at feature `first` and has
+// `of_five` features in each of `all` fives.
 struct fives_box {
     int first, of_five, all;
-    cuuint32_t features, fives, strips;
+    cuuint32_t features, fives, strips; // strips 0: one
 };
 
 inline int describe_fives(const gpu_product &p, const fives_box &b, CUtensorMap *map)
@@ -128,6 +136,18 @@ inline int describe_short_five(const gpu_product &p, spread_maps *with)
     return failed;
 }
 
+// Where X has one strip that is not whole, or there are less than five columns, some are not
+// needed.
+inline int describe_fours_and_fifths(const gpu_product &p, const fives_box &fours,
+                                     const fives_box &fifths, CUtensorMap *x, CUtensorMap *fifth)
+{
+    if (fours.strips > 0 && p.tokens < 64) {
+        return cudaSuccess;
+    }
+    int failed = describe_fives(p, fifths, fifth);
+    return failed == 0 && fours.all > 0 ? describe_fives(p, fours, x) : failed;
+}
+
 template <class C> int describe_spread(const gpu_product &p, spread_maps *with)
 {
     int in = (int)p.weight.in, failed = 0;
@@ -137,11 +157,13 @@ template <class C> int describe_spread(const gpu_product &p, spread_maps *with)
     fives_box fours = {first_of_four(in), 4, (in + 1) / 5, 4, FIVES_OF_FOURS, 0};
     for (int i = 0; failed == 0 && i < p.deal.runs; i++) {
         int shift = p.deal.run[i].shift;
-        fifths.strips = fours.strips = p.tokens % 64 == 0 ? (C::TILE_TOKENS >> shift) / 64 : 0;
-        failed = describe_fives(p, fifths, &with->fifths[shift]);
-        if (failed == 0 && fours.all > 0) {
-            failed = describe_fives(p, fours, &with->x[shift]);
-        }
+        fifths.strips = fours.strips = (C::TILE_TOKENS >> shift) / 64;
+        failed = describe_fours_and_fifths(p, fours, fifths, &with->x[shift], &with->fifths[shift]);
+    }
+    if (failed == 0 && p.tokens % 64 != 0) {
+        fifths.strips = fours.strips = 0;
+        failed =
+            describe_fours_and_fifths(p, fours, fifths, &with->fours_strip, &with->fifths_strip);
     }
     if (failed == 0 && short_five(in) != 0) {
         failed = describe_short_five(p, with);
