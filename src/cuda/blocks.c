@@ -7,7 +7,7 @@
 #include "cuda/room.h"
 
 #define MHZ 1600.0       /* of a busy chip: scores only order candidates */
-#define L2_BYTES 50.0    /* a clock and multiprocessor */
+#define L2_BYTES 40.0    /* a clock and multiprocessor */
 #define FEW_START_US 3.0 /* of a launch, and of adding up */
 #define FEW_ANY_START_US 10.0
 #define START_US 4.0
@@ -18,7 +18,7 @@ typedef struct block_variant {
     esp_dtype type;
     block_way way;
     int tokens;           /* of a tile */
-    double finish_clocks; /* for leaving a tile */
+    double finish_clocks; /* for leaving a tile with scale and bias */
 } block_variant;
 
 static bool takes_few(const block_variant *variant)
@@ -173,6 +173,35 @@ static double band_clocks(const block_variant *variant, const esp_matmul_problem
     return 1.3 * ESP_MAX(loads, products + in / 16 * needed(pattern, GPU_BAND_ROWS) * tokens / 4);
 }
 
+/* As goes_by_engine of sm90_blocks_leave.cuh, but for alignment. */
+static bool leaves_by_engine(const esp_matmul_problem *problem)
+{
+    bool by_feature = problem->y_layout == ESP_FEATURE_MAJOR;
+    bool pairs = (problem->epilogue & ESP_EP_SWIGLU) != 0;
+    int64_t row = by_feature ? problem->tokens : problem->out_features;
+    return problem->out_type != ESP_F32 && row % 8 == 0 && (by_feature || !pairs);
+}
+
+/* Clocks for leaving a tile; what is more than scale and bias is fitted to one H200. */
+static double finish_clocks(const block_variant *variant, const esp_matmul_problem *problem)
+{
+    unsigned ending = problem->epilogue & ~(unsigned)(ESP_EP_SCALE | ESP_EP_BIAS);
+    double share = variant->tokens / 256.0, more = 0;
+    if (variant->way != TILES_SM90) {
+        return variant->finish_clocks;
+    }
+    if (!leaves_by_engine(problem)) {
+        return variant->finish_clocks + 28000 * share;
+    }
+    if ((ending & ~(unsigned)ESP_EP_RESIDUAL) != 0) {
+        more += ending == ESP_EP_GELU ? 3000 : 6000;
+    }
+    if ((ending & ESP_EP_RESIDUAL) != 0) {
+        more += 6000;
+    }
+    return variant->finish_clocks + more * share;
+}
+
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
@@ -188,9 +217,11 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     int64_t tiles = esp_ceil_div(problem->out_features, GPU_BAND_ROWS) *
                     esp_ceil_div(problem->tokens, variant->tokens);
     double rounds = ESP_MAX(1.0, (double)tiles / state->facts.multiprocessors);
-    double clocks = rounds * (band_clocks(variant, problem) + variant->finish_clocks);
+    double clocks = rounds * (band_clocks(variant, problem) + finish_clocks(variant, problem));
+    double memory_us = cuda_memory_us(device, 2 * (in + out) * tokens);
     bool copied = room_for_x(variant, problem).bytes > 0;
-    return START_US + clocks / MHZ + (copied ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
+    return START_US + ESP_MAX(clocks / MHZ, memory_us) +
+           (copied ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }
 
 /* ---- records ---- */
@@ -210,8 +241,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 #define RECORDS(type, short_name)                                                                  \
     RECORD(short_name, "sm90", "few", FEW_BULK, type, FEW_SM90, GPU_BLOCK_FEW_TOKENS, 0),          \
         RECORD(short_name, "sm80", "few", FEW_IDEA, type, FEW_ANY, GPU_BLOCK_FEW_TOKENS, 0),       \
-        RECORD(short_name, "sm90", "128x256", SM90, type, TILES_SM90, 256, 2000),                  \
-        RECORD(short_name, "sm90", "128x128", SM90, type, TILES_SM90, 128, 1200),                  \
+        RECORD(short_name, "sm90", "128x256", SM90, type, TILES_SM90, 256, 3500),                  \
+        RECORD(short_name, "sm90", "128x128", SM90, type, TILES_SM90, 128, 2100),                  \
         RECORD(short_name, "sm80", "128x256", ANY, type, TILES_ANY, 256, 4000)
 
 const esp_kernel cuda_block_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};
