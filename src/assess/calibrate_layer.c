@@ -9,6 +9,8 @@
 
 #include "assess/calibrate.h"
 
+#define ROWS_AT_ONCE 16
+
 typedef struct layer_job {
     esp_calibration *calibration;
     const esp_pattern *pattern;   /* of a pruning */
@@ -95,8 +97,19 @@ esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error
     return ESP_OK;
 }
 
+static void add_to_goal(void *user, int64_t begin, int64_t end, int thread)
+{
+    const layer_job *job = user;
+    const esp_group_inputs *inputs = &job->calibration->inputs;
+    (void)thread;
+    for (int64_t i = begin * job->in; i < end * job->in; i++) {
+        job->goal[i] += inputs->damping * job->weights[i];
+        job->goal[i] += inputs->residual != NULL ? inputs->residual[i] : 0;
+    }
+}
+
 /* goal and target; without other inputs than the pruned model's, T is W exactly. */
-static esp_status find_target(const layer_job *job, esp_error *error)
+static esp_status find_target(layer_job *job, esp_error *error)
 {
     const esp_group_inputs *inputs = &job->calibration->inputs;
     size_t count = (size_t)(job->out * job->in);
@@ -105,10 +118,7 @@ static esp_status find_target(const layer_job *job, esp_error *error)
         return multiply(job, job->weights, inputs->gram, job->goal, error);
     }
     ESP_TRY(multiply(job, job->weights, inputs->cross, job->goal, error));
-    for (size_t i = 0; i < count; i++) {
-        job->goal[i] += inputs->damping * job->weights[i];
-        job->goal[i] += inputs->residual != NULL ? inputs->residual[i] : 0;
-    }
+    esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, add_to_goal, job);
     ESP_TRY(esp_calibration_invert(job->calibration, error));
     return multiply(job, job->goal, inputs->inverse, job->target, error);
 }
@@ -232,12 +242,19 @@ static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error
     return ESP_OK;
 }
 
-/* Zeros of the weights leave the mask, where they are to stay. */
-static void cut_to_mask(const layer_job *job, esp_mask *mask)
+typedef struct cut_job {
+    const layer_job *layer;
+    esp_mask *mask;
+} cut_job;
+
+static void cut_rows(void *user, int64_t begin, int64_t end, int thread)
 {
+    const cut_job *cut = user;
+    const layer_job *job = cut->layer;
     bool respect = job->calibration->options->respect;
-    for (int64_t r = 0; r < job->out; r++) {
-        uint64_t *words = esp_mask_row_mut(mask, r);
+    (void)thread;
+    for (int64_t r = begin; r < end; r++) {
+        uint64_t *words = esp_mask_row_mut(cut->mask, r);
         for (int64_t j = 0; j < job->in; j++) {
             int64_t at = r * job->in + j;
             if (respect && job->weights[at] == 0) {
@@ -248,6 +265,13 @@ static void cut_to_mask(const layer_job *job, esp_mask *mask)
             }
         }
     }
+}
+
+/* Zeros of the weights leave the mask, where they are to stay. */
+static void cut_to_mask(const layer_job *job, esp_mask *mask)
+{
+    cut_job cut = {job, mask};
+    esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, cut_rows, &cut);
 }
 
 /* ---- values ---- */
@@ -271,21 +295,51 @@ static esp_status find_own_error(const layer_job *job, double *share, esp_error 
     return error_of(job, energy, share, error);
 }
 
-static void round_into(const layer_job *job, esp_tensor *values)
+typedef struct round_job {
+    const layer_job *layer;
+    esp_tensor *values;
+} round_job;
+
+static void round_rows(void *user, int64_t begin, int64_t end, int thread)
 {
-    size_t width = esp_dtype_bytes(values->dtype);
+    const round_job *rounding = user;
+    const layer_job *job = rounding->layer;
+    esp_dtype dtype = rounding->values->dtype;
+    size_t width = esp_dtype_bytes(dtype);
     float row[256];
-    for (int64_t i = 0; i < job->out * job->in; i += ESP_COUNT(row)) {
-        int64_t count = ESP_MIN(ESP_COUNT(row), job->out * job->in - i);
-        char *to = (char *)values->data + (size_t)i * width;
+    (void)thread;
+    for (int64_t i = begin * job->in; i < end * job->in; i += ESP_COUNT(row)) {
+        int64_t count = ESP_MIN(ESP_COUNT(row), end * job->in - i);
+        char *to = (char *)rounding->values->data + (size_t)i * width;
         for (int64_t k = 0; k < count; k++) {
             row[k] = (float)job->result[i + k];
         }
-        esp_narrow(values->dtype, row, count, to);
-        esp_widen(values->dtype, to, count, row);
+        esp_narrow(dtype, row, count, to);
+        esp_widen(dtype, to, count, row);
         for (int64_t k = 0; k < count; k++) {
             job->result[i + k] = (double)row[k];
         }
+    }
+}
+
+static void round_into(const layer_job *job, esp_tensor *values)
+{
+    round_job rounding = {job, values};
+    esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, round_rows, &rounding);
+}
+
+static void widen_rows(void *user, int64_t begin, int64_t end, int thread)
+{
+    const round_job *widening = user;
+    const layer_job *job = widening->layer;
+    const esp_tensor *values = widening->values;
+    int64_t first = begin * job->in, count = (end - begin) * job->in;
+    const char *from = values->data;
+    (void)thread;
+    esp_widen(values->dtype, from + (size_t)first * esp_dtype_bytes(values->dtype), count,
+              job->scores + first);
+    for (int64_t i = first; i < first + count; i++) {
+        job->weights[i] = (double)job->scores[i];
     }
 }
 
@@ -297,7 +351,7 @@ static double since(double *start)
     return *start - before;
 }
 
-static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mask,
+static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
                         esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -335,7 +389,7 @@ static esp_status prune(const layer_job *job, esp_tensor *values, esp_mask **mas
 }
 
 /* The weights without some of their columns. */
-static esp_status do_without(const layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
+static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
                              esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -358,11 +412,8 @@ static esp_status do_without(const layer_job *job, esp_tensor *values, esp_calib
 static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
                        esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
 {
-    size_t count = (size_t)(job->out * job->in);
-    esp_widen(values->dtype, values->data, (int64_t)count, job->scores);
-    for (size_t i = 0; i < count; i++) {
-        job->weights[i] = (double)job->scores[i];
-    }
+    round_job widening = {job, values};
+    esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, widen_rows, &widening);
     ESP_TRY(esp_calibration_turn_weights(job->calibration, linear, job->out, job->in, job->weights,
                                          error));
     return job->units != NULL ? do_without(job, values, report, error)
