@@ -423,8 +423,10 @@ static void some_of_each(bed *b)
                     {"70x1096x8", ESP_PROLOGUE_SWIGLU},
                     {"130x200x1/o:f32", ESP_PROLOGUE_RMS_NORM},
                     {"70x2056x1/x:tok/o:f32", ESP_PROLOGUE_RMS_NORM}};
-    static const step_shape shapes[] = {
-        {4, 4, 32, 2, 65, 0}, {6, 2, 80, 5, 17, 1}, {20, 1, 64, 1, 200, -1}, {8, 1, 128, 16, 2, 40}};
+    static const step_shape shapes[] = {{4, 4, 32, 2, 65, 0},
+                                        {6, 2, 80, 5, 17, 1},
+                                        {20, 1, 64, 1, 200, -1},
+                                        {8, 1, 128, 16, 2, 40}};
     static const char *const some[] = {"dense", "2:4", "64:2:8"};
     const char *type = b->type == ESP_F16 ? "f16" : "bf16";
     for (int i = 0; on_hopper(b) && i < ESP_COUNT(products); i++) {
