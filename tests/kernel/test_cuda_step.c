@@ -179,7 +179,9 @@ static void compare_kernel(bed *b, const subject *s, const char *kernel, esp_pro
 {
     test_run *run = b->run;
     esp_plan *plan = NULL;
-    CHECK_OK(esp_plan_create(b->device, &s->problem, kernel, &plan, error));
+    const esp_plan_options wish = {.kernel_glob = kernel,
+                                   .forms = ESP_FORM_SPARSE | ESP_FORM_SPREAD};
+    CHECK_OK(esp_plan_create_with(b->device, &s->problem, &wish, &plan, error));
     if (plan != NULL && esp_plan_takes(plan, kind)) {
         const esp_prologue prologue = {kind, matrix_there(&s->weight), s->eps,
                                        matrix_there(&s->up)};
