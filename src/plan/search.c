@@ -39,6 +39,17 @@ static const esp_tuning_group *find_times(esp_device *device, const esp_matmul_p
     return group;
 }
 
+/* Times of one sparse and one dense kernel: of no use where the weight lacks the sparse one's form,
+ * since a slower sparse kernel may still be faster than dense. */
+static bool find_shipped(plan_search *search)
+{
+    const esp_backend *backend = search->device->backend;
+    esp_shipped_times *shipped = &search->shipped;
+    return backend->shipped_times != NULL &&
+           backend->shipped_times(search->device, &search->problem, shipped) &&
+           (!shipped->sparse->spread || (search->forms & ESP_FORM_SPREAD) != 0);
+}
+
 esp_status plan_search_begin(plan_search *search, esp_device *device,
                              const esp_matmul_problem *problem, const esp_plan_options *options,
                              esp_error *error)
@@ -55,9 +66,7 @@ esp_status plan_search_begin(plan_search *search, esp_device *device,
     made.dense = made.problem;
     made.dense.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
     made.group = options->ignore_tuning ? NULL : find_times(device, &made.problem);
-    made.is_shipped = !options->ignore_tuning && made.group == NULL &&
-                      device->backend->shipped_times != NULL &&
-                      device->backend->shipped_times(device, &made.problem, &made.shipped);
+    made.is_shipped = !options->ignore_tuning && made.group == NULL && find_shipped(&made);
     *search = made;
     return ESP_OK;
 }
