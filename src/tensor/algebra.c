@@ -59,6 +59,27 @@ static void open_library(blas_library *blas)
     }
 }
 
+/* What OPENBLAS_CORETYPE should say: a library older than the processor may not know it, and then
+ * takes kernels of any x86-64, half as fast. NULL: what it takes is right. */
+static const char *better_core(void *library)
+{
+#if defined(__x86_64__)
+    static const char *const of_any[] = {"Prescott", "Core2", "Penryn", "Dunnington", "Nehalem"};
+    char *(*core)(void) = NULL;
+    if (!find(library, "openblas_get_corename", &core) || !__builtin_cpu_supports("avx2")) {
+        return NULL;
+    }
+    for (int i = 0; i < ESP_COUNT(of_any); i++) {
+        if (strcmp(core(), of_any[i]) == 0) {
+            return __builtin_cpu_supports("avx512bw") ? "SkylakeX" : "Haswell";
+        }
+    }
+#else
+    (void)library;
+#endif
+    return NULL;
+}
+
 esp_status esp_algebra_open_plain(esp_context *context, esp_algebra **algebra, esp_error *error)
 {
     esp_algebra *made = esp_alloc_zero(context, sizeof *made);
@@ -75,6 +96,13 @@ esp_status esp_algebra_open(esp_context *context, esp_algebra **algebra, esp_err
     esp_algebra *made = NULL;
     ESP_TRY(esp_algebra_open_plain(context, &made, error));
     open_library(&made->blas);
+    const char *core = made->blas.handle != NULL ? better_core(made->blas.handle) : NULL;
+    if (core != NULL) {
+        esp_log(context, ESP_LOG_WARNING,
+                "OpenBLAS does not know this processor and takes slow kernels for its algebra: "
+                "OPENBLAS_CORETYPE=%s in the environment makes it about twice as fast",
+                core);
+    }
     *algebra = made;
     return ESP_OK;
 }
