@@ -36,12 +36,22 @@ static esp_status pack_spread(esp_device *device, const esp_sparse *sparse, esp_
     return status;
 }
 
-static bool reads_spread(const esp_device *device)
+/* A back end lists its kernels on each of its devices, also those that do not run there. */
+static bool reads_spread(const esp_device *device, const esp_sparse *sparse)
 {
     const esp_kernel *const *kernels = device->backend->kernels;
+    esp_dtype type = sparse->dtype;
+    const esp_matmul_problem problem = {.pattern = sparse->pattern,
+                                        .weight_type = type,
+                                        .act_type = type,
+                                        .out_type = type,
+                                        .compute = device->backend->auto_compute(device, type),
+                                        .out_features = sparse->out_features,
+                                        .in_features = sparse->in_features,
+                                        .tokens = 1};
     bool found = false;
     for (int i = 0; kernels[i] != NULL && !found; i++) {
-        found = kernels[i]->spread;
+        found = kernels[i]->spread && kernels[i]->why_not(kernels[i], device, &problem) == NULL;
     }
     return found;
 }
@@ -74,7 +84,7 @@ esp_status esp_pack_with(esp_device *device, const esp_sparse *sparse,
                         "ESP_FORM_SPREAD",
                         forms);
     }
-    if (!esp_pattern_spreads(&sparse->pattern) || !reads_spread(device)) {
+    if (!esp_pattern_spreads(&sparse->pattern) || !reads_spread(device, sparse)) {
         forms &= ~(unsigned)ESP_FORM_SPREAD;
         forms = forms != 0 ? forms : ESP_FORM_SPARSE;
     }

@@ -127,6 +127,36 @@ static void nothing_is_spread(test_run *run)
     test_context_free(run, context);
 }
 
+/* A kernel that reads the form but does not run here asks for nothing, either. */
+static void spread_where_a_kernel_runs(test_run *run)
+{
+    static const char *const refusals[] = {NULL, "it needs another device"};
+    esp_matmul_problem problem = problem_of(run, "matmul/16:2:5/f32/32x64x3");
+    for (int i = 0; i < ESP_COUNT(refusals); i++) {
+        const fake kernel = {"a", "panel", 1, .why_not = refusals[i]};
+        unsigned read = refusals[i] == NULL ? BOTH | ESP_FORM_SPREAD : BOTH;
+        fake_backend backend;
+        esp_context *context = test_context(run, 1);
+        esp_device *device = NULL;
+        product p = product_make(run, context, &problem, 1, INTEGERS, false, false);
+        REQUIRE_OK(esp_device_open(context, "ref", &device, error));
+        fake_install(&backend, device, &kernel, 1);
+        backend.kernels[0].spread = true;
+        for (unsigned forms = 1; forms < 8; forms++) {
+            const esp_pack_options options = {forms};
+            unsigned left = forms & read;
+            esp_packed *packed = NULL;
+            test_sub(run, "forms %u, %s", forms, refusals[i] == NULL ? "read" : "not read");
+            REQUIRE_OK(esp_pack_with(device, p.sparse, &options, &packed, error));
+            CHECK_INT(esp_packed_forms(packed), left != 0 ? left : ESP_FORM_SPARSE);
+            esp_packed_free(packed);
+        }
+        product_free(&p);
+        esp_device_close(device);
+        test_context_free(run, context);
+    }
+}
+
 static void packing_runs_out_of_memory(test_run *run)
 {
     failing heap = {.left = LONG_MAX};
@@ -401,6 +431,7 @@ static const test_case cases[] = {
     {"every_form_runs", every_form_runs},
     {"dense_has_one_form", dense_has_one_form},
     {"nothing_is_spread", nothing_is_spread},
+    {"spread_where_a_kernel_runs", spread_where_a_kernel_runs},
     {"packing_runs_out_of_memory", packing_runs_out_of_memory},
     {"choices_by_prediction", choices_by_prediction},
     {"choices_by_measurement", choices_by_measurement},
