@@ -7,6 +7,7 @@
 #include "cuda/far.h"
 
 #define MOST_BYTES ((size_t)12 << 30) /* of panels at work together, or 2 / 5 of the device */
+#define MOST_ROWS 65535               /* of panels at work together: what a grid has across */
 #define SWEEP_BLOCK 128
 
 /* Panels at work together: `rows` of their `panels` * v are there. */
@@ -515,7 +516,8 @@ static int64_t panels_at_once(const cuda_far *far, const esp_far_panels *of)
 {
     const cuda_state *state = far->device->state;
     size_t most = ESP_MIN(MOST_BYTES, state->facts.memory_bytes / 5 * 2);
-    return ESP_MAX(1, (int64_t)(most / bytes_of_panel(of)));
+    int64_t fit = ESP_MIN((int64_t)(most / bytes_of_panel(of)), MOST_ROWS / of->v);
+    return ESP_MAX(1, fit);
 }
 
 esp_status cuda_far_panels(esp_far *far, const esp_far_panels *of, esp_error *error)
