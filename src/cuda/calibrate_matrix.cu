@@ -113,10 +113,12 @@ extern "C" void gpu_pool_give(void *memory, void *stream)
 extern "C" void gpu_pool_trim(void)
 {
     cudaMemPool_t pool = nullptr;
+    uint64_t keep = 0;
     int device = 0;
     if (cudaGetDevice(&device) != cudaSuccess ||
         cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
-        cudaMemPoolTrimTo(pool, 0) != cudaSuccess) {
+        cudaMemPoolTrimTo(pool, 0) != cudaSuccess ||
+        cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep) != cudaSuccess) {
         (void)cudaGetLastError();
     }
 }

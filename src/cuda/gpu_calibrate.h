@@ -12,7 +12,7 @@ extern "C" {
 /* Memory of the stream's order, from a pool that keeps what is given back. */
 int gpu_pool_take(size_t bytes, void **memory, void *stream);
 void gpu_pool_give(void *memory, void *stream);
-void gpu_pool_trim(void); /* gives what is free back to the device */
+void gpu_pool_trim(void); /* gives what is free back; the pool keeps nothing until the next take */
 int gpu_clear(void *memory, size_t bytes, void *stream);
 /* Within the device, after all work that was given to it; waits. */
 int gpu_copy(void *to, const void *from, size_t bytes);
