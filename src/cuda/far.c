@@ -146,7 +146,6 @@ typedef struct multiply_job {
     double *a, *b, *c, *own_a, *own_b;
 } multiply_job;
 
-/* Strides are the rows' own but for C, whose rows come tight. */
 static esp_status multiply_lent(cuda_far *far, const esp_algebra_product *p, multiply_job *job,
                                 esp_error *error)
 {
@@ -191,17 +190,23 @@ static gpu_type type_of(esp_dtype type)
     return type == ESP_F16 ? GPU_F16 : type == ESP_BF16 ? GPU_BF16 : GPU_F32;
 }
 
+/* From the first element of the rows to the last one. */
+static size_t span(const esp_far_rows *x, int64_t tokens)
+{
+    return (size_t)((x->features - 1) * x->stride + tokens) * esp_dtype_bytes(x->type);
+}
+
 /* Rows in f64, tight; *raw: what came from the host, to be given back. */
 static esp_status widen_rows(const cuda_far *far, const esp_far_rows *x, int64_t tokens,
                              double **wide, void **raw, esp_error *error)
 {
-    size_t each = (size_t)(x->features * x->stride) * esp_dtype_bytes(x->type);
+    size_t each = span(x, tokens);
     const char *data = x->data, *less = x->less;
     ESP_TRY(
         far_take(far, (size_t)(x->features * tokens) * sizeof(double), "activations", wide, error));
     if (!x->on_device) {
         char *copy = NULL;
-        ESP_TRY(far_take(far, 2 * each, "activations", raw, error));
+        ESP_TRY(far_take(far, less != NULL ? 2 * each : each, "activations", raw, error));
         copy = *raw;
         ESP_TRY(far_send(far, copy, data, each, error));
         if (less != NULL) {

@@ -49,11 +49,12 @@ typedef struct moments {
     esp_far_rows rows;
 } moments;
 
-/* Integers up to 8 or numbers of f32, in rows of a wider stride with NaN between them. */
+/* Integers up to 8 or numbers of f32, in rows of a wider stride with NaN between them, none behind
+ * the last. */
 static moments make_rows(esp_random *random, esp_dtype type, int64_t features, int64_t tokens,
                          bool integers, bool with_less)
 {
-    int64_t stride = tokens + 3, count = features * stride;
+    int64_t stride = tokens + 3, count = (features - 1) * stride + tokens;
     size_t width = esp_dtype_bytes(type);
     moments made = {.rows = {.type = type, .features = features, .stride = stride}};
     for (int side = 0; side < (with_less ? 2 : 1); side++) {
