@@ -1,4 +1,4 @@
-/* Products of V:2:5 that is spread over all columns (src/format/spread.h): the packed form of 2:4,
+/* Products of V:2:5 that is spread over all columns (src/format/spread.c): the packed form of 2:4,
  * whose 96 places stand for 80 columns of X. See gpu.h for what all functions have in common.
  * product->weight.in are X's features, not places; X is feature-major. */
 #ifndef ESP_CUDA_GPU_SPREAD_H

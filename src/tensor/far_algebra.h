@@ -80,6 +80,7 @@ typedef struct esp_far_ops {
                        esp_error *error);
     esp_status (*fetch)(esp_far *far, double *matrix, esp_error *error);
     void (*drop)(esp_far *far, const double *matrix);
+    /* Rows of C lie side by side, and those of A and B are there for the whole of their stride. */
     esp_status (*multiply)(esp_far *far, const esp_algebra_product *product, esp_error *error);
     /* h, which is held, += X Y^T in f64; where y is x only what is not above the diagonal. Memory
      * of the device must be written by then, and has been read at the end. */
