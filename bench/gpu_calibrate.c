@@ -37,14 +37,19 @@ static void tell(bench *b, const char *what)
     b->since = esp_seconds();
 }
 
-static double *matrix(int64_t rows, int64_t columns)
+static void *memory(int64_t rows, int64_t columns, size_t width)
 {
-    double *made = malloc((size_t)(rows * columns) * sizeof *made);
+    void *made = malloc((size_t)(rows * columns) * width);
     if (made == NULL) {
         fprintf(stderr, "no memory for %lld x %lld\n", (long long)rows, (long long)columns);
         exit(1);
     }
     return made;
+}
+
+static double *matrix(int64_t rows, int64_t columns)
+{
+    return memory(rows, columns, sizeof(double));
 }
 
 static float draw(esp_random *random)
@@ -56,9 +61,9 @@ static void sum_moments(bench *b)
 {
     esp_error error;
     esp_random random;
-    float *x = malloc((size_t)(b->in * BATCH) * sizeof *x);
+    float *x = memory(b->in, BATCH, sizeof *x);
     esp_random_seed(&random, 1);
-    for (int64_t i = 0; x != NULL && i < b->in * BATCH; i++) {
+    for (int64_t i = 0; i < b->in * BATCH; i++) {
         x[i] = draw(&random) + (i >= BATCH ? 0.8f * x[i - BATCH] : 0);
     }
     const esp_far_rows rows = {.data = x, .type = ESP_F32, .features = b->in, .stride = BATCH};
@@ -117,6 +122,21 @@ static void prepare(bench *b)
     tell(b, "an error");
 }
 
+static void check_method(bench *b, const char *method)
+{
+    bool takes = strcmp(method, "joint") == 0       ? esp_joint_takes(&b->pattern)
+                 : strcmp(method, "obs") == 0       ? esp_panel_obs_takes(&b->pattern)
+                 : strcmp(method, "sparsegpt") == 0 ? esp_sparse_gpt_chooses(&b->pattern)
+                                                    : false;
+    if (!takes) {
+        fprintf(stderr,
+                "gpu_calibrate: '%s' makes no masks of this pattern; sparsegpt makes N:M, 2:4 and "
+                "V:2:M, joint panels and 2:4, obs panels\n",
+                method);
+        exit(2);
+    }
+}
+
 static void prune(bench *b, const char *method)
 {
     const esp_mask_options options = {.score = ESP_SCORE_ABS};
@@ -152,11 +172,21 @@ static void prune(bench *b, const char *method)
     esp_mask_free(mask);
 }
 
+static void each_method(bench *b, const char *methods, void (*body)(bench *, const char *))
+{
+    char list[64];
+    snprintf(list, sizeof list, "%s", methods);
+    for (char *method = strtok(list, ","); method != NULL; method = strtok(NULL, ",")) {
+        body(b, method);
+    }
+}
+
 int main(int argc, char **argv)
 {
     bench b = {.out = argc > 1 ? atoll(argv[1]) : 0,
                .in = argc > 2 ? atoll(argv[2]) : 0,
                .tokens = argc > 3 ? atoll(argv[3]) : 0};
+    const char *methods = argc > 5 ? argv[5] : "sparsegpt";
     esp_error error;
     if ((argc != 5 && argc != 6) || b.out < 1 || b.in < 1 || b.tokens < 1) {
         fprintf(stderr, "usage: gpu_calibrate OUT IN TOKENS PATTERN [sparsegpt,obs,joint]\n");
@@ -164,6 +194,7 @@ int main(int argc, char **argv)
     }
     need(esp_context_create(NULL, &b.context, &error), &error);
     need(esp_pattern_parse(argv[4], &b.pattern, &error), &error);
+    each_method(&b, methods, check_method);
     need(esp_device_open(b.context, "cuda:0", &b.device, &error), &error);
     need(esp_algebra_open(b.context, &b.algebra, &error), &error);
     need(b.device->backend->far_open(b.device, &b.far, &error), &error);
@@ -171,10 +202,6 @@ int main(int argc, char **argv)
     printf("%s %lldx%lld, %lld tokens, by %s\n", argv[4], (long long)b.out, (long long)b.in,
            (long long)b.tokens, b.far->name);
     prepare(&b);
-    char methods[64] = "sparsegpt";
-    snprintf(methods, sizeof methods, "%s", argc > 5 ? argv[5] : "sparsegpt");
-    for (char *method = strtok(methods, ","); method != NULL; method = strtok(NULL, ",")) {
-        prune(&b, method);
-    }
+    each_method(&b, methods, prune);
     return 0;
 }
