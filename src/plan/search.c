@@ -39,15 +39,18 @@ static const esp_tuning_group *find_times(esp_device *device, const esp_matmul_p
     return group;
 }
 
-/* Times of one sparse and one dense kernel: of no use where the weight lacks the sparse one's form,
- * since a slower sparse kernel may still be faster than dense. */
+/* Times of one sparse and one dense kernel: of no use where the weight has a sparse form, but not
+ * that of the sparse one, since a slower sparse kernel may still be faster than dense. */
 static bool find_shipped(plan_search *search)
 {
     const esp_backend *backend = search->device->backend;
     esp_shipped_times *shipped = &search->shipped;
-    return backend->shipped_times != NULL &&
-           backend->shipped_times(search->device, &search->problem, shipped) &&
-           (!shipped->sparse->spread || (search->forms & ESP_FORM_SPREAD) != 0);
+    if (backend->shipped_times == NULL ||
+        !backend->shipped_times(search->device, &search->problem, shipped)) {
+        return false;
+    }
+    unsigned held = search->forms & (unsigned)(ESP_FORM_SPARSE | ESP_FORM_SPREAD);
+    return held == 0 || (held & (shipped->sparse->spread ? ESP_FORM_SPREAD : ESP_FORM_SPARSE)) != 0;
 }
 
 esp_status plan_search_begin(plan_search *search, esp_device *device,

@@ -427,6 +427,60 @@ static void identities(test_run *run)
     }
 }
 
+/* ---- times that ship ---- */
+
+static esp_shipped_times shipped;
+
+static bool give_shipped(const esp_device *device, const esp_matmul_problem *problem,
+                         esp_shipped_times *times)
+{
+    (void)device, (void)problem;
+    *times = shipped;
+    return true;
+}
+
+/* By prediction the spread kernel is before the gathering one, and the second dense one before the
+ * first; the times know the gathering or the spread one, and the first dense one. */
+static void choices_by_shipped_times(test_run *run)
+{
+    static const struct {
+        const char *name;
+        bool of_spread;
+        unsigned forms;
+        const char *kernel;
+    } rows[] = {
+        {"the measured sparse one", false, BOTH | ESP_FORM_SPREAD, "gathers"},
+        {"the weight is spread, not gathered", false, ESP_FORM_SPREAD | ESP_FORM_DENSE, "spreads"},
+        {"the weight is gathered, not spread", true, BOTH, "gathers"},
+        {"of the sparse form alone", true, ESP_FORM_SPARSE, "gathers"},
+        {"only dense, gathering measured", false, ESP_FORM_DENSE, "measured"},
+        {"only dense, spreading measured", true, ESP_FORM_DENSE, "measured"}};
+    static const fake fakes[] = {{"spreads", "panel", 10, 0, NULL, false, 0},
+                                 {"gathers", "panel", 12, 0, NULL, false, 0},
+                                 {"measured", "dense", 30, 0, NULL, false, 0},
+                                 {"predicted", "dense", 25, 0, NULL, false, 0}};
+    esp_context *context = test_context(run, 1);
+    esp_device *device = NULL;
+    fake_backend made;
+    REQUIRE_OK(esp_device_open(context, "ref", &device, error));
+    fake_install(&made, device, fakes, ESP_COUNT(fakes));
+    made.kernels[0].spread = true;
+    made.backend.shipped_times = give_shipped;
+    esp_matmul_problem problem = problem_of(run, "matmul/64:2:5/f32/64x64x4");
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        const esp_plan_options wish = {.forms = rows[i].forms};
+        esp_plan *plan = NULL;
+        test_sub(run, "%s", rows[i].name);
+        shipped = (esp_shipped_times){4, &made.kernels[rows[i].of_spread ? 0 : 1], &made.kernels[2],
+                                      4, 5};
+        REQUIRE_OK(esp_plan_create_with(device, &problem, &wish, &plan, error));
+        CHECK_TEXT(esp_plan_kernel(plan), rows[i].kernel);
+        esp_plan_free(plan);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 static const test_case cases[] = {
     {"every_form_runs", every_form_runs},
     {"dense_has_one_form", dense_has_one_form},
@@ -435,6 +489,7 @@ static const test_case cases[] = {
     {"packing_runs_out_of_memory", packing_runs_out_of_memory},
     {"choices_by_prediction", choices_by_prediction},
     {"choices_by_measurement", choices_by_measurement},
+    {"choices_by_shipped_times", choices_by_shipped_times},
     {"identities", identities},
 };
 TEST_MAIN(cases)
