@@ -262,6 +262,9 @@ esp_status cuda_far_refit(esp_far *far, esp_far_refit *refit, esp_error *error)
     refit_job job = {.far = (cuda_far *)far, .refit = refit};
     refit->iterations = 0;
     refit->residual = 0;
+    if (refit->out == 0 || refit->in == 0) { /* no slabs to divide by */
+        return ESP_OK;
+    }
     esp_status status = plan(&job, error);
     status = status == ESP_OK ? solve_all(&job, error) : status;
     far_give(job.far, job.matrices);
