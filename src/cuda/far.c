@@ -114,7 +114,7 @@ static esp_status fetch(cuda_far *far, double *matrix, esp_error *error)
 
 /* ---- products ---- */
 
-static esp_status blas_check(const cuda_far *far, cublasStatus_t status, esp_error *error)
+esp_status far_blas_check(const cuda_far *far, cublasStatus_t status, esp_error *error)
 {
     return status == CUBLAS_STATUS_SUCCESS
                ? ESP_OK
@@ -139,7 +139,7 @@ esp_status far_multiply(const cuda_far *far, const far_product *p, esp_error *er
                               lda, p->a_step, &p->beta, p->c, ldc, p->c_step, (int)p->count)
             : far->gemm(far->blas, of_b, of_a, m, n, k, &p->alpha, p->b, ldb, p->a, lda, &p->beta,
                         p->c, ldc);
-    return blas_check(far, status, error);
+    return far_blas_check(far, status, error);
 }
 
 typedef struct multiply_job {
@@ -183,98 +183,7 @@ static esp_status multiply(cuda_far *far, const esp_algebra_product *product, es
     return status;
 }
 
-/* ---- second moments ---- */
-
-static gpu_type type_of(esp_dtype type)
-{
-    return type == ESP_F16 ? GPU_F16 : type == ESP_BF16 ? GPU_BF16 : GPU_F32;
-}
-
-/* From the first element of the rows to the last one. */
-static size_t span(const esp_far_rows *x, int64_t tokens)
-{
-    return (size_t)((x->features - 1) * x->stride + tokens) * esp_dtype_bytes(x->type);
-}
-
-/* Rows in f64, tight; *raw: what came from the host, to be given back. */
-static esp_status widen_rows(const cuda_far *far, const esp_far_rows *x, int64_t tokens,
-                             double **wide, void **raw, esp_error *error)
-{
-    size_t each = span(x, tokens);
-    const char *data = x->data, *less = x->less;
-    ESP_TRY(
-        far_take(far, (size_t)(x->features * tokens) * sizeof(double), "activations", wide, error));
-    if (!x->on_device) {
-        char *copy = NULL;
-        ESP_TRY(far_take(far, less != NULL ? 2 * each : each, "activations", raw, error));
-        copy = *raw;
-        ESP_TRY(far_send(far, copy, data, each, error));
-        if (less != NULL) {
-            ESP_TRY(far_send(far, copy + each, less, each, error));
-        }
-        data = copy;
-        less = less != NULL ? copy + each : NULL;
-    }
-    int failed = gpu_widen_rows(data, less, type_of(x->type), x->features, tokens, x->stride, *wide,
-                                far->stream);
-    return far_check(far, failed, "widening activations", error);
-}
-
-static esp_status add_lent(const cuda_far *far, const esp_far_rows *x, const esp_far_rows *y,
-                           int64_t tokens, const double *wide_x, const double *wide_y, double *h,
-                           esp_error *error)
-{
-    const double one = 1;
-    if (x == y) { /* the lower triangle by rows is the upper one by columns */
-        int n = (int)x->features, k = (int)tokens;
-        return blas_check(far,
-                          far->syrk(far->blas, CUBLAS_FILL_MODE_UPPER, CUBLAS_OP_T, n, k, &one,
-                                    wide_x, k, &one, h, n),
-                          error);
-    }
-    const far_product product = {.rows = x->features,
-                                 .columns = y->features,
-                                 .depth = tokens,
-                                 .alpha = 1,
-                                 .beta = 1,
-                                 .a = wide_x,
-                                 .a_stride = tokens,
-                                 .b = wide_y,
-                                 .b_stride = tokens,
-                                 .b_transposed = true,
-                                 .c = h,
-                                 .c_stride = y->features};
-    return far_multiply(far, &product, error);
-}
-
-static esp_status add_gram(cuda_far *far, const esp_far_rows *x, const esp_far_rows *y,
-                           int64_t tokens, double *h, esp_error *error)
-{
-    double *wide[2] = {NULL, NULL}, *device = NULL, *own = NULL;
-    void *raw[2] = {NULL, NULL};
-    int64_t count = x->features * y->features;
-    esp_status status = far_lend(far, h, count, "moments", &device, &own, error);
-    status = status == ESP_OK ? widen_rows(far, x, tokens, &wide[0], &raw[0], error) : status;
-    if (status == ESP_OK && y != x) {
-        status = widen_rows(far, y, tokens, &wide[1], &raw[1], error);
-    }
-    if (status == ESP_OK) {
-        status = add_lent(far, x, y, tokens, wide[0], wide[1], device, error);
-    }
-    if (status == ESP_OK && own != NULL) {
-        status = far_bring(far, h, own, (size_t)count * sizeof *h, error);
-    }
-    for (int i = 0; i < 2; i++) {
-        far_give(far, wide[i]);
-        far_give(far, raw[i]);
-    }
-    far_give(far, own);
-    if (x->on_device || y->on_device) { /* the caller may write there again */
-        esp_status done = far_check(far, gpu_stream_wait(far->stream), "summing moments", error);
-        status = status == ESP_OK ? done : status;
-    }
-    return status;
-}
+/* ---- triangles ---- */
 
 static esp_status mirror(cuda_far *far, const double *matrix, int64_t n, esp_error *error)
 {
@@ -409,7 +318,7 @@ static esp_status square_lent(const cuda_far *far, squared_job *job, const doubl
     for (int64_t at = 0; at < count; at += INT32_MAX / 2) { /* its sizes are ints */
         double part = 0;
         int length = (int)ESP_MIN(count - at, INT32_MAX / 2);
-        ESP_TRY(blas_check(
+        ESP_TRY(far_blas_check(
             far, far->dot(far->blas, length, difference + at, 1, job->product + at, 1, &part),
             error));
         sum += part;
@@ -481,7 +390,7 @@ static esp_status enter_multiply(esp_far *far, const esp_algebra_product *produc
 static esp_status enter_add_gram(esp_far *far, const esp_far_rows *x, const esp_far_rows *y,
                                  int64_t tokens, double *h, esp_error *error)
 {
-    ENTERED(add_gram(own, x, y, tokens, h, error));
+    ENTERED(cuda_far_add_gram(&own->far, x, y, tokens, h, error));
 }
 
 static esp_status enter_mirror(esp_far *far, const double *matrix, int64_t n, esp_error *error)

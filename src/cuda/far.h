@@ -71,6 +71,8 @@ ESP_MUST_CHECK esp_status far_take(const cuda_far *far, size_t bytes, const char
 void far_give(const cuda_far *far, void *memory);
 ESP_MUST_CHECK esp_status far_check(const cuda_far *far, int failed, const char *what,
                                     esp_error *error);
+ESP_MUST_CHECK esp_status far_blas_check(const cuda_far *far, cublasStatus_t status,
+                                         esp_error *error);
 ESP_MUST_CHECK esp_status far_send(const cuda_far *far, void *to, const void *from, size_t bytes,
                                    esp_error *error);
 /* Waits. */
@@ -89,7 +91,10 @@ esp_status far_not_definite(esp_error *error);
 /* SparseGPT's sweep of device memory, its mask likewise; far_sweep.c. */
 ESP_MUST_CHECK esp_status far_sweep_block(const cuda_far *far, gpu_sweep *sweep, esp_error *error);
 
-/* The members of esp_far_ops; the device is current. */
+/* Members of esp_far_ops; the device is current. */
+ESP_MUST_CHECK esp_status cuda_far_add_gram(esp_far *far, const esp_far_rows *x,
+                                            const esp_far_rows *y, int64_t tokens, double *h,
+                                            esp_error *error);
 ESP_MUST_CHECK esp_status cuda_far_refit(esp_far *far, esp_far_refit *refit, esp_error *error);
 ESP_MUST_CHECK esp_status cuda_far_sweep(esp_far *far, const esp_far_sweep *sweep,
                                          esp_error *error);
