@@ -309,7 +309,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 /* ---- all of it ---- */
 
-static esp_status check_options(const esp_calibration_options *options, esp_error *error)
+esp_status esp_calibration_check(const esp_calibration_options *options, esp_error *error)
 {
     if ((unsigned)options->method > ESP_METHOD_JOINT ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
@@ -393,7 +393,7 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 {
     calibration->layer = -1;
     calibration->inputs.group = -1;
-    ESP_TRY(check_options(calibration->options, error));
+    ESP_TRY(esp_calibration_check(calibration->options, error));
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(share_out(calibration, error));

@@ -68,7 +68,10 @@ typedef struct esp_calibration {
     esp_calibration_summary summary;
 } esp_calibration;
 
-/* calibrate.c: algebra, samples and the list of layers; close after a failure too. */
+/* calibrate.c: what a caller may have asked wrongly; opening checks it, too. */
+ESP_MUST_CHECK esp_status esp_calibration_check(const esp_calibration_options *options,
+                                                esp_error *error);
+/* Algebra, samples and the list of layers; close after a failure too. */
 ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                                esp_error *error);
 void esp_calibration_close(esp_calibration *calibration);
