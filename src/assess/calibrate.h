@@ -54,10 +54,10 @@ typedef struct esp_calibration {
     int64_t sample_count;
     esp_calibrated_linear *linears; /* in the order of the walk */
     int64_t linear_count;
-    bool looks_only;  /* nothing is pruned: the dense walk stays where it is */
-    bool judges;      /* errors are wanted whatever the method looks at */
-    int64_t layer;    /* that the walks hold; -1: none */
-    int layer_groups; /* known ones of that layer */
+    bool looks_only;   /* nothing is pruned: the dense walk stays where it is */
+    bool judges;       /* errors are wanted whatever the method looks at */
+    bool host_will_do; /* where the device has no algebra */
+    int64_t layer;     /* that the walks hold; -1: none */
     esp_group_inputs inputs;
     esp_turning *turning; /* NULL: nothing is turned */
     uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
