@@ -52,14 +52,14 @@ static esp_status list_linears(esp_calibration *calibration, esp_error *error)
     return ESP_OK;
 }
 
-static esp_calibrated_linear *linear_of(const esp_calibration *calibration, int64_t index)
+esp_calibrated_linear *esp_calibration_linear(const esp_calibration *calibration, int64_t index)
 {
     for (int64_t i = 0; i < calibration->linear_count; i++) {
         if (calibration->linears[i].index == index) {
             return &calibration->linears[i];
         }
     }
-    return NULL; /* the pipeline asks for no other */
+    return NULL;
 }
 
 /* ---- enough samples? ---- */
@@ -214,7 +214,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
                        esp_mask **mask, char *note, esp_error *error)
 {
     esp_calibration *calibration = user;
-    esp_calibrated_linear *linear = linear_of(calibration, index);
+    esp_calibrated_linear *linear = esp_calibration_linear(calibration, index);
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);

@@ -75,6 +75,8 @@ ESP_MUST_CHECK esp_status esp_calibration_check(const esp_calibration_options *o
 ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                                esp_error *error);
 void esp_calibration_close(esp_calibration *calibration);
+/* Of a weight in the checkpoint; NULL: no sample reaches it. */
+esp_calibrated_linear *esp_calibration_linear(const esp_calibration *calibration, int64_t index);
 
 /* From now on the pruned model runs the linear layer, named with ".weight", by these weights. */
 ESP_MUST_CHECK esp_status esp_calibration_replace(esp_calibration *calibration, const char *name,
