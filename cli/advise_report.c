@@ -228,8 +228,9 @@ esp_status advise_print_text(const advise_job *job, esp_error *error)
     }
     if (job->args->calibration.path != NULL) {
         printf("loss: squared error of a layer's outputs as a share of their square, on %s, pruned "
-               "by %s with refit; what it costs the model, 'espalier eval' tells.\n",
-               job->args->calibration.path, calibration_methods[job->args->calibration.method]);
+               "by %s%s with refit; what it costs the model, 'espalier eval' tells.\n",
+               job->args->calibration.path, calibration_methods[job->args->calibration.method],
+               job->args->calibration.gradual ? " in steps" : "");
     } else if (job->args->random_weights != NULL) {
         printf("loss: the share of the sum of squares of random weights that the mask drops; real "
                "weights lose less.\n");

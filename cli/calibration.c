@@ -94,7 +94,10 @@ static void keep_results(calibration_job *job)
              "widest layer), crc32c %s, seed %lld, damping %g; layers run on %s, algebra by %s\n"
              "errors of outputs, as shares of their square: mean %.4g, median %.4g; %d layers "
              "finished before, values of %d turned; %.1f s\n",
-             calibration_methods[args->method], args->refit ? " with refit" : "",
+             calibration_methods[args->method],
+             args->gradual ? " in steps with refit"
+             : args->refit ? " with refit"
+                           : "",
              calibration_targets[args->targets], calibration_inputs[args->inputs],
              (long long)summary->samples, (long long)summary->tokens, summary->tokens_per_input,
              crc, (long long)args->seed, summary->damping, summary->layers_on, summary->algebra,
@@ -120,6 +123,19 @@ static esp_status permute_and_prune(calibration_job *job, const char *out,
     }
     return esp_prune_calibrated(cli->device, cli->operands[0], out, &ordered, options, summary,
                                 &job->summary, error);
+}
+
+esp_status calibration_check(const calibration_args *args, esp_error *error)
+{
+    if (args->path != NULL || !(args->refit || args->gradual || args->respect || args->turn)) {
+        return ESP_OK;
+    }
+    return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
+                    "%s needs --calibrate TEXT_OR_IMAGES",
+                    args->refit     ? "--refit"
+                    : args->gradual ? "--gradual"
+                    : args->turn    ? "--turn-values"
+                                    : "--respect");
 }
 
 esp_status calibration_load(cli_state *cli, const calibration_args *args, calibration_data *data,

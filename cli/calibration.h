@@ -115,6 +115,9 @@ typedef struct calibration_data {
     esp_image_set set;
 } calibration_data;
 
+/* Flags that mean nothing without --calibrate. */
+ESP_MUST_CHECK esp_status calibration_check(const calibration_args *args, esp_error *error);
+
 /* What args say of the model operands[0]; data: to be freed, after a failure too. */
 ESP_MUST_CHECK esp_status calibration_load(cli_state *cli, const calibration_args *args,
                                            calibration_data *data, esp_calibration_options *options,

@@ -126,7 +126,7 @@ static esp_status check_source(const cli_state *cli, esp_error *error)
                         "--calibrate tells what real weights lose; --random-weights have no "
                         "outputs worth keeping");
     }
-    return ESP_OK;
+    return calibration_check(&args->calibration, error);
 }
 
 static esp_status open_weights(advise_job *job, esp_error *error)

@@ -60,15 +60,7 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
 static esp_status check_calibration(const prune_args *args, esp_error *error)
 {
     const calibration_args *calibration = &args->calibration;
-    if (calibration->path == NULL &&
-        (calibration->refit || calibration->gradual || calibration->respect || calibration->turn)) {
-        return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
-                        "%s needs --calibrate TEXT_OR_IMAGES",
-                        calibration->refit     ? "--refit"
-                        : calibration->gradual ? "--gradual"
-                        : calibration->turn    ? "--turn-values"
-                                               : "--respect");
-    }
+    TRY(calibration_check(calibration, error));
     if (calibration->path != NULL && (args->dry_run || args->score != 0)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
                         "--calibrate takes no --dry-run, and --method in place of --score");

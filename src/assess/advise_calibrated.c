@@ -78,14 +78,9 @@ esp_status esp_advice_calibrate(esp_advice *advice, esp_error *error)
                                    .device = advice->device,
                                    .prune = &prune,
                                    .options = &options,
-                                   .looks_only = true};
-    esp_device *host = NULL; /* activations are looked at there */
-    if (esp_device_is_far(advice->device)) {
-        ESP_TRY(esp_device_open(advice->context, "cpu", &host, error));
-        calibration.device = host;
-    }
+                                   .looks_only = true,
+                                   .host_will_do = true};
     esp_status status = walk(advice, &calibration, error);
     esp_calibration_close(&calibration);
-    esp_device_close(host);
     return status;
 }

@@ -52,14 +52,14 @@ static esp_status list_linears(esp_calibration *calibration, esp_error *error)
     return ESP_OK;
 }
 
-static esp_calibrated_linear *linear_of(const esp_calibration *calibration, int64_t index)
+esp_calibrated_linear *esp_calibration_linear(const esp_calibration *calibration, int64_t index)
 {
     for (int64_t i = 0; i < calibration->linear_count; i++) {
         if (calibration->linears[i].index == index) {
             return &calibration->linears[i];
         }
     }
-    return NULL; /* the pipeline asks for no other */
+    return NULL;
 }
 
 /* ---- enough samples? ---- */
@@ -214,7 +214,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
                        esp_mask **mask, char *note, esp_error *error)
 {
     esp_calibration *calibration = user;
-    esp_calibrated_linear *linear = linear_of(calibration, index);
+    esp_calibrated_linear *linear = esp_calibration_linear(calibration, index);
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);
@@ -309,7 +309,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 /* ---- all of it ---- */
 
-static esp_status check_options(const esp_calibration_options *options, esp_error *error)
+esp_status esp_calibration_check(const esp_calibration_options *options, esp_error *error)
 {
     if ((unsigned)options->method > ESP_METHOD_JOINT ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
@@ -365,6 +365,15 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
+static esp_status open_far(esp_device *device, esp_far **far, esp_error *error)
+{
+    return device->backend->far_open != NULL
+               ? device->backend->far_open(device, far, error)
+               : esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
+                          "device '%s' has no linear algebra for calibration; use --device cpu",
+                          device->name);
+}
+
 /* A device with memory of its own does the algebra, and runs the layers where it can; else the host
  * does. */
 static esp_status share_out(esp_calibration *calibration, esp_error *error)
@@ -372,17 +381,24 @@ static esp_status share_out(esp_calibration *calibration, esp_error *error)
     esp_device *device = calibration->device;
     esp_far *far = NULL;
     esp_model_info info;
+    esp_error why = {0};
     if (!esp_device_is_far(device)) {
         return ESP_OK;
     }
-    if (device->backend->far_open == NULL) {
-        return esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
-                        "device '%s' has no linear algebra for calibration; use --device cpu",
-                        device->name);
-    }
-    ESP_TRY(device->backend->far_open(device, &far, error));
-    esp_algebra_set_far(calibration->algebra, far);
     ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
+    esp_status status = open_far(device, &far, &why);
+    if (status == ESP_UNSUPPORTED && calibration->host_will_do) {
+        esp_log(calibration->context, ESP_LOG_WARNING,
+                "device '%s' has no algebra for calibration (%s), so the host calibrates, which "
+                "takes many times longer",
+                device->name, why.code);
+        calibration->device = calibration->host;
+        return ESP_OK;
+    }
+    if (status != ESP_OK) {
+        return esp_fail(error, status, why.code, "%s", why.message);
+    }
+    esp_algebra_set_far(calibration->algebra, far);
     ESP_TRY(esp_model_info_read(calibration->host, calibration->checkpoint, &info, error));
     calibration->device = esp_walk_goes_far(&info) ? device : calibration->host;
     return ESP_OK;
@@ -393,7 +409,7 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 {
     calibration->layer = -1;
     calibration->inputs.group = -1;
-    ESP_TRY(check_options(calibration->options, error));
+    ESP_TRY(esp_calibration_check(calibration->options, error));
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(share_out(calibration, error));

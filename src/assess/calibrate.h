@@ -54,10 +54,10 @@ typedef struct esp_calibration {
     int64_t sample_count;
     esp_calibrated_linear *linears; /* in the order of the walk */
     int64_t linear_count;
-    bool looks_only;  /* nothing is pruned: the dense walk stays where it is */
-    bool judges;      /* errors are wanted whatever the method looks at */
-    int64_t layer;    /* that the walks hold; -1: none */
-    int layer_groups; /* known ones of that layer */
+    bool looks_only;   /* nothing is pruned: the dense walk stays where it is */
+    bool judges;       /* errors are wanted whatever the method looks at */
+    bool host_will_do; /* where the device has no algebra */
+    int64_t layer;     /* that the walks hold; -1: none */
     esp_group_inputs inputs;
     esp_turning *turning; /* NULL: nothing is turned */
     uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
@@ -68,10 +68,15 @@ typedef struct esp_calibration {
     esp_calibration_summary summary;
 } esp_calibration;
 
-/* calibrate.c: algebra, samples and the list of layers; close after a failure too. */
+/* calibrate.c: what a caller may have asked wrongly; opening checks it, too. */
+ESP_MUST_CHECK esp_status esp_calibration_check(const esp_calibration_options *options,
+                                                esp_error *error);
+/* Algebra, samples and the list of layers; close after a failure too. */
 ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                                esp_error *error);
 void esp_calibration_close(esp_calibration *calibration);
+/* Of a weight in the checkpoint; NULL: no sample reaches it. */
+esp_calibrated_linear *esp_calibration_linear(const esp_calibration *calibration, int64_t index);
 
 /* From now on the pruned model runs the linear layer, named with ".weight", by these weights. */
 ESP_MUST_CHECK esp_status esp_calibration_replace(esp_calibration *calibration, const char *name,

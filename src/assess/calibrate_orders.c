@@ -213,12 +213,13 @@ esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
     static const esp_permute_options defaults = {0};
     esp_prune_options plain = *prune;
     esp_calibration_options look = *calibration, method = *calibration;
+    ESP_TRY(esp_calibration_check(calibration, error)); /* look's are others */
     permute = permute != NULL ? permute : &defaults;
     plain.permutation = NULL;
     plain.progress = permute->progress;
     plain.user = permute->user;
     look.method = ESP_METHOD_OBD; /* of the inputs, their moments alone */
-    look.refit = look.turn_values = false;
+    look.refit = look.gradual = look.turn_values = false;
     method.targets = ESP_TARGETS_LAYER; /* the inputs are the dense model's */
     method.turn_values = false;
     order_job job = {.method = &method,

@@ -5,22 +5,12 @@
 
 #include <espalier/shrink.h>
 
-static const esp_calibrated_linear *linear_of(const esp_calibration *calibration, int64_t index)
-{
-    for (int64_t i = 0; i < calibration->linear_count; i++) {
-        if (calibration->linears[i].index == index) {
-            return &calibration->linears[i];
-        }
-    }
-    return NULL;
-}
-
 /* An esp_shrink_choose_fn. */
 static esp_status choose(void *user, const esp_shrink_part *part, esp_tensor *values,
                          uint32_t *kept, double *loss, esp_error *error)
 {
     esp_calibration *calibration = user;
-    const esp_calibrated_linear *linear = linear_of(calibration, part->consumer);
+    const esp_calibrated_linear *linear = esp_calibration_linear(calibration, part->consumer);
     const esp_unit_choice units = {part->units, part->width, part->kept, kept};
     esp_calibrated_layer report = {0};
     if (linear == NULL) {
@@ -31,7 +21,9 @@ static esp_status choose(void *user, const esp_shrink_part *part, esp_tensor *va
     ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     ESP_TRY(esp_calibration_collect(calibration, linear, error));
     ESP_TRY(esp_calibration_remove(calibration, linear, &units, values, &report, error));
-    ESP_TRY(esp_calibration_replace(calibration, linear->name, values, error));
+    if (!calibration->options->dense_inputs) {
+        ESP_TRY(esp_calibration_replace(calibration, linear->name, values, error));
+    }
     *loss = report.error;
     return ESP_OK;
 }

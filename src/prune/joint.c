@@ -4,10 +4,10 @@
  * Columns are those of panel_obs.c: they go one by one, all rows following. (Exchanging them
  * afterwards with regard to the two of four, group by group, gains less than 1 % of the error.)
  * What a panel does not keep is swept out of H^-1 once, for all its rows; each of these then looks
- * for its two of four in a copy of the matrix (row_search.c). Layers with more columns in a panel
- * than esp_joint_block in a panel do so block by block from left to right, what a block loses being
- * made up for by the columns to its right as in SparseGPT. Free panels deal their columns to fours
- * by what the weights would cost one by one (panel_search.c). */
+ * for its two of four in a copy of the matrix (row_search.c). Panels that keep more columns than
+ * esp_joint_block do so block by block from left to right, what a block loses being made up for by
+ * the columns to its right as in SparseGPT. Free panels deal their columns to fours by what the
+ * weights would cost one by one (panel_search.c). */
 #include "prune/row_search.h"
 #include "prune/select.h"
 

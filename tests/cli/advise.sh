@@ -22,6 +22,7 @@ json '$j->{random_weights} && @{$j->{layers}} == 14 && $j->{whole}[0]{dense_us} 
 t "advise of nothing" 2 advise --tokens 1; err_has '\[usage.bad_value\]'
 t "advise of a model and random weights" 2 advise plain --random-weights plain; err_has '\[usage.bad_value\]'
 t "calibrate random weights" 2 advise --random-weights plain --calibrate words.txt; err_has '\[usage.extra_option\]'
+t "advise in steps without a calibration" 2 advise plain --tokens 1 --gradual; err_has '--gradual needs --calibrate.*\[usage.missing_option\]'
 t "prune by the recipe" 0 prune plain --recipe recipe.json -o by-recipe --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 14'
 t "verify it" 0 verify by-recipe --strict -q
 t "a rule before the recipe" 0 prune plain --recipe recipe.json --pattern-for '*q_proj=dense' --dry-run --json; json '(grep { $_->{pattern} eq "2:4" } @{$j->{layers}}) == 12'

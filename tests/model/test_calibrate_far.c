@@ -1,9 +1,11 @@
 /* Calibrated pruning with a device that has memory of its own (far_backend.h) and sums, multiplies
  * and inverts for it: what the device is given is what the layers read, columns of padding hold
  * NaN, held matrices are the device's copies, and every layer's error is that of the reference;
- * images run on the host, and a device without algebra is refused. */
+ * images run on the host; a device without algebra is refused, but for advice, of which the host
+ * then does this part. */
 #include <math.h>
 
+#include "assess/advise.h"
 #include "calibrated_tools.h"
 #include "far_backend.h"
 #include "tensor/tensor.h"
@@ -257,6 +259,94 @@ static void encoders(test_run *run)
     compare(run, tiny_folder(run, "bert"), "2:4", with_text(ESP_METHOD_SPARSE_GPT, true), false);
 }
 
+/* ---- advice ---- */
+
+enum { MOST_ADVISED = 32 };
+
+/* All of a checkpoint's linear layers, in one way besides dense. */
+static void list_layers(const esp_checkpoint *checkpoint, const esp_pattern *pattern,
+                        esp_advice *advice)
+{
+    for (int64_t i = 0; i < esp_checkpoint_count(checkpoint) && advice->count < MOST_ADVISED; i++) {
+        esp_weight_info weight = esp_checkpoint_get(checkpoint, i);
+        if (esp_linear_layer_why_not(&weight) == NULL) {
+            advice->table[advice->count * 2 + 1] =
+                (esp_advised_way){.pattern = *pattern, .possible = true};
+            advice->layers[advice->count++] = (esp_advised_layer){.name = weight.name};
+        }
+    }
+}
+
+/* Errors of layers; only this part of advice: kernels are not timed on such a device. */
+static esp_status advise_on(test_run *run, bool far, bool has_algebra, error_list *list,
+                            esp_error *error)
+{
+    const esp_prune_options prune = with_pattern(run, "16:2:8");
+    const esp_calibration_options calibration = with_text(ESP_METHOD_JOINT, true);
+    const esp_advise_options options = {.calibration = &calibration};
+    esp_advised_layer layers[MOST_ADVISED];
+    esp_advised_way table[2 * MOST_ADVISED] = {{.possible = false}};
+    esp_context *context = test_context(run, 1);
+    esp_device *device = NULL;
+    esp_checkpoint *checkpoint = NULL;
+    far_state state;
+    algebra = (loops){.sums = 0};
+    ESP_TRY(esp_device_open(context, "ref", &device, error));
+    ESP_TRY(esp_checkpoint_open(context, tiny_folder(run, "plain"), &checkpoint, error));
+    if (far) {
+        far_install(&state, device);
+        state.backend.copy = copy;
+        state.backend.far_open = has_algebra ? open_algebra : NULL;
+    }
+    esp_advice advice = {.context = context,
+                         .device = device,
+                         .checkpoint = checkpoint,
+                         .options = &options,
+                         .ways = 2,
+                         .layers = layers,
+                         .table = table};
+    list_layers(checkpoint, &prune.pattern, &advice);
+    esp_status status = esp_advice_calibrate(&advice, error);
+    for (int64_t i = 0; i < advice.count; i++) {
+        const esp_advised_way *way = &table[i * 2 + 1];
+        CHECK(way->calibrated && way->error > 0 && way->error < 1);
+        list->errors[list->count++] = way->error;
+    }
+    if (far) {
+        far_remove(&state, device);
+    }
+    esp_checkpoint_close(checkpoint);
+    esp_device_close(device);
+    test_context_free(run, context);
+    return status;
+}
+
+/* By the device's algebra where it has one, else by the host's. */
+static void advised(test_run *run)
+{
+    error_list near = {0};
+    REQUIRE_OK(advise_on(run, false, false, &near, error));
+    for (int has_algebra = 0; has_algebra < 2; has_algebra++) {
+        test_sub(run, has_algebra ? "with algebra" : "without");
+        error_list far = {0};
+        REQUIRE_OK(advise_on(run, true, has_algebra, &far, error));
+        CHECK(near.count > 0 && far.count == near.count);
+        CHECK((algebra.sums > 0) == has_algebra && algebra.sums_on_device == algebra.sums);
+        CHECK((algebra.inverses > 0) == has_algebra);
+        for (int i = 0; i < near.count; i++) {
+            if (!(fabs(far.errors[i] - near.errors[i]) <= 0.005 * near.errors[i])) {
+                test_fail(run, __FILE__, __LINE__, "layer %d: error %g, on the host %g", i,
+                          far.errors[i], near.errors[i]);
+            }
+        }
+        for (int i = 0; i < MOST_HELD; i++) {
+            CHECK(algebra.owner[i] == NULL);
+        }
+    }
+}
+
+/* ---- refusals ---- */
+
 static void no_algebra(test_run *run)
 {
     esp_context *context = test_context(run, 1);
@@ -277,6 +367,8 @@ static void no_algebra(test_run *run)
     test_context_free(run, context);
 }
 
-static const test_case cases[] = {
-    {"decoders", decoders}, {"encoders", encoders}, {"no_algebra", no_algebra}};
+static const test_case cases[] = {{"decoders", decoders},
+                                  {"encoders", encoders},
+                                  {"advised", advised},
+                                  {"no_algebra", no_algebra}};
 TEST_MAIN(cases)

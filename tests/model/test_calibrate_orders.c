@@ -81,6 +81,37 @@ static void permuted(test_run *run)
     test_context_free(run, context);
 }
 
+/* Options of the method count where orders are judged, those of the look at inputs do not; and what
+ * the pruning would refuse is refused before the search. */
+static void gradual(test_run *run)
+{
+    const char *model = tiny_folder(run, "plain");
+    esp_context *context = test_context(run, 2);
+    esp_device *device = NULL;
+    esp_permutation *permutation = NULL;
+    esp_prune_options panels = with_pattern(run, "16:2:8");
+    esp_calibration_options options = with_text(ESP_METHOD_WANDA, true);
+    REQUIRE(esp_device_open(context, "cpu", &device, NULL) == ESP_OK);
+    options.gradual = true;
+    CHECK_OK(
+        esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error));
+    if (permutation != NULL) {
+        check_judged(run, device, model, &panels, options, permutation);
+    }
+    esp_permutation_free(permutation);
+    options.refit = false;
+    CHECK_FAILS(
+        esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error),
+        ESP_BAD_ARGUMENT, "calibrate.bad_options");
+    options.gradual = false;
+    options.method = (esp_method)(ESP_METHOD_JOINT + 1);
+    CHECK_FAILS(
+        esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error),
+        ESP_BAD_ARGUMENT, "calibrate.bad_method");
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 /* ---- turned values ---- */
 
 /* Errors are against the outputs of the dense model, so turning must not change what it computes.
@@ -138,6 +169,7 @@ static void turned(test_run *run)
 
 static const test_case cases[] = {
     {"in other orders", permuted},
+    {"gradual", gradual},
     {"turned values", turned},
 };
 

@@ -211,6 +211,37 @@ static void same_as_zeros(test_run *run)
     free(text);
 }
 
+/* Where layers read what the dense model gives them, no layer's choice depends on another's: hidden
+ * features go alike with and without heads. */
+static void dense_inputs(test_run *run)
+{
+    static const char name[] = "model.layers.1.mlp.down_proj.weight";
+    size_t bytes = 0;
+    char *text = file_text(PROSE, "calibration.txt", &bytes);
+    esp_calibration_options calibration = {.text = text,
+                                           .text_bytes = ESP_MIN(bytes, (size_t)10000),
+                                           .tokens = 1024,
+                                           .dense_inputs = true};
+    esp_tensor down[2];
+    folders f;
+    folders_open(run, &f);
+    for (int heads = 0; heads < 2; heads++) {
+        const esp_shrink_options options = {
+            .hidden = 0.5, .heads = 0.5 * heads, .calibration = &calibration, .force = true};
+        esp_checkpoint *shrunk = NULL;
+        REQUIRE_OK(esp_shrink_checkpoint(f.device, PROSE, f.out, &options, NULL, error));
+        REQUIRE_OK(esp_checkpoint_open(f.context, f.out, &shrunk, error));
+        down[heads] = read_by_name(run, f.context, shrunk, name);
+        esp_checkpoint_close(shrunk);
+    }
+    CHECK_OK(esp_tensor_size(&down[0], NULL, &bytes, error));
+    CHECK(memcmp(down[0].data, down[1].data, bytes) == 0);
+    esp_tensor_free(f.context, &down[0]);
+    esp_tensor_free(f.context, &down[1]);
+    folders_close(run, &f);
+    free(text);
+}
+
 /* ---- other models ---- */
 
 static void other_models(test_run *run)
@@ -289,6 +320,7 @@ static void refusals(test_run *run)
 
 static const test_case cases[] = {
     {"same as zeros", same_as_zeros},
+    {"dense inputs", dense_inputs},
     {"other models", other_models},
     {"refusals", refusals},
 };
