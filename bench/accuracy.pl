@@ -41,7 +41,7 @@ sub half { my ($interval) = @_; return ($interval->{high} - $interval->{low}) / 
 # A key in words.
 sub named {
     my ($pattern, $method, $refit, $permute) = split / /, $_[0];
-    return "$pattern $method" . ($refit eq 'yes' ? ', refit' : '')
+    return "$pattern $method" . ($refit eq 'no' ? '' : $refit eq 'yes' ? ', refit' : ', refit in steps')
         . ($permute eq 'no' ? '' : $permute eq 'yes' ? ', permuted' : ', turned and permuted');
 }
 
@@ -191,7 +191,8 @@ sub difference {
 sub best {
     my ($pattern) = @_;
     my @known = grep { /^\Q$pattern\E .* pruned 0$/ && $line{$_}{eval} } keys %line;
-    return (sort { loss($line{$a}) <=> loss($line{$b}) } @known)[0];
+    # Of equals the same one each time: where no values can be turned both lines are one.
+    return (sort { loss($line{$a}) <=> loss($line{$b}) || $b cmp $a } @known)[0];
 }
 
 sub compare {

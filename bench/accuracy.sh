@@ -86,7 +86,7 @@ line() {
 
 dense='"setting":{"pattern":"dense"}'
 if missing "$dense"; then
-    judge "$model" 2>/dev/null
+    judge "$model" 2>"$work/errors" || { cat "$work/errors" >&2; exit 1; }
     append "$dense" - "$work/eval"
 fi
 if [ -n "$settings" ]; then

@@ -106,7 +106,7 @@ void options_help_program(FILE *stream)
         "Exit codes: 0 done, 1 failed, 2 wrong usage, 3 bad file, 4 unsupported here, 5 a check\n"
         "failed, 6 out of memory, 130 interrupted.\n\n"
         "Environment: ESPALIER_THREADS as --threads, ESPALIER_CPU limits the instruction set\n"
-        "(auto, portable, avx2, avx512), ESPALIER_TUNING names the file of measured times (empty:\n"
-        "none), NO_COLOR. Options win.\n",
+        "(auto, portable, avx2, avx512, avx512bf16, amx), ESPALIER_TUNING names the file of\n"
+        "measured times (empty: none), NO_COLOR. Options win.\n",
         stream);
 }

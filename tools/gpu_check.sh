@@ -54,6 +54,8 @@ at_once() {
     [ -n "$names" ] || return
     tr '\n' '\0' <"$out/gathered" | xargs -0 -n 1 -P "$1" sh -c
     for name in $names; do
+        # Without a status its shell was killed, or xargs gave up behind one that was.
+        [ -s "$out/$name.status" ] || echo 137 0 >"$out/$name.status"
         # shellcheck disable=SC2046
         settle "$name" $(cat "$out/$name.status")
         rm -f "$out/$name.status"

@@ -17,8 +17,11 @@ mkdir -p "$folder"
 for pattern in ${PATTERNS:-2:4 64:2:8 128:2:5}; do
     out=$folder/$(echo "$pattern" | tr ':' '-')
     echo "== $pattern"
-    "$program" prune "$model" -p "$pattern" -o "$out" --force --quiet | tail -n 3
-    "$program" verify "$out" | tail -n 2
+    # Not into tail: its status would hide that of a command that fails, and an older folder be judged.
+    "$program" prune "$model" -p "$pattern" -o "$out" --force --quiet >"$folder/table"
+    tail -n 3 "$folder/table"
+    "$program" verify "$out" >"$folder/table"
+    tail -n 2 "$folder/table"
     "$program" run "$out" --device "$device" --quiet "$@"
     echo
     "$program" eval "$out" --baseline "$model" --device "$device" --quiet "--$kind" "$path"

@@ -10,6 +10,9 @@ json '$j->{layers}[0]{ways}[1]{calibrated} && $j->{layers}[0]{ways}[1]{loss} > 0
 t "advise for bytes" 0 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.5625 --recipe recipe.json --figure frontier.svg; out_has '^advised: .* 0\.5[0-9]* of their bytes'
 name="the figure is one"; if grep -q '</svg>' frontier.svg; then ok; else bad "frontier.svg"; fi
 out_has '^the whole model, dense as measured and as advised, predicted:'; out_has 'stay dense; the model .* of .* predicted [0-9.]+x as fast as a whole$'
+t "advise for the whole" 0 advise plain --tokens 1 -r 1 -p 2:4 --model-speedup 1 --recipe whole.json --json
+json '$j->{advised}{model_speedup} >= 1 && $j->{advised}{loss} == 0 && abs($j->{whole}[0]{gain} - 1) < 1e-6'
+name="its recipe leaves all dense"; if grep -q 'espalier_recipe' whole.json && ! grep -q '2:4' whole.json; then ok; else bad "whole.json"; fi
 t "advise of layers alone" 0 advise plain --tokens 1 -r 1 -p 2:4 --layers-only; out_lacks 'whole model'
 t "advise beyond the context" 0 advise plain --tokens 1,4096 -r 1 -p 2:4 --json
 json '$j->{whole}[0]{dense_us} > 0 && $j->{whole}[1]{why_not} =~ /context/ && !defined $j->{frontier}[0]{model_speedup}'
