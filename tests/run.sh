@@ -5,17 +5,22 @@
 set -u
 source=$1 build=$2 asan=$3
 total_passed=0 total_failed=0 total_skipped=0
-log=$(mktemp)
-trap 'rm -f "$log"' EXIT
+work=$(mktemp -d)
+trap 'rm -rf "$work"' EXIT
 
-# Runs a command whose last line is "NAME: N passed, N failed, N skipped" and adds that up. A command
-# that ends without such a line, or fails without a failed case, counts as one failure.
-run() {
-    label=$1
+# execute LOG COMMAND...: what it says goes to LOG, its status and its seconds to LOG.status.
+execute() {
+    log=$1 started=$(date +%s)
     shift
-    started=$(date +%s)
     "$@" >"$log" 2>&1
-    code=$?
+    echo $? $(($(date +%s) - started)) >"$log.status"
+}
+
+# A command's last line is "NAME: N passed, N failed, N skipped"; settle LABEL LOG adds that up. One that
+# ended without such a line, or failed without a failed case, counts as one failure.
+settle() {
+    label=$1 log=$2
+    read -r code seconds <"$log.status" || code=lost seconds=0
     sum=$(sed -n 's/^[^ ]*: \([0-9]*\) passed, \([0-9]*\) failed, \([0-9]*\) skipped$/\1 \2 \3/p' \
         "$log" | tail -n 1)
     grep -vE '^[^ ]*: [0-9]+ passed, [0-9]+ failed, [0-9]+ skipped$' "$log" | tail -n 60
@@ -33,7 +38,27 @@ run() {
     total_passed=$((total_passed + $1))
     total_failed=$((total_failed + failed))
     total_skipped=$((total_skipped + $3))
-    echo "$label: $1 passed, $failed failed, $3 skipped ($(($(date +%s) - started)) s)"
+    echo "$label: $1 passed, $failed failed, $3 skipped ($seconds s)"
+}
+
+run() {
+    label=$1
+    shift
+    execute "$work/log" "$@"
+    settle "$label" "$work/log"
+}
+
+# Programs under the sanitizers, as many at a time as there are processors: they are slow and time nothing.
+run_sanitized() {
+    export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+    # shellcheck disable=SC2016
+    printf '%s\n' "$@" | xargs -n 1 -P "$(nproc)" sh -c 'log=$0/$(basename "$1") started=$(date +%s)
+        "$1" >"$log" 2>&1
+        echo $? $(($(date +%s) - started)) >"$log.status"' "$work"
+    for program in "$@"; do
+        settle "asan $(basename "$program")" "$work/$(basename "$program")"
+    done
+    run "asan kernel_check" "$asan"/kernel_check --cases 12
 }
 
 not_run() {
@@ -53,12 +78,7 @@ for script in "$source"/tests/cli/run.sh "$source"/tests/independent/run.sh \
     [ -f "$script" ] && run "$(basename "$(dirname "$script")")" sh "$script" "$build" "$source"
 done
 if [ -d "$asan/tests" ]; then
-    for program in "$asan"/tests/test_*; do
-        run "asan $(basename "$program")" env ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 \
-            UBSAN_OPTIONS=print_stacktrace=1 "$program"
-    done
-    run "asan kernel_check" env ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 \
-        UBSAN_OPTIONS=print_stacktrace=1 "$asan"/kernel_check --cases 12
+    run_sanitized "$asan"/tests/test_*
 else
     not_run "sanitizers" "$asan is not built"
 fi
