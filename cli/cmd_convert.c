@@ -120,12 +120,7 @@ static const cli_option options[] = {
      .argument = "FOLDER",
      .help = "folder to make",
      .required = true},
-    SHARD_OPTION(convert_args),
-    {.name = "force",
-     .letter = 'f',
-     .kind = OPTION_FLAG,
-     .offset = FIELD(force),
-     .help = "replace FOLDER if espalier made it"},
+    FOLDER_OPTIONS(convert_args),
     {.name = NULL}};
 
 const cli_command convert_command = {

@@ -152,12 +152,7 @@ static const cli_option options[] = {
      .kind = OPTION_FLAG,
      .offset = FIELD(dry_run),
      .help = "show layers and bytes, write nothing"},
-    SHARD_OPTION(prune_args),
-    {.name = "force",
-     .letter = 'f',
-     .kind = OPTION_FLAG,
-     .offset = FIELD(force),
-     .help = "replace FOLDER if espalier made it"},
+    FOLDER_OPTIONS(prune_args),
     {.name = NULL}};
 
 const cli_command prune_command = {

@@ -49,14 +49,19 @@ ESP_MUST_CHECK esp_status parse_patterns(const pattern_args *args, esp_prune_opt
                                          pattern_rules *rules, esp_error *error);
 void pattern_rules_free(pattern_rules *rules);
 
-/* An entry of an option table for the struct `type` with a member shard_size, a text. */
-#define SHARD_OPTION(type)                                                                         \
+/* Entries of an option table for the struct `type` with members shard_size, a text, and force, a
+ * flag: what commands that write a folder share. */
+#define FOLDER_OPTIONS(type)                                                                       \
+    {.name = "shard-size",                                                                         \
+     .kind = OPTION_TEXT,                                                                          \
+     .offset = offsetof(type, shard_size),                                                         \
+     .argument = "SIZE",                                                                           \
+     .help = "several files of at most so many bytes of tensors, such as 5GB or 500MB"},           \
     {                                                                                              \
-        .name = "shard-size", .kind = OPTION_TEXT, .offset = offsetof(type, shard_size),           \
-        .argument = "SIZE",                                                                        \
-        .help = "several files of at most so many bytes of tensors, such as 5GB or 500MB"          \
+        .name = "force", .letter = 'f', .kind = OPTION_FLAG, .offset = offsetof(type, force),      \
+        .help = "replace FOLDER if espalier made it"                                               \
     }
-/* Its value in bytes; 0 for NULL. */
+/* The shard size in bytes; 0 for NULL. */
 ESP_MUST_CHECK esp_status parse_shard_size(const char *text, uint64_t *bytes, esp_error *error);
 
 /* ---- the report ---- */
