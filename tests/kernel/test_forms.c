@@ -105,6 +105,20 @@ static void dense_has_one_form(test_run *run)
     test_context_free(run, context);
 }
 
+/* Of all choices of forms: a device of which `read` are read gives those, else the sparse one. */
+static void check_forms(test_run *run, esp_device *device, const product *p, unsigned read)
+{
+    for (unsigned forms = 1; forms < 8; forms++) {
+        const esp_pack_options options = {forms};
+        unsigned left = forms & read;
+        esp_packed *packed = NULL;
+        test_sub(run, "forms %u of %u", forms, read);
+        REQUIRE_OK(esp_pack_with(device, p->sparse, &options, &packed, error));
+        CHECK_INT(esp_packed_forms(packed), left != 0 ? left : ESP_FORM_SPARSE);
+        esp_packed_free(packed);
+    }
+}
+
 /* The bit asks for nothing on a device whose kernels do not read that form. */
 static void nothing_is_spread(test_run *run)
 {
@@ -113,15 +127,7 @@ static void nothing_is_spread(test_run *run)
     esp_matmul_problem problem = problem_of(run, "matmul/16:2:5/f32/32x64x3");
     product p = product_make(run, context, &problem, 1, INTEGERS, false, false);
     REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
-    for (unsigned forms = 1; forms < 8; forms++) {
-        const esp_pack_options options = {forms};
-        unsigned left = forms & BOTH;
-        esp_packed *packed = NULL;
-        test_sub(run, "forms %u", forms);
-        REQUIRE_OK(esp_pack_with(device, p.sparse, &options, &packed, error));
-        CHECK_INT(esp_packed_forms(packed), left != 0 ? left : ESP_FORM_SPARSE);
-        esp_packed_free(packed);
-    }
+    check_forms(run, device, &p, BOTH);
     product_free(&p);
     esp_device_close(device);
     test_context_free(run, context);
@@ -142,15 +148,7 @@ static void spread_where_a_kernel_runs(test_run *run)
         REQUIRE_OK(esp_device_open(context, "ref", &device, error));
         fake_install(&backend, device, &kernel, 1);
         backend.kernels[0].spread = true;
-        for (unsigned forms = 1; forms < 8; forms++) {
-            const esp_pack_options options = {forms};
-            unsigned left = forms & read;
-            esp_packed *packed = NULL;
-            test_sub(run, "forms %u, %s", forms, refusals[i] == NULL ? "read" : "not read");
-            REQUIRE_OK(esp_pack_with(device, p.sparse, &options, &packed, error));
-            CHECK_INT(esp_packed_forms(packed), left != 0 ? left : ESP_FORM_SPARSE);
-            esp_packed_free(packed);
-        }
+        check_forms(run, device, &p, read);
         product_free(&p);
         esp_device_close(device);
         test_context_free(run, context);
