@@ -1,0 +1,162 @@
+/* Which kernel of the GPU a product gets by scores alone, as if such a GPU were there: nothing of
+ * it is asked but what it is, so this needs no GPU, but the GPU back end. */
+#include <math.h>
+
+#include "product_device.h"
+
+#ifdef ESP_HAVE_CUDA
+#include "cuda/room.h"
+#include "plan/plan.h"
+
+/* What esp_plan_fill takes on a Hopper GPU without cuBLASLt, of no kind that times ship for. */
+static void choose(test_run *run, const char *text, unsigned forms, esp_plan *plan)
+{
+    esp_context *context = test_context(run, 1);
+    cuda_state state = {
+        .facts = {.name = "a Hopper", .major = 9, .multiprocessors = 132, .gb_per_s = 3350},
+        .cublaslt_asked = true};
+    esp_device device = {.context = context, .backend = &esp_cuda_backend, .state = &state};
+    esp_matmul_problem problem;
+    esp_error failure = {0};
+    esp_plan_options options = ESP_PLAN_OPTIONS_INIT;
+    options.forms = forms;
+    pthread_mutex_init(&state.lock, NULL);
+    if (esp_matmul_problem_parse(text, &problem, &failure) != ESP_OK ||
+        esp_plan_fill(&device, &problem, &options, plan, &failure) != ESP_OK) {
+        test_fail(run, __FILE__, __LINE__, "%s", failure.message);
+        *plan = (esp_plan){.kernel = &(const esp_kernel){.name = "none"}};
+    }
+    pthread_mutex_destroy(&state.lock);
+    test_context_free(run, context);
+}
+
+static const char *const block_patterns[] = {
+    "block:16x16@0.9", "block:32x32@0.9",  "block:64x64@0.5",   "block:64x64@0.8",
+    "block:64x64@0.9", "block:64x64@0.95", "block:128x128@0.9", "block:128x128@0.98"};
+
+/* The kernel for any GPU leaves all sums through strips: 1624 us where Hopper's takes 190 for the
+ * first feed-forward product of ViT-large. No ending may make it the faster one. */
+static void blocks_on_hopper(test_run *run)
+{
+    static const char *const ends[] = {"4096x1024x50432/ep:bias+gelu",
+                                       "1024x4096x50432/ep:bias+residual",
+                                       "3072x768x12608/ep:bias+gelu",
+                                       "768x3072x12608/ep:bias+residual",
+                                       "4096x4096x512/ep:bias",
+                                       "4096x4096x4096/ep:bias+silu+residual",
+                                       "11008x4096x512/ep:swiglu",
+                                       "4096x4096x100",
+                                       "4096x1024x50432/o:f32/ep:bias+gelu",
+                                       "1024x4096x50431/y:tok/ep:bias+gelu_tanh",
+                                       "4096x1024x50433/ep:bias+gelu",
+                                       "4096x1024x50432/x:tok/y:tok/ep:bias+relu"};
+    for (int p = 0; p < ESP_COUNT(block_patterns); p++) {
+        for (int e = 0; e < 2 * ESP_COUNT(ends); e++) {
+            char text[160];
+            esp_plan plan;
+            snprintf(text, sizeof text, "matmul/%s/%s/%s", block_patterns[p],
+                     e % 2 == 0 ? "f16" : "bf16", ends[e / 2]);
+            test_sub(run, "%s", text);
+            choose(run, text, ESP_FORM_SPARSE, &plan);
+            CHECK(strstr(plan.kernel->name, "__cuda_sm90_128x") != NULL);
+        }
+    }
+}
+
+/* Nor may it of panels where tokens are many. */
+static void panels_on_hopper(test_run *run)
+{
+    static const char *const patterns[] = {"2:4", "64:2:5", "128:2:8", "64:2:16", "panel:64@0.9"};
+    static const char *const ends[] = {"4096x1024x50432/ep:bias+gelu",
+                                       "1024x4096x50432/ep:bias+residual",
+                                       "4096x4096x4096/ep:bias+silu+residual",
+                                       "11008x4096x512/ep:swiglu",
+                                       "4096x1024x50432/o:f32/ep:bias+gelu",
+                                       "4096x1024x50433/ep:gelu_tanh",
+                                       "4096x1024x50432/x:tok/y:tok/ep:bias+relu"};
+    for (int p = 0; p < ESP_COUNT(patterns); p++) {
+        for (int e = 0; e < ESP_COUNT(ends); e++) {
+            char text[160];
+            esp_plan plan;
+            snprintf(text, sizeof text, "matmul/%s/f16/%s", patterns[p], ends[e]);
+            test_sub(run, "%s", text);
+            choose(run, text, ESP_FORM_SPARSE | ESP_FORM_SPREAD, &plan);
+            CHECK(strstr(plan.kernel->name, "__cuda_sm90_") != NULL);
+        }
+    }
+}
+
+/* Where the weight is held in both forms, too, feed-forward products of nine tenths zeros in blocks
+ * run sparse. */
+static void blocks_beside_dense(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/block:64x64@0.9/f16/4096x1024x50432/ep:bias+gelu",
+        "matmul/block:64x64@0.9/f16/1024x4096x50432/ep:bias+residual",
+        "matmul/block:32x32@0.9/f16/4096x1024x50432/ep:bias+gelu",
+        "matmul/block:64x64@0.8/f16/4096x1024x50432/ep:bias+gelu"};
+    for (int i = 0; i < ESP_COUNT(texts); i++) {
+        esp_plan plan;
+        test_sub(run, "%s", texts[i]);
+        choose(run, texts[i], ESP_FORM_SPARSE | ESP_FORM_DENSE, &plan);
+        CHECK(strstr(plan.kernel->name, "matmul_bsr_f16_f16__cuda_sm90_128x256") != NULL);
+        CHECK(!plan.runs_dense && plan.reason.dense_us > plan.reason.us);
+    }
+}
+
+/* Predictions of the kernel for any GPU beside what an H100 took, so that they rank it: us. */
+static void blocks_on_any_gpu(test_run *run)
+{
+    static const struct {
+        const char *text;
+        double us;
+    } read[] = {{"matmul/block:16x16@0.9/f16/4096x4096x4096", 242},
+                {"matmul/block:32x32@0.9/f16/4096x4096x4096", 220},
+                {"matmul/block:64x64@0.8/f16/4096x4096x4096", 211},
+                {"matmul/block:64x64@0.9/f16/4096x4096x4096", 151},
+                {"matmul/block:128x128@0.8/f16/4096x4096x4096", 173},
+                {"matmul/block:64x64@0.8/f16/4096x4096x512", 56},
+                {"matmul/block:64x64@0.9/f16/4096x1024x50432/ep:bias+gelu", 1624}};
+    const esp_kernel *kernel = NULL;
+    cuda_state state = {.facts = {.major = 8, .multiprocessors = 132, .gb_per_s = 3350}};
+    esp_device device = {.backend = &esp_cuda_backend, .state = &state};
+    for (int i = 0; i < CUDA_BLOCK_KERNELS; i++) {
+        if (strcmp(cuda_block_kernels[i].name, "matmul_bsr_f16_f16__cuda_sm80_128x256") == 0) {
+            kernel = &cuda_block_kernels[i];
+        }
+    }
+    REQUIRE(kernel != NULL);
+    for (int i = 0; i < ESP_COUNT(read); i++) {
+        esp_matmul_problem problem;
+        test_sub(run, "%s", read[i].text);
+        REQUIRE_OK(esp_matmul_problem_parse(read[i].text, &problem, error));
+        CHECK(kernel->why_not(kernel, &device, &problem) == NULL);
+        double us = kernel->score_us(kernel, &device, &problem);
+        CHECK(fabs(us - read[i].us) <= 0.15 * read[i].us);
+    }
+}
+
+#else
+static void blocks_on_hopper(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
+static void panels_on_hopper(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
+static void blocks_beside_dense(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
+static void blocks_on_any_gpu(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
+#endif
+
+static const test_case cases[] = {{"blocks_on_hopper", blocks_on_hopper},
+                                  {"panels_on_hopper", panels_on_hopper},
+                                  {"blocks_beside_dense", blocks_beside_dense},
+                                  {"blocks_on_any_gpu", blocks_on_any_gpu}};
+TEST_MAIN(cases)
