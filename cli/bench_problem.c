@@ -7,8 +7,9 @@
  * (timing.h): one run of a dense rival serves every pattern. With at most 16 tokens a product is
  * bound by reading the weight: then each contestant goes round copies of its own, in distinct
  * memory and together 1 GiB, beyond any cache, because a model reads its weights once per token;
- * and a probe of the memory's read bandwidth takes part in the rounds. With more tokens one copy
- * serves; where a cache holds it, that helps the larger weight, the dense one, more. */
+ * and a probe of the memory's read bandwidth takes part in the rounds. With more tokens (on a
+ * GPU, more than 256) one copy serves; where a cache holds it, that helps the larger weight, the
+ * dense one, more. */
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
@@ -21,7 +22,7 @@
 #define ROTATE_BYTES ((size_t)1 << 30)
 #define TURN_S 10e-3
 #define SETTLE_S 40e-3 /* OpenBLAS' threads spin for 2^26 cycles after a call */
-#define GPU_FEW_TOKENS 64
+#define GPU_FEW_TOKENS 256
 #define GPU_ROTATE_BYTES ((size_t)512 << 20)
 #define GPU_TURN_S 4e-3
 #define GPU_SETTLE_S 1e-3

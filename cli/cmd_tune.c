@@ -254,7 +254,7 @@ static const cli_option options[] = {
      .offset = FIELD(rotate),
      .argument = "BYTES",
      .help = "use copies of the weight of that size together in turn; -1: twice the last cache "
-             "(64 to 256 MiB) up to 16 tokens, else one copy",
+             "(64 to 256 MiB) up to 256 tokens, else one copy",
      .fallback = "-1",
      .least = -1,
      .most = (int64_t)1 << 40},

@@ -51,7 +51,7 @@ typedef void (*esp_tune_fn)(void *user, const esp_matmul_problem *problem,
 typedef struct esp_tune_options {
     int rounds;            /* interleaved, of which the median counts; 0: 9 */
     int64_t rotate_bytes;  /* copies of the weight of that size together are used in turn; 0: one
-                              above 16 tokens, else twice the last cache (64 to 256 MiB), on a GPU
+                              above 256 tokens, else twice the last cache (64 to 256 MiB), on a GPU
                               128 MiB; < 0: one */
     uint64_t seed;         /* of weights and activations */
     esp_tune_fn on_result; /* called for every candidate when all are measured */

@@ -1,15 +1,16 @@
 /* The rounds of a measurement. They are interleaved over all candidates, so that a change of the
  * machine's mood hits all alike. Threads of libraries spin after a call: whoever follows one runs
- * untimed until they rest. With few tokens a product is bound by reading the weight: then copies
- * are used in turn, more than the last cache holds, because a model reads its weights once per
- * token. Who is far behind at first sight is timed no further. */
+ * untimed until they rest. Up to COLD_TOKENS copies of the weight are used in turn, more than the
+ * last cache holds, because a model reads its weights once per pass: found warm, the larger weight,
+ * the dense one, would gain more. With more tokens products hide it. Who is far behind at first
+ * sight is timed no further. */
 #include <math.h>
 #include <stdlib.h>
 #include <unistd.h>
 
 #include "plan/tune.h"
 
-#define FEW_TOKENS 16
+#define COLD_TOKENS 256
 #define MAX_COPIES 256
 #define LEAST_ROUND_S 3e-3
 #define LEAST_RECORDED_S 0.4e-3 /* of a GPU's own clock */
@@ -29,7 +30,7 @@ static bool is_recorded(const tune_job *job)
 static size_t rotate_bytes(const tune_job *job, const tune_point *point)
 {
     int64_t asked = job->options.rotate_bytes;
-    if (asked != 0 || point->problem.tokens > FEW_TOKENS) {
+    if (asked != 0 || point->problem.tokens > COLD_TOKENS) {
         return asked > 0 ? (size_t)asked : 0;
     }
     if (is_recorded(job)) {

@@ -329,6 +329,58 @@ static void tunes_many_token_counts(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- weights in turn ---- */
+
+#define MOST_SEEN 300
+
+static const esp_packed *weights_seen[MOST_SEEN];
+static int weights_seen_count;
+
+static esp_status launch_and_see(const esp_matmul_call *call, esp_error *error)
+{
+    int i = 0;
+    while (i < weights_seen_count && weights_seen[i] != call->args->weight) {
+        i++;
+    }
+    if (i == weights_seen_count && i < MOST_SEEN) {
+        weights_seen[weights_seen_count++] = call->args->weight;
+    }
+    return fake_launch(call, error);
+}
+
+/* A model reads its weights once per pass, so up to 256 tokens none is found warm. */
+static void weights_take_turns(test_run *run)
+{
+    static const struct {
+        int64_t tokens, rotate_bytes;
+        bool many;
+    } rows[] = {{1, 0, true},    {17, 0, true},   {256, 0, true},
+                {257, 0, false}, {17, -1, false}, {257, 10 << 20, true}};
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        esp_context *context = test_context(run, 1);
+        esp_device *device = NULL;
+        REQUIRE_OK(esp_device_open(context, "ref", &device, error));
+        const esp_backend *real = device->backend;
+        const fake fakes[] = {{PANEL, "panel", 5, 0, NULL, false, 0},
+                              {DENSE, "dense", 9, 0, NULL, false, 0}};
+        fake_backend made;
+        fake_install(&made, device, fakes, 2);
+        made.kernels[0].launch = launch_and_see;
+        weights_seen_count = 0;
+        esp_matmul_problem problem = problem_of(run, "matmul/16:2:8/f32/16x24x1");
+        problem.tokens = rows[i].tokens;
+        const esp_tune_options options = {.rounds = 9, .rotate_bytes = rows[i].rotate_bytes};
+        test_sub(run, "%lld tokens, rotate %lld", (long long)rows[i].tokens,
+                 (long long)rows[i].rotate_bytes);
+        CHECK_OK(esp_tune(device, &problem, &options, error));
+        /* two: of integers and of real numbers */
+        CHECK(rows[i].many ? weights_seen_count > 10 : weights_seen_count <= 2);
+        device->backend = real;
+        esp_device_close(device);
+        test_context_free(run, context);
+    }
+}
+
 /* No wrong kernel enters, however it is wrong; the right ones beside it do. */
 static void wrong_kernels_stay_out(test_run *run)
 {
@@ -494,6 +546,7 @@ static const test_case cases[] = {
     {"reading_runs_out_of_memory", reading_runs_out_of_memory},
     {"tunes", tunes},
     {"tunes_many_token_counts", tunes_many_token_counts},
+    {"weights_take_turns", weights_take_turns},
     {"wrong_kernels_stay_out", wrong_kernels_stay_out},
     {"tuning_is_cancelled", tuning_is_cancelled},
     {"tuning_runs_out_of_memory", tuning_runs_out_of_memory},
