@@ -63,7 +63,7 @@ static void blocks_on_hopper(test_run *run)
     }
 }
 
-/* Nor may it of panels where tokens are many. */
+/* Nor may it of panels, in tiles that are many or few. */
 static void panels_on_hopper(test_run *run)
 {
     static const char *const patterns[] = {"2:4", "64:2:5", "128:2:8", "64:2:16", "panel:64@0.9"};
@@ -73,7 +73,12 @@ static void panels_on_hopper(test_run *run)
                                        "11008x4096x512/ep:swiglu",
                                        "4096x1024x50432/o:f32/ep:bias+gelu",
                                        "4096x1024x50433/ep:gelu_tanh",
-                                       "4096x1024x50432/x:tok/y:tok/ep:bias+relu"};
+                                       "4096x1024x50432/x:tok/y:tok/ep:bias+relu",
+                                       "768x768x200/ep:bias",
+                                       "3072x768x197/ep:bias+gelu",
+                                       "768x3072x200/ep:bias+residual",
+                                       "4096x4096x100/ep:bias+gelu_tanh",
+                                       "384x384x40"};
     for (int p = 0; p < ESP_COUNT(patterns); p++) {
         for (int e = 0; e < ESP_COUNT(ends); e++) {
             char text[160];
@@ -104,33 +109,54 @@ static void blocks_beside_dense(test_run *run)
     }
 }
 
-/* Predictions of the kernel for any GPU beside what an H100 took, so that they rank it: us. */
-static void blocks_on_any_gpu(test_run *run)
+typedef struct reading {
+    const char *kernel, *problem;
+    double us;
+} reading;
+
+static const esp_kernel *kernel_named(const char *name)
 {
-    static const struct {
-        const char *text;
-        double us;
-    } read[] = {{"matmul/block:16x16@0.9/f16/4096x4096x4096", 242},
-                {"matmul/block:32x32@0.9/f16/4096x4096x4096", 220},
-                {"matmul/block:64x64@0.8/f16/4096x4096x4096", 211},
-                {"matmul/block:64x64@0.9/f16/4096x4096x4096", 151},
-                {"matmul/block:128x128@0.8/f16/4096x4096x4096", 173},
-                {"matmul/block:64x64@0.8/f16/4096x4096x512", 56},
-                {"matmul/block:64x64@0.9/f16/4096x1024x50432/ep:bias+gelu", 1624}};
-    const esp_kernel *kernel = NULL;
-    cuda_state state = {.facts = {.major = 8, .multiprocessors = 132, .gb_per_s = 3350}};
-    esp_device device = {.backend = &esp_cuda_backend, .state = &state};
-    for (int i = 0; i < CUDA_BLOCK_KERNELS; i++) {
-        if (strcmp(cuda_block_kernels[i].name, "matmul_bsr_f16_f16__cuda_sm80_128x256") == 0) {
-            kernel = &cuda_block_kernels[i];
+    for (int i = 0; esp_cuda_kernels[i] != NULL; i++) {
+        if (strcmp(esp_cuda_kernels[i]->name, name) == 0) {
+            return esp_cuda_kernels[i];
         }
     }
-    REQUIRE(kernel != NULL);
+    return NULL;
+}
+
+/* Predictions of kernels for any GPU beside what an H100 took, with tiles of panels that are few an
+ * H200, so that they rank them. */
+static void kernels_for_any_gpu(test_run *run)
+{
+    static const char blocks[] = "matmul_bsr_f16_f16__cuda_sm80_128x256";
+    static const char tall[] = "matmul_panel_f16_f16__cuda_sm80_128x128";
+    static const char wide[] = "matmul_panel_f16_f16__cuda_sm80_64x256";
+    static const char small[] = "matmul_panel_f16_f16__cuda_sm80_64x128";
+    static const char whole[] = "matmul_panel_f16_f16__cuda_sm80_whole_128x128";
+    static const reading read[] = {
+        {blocks, "matmul/block:16x16@0.9/f16/4096x4096x4096", 242},
+        {blocks, "matmul/block:32x32@0.9/f16/4096x4096x4096", 220},
+        {blocks, "matmul/block:64x64@0.8/f16/4096x4096x4096", 211},
+        {blocks, "matmul/block:64x64@0.9/f16/4096x4096x4096", 151},
+        {blocks, "matmul/block:128x128@0.8/f16/4096x4096x4096", 173},
+        {blocks, "matmul/block:64x64@0.8/f16/4096x4096x512", 56},
+        {blocks, "matmul/block:64x64@0.9/f16/4096x1024x50432/ep:bias+gelu", 1624},
+        {tall, "matmul/128:2:8/f16/768x768x200/ep:bias", 14.0},
+        {tall, "matmul/64:2:16/f16/768x768x200/ep:bias", 10.3},
+        {wide, "matmul/128:2:8/f16/768x768x200/ep:bias", 17.6},
+        {wide, "matmul/64:2:16/f16/768x768x200/ep:bias", 12.1},
+        {small, "matmul/128:2:8/f16/768x768x200/ep:bias", 10.9},
+        {small, "matmul/64:2:16/f16/768x768x200/ep:bias", 8.1},
+        {small, "matmul/128:2:8/f16/4096x4096x4096", 202},
+        {whole, "matmul/2:4/f16/4096x4096x512", 46.2}};
+    cuda_state state = {.facts = {.major = 8, .multiprocessors = 132, .gb_per_s = 3350}};
+    esp_device device = {.backend = &esp_cuda_backend, .state = &state};
     for (int i = 0; i < ESP_COUNT(read); i++) {
         esp_matmul_problem problem;
-        test_sub(run, "%s", read[i].text);
-        REQUIRE_OK(esp_matmul_problem_parse(read[i].text, &problem, error));
-        CHECK(kernel->why_not(kernel, &device, &problem) == NULL);
+        const esp_kernel *kernel = kernel_named(read[i].kernel);
+        test_sub(run, "%s %s", read[i].kernel, read[i].problem);
+        REQUIRE_OK(esp_matmul_problem_parse(read[i].problem, &problem, error));
+        REQUIRE(kernel != NULL && kernel->why_not(kernel, &device, &problem) == NULL);
         double us = kernel->score_us(kernel, &device, &problem);
         CHECK(fabs(us - read[i].us) <= 0.15 * read[i].us);
     }
@@ -149,7 +175,7 @@ static void blocks_beside_dense(test_run *run)
 {
     test_skip(run, "built without CUDA");
 }
-static void blocks_on_any_gpu(test_run *run)
+static void kernels_for_any_gpu(test_run *run)
 {
     test_skip(run, "built without CUDA");
 }
@@ -158,5 +184,5 @@ static void blocks_on_any_gpu(test_run *run)
 static const test_case cases[] = {{"blocks_on_hopper", blocks_on_hopper},
                                   {"panels_on_hopper", panels_on_hopper},
                                   {"blocks_beside_dense", blocks_beside_dense},
-                                  {"blocks_on_any_gpu", blocks_on_any_gpu}};
+                                  {"kernels_for_any_gpu", kernels_for_any_gpu}};
 TEST_MAIN(cases)
