@@ -98,7 +98,8 @@ static esp_status gather(checkpoint_facts *found, esp_error *error)
 static const char *architecture(const checkpoint_facts *found)
 {
     json_t *names = json_object_get(found->config, "architectures");
-    return json_string_value(json_array_get(names, 0));
+    const char *timm = json_string_value(json_object_get(found->config, "architecture"));
+    return names != NULL ? json_string_value(json_array_get(names, 0)) : timm;
 }
 
 /* ---- JSON ---- */

@@ -43,9 +43,10 @@ typedef struct esp_shrink_summary {
  * and v and columns of o. Every layer loses as many, because config.json has one number for all.
  *
  * "shrink.bad_options", "shrink.nothing" (the shares remove nothing), "shrink.no_heads"
- * (config.json of this architecture cannot say what size heads have), "shrink.compressed",
- * "shrink.uneven" (layers of different sizes), "permutation.unknown_tensor", and what opening the
- * folder as a model refuses. device: that a calibration runs on. summary may be NULL. */
+ * (config.json of this architecture cannot say what size heads have), "shrink.no_hidden" (nor,
+ * where it is timm's, any other size), "shrink.compressed", "shrink.uneven" (layers of different
+ * sizes), "permutation.unknown_tensor", and what opening the folder as a model refuses. device:
+ * that a calibration runs on. summary may be NULL. */
 ESP_MUST_CHECK ESP_API esp_status esp_shrink_checkpoint(esp_device *device, const char *model_dir,
                                                         const char *out_dir,
                                                         const esp_shrink_options *options,

@@ -258,7 +258,7 @@ static esp_status list_family(esp_model *model, const esp_checkpoint *checkpoint
     char name[4096];
     json_t *json = NULL;
     snprintf(name, sizeof name, "%s/config.json", folder);
-    ESP_TRY(esp_json_parse(text, strlen(text), name, &json, error));
+    ESP_TRY(esp_config_parse(text, name, &json, error));
     esp_config_file config = {name, json};
     esp_status status = esp_family_find(&config, &model->family, &architecture, error);
     if (status == ESP_OK) {

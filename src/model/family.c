@@ -1,11 +1,29 @@
 /* Which architecture a config.json describes. That is said by its "architectures" and "model_type",
  * never guessed from names of files or tensors. */
 #include "model/family.h"
+
+#include <string.h>
+
+#include "model/timm_config.h"
 #include "model/vision.h"
 
 static const esp_family *const families[] = {
     &esp_llama_family, &esp_qwen2_family, &esp_bert_family,      &esp_vit_family,
     &esp_deit_family,  &esp_sam_family,   &esp_sam_vision_family};
+
+esp_status esp_config_parse(const char *text, const char *path, json_t **config, esp_error *error)
+{
+    json_t *json = NULL;
+    ESP_TRY(esp_json_parse(text, strlen(text), path, &json, error));
+    if (!esp_timm_config_is(json)) {
+        *config = json;
+        return ESP_OK;
+    }
+    const esp_config_file file = {path, json};
+    esp_status status = esp_timm_config_translate(&file, config, error);
+    json_decref(json);
+    return status;
+}
 
 static bool names(const esp_family *family, const char *architecture)
 {

@@ -145,6 +145,10 @@ struct esp_family {
 
 extern const esp_family esp_llama_family, esp_qwen2_family, esp_bert_family;
 
+/* The object that config.json's text is, said as Hugging Face's classes say it also where it is
+ * timm's. path: for messages. */
+ESP_MUST_CHECK esp_status esp_config_parse(const char *text, const char *path, json_t **config,
+                                           esp_error *error);
 /* The family of config.json and the architecture's name; "config.unsupported_architecture". */
 ESP_MUST_CHECK esp_status esp_family_find(const esp_config_file *config, const esp_family **family,
                                           const char **architecture, esp_error *error);

@@ -1,4 +1,5 @@
-/* preprocessor_config.json: how a model's images are made into numbers.
+/* preprocessor_config.json: how a model's images are made into numbers. timm's folders have none;
+ * their config.json says it.
  *
  *   resize -> centre crop -> times rescale_factor -> minus mean, over std -> zeros right and below
  *
@@ -9,9 +10,11 @@
 
 #include "model/config_value.h"
 #include "model/resample.h"
+#include "model/timm_config.h"
 #include "model/vision.h"
 
 #define CHANNELS ESP_IMAGE_CHANNELS
+#define MAX_CONFIG_BYTES ((size_t)16 << 20)
 
 typedef enum size_kind { SIZE_AS_IS = 0, SIZE_FIXED, SIZE_SHORTEST, SIZE_LONGEST } size_kind;
 
@@ -21,8 +24,9 @@ struct esp_image_processor {
     int64_t height, width; /* FIXED; SHORTEST and LONGEST: that side, in both */
     esp_resample resample;
     int64_t crop_height, crop_width; /* 0: no crop */
-    int64_t pad_height, pad_width;   /* 0: no padding */
-    double factor;                   /* 1: values stay 0..255 */
+    bool crop_to_even; /* half a pixel that the crop begins at goes to the even side, as timm's */
+    int64_t pad_height, pad_width; /* 0: no padding */
+    double factor;                 /* 1: values stay 0..255 */
     double mean[CHANNELS], std[CHANNELS];
 };
 
@@ -201,13 +205,40 @@ static esp_status read_file(const esp_config_file *file, esp_image_processor *pr
     return read_values(file, processor, error);
 }
 
-static esp_status open_file(esp_image_processor *processor, const char *path, esp_error *error)
+/* Of timm's config.json; *found: it is one. */
+static esp_status open_timm(esp_image_processor *processor, const char *path, bool *found,
+                            esp_error *error)
+{
+    json_t *json = NULL, *said = NULL;
+    if (!esp_path_exists(path)) {
+        return ESP_OK;
+    }
+    ESP_TRY(esp_json_load(processor->context, path, MAX_CONFIG_BYTES, &json, NULL, error));
+    const esp_config_file file = {path, json};
+    *found = esp_timm_config_is(json);
+    esp_status status = *found ? esp_timm_preprocessor(&file, &said, error) : ESP_OK;
+    if (said != NULL) {
+        const esp_config_file translated = {path, said};
+        status = read_file(&translated, processor, error);
+        processor->crop_to_even = true;
+    }
+    json_decref(said);
+    json_decref(json);
+    return status;
+}
+
+static esp_status open_file(esp_image_processor *processor, const char *path,
+                            const char *config_path, esp_error *error)
 {
     json_t *json = NULL;
     if (!esp_path_exists(path)) {
-        return esp_fail(error, ESP_BAD_FILE, "preprocessor.missing",
-                        "%s is missing, which says how images are to be prepared for this model",
-                        path);
+        bool found = false;
+        ESP_TRY(open_timm(processor, config_path, &found, error));
+        return found ? ESP_OK
+                     : esp_fail(error, ESP_BAD_FILE, "preprocessor.missing",
+                                "%s is missing, which says how images are to be prepared for this "
+                                "model",
+                                path);
     }
     ESP_TRY(esp_json_load(processor->context, path, 1 << 20, &json, NULL, error));
     const esp_config_file file = {path, json};
@@ -219,18 +250,22 @@ static esp_status open_file(esp_image_processor *processor, const char *path, es
 esp_status esp_image_processor_open(esp_context *context, const char *model_dir,
                                     esp_image_processor **processor, esp_error *error)
 {
-    esp_buffer path;
+    esp_buffer path, config_path;
     esp_buffer_init(&path, context);
+    esp_buffer_init(&config_path, context);
     esp_buffer_printf(&path, "%s/preprocessor_config.json", model_dir);
+    esp_buffer_printf(&config_path, "%s/config.json", model_dir);
     esp_image_processor *made = esp_alloc_zero(context, sizeof *made);
-    if (made == NULL || path.failed) {
+    if (made == NULL || path.failed || config_path.failed) {
         esp_buffer_free(&path);
+        esp_buffer_free(&config_path);
         esp_release(context, made);
         return esp_fail_memory(error, sizeof *made, "an image processor");
     }
     made->context = context;
-    esp_status status = open_file(made, path.data, error);
+    esp_status status = open_file(made, path.data, config_path.data, error);
     esp_buffer_free(&path);
+    esp_buffer_free(&config_path);
     if (status != ESP_OK) {
         esp_release(context, made);
         return status;
@@ -308,9 +343,13 @@ esp_status esp_image_processor_size(const esp_image_processor *processor, int64_
 
 /* Where the crop begins in an image of that length; before it when the image is shorter, by the
  * larger half, as the reference has it. */
-static int64_t crop_start(int64_t length, int64_t crop)
+static int64_t crop_start(const esp_image_processor *processor, int64_t length, int64_t crop)
 {
-    return length >= crop ? (length - crop) / 2 : -((crop - length + 1) / 2);
+    if (length < crop) {
+        return -((crop - length + 1) / 2);
+    }
+    int64_t half = (length - crop) / 2, odd = (length - crop) % 2;
+    return half + (processor->crop_to_even ? odd * (half % 2) : 0);
 }
 
 static void fill_values(const esp_image_processor *processor, const uint8_t *pixels,
@@ -320,8 +359,8 @@ static void fill_values(const esp_image_processor *processor, const uint8_t *pix
     bool crops = processor->crop_height > 0;
     int64_t body_width = crops ? processor->crop_width : from_width;
     int64_t body_height = crops ? processor->crop_height : from_height;
-    int64_t left = crops ? crop_start(from_width, body_width) : 0;
-    int64_t top = crops ? crop_start(from_height, body_height) : 0;
+    int64_t left = crops ? crop_start(processor, from_width, body_width) : 0;
+    int64_t top = crops ? crop_start(processor, from_height, body_height) : 0;
     for (int c = 0; c < CHANNELS; c++) {
         float table[256];
         for (int value = 0; value < 256; value++) {

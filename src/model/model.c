@@ -73,7 +73,7 @@ static esp_status read_config(esp_model *model, const esp_checkpoint *checkpoint
     esp_buffer_init(&name, model->context);
     esp_buffer_printf(&name, "%s/config.json", folder);
     esp_status status = name.failed ? esp_fail_memory(error, strlen(folder), "a path")
-                                    : esp_json_parse(text, strlen(text), name.data, &json, error);
+                                    : esp_config_parse(text, name.data, &json, error);
     if (status == ESP_OK) {
         esp_config_file config = {name.data, json};
         status = configure(model, &config, folder, error);

@@ -88,6 +88,14 @@ static esp_status size_hidden(shrinking *s, esp_error *error)
         }
     }
     s->summary.hidden_before = s->summary.hidden_after = count;
+    if (options->hidden > 0 && s->fold.hidden_key == NULL) {
+        return esp_fail(error, ESP_UNSUPPORTED, "shrink.no_hidden",
+                        "%s: timm's config.json says sizes by the architecture's name, so none can "
+                        "be changed; give the folder a config.json of Hugging Face's "
+                        "ViTForImageClassification or DeiTForImageClassificationWithTeacher, which "
+                        "takes timm's names of tensors too",
+                        esp_checkpoint_path(s->job->checkpoint));
+    }
     if (options->hidden > 0) {
         s->summary.hidden_after = remaining(count, options->hidden, multiple);
     }

@@ -11,6 +11,7 @@ typedef struct esp_vit {
     int64_t specials;   /* tokens before the patches: class, and distillation */
     bool two_heads;     /* the mean of a head on each of them */
     bool timm;          /* how the checkpoint names its tensors */
+    bool timm_config;   /* config.json is timm's, whose sizes lie in a name */
     float *tokens[2];   /* [hidden] each */
     float *positions;   /* [specials + patches of the trained size][hidden] */
     esp_linear patches; /* [hidden][3 * patch * patch] */

@@ -4,6 +4,7 @@
 #include <stdio.h>
 
 #include "model/fold.h"
+#include "model/timm_config.h"
 #include "model/vit.h"
 
 #define MAX_LABELS (1 << 20)
@@ -87,6 +88,7 @@ static esp_status configure(esp_model *model, const esp_config_file *file, const
                                                    : read_labels(model, file, labels, error));
     int64_t side = config->side / config->patch;
     vit->specials = model->family == &esp_deit_family ? 2 : 1;
+    vit->timm_config = json_object_get(file->json, ESP_TIMM_MARK) != NULL;
     vit->two_heads = strcmp(info->architecture, "DeiTForImageClassificationWithTeacher") == 0;
     info->layers = config->layers;
     info->hidden_size = config->hidden;
@@ -228,7 +230,7 @@ static void fold(const esp_model *model, esp_fold *fold)
                        .heads = vit->config.heads,
                        .kv_heads = vit->config.heads,
                        .head_dim = vit->config.head_dim,
-                       .hidden_key = "intermediate_size"};
+                       .hidden_key = vit->timm_config ? NULL : "intermediate_size"};
 }
 
 /* ---- the linear layers ---- */
