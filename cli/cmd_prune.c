@@ -166,7 +166,8 @@ const cli_command prune_command = {
     .run = run,
     .notes =
         "Linear layers are the rank-2 tensors named *.weight of type F32, F16 or BF16, but not "
-        "embeddings and output heads; a layer that would not get smaller stays dense. V larger "
+        "embeddings and output heads; a layer that would not get smaller stays dense, and so do "
+        "classifier heads and poolers, unless --pattern-for names them. V larger "
         "than a layer's rows is clamped to them. GLOB is matched against the whole tensor "
         "name, with or without .weight. The table shows what is stored: the share of zeros, "
         "the share of the sum of squares that is kept, and the natural logarithm of the number "

@@ -152,7 +152,8 @@ ESP_API void esp_permutation_get_summary(const esp_permutation *permutation,
 ESP_API void esp_permutation_free(esp_permutation *permutation);
 
 typedef struct esp_prune_options {
-    esp_pattern pattern;           /* for every linear layer that no rule or skip names */
+    esp_pattern pattern;           /* for every linear layer that no rule or skip names, but
+                                      classifier heads and poolers, which then stay dense */
     const esp_pattern_rule *rules; /* the first match wins */
     int rule_count;
     const char *const *skips; /* globs that stay dense; skips win over rules */

@@ -51,7 +51,8 @@ static esp_status check_options(const esp_advise_options *options, esp_error *er
 
 static bool is_layer(const esp_weight_info *weight)
 {
-    return esp_linear_layer_why_not(weight) == NULL && weight->shape[0] > 0 && weight->shape[1] > 0;
+    return esp_linear_layer_why_not(weight) == NULL && esp_linear_layer_outside(weight) == NULL &&
+           weight->shape[0] > 0 && weight->shape[1] > 0;
 }
 
 static esp_status take_layers(esp_advice *advice, esp_error *error)

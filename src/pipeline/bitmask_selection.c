@@ -1,6 +1,7 @@
 /* Which layers a compressed-tensors folder stores as bitmasks. sparse-24-bitmask takes each linear
- * layer, and encoding refuses those that are not 2:4; only in a compressed source a dense layer was
- * left dense on purpose. sparse-bitmask takes what gets smaller by it. */
+ * layer but classifier heads and poolers, and encoding refuses those that are not 2:4; only in a
+ * compressed source a dense layer was left dense on purpose. sparse-bitmask takes what gets smaller
+ * by it. */
 #include <stdio.h>
 
 #include "io/io.h"
@@ -25,8 +26,11 @@ static void choose_2_4(const esp_checkpoint *source, int64_t index, esp_choice *
     esp_weight_info weight = esp_checkpoint_get(source, index);
     bool compressed =
         esp_checkpoint_is_compressed(source) || esp_checkpoint_form(source) != ESP_FORM_ESPALIER;
+    const char *outside = esp_linear_layer_outside(&weight);
     if (compressed && esp_checkpoint_is_plain(source, index)) {
         esp_choice_stay_dense(choice, &weight, "dense in the source");
+    } else if (!compressed && outside != NULL) {
+        esp_choice_stay_dense(choice, &weight, outside);
     } else if (weight.shape[1] % 4 != 0) {
         esp_choice_stay_dense(choice, &weight, "columns are no multiple of 4");
     } else {

@@ -3,7 +3,9 @@
  * A folder does not say so; names and shapes do. A linear layer's weight has rank 2, a type that
  * espalier computes with, and a name that ends in ".weight". Lookup tables have that form too, and
  * the output head often is the embedding itself, so both are listed here by name and stay dense.
- * Everything else of that form counts, classifier heads included. */
+ * Everything else of that form counts. Layers that read a model's last state (classifier heads,
+ * poolers) do too, but stay dense unless a rule names them: few bytes, of which the result depends
+ * directly, and what PyTorch's users leave dense. */
 #include <string.h>
 
 #include "pipeline/pipeline.h"
@@ -25,10 +27,31 @@ static const struct {
     {"cls.predictions.decoder*", "output head"}, /* BERT */
 };
 
+static const struct {
+    const char *glob, *why;
+} outside[] = {
+    {"*classifier*", "classifier head"}, /* Hugging Face; of DeiT two */
+    {"head.weight", "classifier head"},  /* timm */
+    {"head_dist.weight", "classifier head"},
+    {"score.weight", "classifier head"},  /* decoders that classify sequences */
+    {"qa_outputs.weight", "output head"}, /* answers within a text */
+    {"*pooler*", "pooler"},
+};
+
 static bool ends_with(const char *text, const char *end)
 {
     size_t length = strlen(text), tail = strlen(end);
     return length >= tail && strcmp(text + length - tail, end) == 0;
+}
+
+const char *esp_linear_layer_outside(const esp_weight_info *weight)
+{
+    for (int i = 0; i < ESP_COUNT(outside); i++) {
+        if (esp_glob_match(outside[i].glob, weight->name)) {
+            return outside[i].why;
+        }
+    }
+    return NULL;
 }
 
 const char *esp_linear_layer_why_not(const esp_weight_info *weight)

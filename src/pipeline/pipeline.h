@@ -8,9 +8,12 @@
 #include "base/base.h"
 #include "tensor/tensor.h"
 
-/* NULL when the tensor is a linear layer's weight, which prune takes by default; else why it is not
- * (static text, fit for a table: "embedding", "output head", "not rank 2"...). */
+/* NULL when the tensor is a linear layer's weight; else why it is not (static text, fit for a
+ * table: "embedding", "output head", "not rank 2"...). */
 const char *esp_linear_layer_why_not(const esp_weight_info *weight);
+/* Of a linear layer, NULL when prune takes it by default; else what it is ("classifier head",
+ * "pooler"...): it stays dense unless a rule names it. */
+const char *esp_linear_layer_outside(const esp_weight_info *weight);
 
 #define ESP_MAKER_NOTE 64
 

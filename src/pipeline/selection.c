@@ -1,4 +1,5 @@
-/* Skips win over rules, the first rule wins over the default, and a layer whose compressed form
+/* Skips win over rules, the first rule wins over the default, which leaves out classifier heads and
+ * poolers, and a layer whose compressed form
  * would be no smaller than the dense one stays dense: nobody gains by it. */
 #include "pipeline/selection.h"
 
@@ -129,6 +130,11 @@ static esp_status choose(const esp_prune_options *options, const esp_weight_info
     }
     if (esp_selection_skips(options, weight->name)) {
         esp_choice_stay_dense(choice, weight, "skipped");
+        return ESP_OK;
+    }
+    const char *outside = rule == NULL ? esp_linear_layer_outside(weight) : NULL;
+    if (outside != NULL) {
+        esp_choice_stay_dense(choice, weight, outside);
         return ESP_OK;
     }
     if (pattern->kind == ESP_PATTERN_DENSE) {

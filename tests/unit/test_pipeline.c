@@ -313,6 +313,66 @@ static void small_layers_stay_dense(test_run *run)
     test_context_free(run, context);
 }
 
+static void write_heads(test_run *run, const char *folder, const char *const *names, int count)
+{
+    char header[2048];
+    int used = 0;
+    for (int i = 0; i < count; i++) {
+        used += snprintf(header + used, sizeof header - (size_t)used,
+                         "%c\"%s\":{\"dtype\":\"F16\",\"shape\":[8,64],\"data_offsets\":[%d,%d]}",
+                         i == 0 ? '{' : ',', names[i], 1024 * i, 1024 * (i + 1));
+    }
+    snprintf(header + used, sizeof header - (size_t)used, "}");
+    CHECK_OK(esp_folder_create(folder, error));
+    write_safetensors(run, test_path(folder, "model.safetensors"), header, NULL,
+                      1024 * (size_t)count);
+    write_text(run, test_path(folder, "config.json"), "{\"architectures\": [\"None\"]}");
+}
+
+/* Classifier heads and poolers: dense by default, pruned by a rule that names them. */
+static void heads_stay_dense(test_run *run)
+{
+    static const struct {
+        const char *name, *note;
+    } layers[] = {{"classifier.weight", "classifier head"},
+                  {"vit.pooler.dense.weight", "pooler"},
+                  {"distillation_classifier.weight", "classifier head"},
+                  {"head.weight", "classifier head"},
+                  {"head_dist.weight", "classifier head"},
+                  {"score.weight", "classifier head"},
+                  {"qa_outputs.weight", "output head"},
+                  {"vit.encoder.layer.0.output.dense.weight", ""}};
+    const char *folder = test_path(test_folder(run), "heads"), *names[ESP_COUNT(layers)];
+    const esp_pattern_rule rules[] = {{"*", {.kind = ESP_PATTERN_PANEL}},
+                                      {"classifier", {.kind = ESP_PATTERN_PANEL}}};
+    static const int pruned_by[] = {1, ESP_COUNT(layers), 2};
+    esp_context *context = test_context(run, 1);
+    for (int i = 0; i < ESP_COUNT(layers); i++) {
+        names[i] = layers[i].name;
+    }
+    write_heads(run, folder, names, ESP_COUNT(layers));
+    for (int way = 0; way < 3; way++) {
+        seen_layers seen = {0};
+        esp_prune_summary summary = {0};
+        esp_prune_options options = with_pattern(run, "2:4");
+        options.rules = way > 0 ? &rules[way - 1] : NULL;
+        options.rule_count = way > 0;
+        options.dry_run = true;
+        options.on_layer = remember;
+        options.user = &seen;
+        test_sub(run, "%s", way > 0 ? options.rules->glob : "no rule");
+        CHECK_OK(esp_prune_checkpoint(context, folder, NULL, &options, &summary, error));
+        CHECK_INT(summary.layers, ESP_COUNT(layers));
+        CHECK_INT(summary.pruned_layers, pruned_by[way]);
+        for (int i = 0; i < ESP_COUNT(layers); i++) {
+            bool pruned = way == 1 || layers[i].note[0] == '\0' || (way == 2 && i == 0);
+            CHECK_TEXT(layer_named(&seen, names[i])->note, pruned ? "" : layers[i].note);
+            CHECK_INT(layer_named(&seen, names[i])->pruned, pruned);
+        }
+    }
+    test_context_free(run, context);
+}
+
 /* ---- refusals ---- */
 
 static bool stop_at(void *user, const char *what, double done, double total, const char *unit)
@@ -512,6 +572,7 @@ static const test_case cases[] = {
     {"dry run foretells", dry_run_foretells},
     {"layers are chosen", layers_are_chosen},
     {"small layers stay dense", small_layers_stay_dense},
+    {"heads stay dense", heads_stay_dense},
     {"refusals", refusals},
     {"interrupts leave nothing", interrupts_leave_nothing},
     {"forms round trip", forms_round_trip},
