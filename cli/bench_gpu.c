@@ -123,7 +123,7 @@ static esp_status host_time(contestant *runner, double *us, esp_error *error)
         }
         rounds[round] = 1e6 * (now_seconds() - start) / HOST_CALLS;
     }
-    *us = bench_median(rounds, HOST_ROUNDS);
+    *us = timing_spread_of(rounds, HOST_ROUNDS).median;
     return esp_device_wait(device, error);
 }
 

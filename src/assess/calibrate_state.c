@@ -69,26 +69,29 @@ static void make_key(const esp_calibration *calibration, const esp_calibrated_li
 {
     const esp_calibration_options *o = calibration->options;
     const esp_mask_options *mask = &calibration->prune->mask;
+    const char *algebra = esp_algebra_name(calibration->algebra);
+    uint32_t names = esp_crc32c(0, algebra, strlen(algebra));
     char text[ESP_PATTERN_TEXT_MAX];
     size_t bytes = 0;
     esp_error ignored;
+    names = esp_crc32c(names, linear->name, strlen(linear->name));
     uint32_t crc = esp_tensor_size(values, NULL, &bytes, &ignored) == ESP_OK
                        ? esp_crc32c(0, values->data, bytes)
                        : 0;
     esp_pattern_print(pattern, text);
-    snprintf(
-        key, ESP_STATE_KEY,
-        "espalier %s by %s, layers on %s, %d threads; %s refit %d gradual %d turn %d respect %d "
-        "targets %s inputs %s damping %.17g; "
-        "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; %s "
-        "%s %08x after %08x",
-        esp_version(), esp_algebra_name(calibration->algebra), calibration->device->name,
-        calibration->context->threads, esp_method_name(o->method), o->refit, o->gradual,
-        o->turn_values, o->respect, esp_targets_name(o->targets),
-        o->dense_inputs ? "dense" : "pruned", o->damping, (long long)calibration->summary.samples,
-        (long long)calibration->summary.tokens, (unsigned)calibration->summary.data_crc32c,
-        (int)mask->score, (int)mask->search, (int)mask->scope, mask->regroup, linear->name, text,
-        (unsigned)crc, (unsigned)calibration->state_chain);
+    /* What may be long comes last: were it cut, the checksum before it still tells layers apart. */
+    snprintf(key, ESP_STATE_KEY,
+             "espalier %s, layers on %s, %d threads; %s refit %d gradual %d turn %d respect %d "
+             "targets %s inputs %s damping %.17g; "
+             "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; "
+             "%s %08x after %08x; names %08x: %s by %s",
+             esp_version(), calibration->device->name, calibration->context->threads,
+             esp_method_name(o->method), o->refit, o->gradual, o->turn_values, o->respect,
+             esp_targets_name(o->targets), o->dense_inputs ? "dense" : "pruned", o->damping,
+             (long long)calibration->summary.samples, (long long)calibration->summary.tokens,
+             (unsigned)calibration->summary.data_crc32c, (int)mask->score, (int)mask->search,
+             (int)mask->scope, mask->regroup, text, (unsigned)crc,
+             (unsigned)calibration->state_chain, (unsigned)names, linear->name, algebra);
 }
 
 /* ---- remembering ---- */

@@ -219,7 +219,9 @@ t "convert what was calibrated" 0 convert pc --dense -o pz
 t "prune what has zeros" 2 prune pz -p 2:4 -o pd -c words.txt; err_has '\[calibrate.already_pruned\]'
 t "prune what has zeros, kept" 0 prune pz -p 2:4 -o pd -c words.txt --respect --refit
 t "prune an encoder, calibrated" 0 prune bert -p 16:2:8 -o pe -c words.txt --method obd
-out_has '12 of 13 linear layers'; out_has 'not reached by calibration'
+out_has '12 of 13 linear layers'; out_has '^pooler.dense.weight .* pooler$'
+t "prune what a calibration does not reach" 0 prune bert -p dense --pattern-for 'pooler*=16:2:8' --pattern-for '*query*=16:2:8' -o pe2 -c words.txt --method obd
+out_has '^2 of 13 linear layers'; out_has 'not reached by calibration'
 t "prune into a folder that is not there" 2 prune plain -p 2:4 -o nowhere/x; err_has 'checkpoint.no_parent'
 t "prune where nothing can be written" 1 prune plain -p 2:4 -o /proc/x
 no_leftovers
@@ -679,18 +681,7 @@ for signal in INT TERM; do
     no_leftovers
 done
 
-name="a model through the whole program"
-picture=$(find "$source/models/glyphs/sample" -name '*.png' | sort | head -n 1)
-ESPALIER=$program PATTERNS=2:4 sh "$source/tools/try_model.sh" "$source/models/glyphs" tried images \
-    "$source/models/glyphs/sample" "$picture" >out 2>err
-code=$?
-if [ "$code" = 0 ]; then ok; else bad "exit code $code, expected 0"; fi
-for line in 'checksums verified' "$picture" '^top-1 ' 'same top label'; do
-    if grep -q -e "$line" out; then ok; else bad "no line like '$line'"; fi
-done
-sh "$source/tools/try_model.sh" >out 2>err
-code=$?
-if [ "$code" = 2 ] && grep -q Usage err; then ok; else bad "exit code $code, expected 2 and the usage"; fi
+. "$source/tests/cli/scripts.sh"
 
 echo "cli: $passed passed, $failed failed, $skipped skipped"
 [ "$failed" = 0 ]
