@@ -13,13 +13,14 @@
 #   (values of attention, too); INPUTS as prune's --inputs: with dense, errors of layers only.
 #   Without SETTINGS those of accuracy_settings.sh.
 # Environment: TOKENS (20480) of calibration, BYTES (2000; 0: all) of a document, IMAGES (2000),
-#   RESAMPLES (2000), THREADS (1: several runs, each with settings of its own, may share a machine).
+#   RESAMPLES (2000), THREADS (1: several runs, each with settings of its own, may share a machine),
+#   DEVICE (cpu): where layers and algebra of the calibration run and models are judged, as --device.
 set -eu
 espalier=$1 model=$2 calibration=$3 heldout=$4 results=$5
 settings=${6:-}
 here=$(dirname "$0")
 tokens=${TOKENS:-20480} bytes=${BYTES:-2000} images=${IMAGES:-2000} resamples=${RESAMPLES:-2000}
-threads=${THREADS:-1}
+threads=${THREADS:-1} device=${DEVICE:-cpu}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
@@ -48,7 +49,7 @@ append() {
 judge() {
     # shellcheck disable=SC2086
     "$espalier" eval "$1" $judge --baseline "$model" --bootstrap "$resamples" \
-        --threads "$threads" --json >"$work/eval"
+        --threads "$threads" --device "$device" --json >"$work/eval"
 }
 
 # PATTERN METHOD REFIT PERMUTE INPUTS SEED
@@ -62,7 +63,7 @@ line() {
     # Magnitude alone looks at nothing, and so may permute without a calibration.
     if [ "$method/$refit/$inputs" != magnitude/no/pruned ]; then
         set -- "$@" --calibrate "$calibration" --calibrate-tokens "$tokens" --seed "$seed" \
-            --method "$method" --inputs "$inputs"
+            --method "$method" --inputs "$inputs" --device "$device"
     fi
     [ "$refit" = no ] || set -- "$@" --refit
     [ "$refit" != gradual ] || set -- "$@" --gradual
