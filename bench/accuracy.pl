@@ -38,11 +38,14 @@ sub half { my ($interval) = @_; return ($interval->{high} - $interval->{low}) / 
 
 # ---- tables ----
 
+my %orders = (no => '', yes => ', permuted', turned => ', turned and permuted', stream => ', stream turned',
+    all => ', stream and values turned, permuted');
+
 # A key in words.
 sub named {
     my ($pattern, $method, $refit, $permute) = split / /, $_[0];
     return "$pattern $method" . ($refit eq 'no' ? '' : $refit eq 'yes' ? ', refit' : ', refit in steps')
-        . ($permute eq 'no' ? '' : $permute eq 'yes' ? ', permuted' : ', turned and permuted');
+        . $orders{$permute};
 }
 
 sub row { print '| ', join(' | ', @_), " |\n" }
@@ -72,8 +75,9 @@ sub table {
     }
 }
 
-my %ordered = (no => '', yes => ', channels permuted', turned => ', channels permuted, values turned');
-for my $permute (qw(no yes turned)) {
+my %ordered = (no => '', yes => ', channels permuted', turned => ', channels permuted, values turned',
+    stream => ', residual stream turned', all => ', stream and values turned, channels permuted');
+for my $permute (qw(no yes turned stream all)) {
     my $how = $ordered{$permute};
     table('Top-1, percent' . $how, $permute, sub {
         sprintf '%.1f ±%.1f', 100 * $_[0]{eval}{top1}, 100 * half($_[0]{eval}{intervals}{top1});
@@ -236,6 +240,8 @@ for my $pattern (@patterns) {
         for my $refit (qw(no yes)) {
             compare(key($pattern, $method, $refit, 'yes'), key($pattern, $method, $refit));
             compare(key($pattern, $method, $refit, 'turned'), key($pattern, $method, $refit, 'yes'));
+            compare(key($pattern, $method, $refit, 'stream'), key($pattern, $method, $refit));
+            compare(key($pattern, $method, $refit, 'all'), key($pattern, $method, $refit, 'stream'));
         }
     }
 }
@@ -252,9 +258,10 @@ sub setting {
 if (@several) {
     print "\n**Pairs, means of the seeds that both have**\n\n";
     heads('first', 'second', 'seeds', 'difference');
-    for my $best (['obs', 'yes'], ['joint', 'yes'], ['joint', 'yes', 'turned']) {
+    for my $best (['obs', 'yes'], ['joint', 'yes'], map { ['joint', 'yes', $_] } qw(turned stream all)) {
         compare_seeds(setting('128:2:5', @$best), setting('2:4', $_, 'no')) for qw(wanda ria);
     }
+    compare_seeds(setting('128:2:5', 'joint', 'yes', 'stream'), setting('128:2:5', 'joint', 'yes'));
     for my $v (64, 128) {
         compare_seeds(setting("panel:$v\@0.75", $_, 'yes'), setting("$v:2:8", $_, 'yes')) for qw(sparsegpt obs joint);
     }

@@ -9,17 +9,18 @@
 # CALIBRATION and HELDOUT are texts, or folders of images. HELDOUT-documents.txt, where it is, holds
 # the sizes of the documents of HELDOUT.txt; of each its first BYTES bytes are judged.
 # SETTINGS: a file of lines "PATTERN METHOD REFIT PERMUTE INPUTS SEED", or - for standard input;
-#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes, no or gradual; PERMUTE: yes, no or turned
-#   (values of attention, too); INPUTS as prune's --inputs: with dense, errors of layers only.
+#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes, no or gradual; PERMUTE: yes, no, turned
+#   (values of attention, too), stream (the residual stream turned, by the same samples) or all; INPUTS as prune's --inputs: with dense, errors of layers only.
 #   Without SETTINGS those of accuracy_settings.sh.
 # Environment: TOKENS (20480) of calibration, BYTES (2000; 0: all) of a document, IMAGES (2000),
-#   RESAMPLES (2000), THREADS (1: several runs, each with settings of its own, may share a machine).
+#   RESAMPLES (2000), THREADS (1: several runs, each with settings of its own, may share a machine),
+#   DEVICE (cpu): where layers and algebra of the calibration run and models are judged, as --device.
 set -eu
 espalier=$1 model=$2 calibration=$3 heldout=$4 results=$5
 settings=${6:-}
 here=$(dirname "$0")
 tokens=${TOKENS:-20480} bytes=${BYTES:-2000} images=${IMAGES:-2000} resamples=${RESAMPLES:-2000}
-threads=${THREADS:-1}
+threads=${THREADS:-1} device=${DEVICE:-cpu}
 work=$(mktemp -d)
 trap 'rm -rf "$work"' EXIT
 trap 'exit 1' INT TERM
@@ -48,7 +49,7 @@ append() {
 judge() {
     # shellcheck disable=SC2086
     "$espalier" eval "$1" $judge --baseline "$model" --bootstrap "$resamples" \
-        --threads "$threads" --json >"$work/eval"
+        --threads "$threads" --device "$device" --json >"$work/eval"
 }
 
 # PATTERN METHOD REFIT PERMUTE INPUTS SEED
@@ -62,15 +63,24 @@ line() {
     # Magnitude alone looks at nothing, and so may permute without a calibration.
     if [ "$method/$refit/$inputs" != magnitude/no/pruned ]; then
         set -- "$@" --calibrate "$calibration" --calibrate-tokens "$tokens" --seed "$seed" \
-            --method "$method" --inputs "$inputs"
+            --method "$method" --inputs "$inputs" --device "$device"
     fi
     [ "$refit" = no ] || set -- "$@" --refit
     [ "$refit" != gradual ] || set -- "$@" --gradual
     case $permute in
     yes) set -- "$@" --permute ;;
-    turned) set -- "$@" --permute --turn-values ;;
+    turned | all) set -- "$@" --permute --turn-values ;;
     esac
-    if ! "$espalier" prune "$model" -o "$work/model" --force --json "$@" >"$work/prune" 2>"$work/errors"; then
+    from=$model
+    case $permute in
+    stream | all)
+        from=$work/turned
+        "$espalier" turn "$model" -p "$pattern" -o "$from" --force --quiet --calibrate "$calibration" \
+            --calibrate-tokens "$tokens" --seed "$seed" --threads "$threads" --device "$device" \
+            >"$work/turn" 2>"$work/errors" || { cat "$work/errors" >&2; exit 1; }
+        ;;
+    esac
+    if ! "$espalier" prune "$from" -o "$work/model" --force --json "$@" >"$work/prune" 2>"$work/errors"; then
         echo "left out: $key" >&2
         cat "$work/errors" >&2
         return 0

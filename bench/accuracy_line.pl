@@ -30,14 +30,14 @@ if (my $prune = read_json($prune_file)) {
     $line{prune} = { pick($prune, qw(pruned_weights pruned_stored_bytes total_seconds)) };
     $line{calibration} = {
         pick($calibration, qw(samples tokens data_crc32c mean_error median_error
-            median_masked_error median_own_error algebra)) } if $calibration;
+            median_masked_error median_own_error algebra layers_on)) } if $calibration;
     # [before the refit, as stored, against the layer's own weights]
     $line{layers} = [ map { [ rounded(@{$_}{qw(masked_error error own_error)}) ] }
             @{ $calibration->{layers} } ] if $calibration;
 }
 if (my $eval = read_json($eval_file)) {
     $line{eval} = { pick($eval, qw(tokens nats mean_nats mean_kl top1_agreement images top1
-            cross_entropy baseline_top1 intervals compute threads seconds)) };
+            cross_entropy baseline_top1 intervals device compute threads seconds)) };
     # [tokens, nats, KL, right] of each document or image
     $line{parts} = [ map { [ rounded(@{$_}{qw(tokens nats kl top1)}) ] } @{ $eval->{parts} } ];
 }

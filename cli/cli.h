@@ -47,7 +47,7 @@ struct cli_command {
 
 extern const cli_command *const commands[]; /* NULL-terminated */
 extern const cli_option common_option_table[];
-extern const cli_command info_command, advise_command, prune_command, shrink_command,
+extern const cli_command info_command, advise_command, prune_command, shrink_command, turn_command,
     convert_command, eval_command, run_command, bench_command, tune_command, verify_command,
     kernels_command, devices_command;
 

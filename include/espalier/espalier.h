@@ -16,6 +16,7 @@
 #include <espalier/sparse.h>
 #include <espalier/tensor.h>
 #include <espalier/tuning.h>
+#include <espalier/turn.h>
 #include <espalier/vision.h>
 
 #endif

@@ -128,6 +128,12 @@ ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibra
                                                         int64_t most_samples, double *gram,
                                                         esp_error *error);
 
+/* Neighbours that a pattern picks from together: how axes are dealt (esp_deal_ranks). */
+static inline int64_t esp_turn_group(const esp_pattern *pattern)
+{
+    return pattern->kind == ESP_PATTERN_PANEL && pattern->m > 0 ? pattern->m : 4;
+}
+
 /* calibrate_turn.c: values of attention; nothing is done without options->turn_values. */
 ESP_MUST_CHECK esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *error);
 void esp_calibration_turn_close(esp_calibration *calibration);

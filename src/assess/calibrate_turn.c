@@ -39,17 +39,6 @@ static esp_value_heads look_up(const esp_calibration *calibration, int64_t layer
 
 /* ---- which way ---- */
 
-/* Place d of a head gets the axis of this rank: places that are equal modulo M share a band. */
-static void deal_ranks(int64_t head, int64_t m, int64_t *rank_of)
-{
-    int64_t rank = 0;
-    for (int64_t slot = 0; slot < m; slot++) {
-        for (int64_t place = slot; place < head; place += m) {
-            rank_of[place] = rank++;
-        }
-    }
-}
-
 /* What o reads of one head, summed over the heads that share its values; in the order of pruning.
  */
 static void head_moments(const esp_calibration *calibration, const esp_value_heads *of, int64_t in,
@@ -80,7 +69,7 @@ static esp_status find_axes(esp_calibration *calibration, const esp_value_heads 
     int64_t n = of->head, index = esp_checkpoint_find(calibration->checkpoint, of->o);
     const esp_pattern *pattern = &calibration->turning->patterns[index];
     size_t square = (size_t)(n * n);
-    double *room = esp_alloc_array(context, 2 * square, sizeof *room);
+    double *room = esp_alloc_array(context, 2 * square + 3 * (size_t)n, sizeof *room);
     int64_t *rank_of = esp_alloc_array(context, (size_t)n, sizeof *rank_of);
     double *matrix = esp_alloc_array(context, (size_t)of->heads * square, sizeof *matrix);
     esp_status status = ESP_OK;
@@ -88,11 +77,10 @@ static esp_status find_axes(esp_calibration *calibration, const esp_value_heads 
         esp_release(context, matrix);
         status = esp_fail_memory(error, (size_t)of->heads * square * sizeof *matrix, "rotations");
     } else {
-        deal_ranks(n, pattern->kind == ESP_PATTERN_PANEL && pattern->m > 0 ? pattern->m : 4,
-                   rank_of);
+        esp_deal_ranks(n, esp_turn_group(pattern), rank_of);
         for (int64_t h = 0; h < of->heads; h++) {
             head_moments(calibration, of, in, gram, h, room);
-            esp_principal_axes(room, n, room + square);
+            esp_principal_axes(room, n, room + square, room + 2 * square);
             for (int64_t place = 0; place < n; place++) {
                 memcpy(matrix + (h * n + place) * n, room + square + rank_of[place] * n,
                        (size_t)n * sizeof *matrix);

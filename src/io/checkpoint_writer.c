@@ -4,6 +4,7 @@
 #include "io/checkpoint_writer.h"
 
 #include <inttypes.h>
+#include <stdio.h>
 #include <string.h>
 
 #include "io/config_text.h"
@@ -118,16 +119,29 @@ esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char 
     return writer->notes.failed ? esp_fail_memory(error, strlen(json), "config.json") : ESP_OK;
 }
 
-esp_status esp_checkpoint_writer_set_integer(esp_checkpoint_writer *writer, const char *section,
-                                             const char *key, int64_t value, esp_error *error)
+static esp_status set(esp_checkpoint_writer *writer, const char *section, const char *key,
+                      const char *value, esp_error *error)
 {
     char *config = NULL;
     ESP_TRY(esp_writer_check_state(writer, ESP_WRITER_DECLARING, error));
-    ESP_TRY(esp_config_set_integer(writer->context, writer->config, section, key, value, &config,
-                                   error));
+    ESP_TRY(esp_config_set(writer->context, writer->config, section, key, value, &config, error));
     esp_release(writer->context, writer->config);
     writer->config = config;
     return ESP_OK;
+}
+
+esp_status esp_checkpoint_writer_set_integer(esp_checkpoint_writer *writer, const char *section,
+                                             const char *key, int64_t value, esp_error *error)
+{
+    char text[24];
+    snprintf(text, sizeof text, "%" PRId64, value);
+    return set(writer, section, key, text, error);
+}
+
+esp_status esp_checkpoint_writer_set_bool(esp_checkpoint_writer *writer, const char *section,
+                                          const char *key, bool value, esp_error *error)
+{
+    return set(writer, section, key, value ? "true" : "false", error);
 }
 
 /* ---- declare ---- */

@@ -235,39 +235,40 @@ static bool find_value(const char *text, size_t at, const char *key, span *value
     return false;
 }
 
-static void put_integer(const char *config, size_t object, const char *key, int64_t value,
-                        esp_buffer *text)
+static void put_value(const char *config, size_t object, const char *key, const char *value,
+                      esp_buffer *text)
 {
     span old;
     if (find_value(config, object, key, &old)) {
         esp_buffer_append(text, config, old.begin);
-        esp_buffer_printf(text, "%" PRId64, value);
+        esp_buffer_text(text, value);
         esp_buffer_text(text, config + old.end);
         return;
     }
     size_t next = skip_space(config, object + 1);
     esp_buffer_append(text, config, object + 1);
-    esp_buffer_printf(text, "\n  \"%s\": %" PRId64 "%s", key, value,
-                      config[next] == '}' ? "" : ",");
+    esp_buffer_printf(text, "\n  \"%s\": %s%s", key, value, config[next] == '}' ? "" : ",");
     esp_buffer_text(text, config + object + 1);
 }
 
 /* Whether the text means what was wanted: an escaped spelling of the key may hide it. */
-static esp_status check_integer(const esp_buffer *text, const char *section, const char *key,
-                                int64_t value, esp_error *error)
+static esp_status check_value(const esp_buffer *text, const char *section, const char *key,
+                              const char *value, esp_error *error)
 {
-    json_t *parsed = NULL;
-    ESP_TRY(esp_json_parse(text->data, text->length, "config.json", &parsed, error));
+    json_t *parsed = NULL, *wanted = json_loads(value, JSON_DECODE_ANY, NULL);
+    esp_status status = esp_json_parse(text->data, text->length, "config.json", &parsed, error);
     const json_t *object = section != NULL ? json_object_get(parsed, section) : parsed;
-    bool there = json_integer_value(json_object_get(object, key)) == value;
+    bool there = wanted != NULL && json_equal(json_object_get(object, key), wanted) == 1;
     json_decref(parsed);
+    json_decref(wanted);
+    ESP_TRY(status);
     return there ? ESP_OK
                  : esp_fail(error, ESP_BAD_FILE, "config.bad_type",
                             "config.json: \"%s\" cannot be changed in its text", key);
 }
 
-esp_status esp_config_set_integer(esp_context *context, const char *config, const char *section,
-                                  const char *key, int64_t value, char **result, esp_error *error)
+esp_status esp_config_set(esp_context *context, const char *config, const char *section,
+                          const char *key, const char *value, char **result, esp_error *error)
 {
     span within = {skip_space(config, 0), 0};
     esp_buffer text;
@@ -280,9 +281,9 @@ esp_status esp_config_set_integer(esp_context *context, const char *config, cons
             "config.json: \"%s\" is to be changed, and there is no object that holds it", key);
     }
     esp_buffer_init(&text, context);
-    put_integer(config, within.begin, key, value, &text);
+    put_value(config, within.begin, key, value, &text);
     esp_status status = text.failed ? esp_fail_memory(error, text.length, "config.json")
-                                    : check_integer(&text, section, key, value, error);
+                                    : check_value(&text, section, key, value, error);
     if (status != ESP_OK) {
         esp_buffer_free(&text);
         return status;

@@ -13,10 +13,10 @@ ESP_MUST_CHECK esp_status esp_config_rewrite(esp_context *context, const char *c
                                              esp_error *error);
 
 /* `key` of the object, or of the object that is its member `section` (NULL: of itself), becomes
- * that number; a key that is not there is added in front. *result: esp_release. "config.bad_type"
- * where there is no such object. */
-ESP_MUST_CHECK esp_status esp_config_set_integer(esp_context *context, const char *config,
-                                                 const char *section, const char *key,
-                                                 int64_t value, char **result, esp_error *error);
+ * `value` (JSON text); a key that is not there is added in front. *result: esp_release.
+ * "config.bad_type" where there is no such object. */
+ESP_MUST_CHECK esp_status esp_config_set(esp_context *context, const char *config,
+                                         const char *section, const char *key, const char *value,
+                                         char **result, esp_error *error);
 
 #endif

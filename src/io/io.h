@@ -36,10 +36,13 @@ ESP_MUST_CHECK esp_status esp_checkpoint_writer_record(esp_checkpoint_writer *wr
 ESP_MUST_CHECK esp_status esp_checkpoint_writer_note(esp_checkpoint_writer *writer, const char *key,
                                                      const char *json, esp_error *error);
 
-/* A number of the new config.json (config_text.h). Before begin. */
+/* A number, and a truth, of the new config.json (config_text.h). Before begin. */
 ESP_MUST_CHECK esp_status esp_checkpoint_writer_set_integer(esp_checkpoint_writer *writer,
                                                             const char *section, const char *key,
                                                             int64_t value, esp_error *error);
+ESP_MUST_CHECK esp_status esp_checkpoint_writer_set_bool(esp_checkpoint_writer *writer,
+                                                         const char *section, const char *key,
+                                                         bool value, esp_error *error);
 
 /* ---- weights that no file has ---- */
 

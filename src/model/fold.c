@@ -53,7 +53,7 @@ static bool matches(const char *rule, const char *name, int64_t layers, int64_t 
     return *name == '\0';
 }
 
-static const esp_fold_rule *find_rule(const esp_fold *fold, const char *name, int64_t *layer)
+const esp_fold_rule *esp_fold_rule_of(const esp_fold *fold, const char *name, int64_t *layer)
 {
     size_t length = strlen(fold->prefix);
     const char *within = strncmp(name, fold->prefix, length) == 0 ? name + length : name;
@@ -132,7 +132,7 @@ static esp_status bind(folding *job, const esp_weight_info *weight, int dimensio
 static esp_status bind_tensor(folding *job, const esp_weight_info *weight, esp_error *error)
 {
     int64_t layer;
-    const esp_fold_rule *rule = find_rule(&job->fold, weight->name, &layer);
+    const esp_fold_rule *rule = esp_fold_rule_of(&job->fold, weight->name, &layer);
     if (rule == NULL && !job->family->is_spare(weight->name)) {
         return esp_fail(error, ESP_UNSUPPORTED, "permutation.unknown_tensor",
                         "%s: nothing is known of the channels of tensor \"%s\", so that others "

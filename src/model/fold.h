@@ -39,6 +39,9 @@ struct esp_fold {
     const char *section, *hidden_key, *heads_key, *kv_heads_key, *head_dim_key;
 };
 
+/* NULL: none knows the tensor. *layer: what '#' stands for, -1 without one. */
+const esp_fold_rule *esp_fold_rule_of(const esp_fold *fold, const char *name, int64_t *layer);
+
 /* The orders of a checkpoint's channels. */
 typedef struct esp_fold_plan {
     esp_permutation *permutation; /* every tensor bound to its axes, all in the old order */

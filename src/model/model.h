@@ -5,6 +5,7 @@
 #include <espalier/model.h>
 
 #include "model/shrink.h"
+#include "model/turn.h"
 #include "model/values.h"
 #include "model/walk.h"
 

@@ -674,12 +674,12 @@ static void joint(test_run *run)
 
 static void axes_of(test_run *run)
 {
-    static const int64_t sizes[] = {1, 2, 5, 64, 80};
+    static const int64_t sizes[] = {1, 2, 3, 5, 64, 80, 333};
     for (int i = 0; i < ESP_COUNT(sizes); i++) {
         int64_t n = sizes[i];
         test_sub(run, "%d", (int)n);
         double *a = doubles(n * n), *left = doubles(n * n), *axes = doubles(n * n);
-        double *x = doubles(n * (n + 2)), worst = 0, scale = 0;
+        double *x = doubles(n * (n + 2)), *room = doubles(3 * n), worst = 0, scale = 0;
         make_numbers(test_seed(run) + (uint64_t)i, n * (n + 2), x);
         for (int64_t r = 0; r < n; r++) {
             for (int64_t c = 0; c < n; c++) {
@@ -690,7 +690,7 @@ static void axes_of(test_run *run)
                 scale = ESP_MAX(scale, fabs(a[r * n + c]));
             }
         }
-        esp_principal_axes(left, n, axes);
+        esp_principal_axes(left, n, axes, room);
         for (int64_t r = 0; r < n; r++) {
             CHECK(r == 0 || left[r * n + r] <= left[(r - 1) * n + r - 1]);
             for (int64_t c = 0; c < n; c++) { /* A v = l v, and axes are orthonormal */
@@ -708,6 +708,7 @@ static void axes_of(test_run *run)
         free(a);
         free(left);
         free(axes);
+        free(room);
         free(x);
     }
 }

@@ -21,13 +21,17 @@ static void numbers(test_run *run)
     for (int i = 0; i < ESP_COUNT(wanted); i++) {
         char *after = NULL;
         test_sub(run, "%s", wanted[i].before);
-        CHECK_OK(esp_config_set_integer(context, wanted[i].before, wanted[i].section, wanted[i].key,
-                                        7, &after, error));
+        CHECK_OK(esp_config_set(context, wanted[i].before, wanted[i].section, wanted[i].key, "7",
+                                &after, error));
         if (after == NULL || strcmp(after, wanted[i].after) != 0) {
             test_fail(run, __FILE__, __LINE__, "became %s", after);
         }
         esp_release(context, after);
     }
+    char *after = NULL;
+    CHECK_OK(esp_config_set(context, "{\"a\": true}", NULL, "a", "false", &after, error));
+    CHECK(after != NULL && strcmp(after, "{\"a\": false}") == 0);
+    esp_release(context, after);
     test_context_free(run, context);
 }
 
@@ -43,7 +47,7 @@ static void refusals(test_run *run)
     for (int i = 0; i < ESP_COUNT(bad); i++) {
         char *after = NULL;
         test_sub(run, "%s", bad[i].text);
-        CHECK(esp_config_set_integer(context, bad[i].text, bad[i].section, "a", 7, &after, NULL) ==
+        CHECK(esp_config_set(context, bad[i].text, bad[i].section, "a", "7", &after, NULL) ==
               ESP_BAD_FILE);
         CHECK(after == NULL);
     }
