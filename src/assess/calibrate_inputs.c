@@ -151,12 +151,16 @@ typedef struct collect_job {
     double weights; /* for the progress */
 } collect_job;
 
-static double *take(esp_context *context, int64_t rows, int64_t columns)
+/* Zeros, or anything where a device sums. */
+static double *take(const esp_calibration *calibration, int64_t rows, int64_t columns)
 {
     size_t count = 0;
-    return esp_mul_size((size_t)rows, (size_t)columns, &count)
-               ? esp_alloc_array(context, count, sizeof(double))
-               : NULL;
+    bool far = esp_algebra_far(calibration->algebra) != NULL;
+    if (!esp_mul_size((size_t)rows, (size_t)columns, &count)) {
+        return NULL;
+    }
+    return far ? esp_alloc_large(calibration->context, count, sizeof(double))
+               : esp_alloc_array(calibration->context, count, sizeof(double));
 }
 
 bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
@@ -215,8 +219,8 @@ static esp_status make_room(collect_job *job, const look *sizes, esp_error *erro
     size_t each = copies ? (size_t)((in + (stream ? out : 0)) * tokens) : 1;
     esp_group_inputs *inputs = &calibration->inputs;
     inputs->in = in;
-    inputs->gram = take(context, in, in);
-    inputs->cross = dense ? take(context, in, in) : NULL;
+    inputs->gram = take(calibration, in, in);
+    inputs->cross = dense ? take(calibration, in, in) : NULL;
     job->room = esp_alloc_array(context, (dense ? 2 : 1) * each, sizeof *job->room);
     job->scratch = esp_alloc_array(context, esp_algebra_gram_floats(calibration->algebra, in),
                                    sizeof *job->scratch);
@@ -245,7 +249,7 @@ static esp_status add_residual(collect_job *job, esp_error *error)
     int64_t count = pruned->out * pruned->tokens;
     if (inputs->residual == NULL) {
         inputs->out = pruned->out;
-        inputs->residual = take(calibration->context, pruned->out, pruned->in);
+        inputs->residual = take(calibration, pruned->out, pruned->in);
         if (inputs->residual == NULL) {
             return esp_fail_memory(error, (size_t)(pruned->out * pruned->in) * sizeof(double),
                                    "residual moments");

@@ -29,7 +29,7 @@ __device__ __forceinline__ double number(__nv_bfloat16 x)
 template <typename T>
 __global__ void widen(const T *x, const T *less, int64_t columns, int64_t stride, double *to)
 {
-    int64_t row = blockIdx.y, column = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t row = blockIdx.x, column = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     if (column < columns) {
         double value = number(x[row * stride + column]);
         to[row * columns + column] =
@@ -41,7 +41,7 @@ template <typename T>
 void launch_widen(const void *x, const void *less, int64_t rows, int64_t columns, int64_t stride,
                   double *to, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((columns + THREADS - 1) / THREADS), (unsigned)rows);
+    dim3 grid((unsigned)rows, (unsigned)((columns + THREADS - 1) / THREADS));
     widen<<<grid, THREADS, 0, stream>>>((const T *)x, (const T *)less, columns, stride, to);
 }
 
@@ -146,6 +146,28 @@ extern "C" int gpu_copy(void *to, const void *from, size_t bytes)
 extern "C" int gpu_move(void *to, const void *from, size_t bytes, void *stream)
 {
     return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream);
+}
+
+extern "C" int gpu_event_create(void **event)
+{
+    return cudaEventCreateWithFlags((cudaEvent_t *)event, cudaEventDisableTiming);
+}
+
+extern "C" void gpu_event_free(void *event)
+{
+    if (cudaEventDestroy((cudaEvent_t)event) != cudaSuccess) {
+        (void)cudaGetLastError();
+    }
+}
+
+extern "C" int gpu_event_record(void *event, void *stream)
+{
+    return cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream);
+}
+
+extern "C" int gpu_event_wait(void *event)
+{
+    return cudaEventSynchronize((cudaEvent_t)event);
 }
 
 extern "C" int gpu_widen_rows(const void *x, const void *less, gpu_type type, int64_t rows,

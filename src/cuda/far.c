@@ -32,17 +32,6 @@ void far_give(const cuda_far *far, void *memory)
     gpu_pool_give(memory, far->stream);
 }
 
-esp_status far_send(const cuda_far *far, void *to, const void *from, size_t bytes, esp_error *error)
-{
-    return far_check(far, gpu_send(to, from, bytes, far->stream), "copying to it", error);
-}
-
-esp_status far_bring(const cuda_far *far, void *to, const void *from, size_t bytes,
-                     esp_error *error)
-{
-    return far_check(far, gpu_copy_to_host(to, from, bytes, far->stream), "copying from it", error);
-}
-
 static far_held *find_held(cuda_far *far, const double *host)
 {
     for (int i = 0; i < FAR_HELD; i++) {
@@ -434,6 +423,7 @@ static void close_entered(cuda_far *own)
         far_give(own, own->held[i].device);
     }
     cuda_far_lose(own);
+    far_stage_close(own);
     if (own->stream != NULL) {
         gpu_stream_free(own->stream);
     }
@@ -468,6 +458,7 @@ static const esp_far_ops all_ops = {.close = enter_close,
 static esp_status open_entered(cuda_far *own, esp_error *error)
 {
     ESP_TRY(far_check(own, gpu_stream_create(&own->stream), "making a stream", error));
+    ESP_TRY(far_stage_open(own, error));
     if (!cuda_far_find(own)) {
         return esp_fail(error, ESP_UNSUPPORTED, "cublas.not_found",
                         "device '%s': calibration needs libcublas, which was not found; install "
