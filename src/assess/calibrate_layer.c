@@ -77,6 +77,21 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
     return ESP_OK;
 }
 
+/* What several calls in a row read stays with a device that does the algebra. */
+static esp_status hold(const layer_job *job, const double *matrix, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(job->calibration->algebra);
+    return far != NULL ? far->ops->hold(far, matrix, job->out * job->in, false, error) : ESP_OK;
+}
+
+static void drop(const layer_job *job, const double *matrix)
+{
+    esp_far *far = esp_algebra_far(job->calibration->algebra);
+    if (far != NULL) {
+        far->ops->drop(far, matrix);
+    }
+}
+
 static esp_status not_definite(const esp_calibration *calibration, esp_error *error)
 {
     return esp_fail(error, ESP_CHECK_FAILED, "calibrate.not_definite",
@@ -309,7 +324,9 @@ static esp_status error_of(const layer_job *job, double energy, double *share, e
 static esp_status find_own_error(const layer_job *job, double *share, esp_error *error)
 {
     double energy = 0;
+    drop(job, job->target);
     copy(job, job->target, job->weights);
+    ESP_TRY(hold(job, job->target, error));
     ESP_TRY(esp_layer_energy(job->calibration->algebra, &job->inputs, job->out, job->target,
                              &energy, error));
     return error_of(job, energy, share, error);
@@ -388,6 +405,7 @@ static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
     cut_to_mask(job, *mask);
     report->mask_seconds = since(&start);
     if (looks) {
+        ESP_TRY(hold(job, job->target, error));
         ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
                                  error));
         ESP_TRY(error_of(job, energy, &report->masked_error, error));
@@ -459,6 +477,7 @@ static esp_status run(layer_job *job, const esp_calibrated_linear *linear, esp_t
         }
     }
     status = status == ESP_OK ? work(job, linear, values, mask, report, error) : status;
+    drop(job, job->target);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         esp_release(context, *areas[i]);
     }

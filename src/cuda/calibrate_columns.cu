@@ -36,17 +36,20 @@ __device__ __forceinline__ bool may_go(const gpu_columns &c, int64_t panel, int6
            c.left[base + c.original[base + j] / c.group] > (c.free ? c.kept : 4);
 }
 
-// The cheapest of a warp's columns, two to a thread, for `choose`.
-__device__ __forceinline__ void put_offer(const gpu_columns &c, int64_t panel, int64_t first)
+__device__ __forceinline__ offer offer_of(bool may, double cost, double diagonal, int64_t j)
+{
+    double share = cost / diagonal;
+    bool goes = may && share < (double)INFINITY;
+    return {goes ? share : (double)INFINITY, goes ? (int32_t)j : INT32_MAX, 0};
+}
+
+// The cheapest of a warp's columns, for `choose`.
+__device__ __forceinline__ void put_offer(const gpu_columns &c, int64_t panel, offer first,
+                                          offer second)
 {
     offer best = {(double)INFINITY, INT32_MAX, 0};
-    for (int64_t j = first; j < min(first + 2, c.width); j++) {
-        if (may_go(c, panel, j)) {
-            int64_t at = panel * c.stride + j;
-            offer mine = {c.costs[at] / c.diagonal[at], (int32_t)j, 0};
-            best = is_better(mine, best) ? mine : best;
-        }
-    }
+    best = is_better(first, best) ? first : best;
+    best = is_better(second, best) ? second : best;
     best = warp_best(best);
     if (threadIdx.x % WARP == 0) {
         c.offers[panel * gridDim.x + blockIdx.x] = {best.cost, best.of};
@@ -89,12 +92,19 @@ __global__ void settle(gpu_columns c)
         sum.x += sums[s][lane].x;
         sum.y += sums[s][lane].y;
     }
-    for (int q = 0; q < 2 && j + q < c.width; q++) {
+    offer offers[2];
+    for (int q = 0; q < 2; q++) {
         int64_t at = panel * c.stride + j + q;
-        c.costs[at] = q == 0 ? sum.x : sum.y;
-        c.diagonal[at] = entry(c, panel, j + q, j + q);
+        bool there = j + q < c.width;
+        double cost = q == 0 ? sum.x : sum.y;
+        double diagonal = there ? entry(c, panel, j + q, j + q) : 1;
+        if (there) {
+            c.costs[at] = cost;
+            c.diagonal[at] = diagonal;
+        }
+        offers[q] = offer_of(there && may_go(c, panel, j + q), cost, diagonal, j + q);
     }
-    put_offer(c, panel, j);
+    put_offer(c, panel, offers[0], offers[1]);
 }
 
 constexpr int CHOOSERS = 1024, CHOOSING_WARPS = CHOOSERS / WARP;
@@ -198,24 +208,52 @@ struct shares {
     double2 lines[SLICES][WARP], gains[SLICES][WARP];
 };
 
-// What the latest turn does to column j; owed: what its line lacks since the flush.
-__device__ __forceinline__ void follow_column(const gpu_columns &c, int64_t panel, int turn,
-                                              int64_t j, double now, double owed, double gain)
+// What of a column the latest turn reads and changes.
+struct column {
+    bool there, alive, may_go;
+    double now, diagonal, cost;
+};
+
+__device__ __forceinline__ column load_column(const gpu_columns &c, int64_t panel, int64_t k,
+                                              int64_t j)
 {
-    int64_t at = panel * c.stride + j, of = panel * GPU_PENDING + turn;
-    double line = c.alive[at] != 0 ? now - owed : 0;
-    c.pending[of * c.stride + j] = line;
-    c.diagonal[at] -= line * (line / c.pivots[of]);
-    c.costs[at] = fmax(c.costs[at] + line * (line * c.by_gain[of] - 2 * gain), 0.0);
+    column made = {j < c.width, false, false, 0, 1, 0};
+    if (made.there) {
+        int64_t at = panel * c.stride + j;
+        made.alive = c.alive[at] != 0;
+        made.may_go = may_go(c, panel, j);
+        made.now = entry(c, panel, k, j);
+        made.diagonal = c.diagonal[at];
+        made.cost = c.costs[at];
+    }
+    return made;
 }
 
-__global__ void __launch_bounds__(THREADS) follow(gpu_columns c, int turn)
+// owed: what its line lacks since the flush.
+__device__ __forceinline__ offer follow_column(const gpu_columns &c, int64_t panel, int turn,
+                                               int64_t j, column &own, double owed, double gain,
+                                               double pivot, double square)
+{
+    int64_t at = panel * c.stride + j;
+    double line = own.alive ? own.now - owed : 0;
+    own.diagonal -= line * (line / pivot);
+    own.cost = fmax(own.cost + line * (line * square - 2 * gain), 0.0);
+    if (own.there) {
+        c.pending[(panel * GPU_PENDING + turn) * c.stride + j] = line;
+        c.diagonal[at] = own.diagonal;
+        c.costs[at] = own.cost;
+    }
+    return offer_of(own.may_go, own.cost, own.diagonal, j);
+}
+
+__global__ void __launch_bounds__(THREADS, 5) follow(gpu_columns c, int turn)
 {
     __shared__ double by_line[GPU_PENDING], by_gain[GPU_PENDING];
     __shared__ shares room;
     int lane = threadIdx.x % WARP, slice = threadIdx.x / WARP;
     int64_t panel = blockIdx.y, j = (int64_t)blockIdx.x * ACROSS + lane * 2, k = c.chosen[panel];
-    double *pending = c.pending + panel * GPU_PENDING * c.stride + j;
+    int64_t of = panel * GPU_PENDING;
+    double *pending = c.pending + of * c.stride + j;
     bool there = j < c.width;
     if (k < 0) {
         for (int q = 0; q < 2 && slice == 0 && j + q < c.width; q++) {
@@ -224,23 +262,27 @@ __global__ void __launch_bounds__(THREADS) follow(gpu_columns c, int turn)
         return;
     }
     if (threadIdx.x < turn) {
-        by_line[threadIdx.x] = c.by_line[panel * GPU_PENDING + threadIdx.x];
-        by_gain[threadIdx.x] = c.by_gain[panel * GPU_PENDING + threadIdx.x];
+        by_line[threadIdx.x] = c.by_line[of + threadIdx.x];
+        by_gain[threadIdx.x] = c.by_gain[of + threadIdx.x];
     }
-    double now[2] = {0, 0};
-    for (int q = 0; q < 2 && slice == 0 && j + q < c.width; q++) {
-        now[q] = entry(c, panel, k, j + q);
+    column own[2] = {};
+    double pivot = 1, square = 0;
+    if (slice == 0) { // before the sums, so that it arrives behind them
+        own[0] = load_column(c, panel, k, j);
+        own[1] = load_column(c, panel, k, j + 1);
+        pivot = c.pivots[of + turn];
+        square = c.by_gain[of + turn];
     }
-    __syncthreads();
     double2 line = {0, 0}, gain = {0, 0};
     const double *weights = c.weights + panel * c.v * c.stride + j;
-    const double *times = c.times + (panel * GPU_PENDING + turn) * c.v;
+    const double *times = c.times + (of + turn) * c.v;
 #pragma unroll 8
     for (int64_t r = slice; r < c.v && there; r += SLICES) {
         double2 w = *(const double2 *)(weights + r * c.stride);
         gain.x += times[r] * w.x;
         gain.y += times[r] * w.y;
     }
+    __syncthreads();
 #pragma unroll 8
     for (int b = slice; b < turn && there; b += SLICES) {
         double2 l = *(const double2 *)(pending + b * c.stride);
@@ -261,11 +303,11 @@ __global__ void __launch_bounds__(THREADS) follow(gpu_columns c, int turn)
         gain.x += room.gains[s][lane].x;
         gain.y += room.gains[s][lane].y;
     }
-    for (int q = 0; q < 2 && j + q < c.width; q++) {
-        follow_column(c, panel, turn, j + q, now[q], q == 0 ? line.x : line.y,
-                      q == 0 ? gain.x : gain.y);
-    }
-    put_offer(c, panel, j);
+    offer first =
+        follow_column(c, panel, turn, j, own[0], line.x, gain.x, pivot, square);
+    offer second =
+        follow_column(c, panel, turn, j + 1, own[1], line.y, gain.y, pivot, square);
+    put_offer(c, panel, first, second);
 }
 
 // scaled: lines by their pivots.

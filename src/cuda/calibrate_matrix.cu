@@ -1,5 +1,5 @@
 // What calibration does to whole matrices between the library's products: widening what layers
-// read, triangles, differences; and memory in the order of a stream.
+// read, triangles, differences.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -81,94 +81,6 @@ int launched()
 }
 
 } // namespace
-
-extern "C" int gpu_pool_take(size_t bytes, void **memory, void *stream)
-{
-    cudaMemPool_t pool = nullptr;
-    uint64_t keep = UINT64_MAX;
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetDefaultMemPool(&pool, device);
-    }
-    if (error == cudaSuccess) {
-        error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
-    }
-    if (error == cudaSuccess) {
-        error = cudaMallocAsync(memory, bytes > 0 ? bytes : 1, (cudaStream_t)stream);
-    }
-    if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-    return error;
-}
-
-extern "C" void gpu_pool_give(void *memory, void *stream)
-{
-    if (memory != nullptr && cudaFreeAsync(memory, (cudaStream_t)stream) != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-}
-
-extern "C" void gpu_pool_trim(void)
-{
-    cudaMemPool_t pool = nullptr;
-    uint64_t keep = 0;
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
-        cudaMemPoolTrimTo(pool, 0) != cudaSuccess ||
-        cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep) != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-}
-
-extern "C" int gpu_clear(void *memory, size_t bytes, void *stream)
-{
-    return cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)stream);
-}
-
-extern "C" int gpu_copy(void *to, const void *from, size_t bytes)
-{
-    cudaError_t error = cudaDeviceSynchronize();
-    if (error == cudaSuccess) {
-        error = cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice);
-    }
-    if (error == cudaSuccess) { // it may return before it is done
-        error = cudaDeviceSynchronize();
-    }
-    if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-    return error;
-}
-
-extern "C" int gpu_move(void *to, const void *from, size_t bytes, void *stream)
-{
-    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream);
-}
-
-extern "C" int gpu_event_create(void **event)
-{
-    return cudaEventCreateWithFlags((cudaEvent_t *)event, cudaEventDisableTiming);
-}
-
-extern "C" void gpu_event_free(void *event)
-{
-    if (cudaEventDestroy((cudaEvent_t)event) != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-}
-
-extern "C" int gpu_event_record(void *event, void *stream)
-{
-    return cudaEventRecord((cudaEvent_t)event, (cudaStream_t)stream);
-}
-
-extern "C" int gpu_event_wait(void *event)
-{
-    return cudaEventSynchronize((cudaEvent_t)event);
-}
 
 extern "C" int gpu_widen_rows(const void *x, const void *less, gpu_type type, int64_t rows,
                               int64_t columns, int64_t stride, double *to, void *stream)

@@ -21,7 +21,7 @@ typedef struct cuda_far {
     esp_far far;
     esp_far_ops ops; /* without those that a library lacks */
     esp_device *device;
-    void *stream;
+    void *stream, *pool;
     void *stage[2], *passed[2]; /* pinned pieces of what is copied; events behind their use */
     void *blas_library, *solver_library; /* NULL: not there */
     cublasHandle_t blas;

@@ -658,24 +658,41 @@ static int64_t panels_at_once(const cuda_far *far, const esp_far_panels *of, int
     return ESP_MAX(1, ESP_MIN(fit, MOST_PANELS));
 }
 
-esp_status cuda_far_panels(esp_far *far, const esp_far_panels *of, esp_error *error)
+/* Panels from `first` on; fewer of them where memory is short, which *at_once becomes. */
+static esp_status run_some(const cuda_far *far, const esp_far_panels *of, double *shared,
+                           int64_t first, int64_t panels, int64_t *at_once, esp_error *error)
 {
-    const cuda_far *own = (cuda_far *)far;
-    int64_t panels = of->every ? 1 : esp_ceil_div(of->out, of->v);
-    int64_t n = places_of(of), at_once = ESP_MIN(panels, panels_at_once(own, of, n)), v = of->every ? of->out : of->v;
-    double *shared = NULL, *own_shared = NULL;
-    esp_status status =
-        far_lend(own, of->inverse, of->in * of->in, "an inverse", &shared, &own_shared, error);
-    for (int64_t first = 0; first < panels && status == ESP_OK; first += at_once) {
-        panel_part part = {.far = own,
+    int64_t v = of->every ? of->out : of->v;
+    for (;;) {
+        panel_part part = {.far = far,
                            .of = of,
                            .shared = shared,
                            .first = first,
-                           .panels = ESP_MIN(at_once, panels - first),
+                           .panels = ESP_MIN(*at_once, panels - first),
                            .v = v,
-                           .n = n};
+                           .n = places_of(of)};
         part.rows = ESP_MIN(part.panels * v, of->out - first * v);
-        status = run_and_free(&part, error);
+        memset(of->mask + first * v * of->mask_words, 0,
+               (size_t)(part.rows * of->mask_words) * sizeof *of->mask);
+        esp_status status = run_and_free(&part, error);
+        if (status != ESP_OUT_OF_MEMORY || part.panels == 1) {
+            return status;
+        }
+        *at_once = esp_ceil_div(part.panels, 2);
+    }
+}
+
+esp_status cuda_far_panels(esp_far *far, const esp_far_panels *of, esp_error *error)
+{
+    const cuda_far *own = (cuda_far *)far;
+    int64_t panels = of->every ? 1 : esp_ceil_div(of->out, of->v), first = 0;
+    int64_t at_once = ESP_MIN(panels, panels_at_once(own, of, places_of(of)));
+    double *shared = NULL, *own_shared = NULL;
+    esp_status status =
+        far_lend(own, of->inverse, of->in * of->in, "an inverse", &shared, &own_shared, error);
+    while (first < panels && status == ESP_OK) {
+        status = run_some(own, of, shared, first, panels, &at_once, error);
+        first += at_once;
     }
     far_give(own, own_shared);
     return status;

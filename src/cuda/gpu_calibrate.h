@@ -9,10 +9,13 @@
 extern "C" {
 #endif
 
-/* Memory of the stream's order, from a pool that keeps what is given back. */
-int gpu_pool_take(size_t bytes, void **memory, void *stream);
+/* Memory in the stream's order, from a pool of the current device that keeps what is given back
+ * until it is trimmed or freed. */
+int gpu_pool_create(void **pool);
+void gpu_pool_free(void *pool);
+int gpu_pool_take(void *pool, size_t bytes, void **memory, void *stream);
 void gpu_pool_give(void *memory, void *stream);
-void gpu_pool_trim(void); /* gives what is free back; the pool keeps nothing until the next take */
+void gpu_pool_trim(void *pool);
 int gpu_clear(void *memory, size_t bytes, void *stream);
 /* Within the device, after all work that was given to it; waits. */
 int gpu_copy(void *to, const void *from, size_t bytes);
