@@ -14,6 +14,7 @@ typedef struct look {
     const void *memory;
     bool found;
     int64_t in, out, tokens;
+    esp_walk_places places; /* of the sample */
     /* Of the host, copies, for which the caller has room; on a device they are where they are. */
     float *x, *residual;
     bool wants_residual, has_residual;
@@ -47,11 +48,21 @@ static void keep_rows(look *l, const struct esp_linear_call *call)
     const esp_calibration *calibration = l->calibration;
     esp_dtype type = esp_walk_type(calibration->dense);
     bool far = esp_device_is_far(calibration->device);
-    l->read = (esp_far_rows){call->x, NULL, type, l->in, stride, far};
-    l->stream = (esp_far_rows){call->residual, NULL, type, l->out, call->tokens, far};
+    l->read = (esp_far_rows){.data = call->x,
+                             .type = type,
+                             .features = l->in,
+                             .stride = stride,
+                             .on_device = far,
+                             .run = far ? l->places.run : 0,
+                             .pitch = l->places.pitch};
+    l->stream = l->read;
+    l->stream.data = call->residual;
+    l->stream.features = l->out;
+    l->stream.stride = call->tokens;
     if (!far && l->x != NULL) {
         copy_rows(call->x, stride, l->in, call->tokens, l->x);
-        l->read = (esp_far_rows){l->x, NULL, type, l->in, call->tokens, false};
+        l->read.data = l->x;
+        l->read.stride = call->tokens;
     }
     if (!far && l->has_residual) {
         copy_rows(call->residual, call->tokens, l->out, call->tokens, l->residual);
@@ -92,6 +103,7 @@ static esp_status run_until(esp_walk *walk, const esp_walked_batch *sample, void
     l->group = -1;
     l->memory = NULL;
     l->found = false;
+    l->places = esp_walk_places_of(walk, &sample->batch);
     esp_status status = esp_walk_run(walk, &sample->batch, x, &tap, error);
     if (status != ESP_CANCELLED || !l->found) {
         return status;

@@ -20,6 +20,7 @@ using namespace calibrate;
 namespace {
 
 constexpr int SLICES = WARPS, ACROSS = GPU_COLUMNS_ACROSS; // of a block: shares of sums, columns
+constexpr int AT_ONCE = 8; // loads of a thread that are on their way together, whatever is left
 static_assert(ACROSS == 2 * WARP, "a thread has two neighbouring columns");
 
 __device__ __forceinline__ double entry(const gpu_columns &c, int64_t panel, int64_t i, int64_t j)
@@ -133,9 +134,12 @@ __device__ __forceinline__ void find_times(const gpu_columns &c, int64_t panel, 
     for (int unit = warp; unit < chunks * shares; unit += CHOOSING_WARPS) {
         int64_t r = (int64_t)(unit / shares) * WARP + lane;
         double owed = 0;
-#pragma unroll 8
-        for (int b = unit % shares; b < turn && r < c.v; b += shares) {
-            owed += times[b * c.v + r] * room.line[b];
+        for (int from = unit % shares; from < turn && r < c.v; from += AT_ONCE * shares) {
+#pragma unroll
+            for (int i = 0; i < AT_ONCE; i++) {
+                int b = from + i * shares;
+                owed += b < turn ? times[b * c.v + r] * room.line[b] : 0;
+            }
         }
         if (shares > 1) {
             room.parts[threadIdx.x] = owed;
@@ -154,10 +158,34 @@ __device__ __forceinline__ void find_times(const gpu_columns &c, int64_t panel, 
     __syncthreads();
 }
 
+// by_gain: a warp to every so many turns.
+__device__ __forceinline__ void find_gains(const gpu_columns &c, int64_t panel, int turn)
+{
+    constexpr int TURNS = GPU_PENDING / CHOOSING_WARPS;
+    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
+    const double *times = c.times + panel * GPU_PENDING * c.v;
+    double sums[TURNS] = {};
+    for (int64_t r = lane; r < c.v; r += WARP) {
+        double own = times[turn * c.v + r];
+#pragma unroll
+        for (int i = 0; i < TURNS; i++) {
+            int b = warp + i * CHOOSING_WARPS;
+            sums[i] += b <= turn ? own * times[b * c.v + r] : 0;
+        }
+    }
+#pragma unroll
+    for (int i = 0; i < TURNS; i++) {
+        int b = warp + i * CHOOSING_WARPS;
+        double sum = warp_sum(sums[i]);
+        if (lane == 0 && b <= turn) {
+            c.by_gain[panel * GPU_PENDING + b] = sum;
+        }
+    }
+}
+
 __global__ void __launch_bounds__(CHOOSERS) choose(gpu_columns c, int turn, int offers)
 {
     __shared__ choice_room room;
-    int lane = threadIdx.x % WARP, warp = threadIdx.x / WARP;
     int64_t panel = blockIdx.x, owed = panel * GPU_PENDING;
     offer best = {(double)INFINITY, INT32_MAX, 0};
     for (int i = threadIdx.x; i < offers; i += CHOOSERS) {
@@ -186,16 +214,7 @@ __global__ void __launch_bounds__(CHOOSERS) choose(gpu_columns c, int turn, int 
     }
     __syncthreads();
     find_times(c, panel, turn, k, pivot, room);
-    for (int b = warp; b <= turn; b += CHOOSING_WARPS) {
-        double sum = 0;
-        for (int64_t r = lane; r < c.v; r += WARP) {
-            sum += times[r] * c.times[(owed + b) * c.v + r];
-        }
-        sum = warp_sum(sum);
-        if (lane == 0) {
-            c.by_gain[owed + b] = sum;
-        }
-    }
+    find_gains(c, panel, turn);
     if (threadIdx.x == 0) {
         c.chosen[panel] = (int32_t)k;
         c.pivots[owed + turn] = pivot;
@@ -246,7 +265,7 @@ __device__ __forceinline__ offer follow_column(const gpu_columns &c, int64_t pan
     return offer_of(own.may_go, own.cost, own.diagonal, j);
 }
 
-__global__ void __launch_bounds__(THREADS, 5) follow(gpu_columns c, int turn)
+__global__ void __launch_bounds__(THREADS, 4) follow(gpu_columns c, int turn)
 {
     __shared__ double by_line[GPU_PENDING], by_gain[GPU_PENDING];
     __shared__ shares room;
@@ -261,9 +280,9 @@ __global__ void __launch_bounds__(THREADS, 5) follow(gpu_columns c, int turn)
         }
         return;
     }
-    if (threadIdx.x < turn) {
-        by_line[threadIdx.x] = c.by_line[of + threadIdx.x];
-        by_gain[threadIdx.x] = c.by_gain[of + threadIdx.x];
+    if (threadIdx.x < GPU_PENDING) {
+        by_line[threadIdx.x] = threadIdx.x < turn ? c.by_line[of + threadIdx.x] : 0;
+        by_gain[threadIdx.x] = threadIdx.x < turn ? c.by_gain[of + threadIdx.x] : 0;
     }
     column own[2] = {};
     double pivot = 1, square = 0;
@@ -276,20 +295,37 @@ __global__ void __launch_bounds__(THREADS, 5) follow(gpu_columns c, int turn)
     double2 line = {0, 0}, gain = {0, 0};
     const double *weights = c.weights + panel * c.v * c.stride + j;
     const double *times = c.times + (of + turn) * c.v;
-#pragma unroll 8
-    for (int64_t r = slice; r < c.v && there; r += SLICES) {
-        double2 w = *(const double2 *)(weights + r * c.stride);
-        gain.x += times[r] * w.x;
-        gain.y += times[r] * w.y;
+    for (int64_t from = slice; from < c.v && there; from += AT_ONCE * SLICES) {
+        double2 w[AT_ONCE];
+        double by[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int64_t r = from + i * SLICES;
+            w[i] = r < c.v ? *(const double2 *)(weights + r * c.stride) : make_double2(0, 0);
+            by[i] = r < c.v ? times[r] : 0;
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            gain.x += by[i] * w[i].x;
+            gain.y += by[i] * w[i].y;
+        }
     }
     __syncthreads();
-#pragma unroll 8
-    for (int b = slice; b < turn && there; b += SLICES) {
-        double2 l = *(const double2 *)(pending + b * c.stride);
-        line.x += by_line[b] * l.x;
-        line.y += by_line[b] * l.y;
-        gain.x -= by_gain[b] * l.x;
-        gain.y -= by_gain[b] * l.y;
+    for (int from = slice; from < turn && there; from += AT_ONCE * SLICES) {
+        double2 l[AT_ONCE];
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int b = from + i * SLICES;
+            l[i] = b < turn ? *(const double2 *)(pending + b * c.stride) : make_double2(0, 0);
+        }
+#pragma unroll
+        for (int i = 0; i < AT_ONCE; i++) {
+            int b = min(from + i * SLICES, GPU_PENDING - 1);
+            line.x += by_line[b] * l[i].x;
+            line.y += by_line[b] * l[i].y;
+            gain.x -= by_gain[b] * l[i].x;
+            gain.y -= by_gain[b] * l[i].y;
+        }
     }
     room.lines[slice][lane] = line;
     room.gains[slice][lane] = gain;

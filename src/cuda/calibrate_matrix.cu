@@ -26,23 +26,22 @@ __device__ __forceinline__ double number(__nv_bfloat16 x)
     return __bfloat162float(x);
 }
 
-template <typename T>
-__global__ void widen(const T *x, const T *less, int64_t columns, int64_t stride, double *to)
+template <typename T> __global__ void widen(gpu_activations a, double *to)
 {
     int64_t row = blockIdx.x, column = (int64_t)blockIdx.y * THREADS + threadIdx.x;
-    if (column < columns) {
-        double value = number(x[row * stride + column]);
-        to[row * columns + column] =
-            less != nullptr ? value - number(less[row * stride + column]) : value;
+    if (column < a.columns) {
+        int64_t at = row * a.stride + column / a.run * a.pitch + column % a.run;
+        double value = number(((const T *)a.x)[at]);
+        to[row * a.columns + column] =
+            a.less != nullptr ? value - number(((const T *)a.less)[at]) : value;
     }
 }
 
 template <typename T>
-void launch_widen(const void *x, const void *less, int64_t rows, int64_t columns, int64_t stride,
-                  double *to, cudaStream_t stream)
+void launch_widen(const gpu_activations &a, double *to, cudaStream_t stream)
 {
-    dim3 grid((unsigned)rows, (unsigned)((columns + THREADS - 1) / THREADS));
-    widen<<<grid, THREADS, 0, stream>>>((const T *)x, (const T *)less, columns, stride, to);
+    dim3 grid((unsigned)a.rows, (unsigned)((a.columns + THREADS - 1) / THREADS));
+    widen<T><<<grid, THREADS, 0, stream>>>(a, to);
 }
 
 // Tiles of one triangle go through shared memory to the other, so that both are read along rows.
@@ -82,16 +81,15 @@ int launched()
 
 } // namespace
 
-extern "C" int gpu_widen_rows(const void *x, const void *less, gpu_type type, int64_t rows,
-                              int64_t columns, int64_t stride, double *to, void *stream)
+extern "C" int gpu_widen_rows(const gpu_activations *activations, double *to, void *stream)
 {
     cudaStream_t in = (cudaStream_t)stream;
-    if (type == GPU_F32) {
-        launch_widen<float>(x, less, rows, columns, stride, to, in);
-    } else if (type == GPU_F16) {
-        launch_widen<__half>(x, less, rows, columns, stride, to, in);
+    if (activations->type == GPU_F32) {
+        launch_widen<float>(*activations, to, in);
+    } else if (activations->type == GPU_F16) {
+        launch_widen<__half>(*activations, to, in);
     } else {
-        launch_widen<__nv_bfloat16>(x, less, rows, columns, stride, to, in);
+        launch_widen<__nv_bfloat16>(*activations, to, in);
     }
     return launched();
 }

@@ -13,14 +13,14 @@ using namespace calibrate;
 
 namespace {
 
-constexpr int FOUR = 4, KEEP = 2, PENDING = 16, TILE = 64;
+constexpr int FOUR = 4, KEEP = 2, PENDING = 24, TILE = 64;
 constexpr double LEAST_GAIN = 1e-9; // of the row's error: less is rounding
 
 // Rows of up to PLACES places, several at once on a multiprocessor where they are short.
 template <int PLACES_> struct shape {
     static constexpr int PLACES = PLACES_, THREADS = PLACES / FOUR, WARPS = THREADS / WARP;
     static constexpr int BYTES = PENDING * PLACES * (int)sizeof(double);
-    static constexpr int AT_ONCE = PLACES > GPU_SHORT_PLACES ? 1 : 3;
+    static constexpr int AT_ONCE = PLACES > GPU_SHORT_PLACES ? 1 : 2;
     // Of a tile a thread has FOUR rows and PAIRS times two neighbouring columns.
     static constexpr int ACROSS = THREADS / 16, PAIRS = TILE / (2 * ACROSS);
 };

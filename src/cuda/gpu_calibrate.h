@@ -28,9 +28,15 @@ void gpu_event_free(void *event);
 int gpu_event_record(void *event, void *stream);
 int gpu_event_wait(void *event);
 
-/* to[rows][columns] = x - less (NULL: nothing), x's rows `stride` elements apart. */
-int gpu_widen_rows(const void *x, const void *less, gpu_type type, int64_t rows, int64_t columns,
-                   int64_t stride, double *to, void *stream);
+/* Rows of activations: `columns` of them in runs, `pitch` apart. */
+typedef struct gpu_activations {
+    const void *x, *less; /* less: NULL for nothing */
+    gpu_type type;
+    int64_t rows, columns, stride, run, pitch;
+} gpu_activations;
+
+/* to[rows][columns] = x - less */
+int gpu_widen_rows(const gpu_activations *activations, double *to, void *stream);
 /* The lower triangle to the upper one, or the other way down. */
 int gpu_mirror(double *matrix, int64_t n, bool down, void *stream);
 /* difference = a - b */

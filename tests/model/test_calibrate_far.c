@@ -92,7 +92,8 @@ static esp_status multiply(esp_far *far, const esp_algebra_product *product, esp
 static double number(const esp_far_rows *x, int64_t feature, int64_t token)
 {
     const float *data = x->data, *less = x->less;
-    int64_t i = feature * x->stride + token;
+    int64_t run = x->run > 0 ? x->run : token + 1;
+    int64_t i = feature * x->stride + token / run * x->pitch + token % run;
     return (double)data[i] - (less != NULL ? (double)less[i] : 0);
 }
 
