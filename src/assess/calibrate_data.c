@@ -54,7 +54,7 @@ static esp_status add_sample(esp_calibration *calibration, const esp_walk_batch 
 {
     esp_walked_batch *sample = &calibration->samples[calibration->sample_count];
     sample->batch = *batch;
-    sample->tokens = esp_walk_tokens(calibration->dense, batch);
+    sample->tokens = esp_walk_places_of(calibration->dense, batch).tokens;
     calibration->sample_count++;
     ESP_TRY(esp_walk_stream_take(calibration->dense, batch, &sample->dense, error));
     ESP_TRY(esp_walk_stream_take(calibration->pruned, batch, &sample->pruned, error));
@@ -274,7 +274,7 @@ static esp_status load_images(esp_calibration *calibration, const char *model_di
     }
     if (status == ESP_OK) {
         const esp_walk_batch one = {.images = 1};
-        status = add_batches(&job, esp_walk_tokens(calibration->dense, &one), error);
+        status = add_batches(&job, esp_walk_places_of(calibration->dense, &one).tokens, error);
     }
     esp_image_processor_close(job.processor);
     return status;

@@ -14,6 +14,7 @@ typedef struct look {
     const void *memory;
     bool found;
     int64_t in, out, tokens;
+    esp_walk_places places; /* of the sample */
     /* Of the host, copies, for which the caller has room; on a device they are where they are. */
     float *x, *residual;
     bool wants_residual, has_residual;
@@ -47,11 +48,21 @@ static void keep_rows(look *l, const struct esp_linear_call *call)
     const esp_calibration *calibration = l->calibration;
     esp_dtype type = esp_walk_type(calibration->dense);
     bool far = esp_device_is_far(calibration->device);
-    l->read = (esp_far_rows){call->x, NULL, type, l->in, stride, far};
-    l->stream = (esp_far_rows){call->residual, NULL, type, l->out, call->tokens, far};
+    l->read = (esp_far_rows){.data = call->x,
+                             .type = type,
+                             .features = l->in,
+                             .stride = stride,
+                             .on_device = far,
+                             .run = far ? l->places.run : 0,
+                             .pitch = l->places.pitch};
+    l->stream = l->read;
+    l->stream.data = call->residual;
+    l->stream.features = l->out;
+    l->stream.stride = call->tokens;
     if (!far && l->x != NULL) {
         copy_rows(call->x, stride, l->in, call->tokens, l->x);
-        l->read = (esp_far_rows){l->x, NULL, type, l->in, call->tokens, false};
+        l->read.data = l->x;
+        l->read.stride = call->tokens;
     }
     if (!far && l->has_residual) {
         copy_rows(call->residual, call->tokens, l->out, call->tokens, l->residual);
@@ -92,6 +103,7 @@ static esp_status run_until(esp_walk *walk, const esp_walked_batch *sample, void
     l->group = -1;
     l->memory = NULL;
     l->found = false;
+    l->places = esp_walk_places_of(walk, &sample->batch);
     esp_status status = esp_walk_run(walk, &sample->batch, x, &tap, error);
     if (status != ESP_CANCELLED || !l->found) {
         return status;
@@ -151,12 +163,16 @@ typedef struct collect_job {
     double weights; /* for the progress */
 } collect_job;
 
-static double *take(esp_context *context, int64_t rows, int64_t columns)
+/* Zeros, or anything where a device sums. */
+static double *take(const esp_calibration *calibration, int64_t rows, int64_t columns)
 {
     size_t count = 0;
-    return esp_mul_size((size_t)rows, (size_t)columns, &count)
-               ? esp_alloc_array(context, count, sizeof(double))
-               : NULL;
+    bool far = esp_algebra_far(calibration->algebra) != NULL;
+    if (!esp_mul_size((size_t)rows, (size_t)columns, &count)) {
+        return NULL;
+    }
+    return far ? esp_alloc_large(calibration->context, count, sizeof(double))
+               : esp_alloc_array(calibration->context, count, sizeof(double));
 }
 
 bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
@@ -215,8 +231,8 @@ static esp_status make_room(collect_job *job, const look *sizes, esp_error *erro
     size_t each = copies ? (size_t)((in + (stream ? out : 0)) * tokens) : 1;
     esp_group_inputs *inputs = &calibration->inputs;
     inputs->in = in;
-    inputs->gram = take(context, in, in);
-    inputs->cross = dense ? take(context, in, in) : NULL;
+    inputs->gram = take(calibration, in, in);
+    inputs->cross = dense ? take(calibration, in, in) : NULL;
     job->room = esp_alloc_array(context, (dense ? 2 : 1) * each, sizeof *job->room);
     job->scratch = esp_alloc_array(context, esp_algebra_gram_floats(calibration->algebra, in),
                                    sizeof *job->scratch);
@@ -245,7 +261,7 @@ static esp_status add_residual(collect_job *job, esp_error *error)
     int64_t count = pruned->out * pruned->tokens;
     if (inputs->residual == NULL) {
         inputs->out = pruned->out;
-        inputs->residual = take(calibration->context, pruned->out, pruned->in);
+        inputs->residual = take(calibration, pruned->out, pruned->in);
         if (inputs->residual == NULL) {
             return esp_fail_memory(error, (size_t)(pruned->out * pruned->in) * sizeof(double),
                                    "residual moments");

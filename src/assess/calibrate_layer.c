@@ -34,6 +34,27 @@ static bool needs_target(const esp_calibration_options *options)
     return options->refit || options->method >= ESP_METHOD_SPARSE_GPT;
 }
 
+typedef struct matrix_copy {
+    double *to;
+    const double *from;
+    int64_t in;
+} matrix_copy;
+
+static void copy_rows(void *user, int64_t begin, int64_t end, int thread)
+{
+    const matrix_copy *copy = user;
+    (void)thread;
+    memcpy(copy->to + begin * copy->in, copy->from + begin * copy->in,
+           (size_t)((end - begin) * copy->in) * sizeof *copy->to);
+}
+
+/* to = from, of the layer's shape. */
+static void copy(const layer_job *job, double *to, const double *from)
+{
+    matrix_copy both = {to, from, job->in};
+    esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, copy_rows, &both);
+}
+
 static esp_status multiply(const layer_job *job, const double *a, const double *b, double *c,
                            esp_error *error)
 {
@@ -56,6 +77,21 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
     return ESP_OK;
 }
 
+/* What several calls in a row read stays with a device that does the algebra. */
+static esp_status hold(const layer_job *job, const double *matrix, esp_error *error)
+{
+    esp_far *far = esp_algebra_far(job->calibration->algebra);
+    return far != NULL ? far->ops->hold(far, matrix, job->out * job->in, false, error) : ESP_OK;
+}
+
+static void drop(const layer_job *job, const double *matrix)
+{
+    esp_far *far = esp_algebra_far(job->calibration->algebra);
+    if (far != NULL) {
+        far->ops->drop(far, matrix);
+    }
+}
+
 static esp_status not_definite(const esp_calibration *calibration, esp_error *error)
 {
     return esp_fail(error, ESP_CHECK_FAILED, "calibrate.not_definite",
@@ -71,7 +107,7 @@ esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error
     if (inputs->inverse != NULL) {
         return ESP_OK;
     }
-    double *inverse = esp_alloc_array(calibration->context, count, sizeof *inverse);
+    double *inverse = esp_alloc_large(calibration->context, count, sizeof *inverse);
     if (inverse == NULL) {
         return esp_fail_memory(error, count * sizeof *inverse, "an inverse");
     }
@@ -112,9 +148,8 @@ static void add_to_goal(void *user, int64_t begin, int64_t end, int thread)
 static esp_status find_target(layer_job *job, esp_error *error)
 {
     const esp_group_inputs *inputs = &job->calibration->inputs;
-    size_t count = (size_t)(job->out * job->in);
-    memcpy(job->target, job->weights, count * sizeof *job->target);
     if (inputs->cross == NULL) {
+        copy(job, job->target, job->weights);
         return multiply(job, job->weights, inputs->gram, job->goal, error);
     }
     ESP_TRY(multiply(job, job->weights, inputs->cross, job->goal, error));
@@ -178,7 +213,7 @@ static esp_status tighten(const layer_job *job, esp_layer_score by, const esp_gr
 static esp_status by_steps(const layer_job *job, esp_layer_score by, const esp_gradual_step *steps,
                            int count, esp_mask **mask, esp_error *error)
 {
-    memcpy(job->result, job->weights, (size_t)(job->out * job->in) * sizeof *job->result);
+    copy(job, job->result, job->weights);
     for (int i = 0; i < count; i++) {
         ESP_TRY(tighten(job, by, &steps[i], error));
     }
@@ -194,7 +229,7 @@ static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error
         ESP_TRY(mask_by_score(job, ESP_LAYER_OBS, job->target, mask, error));
     }
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    copy(job, job->result, job->target);
     return esp_sparse_gpt_of(calibration->algebra, job->pattern, &options, job->out, job->in,
                              calibration->inputs.inverse, job->result, mask, error);
 }
@@ -203,7 +238,7 @@ static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error 
 {
     esp_calibration *calibration = job->calibration;
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    copy(job, job->result, job->target);
     return esp_panel_obs(calibration->algebra, job->pattern, job->out, job->in,
                          calibration->inputs.inverse, job->result, mask, error);
 }
@@ -212,7 +247,7 @@ static esp_status by_joint_search(const layer_job *job, esp_mask **mask, esp_err
 {
     esp_calibration *calibration = job->calibration;
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    copy(job, job->result, job->target);
     return esp_joint_panels(calibration->algebra, job->pattern, job->out, job->in,
                             calibration->inputs.inverse, job->result, mask, error);
 }
@@ -238,7 +273,7 @@ static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error
         return by_sparse_gpt(job, mask, error);
     }
     ESP_TRY(mask_by_score(job, scores[method], job->weights, mask, error));
-    memcpy(job->result, job->weights, (size_t)(job->out * job->in) * sizeof *job->result);
+    copy(job, job->result, job->weights);
     return ESP_OK;
 }
 
@@ -289,7 +324,9 @@ static esp_status error_of(const layer_job *job, double energy, double *share, e
 static esp_status find_own_error(const layer_job *job, double *share, esp_error *error)
 {
     double energy = 0;
-    memcpy(job->target, job->weights, (size_t)(job->out * job->in) * sizeof *job->target);
+    drop(job, job->target);
+    copy(job, job->target, job->weights);
+    ESP_TRY(hold(job, job->target, error));
     ESP_TRY(esp_layer_energy(job->calibration->algebra, &job->inputs, job->out, job->target,
                              &energy, error));
     return error_of(job, energy, share, error);
@@ -361,13 +398,14 @@ static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
     if (needs_target(calibration->options)) {
         ESP_TRY(find_target(job, error));
     } else {
-        memcpy(job->target, job->weights, (size_t)(job->out * job->in) * sizeof *job->target);
+        copy(job, job->target, job->weights);
     }
     report->target_seconds = since(&start);
     ESP_TRY(choose(job, mask, error));
     cut_to_mask(job, *mask);
     report->mask_seconds = since(&start);
     if (looks) {
+        ESP_TRY(hold(job, job->target, error));
         ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
                                  error));
         ESP_TRY(error_of(job, energy, &report->masked_error, error));
@@ -397,7 +435,7 @@ static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_
     double energy = 0;
     ESP_TRY(find_target(job, error));
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    memcpy(job->result, job->target, (size_t)(job->out * job->in) * sizeof *job->result);
+    copy(job, job->result, job->target);
     ESP_TRY(esp_unit_obs(calibration->algebra, job->out, units->units, units->width, units->keep,
                          calibration->inputs.inverse, job->result, units->kept, error));
     ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
@@ -431,14 +469,15 @@ static esp_status run(layer_job *job, const esp_calibrated_linear *linear, esp_t
     size_t count = (size_t)(job->out * job->in);
     double **const areas[] = {&job->weights, &job->goal, &job->target, &job->result};
     esp_status status = ESP_OK;
-    job->scores = esp_alloc_array(context, count, sizeof *job->scores);
+    job->scores = esp_alloc_large(context, count, sizeof *job->scores);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
-        *areas[i] = esp_alloc_array(context, count, sizeof **areas[i]);
+        *areas[i] = esp_alloc_large(context, count, sizeof **areas[i]);
         if (*areas[i] == NULL || job->scores == NULL) {
             status = esp_fail_memory(error, count * sizeof **areas[i], "a layer in f64");
         }
     }
     status = status == ESP_OK ? work(job, linear, values, mask, report, error) : status;
+    drop(job, job->target);
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         esp_release(context, *areas[i]);
     }

@@ -36,6 +36,12 @@ void *esp_alloc_array(esp_context *context, size_t count, size_t size)
     return esp_mul_size(count, size, &bytes) ? esp_alloc_zero(context, bytes) : NULL;
 }
 
+void *esp_alloc_large(esp_context *context, size_t count, size_t size)
+{
+    size_t bytes;
+    return esp_mul_size(count, size, &bytes) ? esp_alloc(context, bytes) : NULL;
+}
+
 void *esp_realloc(esp_context *context, void *memory, size_t old_bytes, size_t new_bytes)
 {
     void *grown = esp_alloc(context, new_bytes);

@@ -9,6 +9,8 @@ void *esp_alloc(esp_context *context, size_t bytes);
 void *esp_alloc_zero(esp_context *context, size_t bytes);
 /* count * size by checked multiply; NULL when that does not fit. Zeroed. */
 void *esp_alloc_array(esp_context *context, size_t count, size_t size);
+/* The same, but anything is in it: for what is so large that writing it twice takes time. */
+void *esp_alloc_large(esp_context *context, size_t count, size_t size);
 /* Copies old_bytes; the old block is freed only on success. */
 void *esp_realloc(esp_context *context, void *memory, size_t old_bytes, size_t new_bytes);
 char *esp_strdup(esp_context *context, const char *text);

@@ -46,8 +46,7 @@ __device__ __forceinline__ bool is_better(const offer &a, const offer &b)
     return a.cost < b.cost || (a.cost == b.cost && a.of < b.of);
 }
 
-// The least cost of COUNT warps, for all their threads; room: [COUNT].
-template <int COUNT> __device__ __forceinline__ offer block_best(offer mine, offer *room)
+__device__ __forceinline__ offer warp_best(offer mine)
 {
 #pragma unroll
     for (int offset = WARP / 2; offset > 0; offset /= 2) {
@@ -56,6 +55,13 @@ template <int COUNT> __device__ __forceinline__ offer block_best(offer mine, off
                        __shfl_xor_sync(~0u, mine.with, offset)};
         mine = is_better(other, mine) ? other : mine;
     }
+    return mine;
+}
+
+// The least cost of COUNT warps, for all their threads; room: [COUNT].
+template <int COUNT> __device__ __forceinline__ offer block_best(offer mine, offer *room)
+{
+    mine = warp_best(mine);
     if (threadIdx.x % WARP == 0) {
         room[threadIdx.x / WARP] = mine;
     }

@@ -1,5 +1,5 @@
 // What calibration does to whole matrices between the library's products: widening what layers
-// read, triangles, differences; and memory in the order of a stream.
+// read, triangles, differences.
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
 #include <cuda_runtime.h>
@@ -26,23 +26,22 @@ __device__ __forceinline__ double number(__nv_bfloat16 x)
     return __bfloat162float(x);
 }
 
-template <typename T>
-__global__ void widen(const T *x, const T *less, int64_t columns, int64_t stride, double *to)
+template <typename T> __global__ void widen(gpu_activations a, double *to)
 {
-    int64_t row = blockIdx.y, column = (int64_t)blockIdx.x * THREADS + threadIdx.x;
-    if (column < columns) {
-        double value = number(x[row * stride + column]);
-        to[row * columns + column] =
-            less != nullptr ? value - number(less[row * stride + column]) : value;
+    int64_t row = blockIdx.x, column = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (column < a.columns) {
+        int64_t at = row * a.stride + column / a.run * a.pitch + column % a.run;
+        double value = number(((const T *)a.x)[at]);
+        to[row * a.columns + column] =
+            a.less != nullptr ? value - number(((const T *)a.less)[at]) : value;
     }
 }
 
 template <typename T>
-void launch_widen(const void *x, const void *less, int64_t rows, int64_t columns, int64_t stride,
-                  double *to, cudaStream_t stream)
+void launch_widen(const gpu_activations &a, double *to, cudaStream_t stream)
 {
-    dim3 grid((unsigned)((columns + THREADS - 1) / THREADS), (unsigned)rows);
-    widen<<<grid, THREADS, 0, stream>>>((const T *)x, (const T *)less, columns, stride, to);
+    dim3 grid((unsigned)a.rows, (unsigned)((a.columns + THREADS - 1) / THREADS));
+    widen<T><<<grid, THREADS, 0, stream>>>(a, to);
 }
 
 // Tiles of one triangle go through shared memory to the other, so that both are read along rows.
@@ -82,82 +81,15 @@ int launched()
 
 } // namespace
 
-extern "C" int gpu_pool_take(size_t bytes, void **memory, void *stream)
-{
-    cudaMemPool_t pool = nullptr;
-    uint64_t keep = UINT64_MAX;
-    int device = 0;
-    cudaError_t error = cudaGetDevice(&device);
-    if (error == cudaSuccess) {
-        error = cudaDeviceGetDefaultMemPool(&pool, device);
-    }
-    if (error == cudaSuccess) {
-        error = cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep);
-    }
-    if (error == cudaSuccess) {
-        error = cudaMallocAsync(memory, bytes > 0 ? bytes : 1, (cudaStream_t)stream);
-    }
-    if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-    return error;
-}
-
-extern "C" void gpu_pool_give(void *memory, void *stream)
-{
-    if (memory != nullptr && cudaFreeAsync(memory, (cudaStream_t)stream) != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-}
-
-extern "C" void gpu_pool_trim(void)
-{
-    cudaMemPool_t pool = nullptr;
-    uint64_t keep = 0;
-    int device = 0;
-    if (cudaGetDevice(&device) != cudaSuccess ||
-        cudaDeviceGetDefaultMemPool(&pool, device) != cudaSuccess ||
-        cudaMemPoolTrimTo(pool, 0) != cudaSuccess ||
-        cudaMemPoolSetAttribute(pool, cudaMemPoolAttrReleaseThreshold, &keep) != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-}
-
-extern "C" int gpu_clear(void *memory, size_t bytes, void *stream)
-{
-    return cudaMemsetAsync(memory, 0, bytes, (cudaStream_t)stream);
-}
-
-extern "C" int gpu_copy(void *to, const void *from, size_t bytes)
-{
-    cudaError_t error = cudaDeviceSynchronize();
-    if (error == cudaSuccess) {
-        error = cudaMemcpy(to, from, bytes, cudaMemcpyDeviceToDevice);
-    }
-    if (error == cudaSuccess) { // it may return before it is done
-        error = cudaDeviceSynchronize();
-    }
-    if (error != cudaSuccess) {
-        (void)cudaGetLastError();
-    }
-    return error;
-}
-
-extern "C" int gpu_move(void *to, const void *from, size_t bytes, void *stream)
-{
-    return cudaMemcpyAsync(to, from, bytes, cudaMemcpyDefault, (cudaStream_t)stream);
-}
-
-extern "C" int gpu_widen_rows(const void *x, const void *less, gpu_type type, int64_t rows,
-                              int64_t columns, int64_t stride, double *to, void *stream)
+extern "C" int gpu_widen_rows(const gpu_activations *activations, double *to, void *stream)
 {
     cudaStream_t in = (cudaStream_t)stream;
-    if (type == GPU_F32) {
-        launch_widen<float>(x, less, rows, columns, stride, to, in);
-    } else if (type == GPU_F16) {
-        launch_widen<__half>(x, less, rows, columns, stride, to, in);
+    if (activations->type == GPU_F32) {
+        launch_widen<float>(*activations, to, in);
+    } else if (activations->type == GPU_F16) {
+        launch_widen<__half>(*activations, to, in);
     } else {
-        launch_widen<__nv_bfloat16>(x, less, rows, columns, stride, to, in);
+        launch_widen<__nv_bfloat16>(*activations, to, in);
     }
     return launched();
 }

@@ -22,7 +22,7 @@ __device__ __forceinline__ const int32_t *columns_of(const gpu_refit &r, int64_t
 
 __global__ void gather(gpu_refit r, double *to)
 {
-    int64_t slab = blockIdx.z, i = blockIdx.y, j = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t slab = blockIdx.z, i = blockIdx.x, j = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     if (j < r.width) {
         int32_t a = r.columns[slab * r.width + i], b = r.columns[slab * r.width + j];
         to[(slab * r.width + i) * r.width + j] = a >= 0 && b >= 0 ? r.gram[a * r.in + b] : 0;
@@ -132,7 +132,7 @@ __global__ void finish(gpu_refit r, double *weights)
 extern "C" int gpu_refit_gather(const gpu_refit *refit, double *to, void *stream)
 {
     int64_t slabs = (refit->rows + refit->slab_rows - 1) / refit->slab_rows;
-    dim3 grid((unsigned)((refit->width + THREADS - 1) / THREADS), (unsigned)refit->width,
+    dim3 grid((unsigned)refit->width, (unsigned)((refit->width + THREADS - 1) / THREADS),
               (unsigned)slabs);
     gather<<<grid, THREADS, 0, (cudaStream_t)stream>>>(*refit, to);
     return cudaGetLastError();

@@ -13,14 +13,14 @@ using namespace calibrate;
 
 namespace {
 
-constexpr int FOUR = 4, KEEP = 2, PENDING = 16, TILE = 64;
+constexpr int FOUR = 4, KEEP = 2, PENDING = 24, TILE = 64;
 constexpr double LEAST_GAIN = 1e-9; // of the row's error: less is rounding
 
 // Rows of up to PLACES places, several at once on a multiprocessor where they are short.
 template <int PLACES_> struct shape {
     static constexpr int PLACES = PLACES_, THREADS = PLACES / FOUR, WARPS = THREADS / WARP;
     static constexpr int BYTES = PENDING * PLACES * (int)sizeof(double);
-    static constexpr int AT_ONCE = PLACES > GPU_SHORT_PLACES ? 1 : 3;
+    static constexpr int AT_ONCE = PLACES > GPU_SHORT_PLACES ? 1 : 2;
     // Of a tile a thread has FOUR rows and PAIRS times two neighbouring columns.
     static constexpr int ACROSS = THREADS / 16, PAIRS = TILE / (2 * ACROSS);
 };
@@ -50,10 +50,33 @@ template <typename S> __device__ __forceinline__ double entry(const tableau<S> &
     return t.from[(int64_t)(stored ? i : k) * t.width + (stored ? k : i)];
 }
 
-// A tile of room = from - what is owed.
+// Two neighbours of a row; of the second, which may lie outside, 0.
+__device__ __forceinline__ double2 take_pair(const double *from, bool pairs, bool first, bool second)
+{
+    if (pairs && first) {
+        return *(const double2 *)from;
+    }
+    return make_double2(first ? from[0] : 0, second ? from[1] : 0);
+}
+
+// A tile of room = from - what is owed. Where both are the same memory nothing tells the compiler
+// that a store leaves later loads alone, so all loads come first.
 template <typename S> __device__ __forceinline__ void flush_tile(tableau<S> &t, int row, int column)
 {
-    double2 sums[FOUR][S::PAIRS] = {};
+    double2 now[FOUR][S::PAIRS];
+    const double *from = t.from + (int64_t)row * t.width + column;
+    double *to = t.room + (int64_t)row * t.width + column;
+    bool pairs = t.width % 2 == 0; // then all of them are aligned
+#pragma unroll
+    for (int i = 0; i < FOUR; i++) {
+#pragma unroll
+        for (int m = 0; m < S::PAIRS; m++) {
+            int off = m * 2 * S::ACROSS, at = column + off;
+            bool there = row + i < t.width;
+            now[i][m] = take_pair(from + (int64_t)i * t.width + off, pairs,
+                                  there && at < t.width, there && at + 1 < t.width);
+        }
+    }
     for (int b = 0; b < t.owed; b++) {
         const double *pending = t.pending + b * S::PLACES;
         double by_pivot = t.shared->by_pivots[b];
@@ -66,8 +89,8 @@ template <typename S> __device__ __forceinline__ void flush_tile(tableau<S> &t, 
             double2 right = *(const double2 *)(pending + column + m * 2 * S::ACROSS);
 #pragma unroll
             for (int i = 0; i < FOUR; i++) {
-                sums[i][m].x += left[i] * right.x;
-                sums[i][m].y += left[i] * right.y;
+                now[i][m].x -= left[i] * right.x;
+                now[i][m].y -= left[i] * right.y;
             }
         }
     }
@@ -75,13 +98,16 @@ template <typename S> __device__ __forceinline__ void flush_tile(tableau<S> &t, 
     for (int i = 0; i < FOUR; i++) {
 #pragma unroll
         for (int m = 0; m < S::PAIRS; m++) {
-            int at = column + m * 2 * S::ACROSS;
-            int64_t place = (int64_t)(row + i) * t.width + at;
-            if (row + i < t.width && at < t.width) {
-                t.room[place] = t.from[place] - sums[i][m].x;
-            }
-            if (row + i < t.width && at + 1 < t.width) {
-                t.room[place + 1] = t.from[place + 1] - sums[i][m].y;
+            int off = m * 2 * S::ACROSS, at = column + off;
+            double *place = to + (int64_t)i * t.width + off;
+            bool first = row + i < t.width && at < t.width;
+            if (pairs && first) {
+                *(double2 *)place = now[i][m];
+            } else if (first) {
+                place[0] = now[i][m].x;
+                if (at + 1 < t.width) {
+                    place[1] = now[i][m].y;
+                }
             }
         }
     }
@@ -234,7 +260,7 @@ __global__ void __launch_bounds__(S::THREADS, S::AT_ONCE) search(gpu_rows r)
     t.shared = &shared;
     for (int64_t row = blockIdx.x; row < r.rows; row += gridDim.x) {
         double *values = r.values + row * r.values_stride;
-        load(t, r.corner + row / r.panel_rows * r.width * r.width, values);
+        load(t, r.corner + row / r.panel_rows * r.corner_step, values);
         while (drop_cheapest(t)) {
         }
         for (int i = 0; i < 2 * t.width && swap_best(t); i++) {
@@ -253,11 +279,36 @@ __global__ void __launch_bounds__(S::THREADS, S::AT_ONCE) search(gpu_rows r)
     }
 }
 
-__global__ void zero_lower(double *matrix, int64_t n)
+__global__ void mark(gpu_rows r, const int32_t *listed, int64_t listed_stride, uint64_t *mask,
+                     int64_t mask_words)
 {
-    int64_t row = blockIdx.y, column = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    int64_t row = blockIdx.x, place = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (place < r.width && r.live[row * r.width + place] != 0) {
+        int32_t column = listed[row / r.panel_rows * listed_stride + place];
+        unsigned long long bit = 1ull << column % 64;
+        atomicOr((unsigned long long *)mask + row * mask_words + column / 64, bit);
+    }
+}
+
+__global__ void spread(const double *values, const int32_t *listed, int64_t panel_rows, int64_t n,
+                       double *to, int64_t in)
+{
+    int64_t row = blockIdx.x, place = (int64_t)blockIdx.y * THREADS + threadIdx.x;
+    if (place < n) {
+        to[row * in + listed[row / panel_rows * n + place]] = values[row * n + place];
+    }
+}
+
+dim3 grid_of(int64_t rows, int64_t width)
+{
+    return dim3((unsigned)rows, (unsigned)((width + THREADS - 1) / THREADS));
+}
+
+__global__ void zero_lower(double *matrix, int64_t n, int64_t step)
+{
+    int64_t row = blockIdx.x, column = (int64_t)blockIdx.y * THREADS + threadIdx.x;
     if (column < n && column < row) {
-        matrix[(blockIdx.z * n + row) * n + column] = 0;
+        matrix[blockIdx.z * step + row * n + column] = 0;
     }
 }
 
@@ -287,9 +338,25 @@ extern "C" int gpu_rows_search(const gpu_rows *rows, void *stream)
                                           : launch<shape<GPU_SHORT_PLACES>>(rows, in);
 }
 
-extern "C" int gpu_zero_lower(double *matrix, int64_t n, int64_t count, void *stream)
+extern "C" int gpu_rows_mark(const gpu_rows *rows, const int32_t *listed, int64_t listed_stride,
+                             uint64_t *mask, int64_t mask_words, void *stream)
 {
-    dim3 grid((unsigned)((n + THREADS - 1) / THREADS), (unsigned)n, (unsigned)count);
-    zero_lower<<<grid, THREADS, 0, (cudaStream_t)stream>>>(matrix, n);
+    mark<<<grid_of(rows->rows, rows->width), THREADS, 0, (cudaStream_t)stream>>>(
+        *rows, listed, listed_stride, mask, mask_words);
+    return cudaGetLastError();
+}
+
+extern "C" int gpu_rows_spread(const double *values, const int32_t *listed, int64_t rows,
+                               int64_t panel_rows, int64_t n, double *to, int64_t in, void *stream)
+{
+    spread<<<grid_of(rows, n), THREADS, 0, (cudaStream_t)stream>>>(values, listed, panel_rows, n,
+                                                                  to, in);
+    return cudaGetLastError();
+}
+
+extern "C" int gpu_zero_lower(double *matrix, int64_t n, int64_t count, int64_t step, void *stream)
+{
+    dim3 grid((unsigned)n, (unsigned)((n + THREADS - 1) / THREADS), (unsigned)count);
+    zero_lower<<<grid, THREADS, 0, (cudaStream_t)stream>>>(matrix, n, step);
     return cudaGetLastError();
 }

@@ -14,11 +14,11 @@ esp_status far_take(const cuda_far *far, size_t bytes, const char *what, void *m
                     esp_error *error)
 {
     void *taken = NULL;
-    int failed = gpu_pool_take(bytes, &taken, far->stream);
+    int failed = gpu_pool_take(far->pool, bytes, &taken, far->stream);
     if (failed != 0 && gpu_error_is_memory(failed)) { /* what the pool keeps may lie in pieces */
         (void)gpu_stream_wait(far->stream);
-        gpu_pool_trim();
-        failed = gpu_pool_take(bytes, &taken, far->stream);
+        gpu_pool_trim(far->pool);
+        failed = gpu_pool_take(far->pool, bytes, &taken, far->stream);
     }
     if (failed != 0 && gpu_error_is_memory(failed)) {
         return esp_device_fail_memory(far->device, bytes, what, error);
@@ -30,17 +30,6 @@ esp_status far_take(const cuda_far *far, size_t bytes, const char *what, void *m
 void far_give(const cuda_far *far, void *memory)
 {
     gpu_pool_give(memory, far->stream);
-}
-
-esp_status far_send(const cuda_far *far, void *to, const void *from, size_t bytes, esp_error *error)
-{
-    return far_check(far, gpu_send(to, from, bytes, far->stream), "copying to it", error);
-}
-
-esp_status far_bring(const cuda_far *far, void *to, const void *from, size_t bytes,
-                     esp_error *error)
-{
-    return far_check(far, gpu_copy_to_host(to, from, bytes, far->stream), "copying from it", error);
 }
 
 static far_held *find_held(cuda_far *far, const double *host)
@@ -434,10 +423,13 @@ static void close_entered(cuda_far *own)
         far_give(own, own->held[i].device);
     }
     cuda_far_lose(own);
+    far_stage_close(own);
     if (own->stream != NULL) {
         gpu_stream_free(own->stream);
     }
-    gpu_pool_trim();
+    if (own->pool != NULL) {
+        gpu_pool_free(own->pool);
+    }
 }
 
 static void enter_close(esp_far *far)
@@ -468,6 +460,8 @@ static const esp_far_ops all_ops = {.close = enter_close,
 static esp_status open_entered(cuda_far *own, esp_error *error)
 {
     ESP_TRY(far_check(own, gpu_stream_create(&own->stream), "making a stream", error));
+    ESP_TRY(far_check(own, gpu_pool_create(&own->pool), "making a pool of memory", error));
+    ESP_TRY(far_stage_open(own, error));
     if (!cuda_far_find(own)) {
         return esp_fail(error, ESP_UNSUPPORTED, "cublas.not_found",
                         "device '%s': calibration needs libcublas, which was not found; install "

@@ -21,7 +21,8 @@ typedef struct cuda_far {
     esp_far far;
     esp_far_ops ops; /* without those that a library lacks */
     esp_device *device;
-    void *stream;
+    void *stream, *pool;
+    void *stage[2], *passed[2]; /* pinned pieces of what is copied; events behind their use */
     void *blas_library, *solver_library; /* NULL: not there */
     cublasHandle_t blas;
     cusolverDnHandle_t solver;
@@ -73,9 +74,11 @@ ESP_MUST_CHECK esp_status far_check(const cuda_far *far, int failed, const char 
                                     esp_error *error);
 ESP_MUST_CHECK esp_status far_blas_check(const cuda_far *far, cublasStatus_t status,
                                          esp_error *error);
+/* far_copies.c. send: `from` has been read at the end; bring waits. */
+ESP_MUST_CHECK esp_status far_stage_open(cuda_far *far, esp_error *error);
+void far_stage_close(cuda_far *far);
 ESP_MUST_CHECK esp_status far_send(const cuda_far *far, void *to, const void *from, size_t bytes,
                                    esp_error *error);
-/* Waits. */
 ESP_MUST_CHECK esp_status far_bring(const cuda_far *far, void *to, const void *from, size_t bytes,
                                     esp_error *error);
 /* The device's copy: the held one, or one that is made, and given back through *own. */
@@ -87,6 +90,10 @@ ESP_MUST_CHECK esp_status far_multiply(const cuda_far *far, const far_product *p
 /* A = U^T U in place, U in the upper triangle; below it nothing is touched. */
 ESP_MUST_CHECK esp_status far_factor(const cuda_far *far, double *matrix, int64_t n, bool *definite,
                                      esp_error *error);
+/* The same of `count` matrices, `step` apart; below diagonals lies anything. far_cholesky.c */
+ESP_MUST_CHECK esp_status far_factor_many(const cuda_far *far, double *matrix, int64_t n,
+                                          int64_t step, int64_t count, bool *definite,
+                                          esp_error *error);
 esp_status far_not_definite(esp_error *error);
 /* SparseGPT's sweep of device memory, its mask likewise; far_sweep.c. */
 ESP_MUST_CHECK esp_status far_sweep_block(const cuda_far *far, gpu_sweep *sweep, esp_error *error);

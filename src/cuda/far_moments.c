@@ -31,9 +31,15 @@ static esp_status widen_rows(const cuda_far *far, const esp_far_rows *x, int64_t
         data = copy;
         less = less != NULL ? copy + each : NULL;
     }
-    int failed = gpu_widen_rows(data, less, type_of(x->type), x->features, tokens, x->stride, *wide,
-                                far->stream);
-    return far_check(far, failed, "widening activations", error);
+    const gpu_activations rows = {.x = data,
+                                  .less = less,
+                                  .type = type_of(x->type),
+                                  .rows = x->features,
+                                  .columns = tokens,
+                                  .stride = x->stride,
+                                  .run = x->run > 0 ? x->run : ESP_MAX(tokens, 1),
+                                  .pitch = x->pitch};
+    return far_check(far, gpu_widen_rows(&rows, *wide, far->stream), "widening activations", error);
 }
 
 static esp_status add_lent(const cuda_far *far, const esp_far_rows *x, const esp_far_rows *y,

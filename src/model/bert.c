@@ -178,7 +178,7 @@ esp_status esp_bert_forward(esp_embedder *embedder, const esp_bert_batch *batch,
     return esp_lane_receive(&embedder->lane, batch->vectors, embedder->vectors, bytes, error);
 }
 
-/* ---- layer by layer, on devices whose memory is the host's: a batch is one text ---- */
+/* ---- layer by layer: a batch is one text ---- */
 
 static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
                                 esp_error *error)
@@ -194,10 +194,11 @@ static void release_runner(void *runner)
     esp_embedder_free(runner);
 }
 
-static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+static esp_walk_places places_of(const void *runner, const esp_walk_batch *batch)
 {
-    (void)runner;
-    return batch->tokens;
+    const esp_embedder *embedder = runner;
+    int64_t columns = esp_ops_pitch(embedder->model->ops, batch->tokens);
+    return (esp_walk_places){batch->tokens, columns, batch->tokens, columns};
 }
 
 static void *stream(void *runner)
@@ -205,10 +206,12 @@ static void *stream(void *runner)
     return ((esp_embedder *)runner)->x;
 }
 
-static esp_bert_batch text_of(const esp_walk_batch *batch)
+static esp_bert_batch text_of(const void *runner, const esp_walk_batch *batch)
 {
-    return (esp_bert_batch){
-        .ids = batch->ids, .lengths = &batch->tokens, .texts = 1, .columns = batch->tokens};
+    return (esp_bert_batch){.ids = batch->ids,
+                            .lengths = &batch->tokens,
+                            .texts = 1,
+                            .columns = places_of(runner, batch).columns};
 }
 
 static pass pass_of(esp_embedder *embedder, const esp_bert_batch *batch, const esp_tap *tap)
@@ -224,7 +227,7 @@ static pass pass_of(esp_embedder *embedder, const esp_bert_batch *batch, const e
 
 static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
 {
-    const esp_bert_batch text = text_of(batch);
+    const esp_bert_batch text = text_of(runner, batch);
     pass p = pass_of(runner, &text, NULL);
     ESP_TRY(send_mail(&p, error));
     return embed(&p, error);
@@ -233,7 +236,7 @@ static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_err
 static esp_status layer_of_batch(void *runner, int64_t index, const esp_walk_batch *batch,
                                  const esp_tap *tap, esp_error *error)
 {
-    const esp_bert_batch text = text_of(batch);
+    const esp_bert_batch text = text_of(runner, batch);
     pass p = pass_of(runner, &text, tap);
     ESP_TRY(send_mail(&p, error));
     return run_layer(&p, index, error);
@@ -243,7 +246,7 @@ const esp_layer_net esp_bert_layers = {.first_part = 1,
                                        .embedding_part = 0,
                                        .create = create_runner,
                                        .release = release_runner,
-                                       .tokens = tokens_of,
+                                       .places = places_of,
                                        .stream = stream,
                                        .embed = embed_batch,
                                        .layer = layer_of_batch};

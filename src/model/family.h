@@ -104,8 +104,7 @@ typedef struct esp_layer_net {
     esp_status (*create)(const esp_model *model, const esp_walk_size *size, void **runner,
                          esp_error *error);
     void (*release)(void *runner);
-    /* Tokens of a batch, as they go through the layers. */
-    int64_t (*tokens)(const void *runner, const esp_walk_batch *batch);
+    esp_walk_places (*places)(const void *runner, const esp_walk_batch *batch);
     /* The stream of activations, [hidden][columns] of the model's type, in the device's memory. */
     void *(*stream)(void *runner);
     esp_status (*embed)(void *runner, const esp_walk_batch *batch, esp_error *error);

@@ -353,10 +353,11 @@ static void release_runner(void *runner)
     esp_session_free(runner);
 }
 
-static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+static esp_walk_places places_of(const void *runner, const esp_walk_batch *batch)
 {
-    (void)runner;
-    return batch->tokens;
+    const esp_session *session = runner;
+    int64_t columns = esp_ops_columns(session->model->ops, batch->tokens);
+    return (esp_walk_places){batch->tokens, columns, batch->tokens, columns};
 }
 
 static void *stream(void *runner)
@@ -399,7 +400,7 @@ const esp_layer_net esp_llama_layers = {.first_part = 2,
                                         .embedding_part = 0,
                                         .create = create_runner,
                                         .release = release_runner,
-                                        .tokens = tokens_of,
+                                        .places = places_of,
                                         .stream = stream,
                                         .embed = embed_batch,
                                         .layer = layer_of_batch};

@@ -268,7 +268,7 @@ const char *esp_model_label(const esp_model *model, int64_t index)
     return net != NULL && net->label != NULL ? net->label(model, index) : NULL;
 }
 
-/* ---- layer by layer, on devices whose memory is the host's ---- */
+/* ---- layer by layer ---- */
 
 static esp_status create_runner(const esp_model *model, const esp_walk_size *size, void **runner,
                                 esp_error *error)
@@ -284,9 +284,13 @@ static void release_runner(void *runner)
     esp_vision_free(runner);
 }
 
-static int64_t tokens_of(const void *runner, const esp_walk_batch *batch)
+static esp_walk_places places_of(const void *runner, const esp_walk_batch *batch)
 {
-    return batch->images * ((const esp_vision *)runner)->pitch;
+    const esp_vision *vision = runner;
+    return (esp_walk_places){.tokens = batch->images * vision->tokens,
+                             .columns = batch->images * vision->pitch,
+                             .run = vision->tokens,
+                             .pitch = vision->pitch};
 }
 
 static void *stream(void *runner)
@@ -299,8 +303,7 @@ static esp_vision_pass pass_of(esp_vision *vision, const esp_walk_batch *batch, 
     esp_vision_pass pass = {.vision = vision,
                             .nn = esp_model_nn(vision->model, &vision->lane),
                             .images = batch->images,
-                            .columns = batch->images * vision->pitch,
-                            .pixels = batch->pixels};
+                            .columns = batch->images * vision->pitch};
     pass.nn.workspace = vision->workspace;
     pass.nn.workspace_bytes = vision->workspace_bytes;
     pass.nn.plans = vision->plans;
@@ -311,8 +314,9 @@ static esp_vision_pass pass_of(esp_vision *vision, const esp_walk_batch *batch, 
 static esp_status embed_batch(void *runner, const esp_walk_batch *batch, esp_error *error)
 {
     esp_vision *vision = runner;
-    const esp_vision_pass pass = pass_of(vision, batch, NULL);
+    esp_vision_pass pass = pass_of(vision, batch, NULL);
     ESP_TRY(lay_out(vision, batch->images, error));
+    ESP_TRY(send_pixels(vision, batch->pixels, batch->images, &pass.pixels, error));
     return vision->model->family->images->embed(&pass, error);
 }
 
@@ -329,7 +333,7 @@ const esp_layer_net esp_vision_layers = {.first_part = 1,
                                          .embedding_part = 0,
                                          .create = create_runner,
                                          .release = release_runner,
-                                         .tokens = tokens_of,
+                                         .places = places_of,
                                          .stream = stream,
                                          .embed = embed_batch,
                                          .layer = layer_of_batch};

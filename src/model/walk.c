@@ -72,7 +72,7 @@ const esp_model_info *esp_walk_info(const esp_walk *walk)
 
 bool esp_walk_goes_far(const esp_model_info *info)
 {
-    return info->kind == ESP_MODEL_DECODER; /* all of that kind have esp_llama_layers */
+    return info->kind != ESP_MODEL_IMAGE_ENCODER;
 }
 
 esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpoint,
@@ -86,16 +86,16 @@ esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpo
     return ESP_OK;
 }
 
-int64_t esp_walk_tokens(const esp_walk *walk, const esp_walk_batch *batch)
+esp_walk_places esp_walk_places_of(const esp_walk *walk, const esp_walk_batch *batch)
 {
-    return walk->net->tokens(walk->runner, batch);
+    return walk->net->places(walk->runner, batch);
 }
 
 /* ---- streams ---- */
 
 static size_t stream_bytes(const esp_walk *walk, const esp_walk_batch *batch)
 {
-    int64_t columns = esp_ops_columns(walk->model->ops, esp_walk_tokens(walk, batch));
+    int64_t columns = esp_walk_places_of(walk, batch).columns;
     return (size_t)(walk->model->info.hidden_size * columns) * esp_model_width(walk->model);
 }
 

@@ -22,9 +22,16 @@ typedef struct esp_walk_size {
     int64_t images, height, width; /* height, width 0: as trained */
 } esp_walk_size;
 
+/* Where the tokens of a batch lie among the columns of its activations: `run` of them side by side,
+ * runs `pitch` apart. */
+typedef struct esp_walk_places {
+    int64_t tokens, columns, run, pitch;
+} esp_walk_places;
+
 typedef struct esp_walk esp_walk;
 
-/* Whether a model of the checkpoint can be walked on a device with memory of its own. */
+/* Whether a model of the checkpoint can be walked on a device with memory of its own: all but those
+ * of images that are cut into windows, whose tokens lie elsewhere in every other layer. */
 bool esp_walk_goes_far(const esp_model_info *info);
 
 /* The checkpoint and the device must outlive it. Computes in f32, or in 16 bits where the device's
@@ -34,7 +41,7 @@ ESP_MUST_CHECK esp_status esp_walk_open(esp_device *device, const esp_checkpoint
                                         esp_error *error);
 void esp_walk_close(esp_walk *walk);
 const esp_model_info *esp_walk_info(const esp_walk *walk);
-int64_t esp_walk_tokens(const esp_walk *walk, const esp_walk_batch *batch);
+esp_walk_places esp_walk_places_of(const esp_walk *walk, const esp_walk_batch *batch);
 
 /* What esp_walk_info will say, without any weights. */
 ESP_MUST_CHECK esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpoint,

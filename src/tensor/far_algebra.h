@@ -12,12 +12,13 @@
 #include "tensor/algebra.h"
 
 /* What layers read: [features][tokens], rows `stride` elements apart; element (f, t) is
- * data - less. */
+ * data - less. On a device tokens may lie in runs, `pitch` apart; run 0: all side by side. */
 typedef struct esp_far_rows {
     const void *data, *less; /* less: NULL for nothing */
     esp_dtype type;
     int64_t features, stride;
     bool on_device;
+    int64_t run, pitch;
 } esp_far_rows;
 
 /* esp_refit; words of the mask: [out][mask_words]. */

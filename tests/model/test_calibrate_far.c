@@ -1,13 +1,14 @@
 /* Calibrated pruning with a device that has memory of its own (far_backend.h) and sums, multiplies
  * and inverts for it: what the device is given is what the layers read, columns of padding hold
  * NaN, held matrices are the device's copies, and every layer's error is that of the reference;
- * images run on the host; a device without algebra is refused, but for advice, of which the host
+ * images that are cut into windows run on the host; a device without algebra is refused, but for advice, of which the host
  * then does this part. */
 #include <math.h>
 
 #include "assess/advise.h"
 #include "calibrated_tools.h"
 #include "far_backend.h"
+#include "golden_vision.h"
 #include "tensor/tensor.h"
 
 enum { MOST_HELD = 8 };
@@ -92,7 +93,8 @@ static esp_status multiply(esp_far *far, const esp_algebra_product *product, esp
 static double number(const esp_far_rows *x, int64_t feature, int64_t token)
 {
     const float *data = x->data, *less = x->less;
-    int64_t i = feature * x->stride + token;
+    int64_t run = x->run > 0 ? x->run : token + 1;
+    int64_t i = feature * x->stride + token / run * x->pitch + token % run;
     return (double)data[i] - (less != NULL ? (double)less[i] : 0);
 }
 
@@ -262,7 +264,47 @@ static void decoders(test_run *run)
 
 static void encoders(test_run *run)
 {
-    compare(run, tiny_folder(run, "bert"), "2:4", with_text(ESP_METHOD_SPARSE_GPT, true), false);
+    compare(run, tiny_folder(run, "bert"), "2:4", with_text(ESP_METHOD_SPARSE_GPT, true), true);
+}
+
+static esp_status draw_image(void *user, int64_t index, esp_image *image, esp_error *error)
+{
+    static uint8_t pixels[32 * 32 * 3];
+    uint64_t state = (uint64_t)index;
+    (void)user, (void)error;
+    for (int i = 0; i < ESP_COUNT(pixels); i++) {
+        pixels[i] = (uint8_t)(esp_splitmix64(&state) % 256);
+    }
+    *image = (esp_image){.width = 32, .height = 32, .pixels = pixels};
+    return ESP_OK;
+}
+
+/* Whose numbers of tokens, 17 and 18 for an image, are no multiples of a device's step; and one
+ * with windows, which stays on the host. */
+static void images(test_run *run)
+{
+    static const char *const names[] = {"a_vit_batch", "d_deit_two_heads"};
+    static const char preparing[] =
+        "{\"do_resize\": true, \"size\": {\"height\": 32, \"width\": 32}, \"resample\": 2, "
+        "\"do_rescale\": true, \"rescale_factor\": 0.00392156862745098, \"do_normalize\": true, "
+        "\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.5, 0.5, 0.5]}";
+    const esp_image_set set = {.count = 100, .read = draw_image};
+    const esp_calibration_options options = {
+        .images = &set, .method = ESP_METHOD_SPARSE_GPT, .refit = true};
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        esp_context *context = test_context(run, 1);
+        golden_vision golden;
+        test_sub(run, "%s", names[i]);
+        REQUIRE(golden_vision_open(&golden, names[i]));
+        const char *folder = golden_folder(run, context, golden.json);
+        test_write_file(run, test_path(folder, "preprocessor_config.json"), preparing,
+                        sizeof preparing - 1);
+        golden_vision_free(&golden);
+        test_context_free(run, context);
+        compare(run, folder, "2:4", options, true);
+    }
+    test_sub(run, "windows");
+    compare(run, tiny_folder(run, "sam"), "2:4", options, false);
 }
 
 /* ---- advice ---- */
@@ -375,6 +417,7 @@ static void no_algebra(test_run *run)
 
 static const test_case cases[] = {{"decoders", decoders},
                                   {"encoders", encoders},
+                                  {"images", images},
                                   {"advised", advised},
                                   {"no_algebra", no_algebra}};
 TEST_MAIN(cases)

@@ -58,7 +58,7 @@ static void compare_walk(test_run *run, esp_walk *walk, const esp_walk_batch *ba
                          const seen_layers *seen)
 {
     const esp_model_info *info = esp_walk_info(walk);
-    size_t count = (size_t)(info->hidden_size * esp_walk_tokens(walk, batch));
+    size_t count = (size_t)(info->hidden_size * esp_walk_places_of(walk, batch).columns);
     float *x = malloc(count * sizeof *x);
     CHECK_OK(esp_walk_embed(walk, batch, x, error));
     for (int64_t layer = 0; layer < info->layers; layer++) {
