@@ -12,20 +12,13 @@
 #endif
 #include "output.h"
 
-const cli_command *const commands[] = {&info_command,
-                                       &advise_command,
-                                       &prune_command,
-                                       &shrink_command,
-                                       &turn_command,
-                                       &convert_command,
-                                       &eval_command,
-                                       &run_command,
-                                       &bench_command,
-                                       &tune_command,
-                                       &verify_command,
-                                       &kernels_command,
-                                       &devices_command,
-                                       NULL};
+const cli_command *const commands[] = {&info_command,    &advise_command,
+                                       &prune_command,   &shrink_command,
+                                       &turn_command,    &convert_command,
+                                       &eval_command,    &run_command,
+                                       &bench_command,   &tune_command,
+                                       &verify_command,  &kernels_command,
+                                       &devices_command, NULL};
 
 static const char *const compute_names[] = {"auto", "f32", "bf16", NULL};
 

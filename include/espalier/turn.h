@@ -25,8 +25,8 @@ typedef struct esp_turn_options {
 typedef struct esp_turn_summary {
     int64_t channels; /* of the residual stream */
     int64_t readers;  /* linear layers whose inputs were looked at */
-    /* Of the outputs' square, mean over the readers: what the strongest quarter of the channels, and
-     * of the axes, makes. */
+    /* Of the outputs' square, mean over the readers: what the strongest quarter of the channels,
+     * and of the axes, makes. */
     double strongest_channels, strongest_axes;
     bool untied; /* the output head was the embedding and is a tensor of its own now */
     size_t source_bytes, stored_bytes;
@@ -40,9 +40,9 @@ typedef struct esp_turn_summary {
  * band of ranks. Weights are rounded to their type once more. A head that was the embedding can be
  * so no longer, because the last norm's weight goes into it alone.
  *
- * "turn.no_samples", "turn.no_rms_norm" (other architectures than Llama and Qwen2), "turn.compressed",
- * "permutation.unknown_tensor", and what opening the folder as a model and calibrating it refuse.
- * device: that the samples run on. summary may be NULL. */
+ * "turn.no_samples", "turn.no_rms_norm" (other architectures than Llama and Qwen2),
+ * "turn.compressed", "permutation.unknown_tensor", and what opening the folder as a model and
+ * calibrating it refuse. device: that the samples run on. summary may be NULL. */
 ESP_MUST_CHECK ESP_API esp_status esp_turn_checkpoint(esp_device *device, const char *model_dir,
                                                       const char *out_dir,
                                                       const esp_turn_options *options,

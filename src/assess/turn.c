@@ -2,9 +2,9 @@
  * layer that reads the stream says what each direction of it makes of its outputs.
  *
  * Let x be the stream as the norm leaves it, W a reader with the norm's weights in its columns, and
- * H the sum of x x^T. Of the outputs' square t = tr(W H W^T) a direction u makes u^T M H u by itself
- * and with the others, M = W^T W: the symmetric part of M H / t, summed over the readers, is the
- * form whose principal axes gather most of all outputs in few channels. What of it a pattern's
+ * H the sum of x x^T. Of the outputs' square t = tr(W H W^T) a direction u makes u^T M H u by
+ * itself and with the others, M = W^T W: the symmetric part of M H / t, summed over the readers, is
+ * the form whose principal axes gather most of all outputs in few channels. What of it a pattern's
  * panels drop first is then the least. Rotations of the stream are known from slicing (SliceGPT,
  * arXiv 2401.15024, by H alone) and quantisation. */
 #include "assess/calibrate.h"

@@ -1,6 +1,6 @@
-/* A model whose residual stream x is Q x. RMSNorm divides by a length, which Q leaves as it is, once
- * its weights have gone into the columns of what reads them. Tensors are read, turned in f64 and
- * written one by one, tables in slabs of rows. */
+/* A model whose residual stream x is Q x. RMSNorm divides by a length, which Q leaves as it is,
+ * once its weights have gone into the columns of what reads them. Tensors are read, turned in f64
+ * and written one by one, tables in slabs of rows. */
 #include "model/turn.h"
 
 #include <stdio.h>
@@ -146,8 +146,8 @@ static esp_status read_tensor(const esp_turn *turn, int64_t index, esp_tensor *t
                               esp_error *error)
 {
     esp_weight_info weight = esp_checkpoint_get(turn->checkpoint, index);
-    ESP_TRY(esp_tensor_create(turn->context, weight.dtype, weight.rank, weight.shape, tensor,
-                              error));
+    ESP_TRY(
+        esp_tensor_create(turn->context, weight.dtype, weight.rank, weight.shape, tensor, error));
     esp_status status = esp_checkpoint_read_dense(turn->checkpoint, index, tensor, error);
     if (status != ESP_OK) {
         esp_tensor_free(turn->context, tensor);
@@ -224,7 +224,8 @@ static void put_rows(const turning *t, esp_tensor *tensor, int64_t first, int64_
         for (int64_t j = 0; j < width; j++) {
             t->row[j] = (float)t->after[r * width + j];
         }
-        esp_narrow(tensor->dtype, t->row, width, (char *)tensor->data + (size_t)(first + r) * bytes);
+        esp_narrow(tensor->dtype, t->row, width,
+                   (char *)tensor->data + (size_t)(first + r) * bytes);
     }
 }
 

@@ -1,6 +1,6 @@
 /* Householder's reflections (1958) leave three diagonals, and implicit QL steps on these (Bowdler,
- * Martin, Reinsch and Wilkinson, 1968) one. All of it goes along rows, so that thousands of channels
- * take minutes of one core. */
+ * Martin, Reinsch and Wilkinson, 1968) one. All of it goes along rows, so that thousands of
+ * channels take minutes of one core. */
 #include "prune/eigen.h"
 
 #include <float.h>

@@ -80,7 +80,7 @@ no_leftovers() {
 t "help" 0 --help; same_out help; quiet_err
 t "short help" 0 -h; same_out help
 t "version" 0 --version; out_has '^espalier [0-9]+\.[0-9]+\.[0-9]+ \(.+\)$'; quiet_err
-for command in info prune convert eval run bench tune verify kernels devices; do
+for command in info prune turn convert eval run bench tune verify kernels devices; do
     t "$command --help" 0 "$command" --help; same_out "help-$command"; quiet_err
     t "$command -h after others" 0 "$command" --json -h; same_out "help-$command"
     t "$command: unknown option" 2 "$command" --no-such-thing; quiet_out; one_line_err
@@ -623,6 +623,20 @@ t "shrink by everything" 2 shrink plain --hidden 1 -o never; err_has '\[shrink.b
 t "shrink heads without a head_dim" 4 shrink bert --heads 0.5 -o never; err_has 'hidden_size over their number.*\[shrink.no_heads\]'
 t "shrink without a folder" 2 shrink plain --hidden 0.5; err_has '\[usage.missing_option\]'
 name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
+
+# ---- turned models ----
+t "turn" 0 turn plain -c words.txt -p 64:2:8 -o turned; out_has "^the stream's 64 channels, as 10 layers read them$"; out_has 'no longer the embedding'
+t "it is a model, too" 0 verify turned --strict -q
+name="its head is its own"; if grep -q '"tie_word_embeddings": false' turned/config.json && grep -q '"rms_norm_eps": 1e-05' turned/config.json; then ok; else bad "config.json"; fi
+t "it computes the same" 0 eval turned --text short.txt --baseline plain --json; json '$j->{mean_kl} < 1e-3 && $j->{mean_kl} >= 0'
+t "turn again, in JSON" 0 turn turned -c words.txt -o turned-2 --json
+json '$j->{untied} == 0 && $j->{stored_bytes} == $j->{source_bytes} && $j->{channels} == 64 && $j->{readers} == 10'
+t "prune what was turned" 0 prune turned -p 64:2:8 -c words.txt -o turned-pruned -q
+t "turn a folder that is there" 1 turn plain -c words.txt -o turned; err_has '\[checkpoint\.'
+t "turn an encoder" 4 turn bert -c words.txt -o never; err_has 'Llama and Qwen2.*\[turn.no_rms_norm\]'
+t "turn without a text" 2 turn plain -o never; err_has '\[usage.missing_option\]'
+t "turn for no pattern" 2 turn plain -c words.txt -p 4:2 -o never; err_has '\[pattern\.'
+name="nothing was written by turn"; if [ -e never ]; then bad "never exists"; else ok; fi
 
 # ---- advice and recipes ----
 . "$source/tests/cli/advise.sh"

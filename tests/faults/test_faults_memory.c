@@ -3,6 +3,7 @@
  * says so, with nothing leaked, nothing changed, and what was open still usable: the same context,
  * device and model serve all attempts. A failure that is survived must give the right result. */
 #include <espalier/shrink.h>
+#include <espalier/turn.h>
 
 #include "faults/injector.h"
 #include "faults/small_model.h"
@@ -92,6 +93,21 @@ static esp_status shrink_by_outputs(subject *on, uint64_t *sum, esp_error *error
     }
     const esp_calibration_options calibration = {.text = words, .text_bytes = sizeof words};
     return shrink_by(on, &calibration, sum, error);
+}
+
+static esp_status turn(subject *on, uint64_t *sum, esp_error *error)
+{
+    static const char words[] =
+        "a text that is long enough for every layer to read a few tokens of "
+        "it, and not so long that each of the runs takes seconds, which a "
+        "run for every allocation would make hours of";
+    const esp_calibration_options calibration = {.text = words, .text_bytes = sizeof words - 1};
+    const esp_turn_options options = {.calibration = &calibration, .force = true};
+    esp_turn_summary summary = {.readers = -1};
+    esp_status status =
+        esp_turn_checkpoint(on->device, on->at.source, on->at.target, &options, &summary, error);
+    *sum = status == ESP_OK ? (uint64_t)summary.readers : summary.readers == -1 ? 0 : 99;
+    return status;
 }
 
 static esp_status to_dense(subject *on, uint64_t *sum, esp_error *error)
@@ -261,6 +277,7 @@ static const stage stages[] = {
     {"prune over an old folder", prune, place_old_target, true},
     {"shrink", shrink, remove_target, true},
     {"shrink by outputs", shrink_by_outputs, remove_target, true},
+    {"turn", turn, remove_target, true},
     {"convert to dense", to_dense, remove_target, true},
     {"prune into shards", prune_into_shards, remove_target, true},
     {"convert to a bitmask", to_bitmask, remove_target, true},
