@@ -2,7 +2,9 @@
 # The tables of docs/accuracy.md from the lines of bench/accuracy.sh, and what they say about the
 # questions there: differences between two settings on the same documents or images, with 95 %
 # intervals of resamples that are the same for both (percentile bootstrap).
-# Usage: accuracy.pl RESULTS
+# Usage: accuracy.pl RESULTS [OTHERS]
+#   OTHERS: results of the same settings by another device or by more tokens; only what both have is
+#   then shown, side by side.
 use strict;
 use warnings;
 use JSON::PP;
@@ -18,17 +20,27 @@ sub key {
     return join ' ', $pattern, $method, $refit, $permute // 'no', $inputs // 'pruned', $seed // 0;
 }
 
-while (<>) {
-    my $line = decode_json($_);
-    my $s = $line->{setting};
-    if ($s->{pattern} eq 'dense') {
-        $dense //= $line;
-        next;
+# Lines of a file by their keys, and the dense model's.
+sub read_lines {
+    my ($file) = @_;
+    my (%of, $whole);
+    open my $in, '<', $file or die "$file: $!\n";
+    while (<$in>) {
+        my $line = decode_json($_);
+        my $s = $line->{setting};
+        if ($s->{pattern} eq 'dense') {
+            $whole //= $line;
+            next;
+        }
+        my $method = $s->{method} . ($s->{search} eq 'auto' ? '' : "+$s->{search}");
+        $of{ key($s->{pattern}, $method, @{$s}{qw(refit permute inputs seed)}) } //= $line;
     }
-    my $method = $s->{method} . ($s->{search} eq 'auto' ? '' : "+$s->{search}");
-    $line{ key($s->{pattern}, $method, @{$s}{qw(refit permute inputs seed)}) } //= $line;
+    die "$file: no line of the dense model\n" unless defined $whole;
+    return ($whole, %of);
 }
-die "no line of the dense model\n" unless defined $dense;
+
+die "Usage: accuracy.pl RESULTS [OTHERS]\n" unless @ARGV == 1 || @ARGV == 2;
+($dense, %line) = read_lines($ARGV[0]);
 my $images = defined $dense->{eval}{images};
 
 sub loss { my ($line) = @_; return $line->{eval}{ $images ? 'cross_entropy' : 'mean_nats' } }
@@ -73,6 +85,33 @@ sub table {
         } @shown;
         row($pattern, @cells) if grep { /\d/ } @cells;
     }
+}
+
+# ---- side by side ----
+
+sub by_place {
+    my %place = map { $patterns[$_] => $_ } 0 .. $#patterns;
+    my ($one, $other) = map { (split / /, $_)[0] } $a, $b;
+    return ($place{$one} // 99) <=> ($place{$other} // 99) || $a cmp $b;
+}
+
+sub side_by_side {
+    my ($others, %other) = @_;
+    print "\n**The same settings in both files** (a difference below 0 says that the first is lower)\n\n";
+    heads('setting', 'seed', 'loss', 'loss', 'difference', 'median error', 'median error');
+    row('dense', '', map({ sprintf '%.4f', loss($_) } $dense, $others),
+        sprintf('%+.4f', loss($dense) - loss($others)), '', '');
+    for my $key (sort by_place grep { $other{$_} && $line{$_}{eval} && $other{$_}{eval} } keys %line) {
+        my @pair = ($line{$key}, $other{$key});
+        row(named($key), $key =~ /(\d+)$/, map({ sprintf '%.4f', loss($_) } @pair),
+            sprintf('%+.4f (%+.4f to %+.4f)', difference(map { [$_] } @pair)),
+            map { $_->{calibration} ? sprintf '%.4f', $_->{calibration}{median_error} : '-' } @pair);
+    }
+}
+
+if (@ARGV == 2) {
+    side_by_side(read_lines($ARGV[1]));
+    exit;
 }
 
 my %ordered = (no => '', yes => ', channels permuted', turned => ', channels permuted, values turned',
