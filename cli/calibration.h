@@ -21,8 +21,24 @@ extern const char *const calibration_methods[], *const calibration_targets[],
                                                     *const calibration_inputs[];
 
 /* Entries of an option table for the struct `type` that holds a calibration_args named
- * `calibration`. */
+ * `calibration`. SUMS: what every command with a calibration takes. */
 #define CALIBRATION_FIELD(type, member) offsetof(type, calibration.member)
+#define CALIBRATION_SUMS_OPTIONS(type)                                                             \
+    {.name = "damping",                                                                            \
+     .kind = OPTION_NUMBER,                                                                        \
+     .offset = CALIBRATION_FIELD(type, damping),                                                   \
+     .argument = "D",                                                                              \
+     .help = "with --calibrate: added to the second moments' diagonal, as a share of its "         \
+             "mean; 0: 0.01",                                                                      \
+     .fallback = "0",                                                                              \
+     .least = 0,                                                                                   \
+     .most = 100},                                                                                 \
+    {                                                                                              \
+        .name = "calibrate-tokens", .kind = OPTION_INTEGER,                                        \
+        .offset = CALIBRATION_FIELD(type, tokens), .argument = "N",                                \
+        .help = "with --calibrate: tokens to look at; 0: at most 65536", .fallback = "0",          \
+        .least = 0, .most = INT32_MAX                                                              \
+    }
 #define CALIBRATION_OPTIONS(type)                                                                  \
     {.name = "calibrate",                                                                          \
      .letter = 'c',                                                                                \
@@ -75,23 +91,7 @@ extern const char *const calibration_methods[], *const calibration_targets[],
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, respect),                                               \
          .help = "with --calibrate: zeros of the weights stay zeros"},                             \
-        {.name = "damping",                                                                        \
-         .kind = OPTION_NUMBER,                                                                    \
-         .offset = CALIBRATION_FIELD(type, damping),                                               \
-         .argument = "D",                                                                          \
-         .help = "with --calibrate: added to the second moments' diagonal, as a share of its "     \
-                 "mean; 0: 0.01",                                                                  \
-         .fallback = "0",                                                                          \
-         .least = 0,                                                                               \
-         .most = 100},                                                                             \
-        {.name = "calibrate-tokens",                                                               \
-         .kind = OPTION_INTEGER,                                                                   \
-         .offset = CALIBRATION_FIELD(type, tokens),                                                \
-         .argument = "N",                                                                          \
-         .help = "with --calibrate: tokens to look at; 0: at most 65536",                          \
-         .fallback = "0",                                                                          \
-         .least = 0,                                                                               \
-         .most = INT32_MAX},                                                                       \
+        CALIBRATION_SUMS_OPTIONS(type),                                                            \
         {.name = "calibrate-context",                                                              \
          .kind = OPTION_INTEGER,                                                                   \
          .offset = CALIBRATION_FIELD(type, context),                                               \

@@ -113,13 +113,7 @@ static const cli_option options[] = {
      .argument = "FORM",
      .help = "write a compressed-tensors folder: sparse-24-bitmask or sparse-bitmask"},
     PATTERN_OPTIONS(convert_args),
-    {.name = "out",
-     .letter = 'o',
-     .kind = OPTION_TEXT,
-     .offset = FIELD(out),
-     .argument = "FOLDER",
-     .help = "folder to make",
-     .required = true},
+    OUT_OPTION(convert_args),
     FOLDER_OPTIONS(convert_args),
     {.name = NULL}};
 

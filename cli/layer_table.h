@@ -49,8 +49,13 @@ ESP_MUST_CHECK esp_status parse_patterns(const pattern_args *args, esp_prune_opt
                                          pattern_rules *rules, esp_error *error);
 void pattern_rules_free(pattern_rules *rules);
 
-/* Entries of an option table for the struct `type` with members shard_size, a text, and force, a
- * flag: what commands that write a folder share. */
+/* Entries of an option table for the struct `type` with members out and shard_size, texts, and
+ * force, a flag: what commands that write a folder share. */
+#define OUT_OPTION(type)                                                                           \
+    {                                                                                              \
+        .name = "out", .letter = 'o', .kind = OPTION_TEXT, .offset = offsetof(type, out),          \
+        .argument = "FOLDER", .help = "folder to make", .required = true                           \
+    }
 #define FOLDER_OPTIONS(type)                                                                       \
     {.name = "shard-size",                                                                         \
      .kind = OPTION_TEXT,                                                                          \

@@ -122,8 +122,9 @@ typedef struct esp_model_layer {
     unsigned forms; /* esp_form bits that the weight holds */
     size_t resident_bytes;
 } esp_model_layer;
-/* Linear layer `index` (from 0, lm_head last) as it runs at a token count; false behind the last:
- * what esp_plan_explain and esp_tune take. */
+/* Linear layer `index` (from 0, lm_head last) as it runs at a token count, which may become a
+ * larger one, as the model aligns its activations on the device; false behind the last: what
+ * esp_plan_explain and esp_tune take. */
 ESP_API bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
                                  esp_model_layer *layer);
 

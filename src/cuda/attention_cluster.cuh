@@ -4,32 +4,19 @@
 #define ESP_CUDA_ATTENTION_CLUSTER_CUH
 
 #include "cuda/attention_ptx.cuh"
+#include "cuda/sm90_ptx.cuh"
 
 namespace ptx {
-
-__device__ __forceinline__ float4 load_shared_four(uint32_t address)
-{
-    float4 v;
-    asm volatile("ld.shared.v4.f32 {%0, %1, %2, %3}, [%4];"
-                 : "=f"(v.x), "=f"(v.y), "=f"(v.z), "=f"(v.w)
-                 : "r"(address)
-                 : "memory");
-    return v;
-}
 
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
 __device__ __forceinline__ uint32_t block_of_cluster()
 {
-    uint32_t rank;
-    asm volatile("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
-    return rank;
+    return cluster_rank();
 }
 // The same place in the shared memory of block `rank` of the cluster.
 __device__ __forceinline__ uint32_t in_block(uint32_t address, uint32_t rank)
 {
-    uint32_t there;
-    asm volatile("mapa.shared::cluster.u32 %0, %1, %2;" : "=r"(there) : "r"(address), "r"(rank));
-    return there;
+    return in_cluster(address, rank);
 }
 // All threads: this one has come, and what it expects can be sent; later, all of the cluster have.
 __device__ __forceinline__ void cluster_has_come()
@@ -38,7 +25,7 @@ __device__ __forceinline__ void cluster_has_come()
 }
 __device__ __forceinline__ void wait_for_cluster()
 {
-    asm volatile("barrier.cluster.wait.acquire.aligned;" ::: "memory");
+    cluster_wait();
 }
 // A barrier that so many bytes pass which others send.
 __device__ __forceinline__ void expect_sent(uint32_t barrier, uint32_t bytes)
@@ -64,10 +51,7 @@ __device__ __forceinline__ void wait_for_sent(uint32_t barrier)
 // To shared memory of a block of the cluster; passes its barrier.
 __device__ __forceinline__ void send_four(uint32_t to, const float (&v)[4], uint32_t barrier)
 {
-    asm volatile("st.async.weak.shared::cluster.mbarrier::complete_tx::bytes.v4.f32 "
-                 "[%0], {%1, %2, %3, %4}, [%5];" ::"r"(to),
-                 "f"(v[0]), "f"(v[1]), "f"(v[2]), "f"(v[3]), "r"(barrier)
-                 : "memory");
+    send_16(to, v, barrier);
 }
 #else
 __device__ __forceinline__ uint32_t block_of_cluster()

@@ -407,7 +407,7 @@ __device__ __forceinline__ joined join(uint32_t sums, uint32_t sums_step, uint32
 #pragma unroll
     for (int i = 0; i < MOST; i++) {
         if (i < count) {
-            all.add(ptx::load_shared_four(sums + i * sums_step), ptx::load_shared_2(found + i * found_step),
+            all.add(ptx::load_shared_4(sums + i * sums_step), ptx::load_shared_2(found + i * found_step),
                     largest, scale);
         }
     }

@@ -193,6 +193,9 @@ ESP_MUST_CHECK esp_status esp_model_outline(esp_device *device, const esp_checkp
 /* ---- for all who run a model ---- */
 
 const esp_linear *esp_model_linear(const esp_model *model, int64_t number);
+/* Columns of the products of `tokens` tokens that run together, as the device aligns them: of whole
+ * images, each of them. */
+int64_t esp_model_columns(const esp_model *model, int64_t tokens);
 int64_t esp_model_linears(const esp_model *model);
 
 /* The forms that a layer's weight is to be held in (forms.c). linear->weight is not there yet. */

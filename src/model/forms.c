@@ -37,7 +37,8 @@ esp_status esp_model_forms(const esp_model *model, const esp_linear *linear,
     unsigned found = ESP_FORM_SPARSE;
     if (outline.pattern.kind != ESP_PATTERN_DENSE &&
         (model->memory != ESP_MEMORY_SPARSE || model->plan_options.require_sparse)) {
-        ESP_TRY(winner(model, &with_outline, model->tokens, &found, error));
+        ESP_TRY(
+            winner(model, &with_outline, esp_model_columns(model, model->tokens), &found, error));
         for (int64_t tokens = 1; model->memory == ESP_MEMORY_TWO && tokens <= MOST_TOKENS;
              tokens *= 2) {
             unsigned form = 0;

@@ -2,13 +2,22 @@
  */
 #include "model/family.h"
 
+int64_t esp_model_columns(const esp_model *model, int64_t tokens)
+{
+    int64_t each = model->info.context;
+    if (model->family->images != NULL && tokens > 0 && tokens % each == 0) {
+        return tokens / each * esp_ops_pitch(model->ops, each);
+    }
+    return esp_ops_columns(model->ops, tokens);
+}
+
 /* Every layer must have a kernel before anything is asked of the model. */
 static esp_status check_kernels(const esp_model *model, esp_error *error)
 {
     const esp_linear *linear;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem =
-            esp_linear_problem(linear, model->compute, model->ops->type, model->tokens);
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->ops->type,
+                                                        esp_model_columns(model, model->tokens));
         esp_plan plan;
         ESP_TRY(
             esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, error));
@@ -248,8 +257,8 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
     const esp_linear *linear;
     int used = 0;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem =
-            esp_linear_problem(linear, model->compute, model->ops->type, tokens);
+        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->ops->type,
+                                                        esp_model_columns(model, tokens));
         esp_plan plan;
         if (esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, NULL) ==
             ESP_OK) {
@@ -271,10 +280,11 @@ bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
     if (linear == NULL) {
         return false;
     }
-    *layer = (esp_model_layer){
-        .name = linear->name,
-        .problem = esp_linear_problem(linear, model->compute, model->ops->type, tokens),
-        .forms = esp_packed_forms(linear->weight),
-        .resident_bytes = esp_packed_bytes(linear->weight)};
+    *layer =
+        (esp_model_layer){.name = linear->name,
+                          .problem = esp_linear_problem(linear, model->compute, model->ops->type,
+                                                        esp_model_columns(model, tokens)),
+                          .forms = esp_packed_forms(linear->weight),
+                          .resident_bytes = esp_packed_bytes(linear->weight)};
     return true;
 }

@@ -234,6 +234,23 @@ static void check_pixels(test_run *run, esp_vision *vision, const golden_vision 
     free(again);
 }
 
+/* Each image begins at a multiple of the device's step, and so products are chosen and tuned. */
+static void check_columns(test_run *run, const pair *models)
+{
+    esp_model_info info;
+    esp_model_layer layer;
+    esp_model_get_info(models->far.model, &info);
+    int64_t pitch = esp_ceil_div(info.context, FAR_STEP) * FAR_STEP;
+    for (int64_t images = 1; images < 4; images++) {
+        REQUIRE(esp_model_get_layer(models->far.model, 1, images * info.context, &layer));
+        CHECK_INT(layer.problem.tokens, images * pitch);
+        REQUIRE(esp_model_get_layer(models->near.model, 1, images * info.context, &layer));
+        CHECK_INT(layer.problem.tokens, images * info.context);
+    }
+    REQUIRE(esp_model_get_layer(models->far.model, 1, 1, &layer));
+    CHECK_INT(layer.problem.tokens, 1);
+}
+
 static void check_images(test_run *run, pair *models, const golden_vision *golden)
 {
     const golden_model *sides[2] = {&models->near, &models->far};
@@ -281,6 +298,7 @@ static void images(test_run *run)
         REQUIRE(golden_vision_open(&golden, names[i]));
         test_sub(run, "%s", names[i]);
         pair_open(run, context, golden_folder(run, context, golden.json), &models);
+        check_columns(run, &models);
         check_images(run, &models, &golden);
         pair_close(&models);
         golden_vision_free(&golden);
