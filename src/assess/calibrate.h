@@ -60,6 +60,8 @@ typedef struct esp_calibration {
     int64_t layer;     /* that the walks hold; -1: none */
     esp_group_inputs inputs;
     esp_turning *turning; /* NULL: nothing is turned */
+    double *layer_room;   /* of the layer that is pruned, [layer_doubles]; calibrate_layer.c */
+    size_t layer_doubles;
     uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
     int recalled;         /* layers that were finished before */
     double done, total;   /* weights, for the progress */
