@@ -135,6 +135,7 @@ static inline int64_t esp_turn_group(const esp_pattern *pattern)
 {
     return pattern->kind == ESP_PATTERN_PANEL && pattern->m > 0 ? pattern->m : 4;
 }
+
 /* calibrate_orders.c: refuses what the machine has no memory for; available 0: nobody knows. */
 ESP_MUST_CHECK esp_status esp_orders_check_memory(double bytes, uint64_t available,
                                                   esp_error *error);

@@ -179,8 +179,9 @@ static void too_large(test_run *run)
     CHECK(esp_memory_available() > 0);
 }
 
-static const test_case cases[] = {{"too_large", too_large},
-                                  
+static const test_case cases[] = {
+    {"too_large", too_large},
+
     {"in other orders", permuted},
     {"gradual", gradual},
     {"turned values", turned},
