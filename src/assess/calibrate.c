@@ -425,6 +425,7 @@ void esp_calibration_close(esp_calibration *calibration)
     esp_calibration_turn_close(calibration);
     esp_calibration_drop(calibration);
     esp_release(calibration->context, calibration->linears);
+    esp_release(calibration->context, calibration->layer_room);
     esp_algebra_close(calibration->algebra);
     esp_device_close(calibration->host);
     esp_checkpoint_close(calibration->checkpoint);

@@ -60,6 +60,8 @@ typedef struct esp_calibration {
     int64_t layer;     /* that the walks hold; -1: none */
     esp_group_inputs inputs;
     esp_turning *turning; /* NULL: nothing is turned */
+    double *layer_room;   /* of the layer that is pruned, [layer_doubles]; calibrate_layer.c */
+    size_t layer_doubles;
     uint32_t state_chain; /* of the file of the latest layer, where finished layers are kept */
     int recalled;         /* layers that were finished before */
     double done, total;   /* weights, for the progress */
@@ -133,6 +135,10 @@ static inline int64_t esp_turn_group(const esp_pattern *pattern)
 {
     return pattern->kind == ESP_PATTERN_PANEL && pattern->m > 0 ? pattern->m : 4;
 }
+
+/* calibrate_orders.c: refuses what the machine has no memory for; available 0: nobody knows. */
+ESP_MUST_CHECK esp_status esp_orders_check_memory(double bytes, uint64_t available,
+                                                  esp_error *error);
 
 /* calibrate_turn.c: values of attention; nothing is done without options->turn_values. */
 ESP_MUST_CHECK esp_status esp_calibration_turn_open(esp_calibration *calibration, esp_error *error);

@@ -311,12 +311,18 @@ static esp_status bring_moments(const esp_calibration *calibration, double *gram
     return far->ops->fetch(far, gram, error);
 }
 
-/* Sums to the host. */
+/* Whether the host changes more of the sums than what damping adds. */
+static bool changes(const esp_calibration *calibration)
+{
+    return calibration->prune->permutation != NULL || calibration->turning != NULL;
+}
+
+/* What the host reads or changes of the sums. */
 static esp_status end_moments(const esp_calibration *calibration, esp_error *error)
 {
     const esp_group_inputs *inputs = &calibration->inputs;
     esp_far *far = esp_algebra_far(calibration->algebra);
-    double *const others[] = {inputs->cross, inputs->residual};
+    double *const others[] = {changes(calibration) ? inputs->cross : NULL, inputs->residual};
     ESP_TRY(bring_moments(calibration, inputs->gram, inputs->in, error));
     for (int i = 0; i < ESP_COUNT(others) && far != NULL; i++) {
         ESP_TRY(others[i] != NULL ? far->ops->fetch(far, others[i], error) : ESP_OK);
@@ -327,7 +333,8 @@ static esp_status end_moments(const esp_calibration *calibration, esp_error *err
 esp_status esp_calibration_hold(const esp_calibration *calibration, esp_error *error)
 {
     const esp_group_inputs *inputs = &calibration->inputs;
-    const double *const squares[] = {inputs->gram, inputs->cross, inputs->inverse};
+    const double *cross = changes(calibration) ? inputs->cross : NULL; /* else it is there */
+    const double *const squares[] = {inputs->gram, cross, inputs->inverse};
     esp_far *far = esp_algebra_far(calibration->algebra);
     if (far == NULL) {
         return ESP_OK;

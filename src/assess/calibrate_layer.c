@@ -458,30 +458,38 @@ static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_
                               : prune(job, values, mask, report, error);
 }
 
+/* Kept from layer to layer, since the system takes long to give so much memory anew. */
+static esp_status take_room(layer_job *job, esp_error *error)
+{
+    esp_calibration *calibration = job->calibration;
+    size_t count = (size_t)(job->out * job->in), wanted = 4 * count + (count + 1) / 2;
+    if (calibration->layer_doubles < wanted) {
+        esp_release(calibration->context, calibration->layer_room);
+        calibration->layer_room =
+            esp_alloc_large(calibration->context, wanted, sizeof *calibration->layer_room);
+        calibration->layer_doubles = calibration->layer_room != NULL ? wanted : 0;
+    }
+    if (calibration->layer_room == NULL) {
+        return esp_fail_memory(error, wanted * sizeof *calibration->layer_room, "a layer in f64");
+    }
+    job->weights = calibration->layer_room;
+    job->goal = job->weights + count;
+    job->target = job->goal + count;
+    job->result = job->target + count;
+    job->scores = (float *)(job->result + count);
+    return ESP_OK;
+}
+
 static esp_status run(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
                       esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
 {
-    esp_calibration *calibration = job->calibration;
-    esp_context *context = calibration->context;
+    const esp_calibration *calibration = job->calibration;
     job->out = values->shape[0];
     job->in = values->shape[1];
     job->inputs = (esp_layer_inputs){job->in, calibration->inputs.tokens, calibration->inputs.gram};
-    size_t count = (size_t)(job->out * job->in);
-    double **const areas[] = {&job->weights, &job->goal, &job->target, &job->result};
-    esp_status status = ESP_OK;
-    job->scores = esp_alloc_large(context, count, sizeof *job->scores);
-    for (int i = 0; i < ESP_COUNT(areas); i++) {
-        *areas[i] = esp_alloc_large(context, count, sizeof **areas[i]);
-        if (*areas[i] == NULL || job->scores == NULL) {
-            status = esp_fail_memory(error, count * sizeof **areas[i], "a layer in f64");
-        }
-    }
-    status = status == ESP_OK ? work(job, linear, values, mask, report, error) : status;
+    ESP_TRY(take_room(job, error));
+    esp_status status = work(job, linear, values, mask, report, error);
     drop(job, job->target);
-    for (int i = 0; i < ESP_COUNT(areas); i++) {
-        esp_release(context, *areas[i]);
-    }
-    esp_release(context, job->scores);
     return status;
 }
 

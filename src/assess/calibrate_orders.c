@@ -48,6 +48,51 @@ static esp_status look(order_job *job, int64_t number, esp_error *error)
     return ESP_OK;
 }
 
+esp_status esp_orders_check_memory(double bytes, uint64_t available, esp_error *error)
+{
+    return available == 0 || bytes <= (double)available
+               ? ESP_OK
+               : esp_fail(error, ESP_OUT_OF_MEMORY, "permutation.needs_memory",
+                          "orders of channels keep what every layer reads, %.1f GiB, but %.1f GiB "
+                          "of memory are free; prune without --permute, or order by weights alone "
+                          "(--permute without --calibrate)",
+                          bytes * 0x1p-30, (double)available * 0x1p-30);
+}
+
+static bool is_first_of_group(const esp_calibrated_linear *linears, int64_t i)
+{
+    for (int64_t k = 0; k < i; k++) {
+        if (linears[k].group == linears[i].group) {
+            return false;
+        }
+    }
+    return true;
+}
+
+/* Before the first group is summed: the moments and inverses of all groups, those of each layer
+ * being taken for as many as those of the first one, and a score of every weight. */
+static esp_status check_memory(const order_job *job, esp_error *error)
+{
+    const esp_calibration *calibration = &job->calibration;
+    double bytes = 0;
+    int64_t of_layer = 0;
+    for (int64_t i = 0; i < calibration->linear_count && calibration->linears[i].layer == 0; i++) {
+        of_layer++;
+    }
+    for (int64_t i = 0; i < calibration->linear_count; i++) {
+        esp_weight_info weight =
+            esp_checkpoint_get(calibration->checkpoint, calibration->linears[i].index);
+        double out = (double)weight.shape[0], in = (double)weight.shape[1];
+        bytes += out * in * sizeof(float);
+        if (is_first_of_group(calibration->linears, i % of_layer)) {
+            bytes += 2 * in * in * sizeof(double);
+        }
+    }
+    esp_log(calibration->context, ESP_LOG_INFO,
+            "orders of channels keep what every layer reads: %.1f GiB", bytes * 0x1p-30);
+    return esp_orders_check_memory(bytes, esp_memory_available(), error);
+}
+
 static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *error)
 {
     esp_calibration *calibration = &job->calibration;
@@ -58,6 +103,8 @@ static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *
     if (job->inputs == NULL || job->groups == NULL) {
         return esp_fail_memory(error, count * sizeof *job->groups, "what layers read");
     }
+    ESP_TRY(esp_calibration_advance(calibration, 0, error)); /* which finds groups */
+    ESP_TRY(check_memory(job, error));
     for (int64_t i = 0; i < calibration->linear_count; i++) {
         ESP_TRY(look(job, i, error));
     }

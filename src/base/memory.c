@@ -1,5 +1,6 @@
 #include "base/memory.h"
 
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -66,6 +67,22 @@ char *esp_strndup(esp_context *context, const char *text, size_t length)
         copy[length] = '\0';
     }
     return copy;
+}
+
+uint64_t esp_memory_available(void)
+{
+    unsigned long long kibibytes = 0;
+    char line[128];
+    FILE *facts = fopen("/proc/meminfo", "re");
+    while (facts != NULL && fgets(line, sizeof line, facts) != NULL) {
+        if (sscanf(line, "MemAvailable: %llu kB", &kibibytes) == 1) {
+            break;
+        }
+    }
+    if (facts != NULL) {
+        (void)fclose(facts);
+    }
+    return (uint64_t)kibibytes << 10;
 }
 
 void esp_release(esp_context *context, void *memory)

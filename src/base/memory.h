@@ -17,4 +17,7 @@ char *esp_strdup(esp_context *context, const char *text);
 char *esp_strndup(esp_context *context, const char *text, size_t length);
 void esp_release(esp_context *context, void *memory);
 
+/* Bytes that the system would give without writing other memory away; 0: it does not say. */
+uint64_t esp_memory_available(void);
+
 #endif

@@ -51,7 +51,8 @@ template <typename S> __device__ __forceinline__ double entry(const tableau<S> &
 }
 
 // Two neighbours of a row; of the second, which may lie outside, 0.
-__device__ __forceinline__ double2 take_pair(const double *from, bool pairs, bool first, bool second)
+__device__ __forceinline__ double2 take_pair(const double *from, bool pairs, bool first,
+                                             bool second)
 {
     if (pairs && first) {
         return *(const double2 *)from;
@@ -227,7 +228,8 @@ template <typename S> __device__ bool swap_best(tableau<S> &t)
     return true;
 }
 
-template <typename S> __device__ void load(tableau<S> &t, const double *corner, const double *values)
+template <typename S>
+__device__ void load(tableau<S> &t, const double *corner, const double *values)
 {
     t.from = corner;
     t.owed = 0;

@@ -3,7 +3,7 @@
  * are done by a kernel that inverts them, too. */
 #include "cuda/far.h"
 
-#define STRIPS 4         /* of a square whose upper triangle alone is wanted: 5 / 8 of the work */
+#define STRIPS 4 /* of a square whose upper triangle alone is wanted: 5 / 8 of the work */
 #define LEAST_STRIP 256
 
 typedef struct factor_job {
@@ -79,8 +79,8 @@ static esp_status finish_rows(const factor_job *job, int64_t at, int64_t rows, i
                                  .count = job->count};
     ESP_TRY(far_multiply(job->far, &product, error));
     return far_check(job->far,
-                     gpu_cholesky_copy(job->room, job->n, GPU_LEAF * job->n, rows, columns, job->count,
-                                   place, job->n, job->step, job->far->stream),
+                     gpu_cholesky_copy(job->room, job->n, GPU_LEAF * job->n, rows, columns,
+                                       job->count, place, job->n, job->step, job->far->stream),
                      "copying", error);
 }
 

@@ -9,7 +9,8 @@ static gpu_type type_of(esp_dtype type)
 /* From the first element of the rows to the last one. */
 static size_t span(const esp_far_rows *x, int64_t tokens)
 {
-    return (size_t)((x->features - 1) * x->stride + tokens) * esp_dtype_bytes(x->type);
+    int64_t last = tokens - 1, at = x->run > 0 ? last / x->run * x->pitch + last % x->run : last;
+    return (size_t)((x->features - 1) * x->stride + at + 1) * esp_dtype_bytes(x->type);
 }
 
 /* Rows in f64, tight; *raw: what came from the host, to be given back. */

@@ -81,8 +81,8 @@ int gpu_cholesky_leaf(double *matrix, int64_t stride, int64_t step, int64_t n, i
                       double *inverse, int64_t inverse_step, int32_t *faults, void *stream);
 /* A part of each of `count` matrices to another place. */
 int gpu_cholesky_copy(const double *from, int64_t from_stride, int64_t from_step, int64_t rows,
-                  int64_t columns, int64_t count, double *to, int64_t to_stride, int64_t to_step,
-                  void *stream);
+                      int64_t columns, int64_t count, double *to, int64_t to_stride,
+                      int64_t to_step, void *stream);
 
 /* ---- SparseGPT ---- */
 
@@ -120,15 +120,15 @@ typedef struct gpu_offer {
 typedef struct gpu_columns {
     int64_t width, stride, v, rows, panels; /* rows: of all panels, the last may be short */
     int64_t group, kept;
-    bool free;                 /* kept columns of all; else four of each group stay */
-    int64_t strip;             /* entries are right up to the end of a row's own strip of columns */
-    double *matrix;            /* of each panel [width][width], as of the last flush */
-    int64_t matrix_step;       /* from panel to panel */
-    double *weights;           /* [panels][v], likewise */
-    double *diagonal, *costs;  /* [panels], of now; costs: sums of squares of columns */
-    double *pending, *scaled;  /* [panels][GPU_PENDING]: lines since; the same by their pivots */
-    double *times;             /* [panels][GPU_PENDING][v]: what rows gave up of these */
-    double *pivots;            /* [panels][GPU_PENDING]; these two too: what a turn takes of former */
+    bool free;                /* kept columns of all; else four of each group stay */
+    int64_t strip;            /* entries are right up to the end of a row's own strip of columns */
+    double *matrix;           /* of each panel [width][width], as of the last flush */
+    int64_t matrix_step;      /* from panel to panel */
+    double *weights;          /* [panels][v], likewise */
+    double *diagonal, *costs; /* [panels], of now; costs: sums of squares of columns */
+    double *pending, *scaled; /* [panels][GPU_PENDING]: lines since; the same by their pivots */
+    double *times;            /* [panels][GPU_PENDING][v]: what rows gave up of these */
+    double *pivots; /* [panels][GPU_PENDING]; these two too: what a turn takes of former */
     double *by_line, *by_gain; /* ones for its line, and of times; by_gain of itself: a square */
     gpu_offer *offers;         /* [panels][ceil(width / GPU_COLUMNS_ACROSS)] */
     int32_t *left;             /* [panels]: columns of each group that are left */
@@ -166,7 +166,7 @@ typedef struct gpu_rows {
     int64_t panel_rows;   /* rows that share a corner */
     const double *corner; /* [panels], corner_step apart: H^-1 there, [width][width] */
     int64_t corner_step;
-    double *values;       /* rows values_stride apart: all live; then the best ones, dropped 0 */
+    double *values; /* rows values_stride apart: all live; then the best ones, dropped 0 */
     int64_t values_stride;
     double *lost;  /* [rows][width]: the tableau's values of dropped places, live 0 */
     uint8_t *live; /* [rows][width] */

@@ -12,7 +12,7 @@
 #include "tensor/algebra.h"
 
 /* What layers read: [features][tokens], rows `stride` elements apart; element (f, t) is
- * data - less. On a device tokens may lie in runs, `pitch` apart; run 0: all side by side. */
+ * data - less. Tokens may lie in runs, `pitch` apart; run 0: all side by side. */
 typedef struct esp_far_rows {
     const void *data, *less; /* less: NULL for nothing */
     esp_dtype type;

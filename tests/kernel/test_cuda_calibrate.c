@@ -49,21 +49,29 @@ typedef struct moments {
     esp_far_rows rows;
 } moments;
 
-/* Integers up to 8 or numbers of f32, in rows of a wider stride with NaN between them, none behind
- * the last. */
-static moments make_rows(esp_random *random, esp_dtype type, int64_t features, int64_t tokens,
-                         bool integers, bool with_less)
+static int64_t place_of(const esp_far_rows *rows, int64_t token)
 {
-    int64_t stride = tokens + 3, count = (features - 1) * stride + tokens;
+    return rows->run > 0 ? token / rows->run * rows->pitch + token % rows->run : token;
+}
+
+/* Integers up to 8 or numbers of f32, in rows of a wider stride with NaN between them and between
+ * runs of tokens, none behind the last. */
+static moments make_rows(esp_random *random, esp_dtype type, int64_t features, int64_t tokens,
+                         int64_t run, bool integers, bool with_less)
+{
+    moments made = {.rows = {.type = type, .features = features, .run = run, .pitch = run + 7}};
+    int64_t line = place_of(&made.rows, tokens - 1) + 1, stride = made.rows.stride = line + 3;
+    int64_t count = (features - 1) * stride + line;
     size_t width = esp_dtype_bytes(type);
-    moments made = {.rows = {.type = type, .features = features, .stride = stride}};
     for (int side = 0; side < (with_less ? 2 : 1); side++) {
         float *wide = malloc((size_t)count * sizeof *wide);
         void *data = malloc((size_t)count * width);
         for (int64_t i = 0; i < count; i++) {
-            float value =
+            wide[i] = NAN;
+        }
+        for (int64_t i = 0; i < features * tokens; i++) {
+            wide[i / tokens * stride + place_of(&made.rows, i % tokens)] =
                 integers ? (float)((int)esp_random_below(random, 17) - 8) : (float)uniform(random);
-            wide[i] = i % stride < tokens ? value : NAN;
         }
         esp_narrow(type, wide, count, data);
         esp_widen(type, data, count, wide);
@@ -83,7 +91,7 @@ static void free_rows(moments *m)
 
 static double at(const moments *m, int64_t feature, int64_t token)
 {
-    int64_t i = feature * m->rows.stride + token;
+    int64_t i = feature * m->rows.stride + place_of(&m->rows, token);
     return (double)m->x[i] - (m->less != NULL ? (double)m->less[i] : 0);
 }
 
@@ -128,14 +136,16 @@ static void gram_cases(bed *b)
     esp_random_seed(&random, test_seed(b->run));
     for (int type = 0; type < ESP_COUNT(types); type++) {
         for (int size = 0; size < ESP_COUNT(sizes); size++) {
-            for (int kind = 0; kind < 2; kind++) {
-                const int64_t *s = sizes[size];
+            for (int kind = 0; kind < 3; kind++) {
+                const int64_t *s = sizes[size], length = kind == 2 ? 17 : 0;
                 test_sub(b->run, "%s %lldx%lld of %lld, %s", esp_dtype_name(types[type]),
                          (long long)s[0], (long long)s[1], (long long)s[2],
-                         kind == 0 ? "integers" : "random");
-                moments x = make_rows(&random, types[type], s[0], s[2], kind == 0, false);
-                moments y = make_rows(&random, types[type], s[1], s[2], kind == 0, true);
-                double bound = kind == 0 ? 0 : 4 * (double)(s[2] + 2) * 0x1p-53;
+                         kind == 0   ? "integers"
+                         : kind == 1 ? "random"
+                                     : "integers in runs");
+                moments x = make_rows(&random, types[type], s[0], s[2], length, kind != 1, false);
+                moments y = make_rows(&random, types[type], s[1], s[2], length, kind != 1, true);
+                double bound = kind != 1 ? 0 : 4 * (double)(s[2] + 2) * 0x1p-53;
                 check_gram(b, &x, &x, s[2], bound);
                 check_gram(b, &y, &x, s[2], bound);
                 free_rows(&x);

@@ -1,8 +1,8 @@
 /* Calibrated pruning with a device that has memory of its own (far_backend.h) and sums, multiplies
  * and inverts for it: what the device is given is what the layers read, columns of padding hold
  * NaN, held matrices are the device's copies, and every layer's error is that of the reference;
- * images that are cut into windows run on the host; a device without algebra is refused, but for advice, of which the host
- * then does this part. */
+ * images that are cut into windows run on the host; a device without algebra is refused, but for
+ * advice, of which the host then does this part. */
 #include <math.h>
 
 #include "assess/advise.h"

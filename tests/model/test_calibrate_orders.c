@@ -2,6 +2,8 @@
  * channels, turned values. */
 #include <math.h>
 
+#include "assess/calibrate.h"
+#include "base/memory.h"
 #include "model/calibrated_tools.h"
 
 /* Errors by which orders were taken are those that pruning ends with on equal inputs. */
@@ -167,7 +169,19 @@ static void turned(test_run *run)
                 ESP_BAD_ARGUMENT, "calibrate.bad_options");
 }
 
+/* Before anything is summed. */
+static void too_large(test_run *run)
+{
+    CHECK_FAILS(esp_orders_check_memory(114e9, (uint64_t)64 << 30, error), ESP_OUT_OF_MEMORY,
+                "permutation.needs_memory");
+    CHECK_OK(esp_orders_check_memory(114e9, (uint64_t)128 << 30, error));
+    CHECK_OK(esp_orders_check_memory(114e9, 0, error));
+    CHECK(esp_memory_available() > 0);
+}
+
 static const test_case cases[] = {
+    {"too_large", too_large},
+
     {"in other orders", permuted},
     {"gradual", gradual},
     {"turned values", turned},
