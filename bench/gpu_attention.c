@@ -9,7 +9,7 @@
 
 #include <cuda_runtime_api.h>
 
-#include "cuda/gpu_attention.h"
+#include "cuda/gpu_windows.h"
 
 #define ROUNDS 9
 
@@ -23,8 +23,9 @@
         }                                                                                          \
     } while (0)
 
-/* STEP: a decode whose own rows come along. */
-typedef enum kind { GROUPS, PREFILL, DECODE, STEP } kind;
+/* WINDOWS: groups, of images of grid_width columns and rows, in windows of 14; tokens count the
+ * windows'. STEP: a decode whose own rows come along. */
+typedef enum kind { GROUPS, WINDOWS, PREFILL, DECODE, STEP } kind;
 
 typedef struct shape {
     const char *name;
@@ -49,6 +50,7 @@ static const shape shapes[] = {
     {"sam-h-global-unbiased", GROUPS, 1, 4096, 16, 16, 80, 0, 4},
     {"sam-h-windows", GROUPS, 25, 196, 16, 16, 80, 14, 16},
     {"sam-h-windows-unbiased", GROUPS, 25, 196, 16, 16, 80, 0, 16},
+    {"sam-h-windows-in-place", WINDOWS, 25, 196, 16, 16, 80, 64, 16},
     {"llama-2-7b-prefill2048", PREFILL, 1, 2048, 32, 32, 128, 0, 4},
     {"llama-2-7b-prefill512", PREFILL, 1, 512, 32, 32, 128, 0, 16},
     {"llama-2-7b-decode1-128", DECODE, 1, 128, 32, 32, 128, 0, 64},
@@ -95,16 +97,17 @@ static void *numbers(size_t count)
 static operands operands_make(const shape *s)
 {
     operands o = {NULL};
-    int64_t columns = s->kind == GROUPS ? s->groups * ((s->tokens + 7) / 8 * 8)
-                      : is_decode(s)    ? s->groups
-                                        : s->tokens;
+    int64_t columns = s->kind == GROUPS    ? s->groups * ((s->tokens + 7) / 8 * 8)
+                      : s->kind == WINDOWS ? s->grid_width * s->grid_width
+                      : is_decode(s)       ? s->groups
+                                           : s->tokens;
     o.stride = (columns + 7) / 8 * 8;
     size_t q = (size_t)(s->heads * s->head_dim * o.stride);
     o.cache = (size_t)(s->kv_heads * s->tokens * s->head_dim);
     size_t sequences = is_decode(s) ? (size_t)s->groups : 1;
-    size_t kv = s->kind == GROUPS ? q
-                : is_decode(s)    ? 2 * o.cache * sequences * (size_t)s->calls
-                                  : o.cache;
+    size_t kv = s->kind == GROUPS || s->kind == WINDOWS ? q
+                : is_decode(s)                          ? 2 * o.cache * sequences * (size_t)s->calls
+                                                        : o.cache;
     o.q = numbers(q);
     o.k = numbers(kv);
     o.v = is_decode(s) ? (char *)o.k + o.cache * 2 : numbers(kv); /* layer by layer */
@@ -153,6 +156,27 @@ static void call(const shape *s, const operands *o, int which, int multiprocesso
                                   .column_table = s->grid_width > 0 ? o->tables : NULL,
                                   .grid_width = s->grid_width};
         NEED(gpu_attend_groups(&a, stream));
+    } else if (s->kind == WINDOWS) {
+        gpu_attention_windows a = {.type = GPU_F16,
+                                   .q = o->q,
+                                   .k = o->k,
+                                   .v = o->v,
+                                   .y = o->y,
+                                   .stride = o->stride,
+                                   .y_stride = o->stride,
+                                   .heads = s->heads,
+                                   .head_dim = s->head_dim,
+                                   .images = 1,
+                                   .pitch = o->stride,
+                                   .rows = s->grid_width,
+                                   .columns = s->grid_width,
+                                   .window = 14,
+                                   .outside_k = o->tables,
+                                   .outside_v = o->tables,
+                                   .scale = scale,
+                                   .row_table = o->tables,
+                                   .column_table = o->tables};
+        NEED(gpu_attend_windows(&a, stream));
     } else if (s->kind == PREFILL) {
         gpu_attention_prefill a = {.type = GPU_F16,
                                    .q = o->q,

@@ -2,6 +2,7 @@
 #include <limits.h>
 
 #include "cuda/attention_kernels.h"
+#include "cuda/gpu_windows.h"
 
 enum { INVALID_VALUE = 1 }; /* cudaErrorInvalidValue */
 
@@ -40,6 +41,13 @@ static bool grid_is_valid(const gpu_attention_groups *a)
            a->tokens / a->grid_width <= GPU_WIDEST_GRID;
 }
 
+/* Blocks of 128 queries, of which fewer than there are multiprocessors are slower than twice as
+ * many of 64. */
+static bool has_many_blocks(const gpu_attention_groups *a)
+{
+    return (a->tokens + 127) / 128 * a->groups * a->heads >= 128;
+}
+
 static bool by_warpgroups(int64_t head_dim, int device)
 {
     return head_dim <= GPU_SM90_MOST_HEAD_DIM && gpu_sm90_can_attend(device);
@@ -59,11 +67,50 @@ int gpu_attend_groups(const gpu_attention_groups *a, void *stream)
         return INVALID_VALUE;
     }
     if (by_warpgroups(a->head_dim, a->device)) {
+        if (a->row_table == NULL && in_range(a->head_dim, 33, 64) && has_many_blocks(a)) {
+            return gpu_sm90_attend_ahead(a, stream);
+        }
+        if (a->row_table != NULL && a->grid_width == 64 && in_range(a->head_dim, 33, 80)) {
+            return gpu_sm90_attend_rows(a, stream);
+        }
         return a->type == GPU_BF16 ? gpu_sm90_attend_groups_bf16(a, stream)
                                    : gpu_sm90_attend_groups_f16(a, stream);
     }
     return a->type == GPU_BF16 ? gpu_any_attend_groups_bf16(a, stream)
                                : gpu_any_attend_groups_f16(a, stream);
+}
+
+bool gpu_can_attend_windows(const gpu_attention_windows *a)
+{
+    return in_range(a->head_dim, 1, GPU_WINDOWS_MOST_HEAD_DIM) && a->window % 2 == 0 &&
+           in_range(a->window, 2, GPU_WIDEST_WINDOW) && a->columns % 2 == 0 && a->pitch % 8 == 0 &&
+           gpu_sm90_can_attend(a->device);
+}
+
+static bool images_are_valid(const gpu_attention_windows *a)
+{
+    if (!in_range(a->rows, 1, MOST_COLUMNS) || !in_range(a->columns, 1, MOST_COLUMNS) ||
+        !in_range(a->rows * a->columns, 1, MOST_COLUMNS) || a->pitch < a->rows * a->columns) {
+        return false;
+    }
+    int64_t least = a->pitch;
+    return in_range(a->pitch, 1, MOST_COLUMNS) && in_range(a->images, 1, MOST_COLUMNS / least) &&
+           aligned_stride(a->stride, a->images * least) &&
+           aligned_stride(a->y_stride, a->images * least);
+}
+
+int gpu_attend_windows(const gpu_attention_windows *a, void *stream)
+{
+    if (a->images == 0 || a->rows == 0 || a->columns == 0) {
+        return 0;
+    }
+    bool paired = (a->row_table == NULL) == (a->column_table == NULL);
+    if (!shape_is_valid(a->type, a->heads, a->heads, a->head_dim, a->scale) || !paired ||
+        !images_are_valid(a) || !aligned(a->q) || !aligned(a->k) || !aligned(a->v) ||
+        !aligned(a->y) || !gpu_can_attend_windows(a)) {
+        return INVALID_VALUE;
+    }
+    return gpu_sm90_attend_windows(a, stream);
 }
 
 int gpu_attend_prefill(const gpu_attention_prefill *a, void *stream)

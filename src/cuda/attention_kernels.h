@@ -20,6 +20,10 @@ int gpu_any_attend_prefill_bf16(const gpu_attention_prefill *attention, void *st
 bool gpu_sm90_can_attend(int device);
 int gpu_sm90_attend_groups_f16(const gpu_attention_groups *attention, void *stream);
 int gpu_sm90_attend_groups_bf16(const gpu_attention_groups *attention, void *stream);
+int gpu_sm90_attend_ahead(const gpu_attention_groups *attention, void *stream); /* no grid; head_dim
+                                                                                 up to 64 */
+int gpu_sm90_attend_rows(const gpu_attention_groups *attention, void *stream);  /* a grid 64 wide;
+                                                                                 up to 80 */
 int gpu_sm90_attend_prefill_f16(const gpu_attention_prefill *attention, void *stream);
 int gpu_sm90_attend_prefill_bf16(const gpu_attention_prefill *attention, void *stream);
 

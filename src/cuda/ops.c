@@ -1,7 +1,7 @@
 /* What a model does besides products, on a GPU: the tables of operations over f16 and over bf16
  * activations, each entry a few lines over the kernels of gpu_ops.h and gpu_attention.h. Every call
  * launches on the stream that it is given and returns. */
-#include "cuda/gpu_attention.h"
+#include "cuda/gpu_windows.h"
 #include "cuda/room.h"
 
 #define STEP 8 /* columns: 16 bytes, which is what the kernels and the copy engine read at once */
@@ -235,6 +235,44 @@ static int run_groups(const cuda_state *state, gpu_type type, const void *what, 
     return gpu_attend_groups(&groups, stream);
 }
 
+static gpu_attention_windows windows_of(const esp_device *device, gpu_type type,
+                                        const esp_window_attention *a)
+{
+    const cuda_state *state = device->state;
+    return (gpu_attention_windows){.type = type,
+                                   .q = a->q,
+                                   .k = a->k,
+                                   .v = a->v,
+                                   .y = a->y,
+                                   .stride = a->columns,
+                                   .y_stride = a->columns,
+                                   .heads = a->heads,
+                                   .head_dim = a->head_dim,
+                                   .images = a->images,
+                                   .pitch = a->pitch,
+                                   .rows = a->height,
+                                   .columns = a->width,
+                                   .window = a->window,
+                                   .outside_k = a->key_bias,
+                                   .outside_v = a->value_bias,
+                                   .scale = a->scale,
+                                   .row_table = a->row_table,
+                                   .column_table = a->column_table,
+                                   .device = state->index};
+}
+
+static bool can_attend_windows(const esp_device *device, const esp_window_attention *attention)
+{
+    const gpu_attention_windows windows = windows_of(device, GPU_F16, attention);
+    return gpu_can_attend_windows(&windows);
+}
+
+static int run_windows(const cuda_state *state, gpu_type type, const void *what, void *stream)
+{
+    (void)state, (void)type;
+    return gpu_attend_windows(what, stream);
+}
+
 /* They need no room of their own. */
 static size_t no_past_workspace(const esp_device *device, const esp_past_attention *attention)
 {
@@ -370,6 +408,12 @@ static int run_pool(const cuda_state *state, gpu_type type, const void *what, vo
     {                                                                                              \
         return launch(device, TYPE, run_groups, attention, stream);                                \
     }                                                                                              \
+    static esp_status attend_windows_##name(esp_device *device, void *stream,                      \
+                                            const esp_window_attention *attention)                 \
+    {                                                                                              \
+        const gpu_attention_windows windows = windows_of(device, TYPE, attention);                 \
+        return launch(device, TYPE, run_windows, &windows, stream);                                \
+    }                                                                                              \
     static esp_status swiglu_##name(esp_device *device, void *stream, const void *gate,            \
                                     const void *up, int64_t count, void *y)                        \
     {                                                                                              \
@@ -452,7 +496,8 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
         .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \
         .attend_past = attend_past_##name, .attend_step = attend_step_##name,                      \
         .step_appends = true, .group_workspace_bytes = no_group_workspace,                         \
-        .attend_groups = attend_groups_##name, .swiglu = swiglu_##name, .finish = finish_##name,   \
+        .attend_groups = attend_groups_##name, .can_attend_windows = can_attend_windows,           \
+        .attend_windows = attend_windows_##name, .swiglu = swiglu_##name, .finish = finish_##name, \
         .gather_tokens = gather_##name, .unfold = unfold_##name, .place_tokens = place_##name,     \
         .patches = patches_##name, .pool = pool_##name, .widen = widen_##name, .argmax = argmax,   \
     }

@@ -132,25 +132,25 @@ static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
                          (size_t)(images * vision->pitch) * sizeof *back, error);
 }
 
-static esp_status attend_globally(const esp_vision_pass *pass, const esp_image_layer *layer,
-                                  esp_error *error)
+/* Tokens as they lie, each seeing its image or, in one, its window. */
+static esp_group_call in_place(const esp_vision_pass *pass, int64_t window)
 {
     const esp_vision *vision = pass->vision;
-    const esp_group_call attention = {.x = vision->normed,
-                                      .y = vision->x,
-                                      .residual = vision->x,
-                                      .columns = pass->columns,
-                                      .groups = pass->images,
-                                      .tokens = vision->tokens,
-                                      .pitch = vision->pitch,
-                                      .grid_width = vision->columns};
-    return esp_vision_attend(pass, layer, &attention, error);
+    return (esp_group_call){.x = vision->normed,
+                            .y = vision->x,
+                            .residual = vision->x,
+                            .columns = pass->columns,
+                            .groups = pass->images,
+                            .tokens = vision->tokens,
+                            .pitch = vision->pitch,
+                            .grid_width = vision->columns,
+                            .window = window};
 }
 
 /* Into windows, attention, and back onto x. q, k and v are no longer needed when the result is
  * written to their place. */
-static esp_status attend_in_windows(const esp_vision_pass *pass, const esp_image_layer *layer,
-                                    esp_error *error)
+static esp_status attend_gathered(const esp_vision_pass *pass, const esp_image_layer *layer,
+                                  esp_error *error)
 {
     const esp_vision *vision = pass->vision;
     const esp_sam *sam = sam_of(vision);
@@ -169,6 +169,16 @@ static esp_status attend_in_windows(const esp_vision_pass *pass, const esp_image
                              true, vision->x, error);
 }
 
+/* Where attention takes windows as they lie, o adds, and products have no columns of tokens
+ * outside. */
+static esp_status attend(const esp_vision_pass *pass, const esp_image_layer *layer, bool global,
+                         esp_error *error)
+{
+    const esp_group_call call = in_place(pass, global ? 0 : sam_of(pass->vision)->window);
+    return layer->attention.o.adds ? esp_vision_attend(pass, layer, &call, error)
+                                   : attend_gathered(pass, layer, error);
+}
+
 static esp_status embed(const esp_vision_pass *pass, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
@@ -185,8 +195,7 @@ static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_erro
     int64_t hidden = sam->config.hidden;
     ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
                             sam->config.eps, hidden, vision->normed, error));
-    ESP_TRY(sam->global[index] ? attend_globally(pass, layer, error)
-                               : attend_in_windows(pass, layer, error));
+    ESP_TRY(attend(pass, layer, sam->global[index], error));
     ESP_TRY(esp_vision_feed_forward(pass, layer, sam->config.eps, hidden, error));
     return esp_vision_show_layer(pass, index, hidden, error);
 }

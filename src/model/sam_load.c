@@ -133,6 +133,21 @@ static esp_status configure(esp_model *model, const esp_config_file *file, const
     return ESP_OK;
 }
 
+/* Whether attention takes windows where they lie; all images have one size. */
+static bool windows_stay(const esp_model *model, const esp_group_layer *attention)
+{
+    const esp_sam *sam = sam_of(model);
+    const esp_ops *ops = esp_nn_any_ops(model->device);
+    int64_t side = sam->config.side / sam->config.patch, pitch = esp_ops_pitch(ops, side * side);
+    const esp_group_call call = {.columns = pitch,
+                                 .groups = 1,
+                                 .tokens = side * side,
+                                 .pitch = pitch,
+                                 .grid_width = side,
+                                 .window = sam->window};
+    return esp_group_takes_windows(model->device, ops, attention, &call);
+}
+
 static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, esp_error *error)
 {
     esp_sam *sam = sam_of(model);
@@ -144,7 +159,8 @@ static esp_status prepare(esp_model *model, const esp_checkpoint *checkpoint, es
     }
     for (size_t i = 0; i < layers; i++) {
         esp_image_layer_prepare(&sam->config, 1, &sam->layers[i]);
-        sam->layers[i].attention.o.adds = sam->global[i]; /* windows are put together first */
+        esp_group_layer *attention = &sam->layers[i].attention; /* else put together first */
+        attention->o.adds = sam->global[i] || windows_stay(model, attention);
     }
     return ESP_OK;
 }

@@ -50,13 +50,61 @@ esp_group_attention esp_group_attention_of(const esp_ops *ops, const esp_group_l
                                  .workspace = call->workspace};
 }
 
+/* The bias of q, k or v; NULL: none. */
+static const float *bias_of(const esp_group_layer *layer, int part)
+{
+    bool apart = layer->projections == 3;
+    const float *bias = layer->qkv[apart ? part : 0].bias;
+    return apart || bias == NULL ? bias : bias + part * layer->heads * layer->head_dim;
+}
+
+static esp_window_attention windows_of(const esp_ops *ops, const esp_group_layer *layer,
+                                       const esp_group_call *call)
+{
+    return (esp_window_attention){.q = part_of(ops, layer, call, 0),
+                                  .k = part_of(ops, layer, call, 1),
+                                  .v = part_of(ops, layer, call, 2),
+                                  .y = call->mixed,
+                                  .heads = layer->heads,
+                                  .head_dim = layer->head_dim,
+                                  .columns = call->columns,
+                                  .images = call->groups,
+                                  .pitch = call->pitch,
+                                  .height = call->tokens / call->grid_width,
+                                  .width = call->grid_width,
+                                  .window = call->window,
+                                  .key_bias = bias_of(layer, 1),
+                                  .value_bias = bias_of(layer, 2),
+                                  .scale = (float)(1 / sqrt((double)layer->head_dim)),
+                                  .row_table = layer->row_table,
+                                  .column_table = layer->column_table};
+}
+
+bool esp_group_takes_windows(const esp_device *device, const esp_ops *ops,
+                             const esp_group_layer *layer, const esp_group_call *call)
+{
+    const esp_window_attention windows = windows_of(ops, layer, call);
+    return ops->can_attend_windows != NULL && ops->can_attend_windows(device, &windows);
+}
+
+static esp_status attend(const esp_nn *nn, const esp_group_layer *layer, const esp_group_call *call,
+                         esp_error *error)
+{
+    if (call->window != 0) {
+        esp_window_attention windows = windows_of(nn->ops, layer, call);
+        return esp_nn_done(nn->ops->attend_windows(nn->device, nn->stream, &windows),
+                           "attend_windows", error);
+    }
+    esp_group_attention attention = esp_group_attention_of(nn->ops, layer, call);
+    return esp_nn_done(nn->ops->attend_groups(nn->device, nn->stream, &attention), "attend_groups",
+                       error);
+}
+
 esp_status esp_group_run(const esp_nn *nn, const esp_group_layer *layer, const esp_group_call *call,
                          esp_error *error)
 {
     ESP_TRY(project(nn, layer, call, error));
-    esp_group_attention attention = esp_group_attention_of(nn->ops, layer, call);
-    ESP_TRY(esp_nn_done(nn->ops->attend_groups(nn->device, nn->stream, &attention), "attend_groups",
-                        error));
+    ESP_TRY(attend(nn, layer, call, error));
     esp_linear_call back = {
         .x = call->mixed, .y = call->y, .residual = call->residual, .tokens = call->columns};
     return esp_linear_run(nn, &layer->o, &back, error);

@@ -243,10 +243,15 @@ typedef struct esp_group_call {
     const int32_t *starts, *counts; /* [groups] */
     int64_t grid_width;             /* of a group, as a grid, where there are tables */
     void *workspace;                /* of the attention operation */
+    /* Not 0: the groups are windows of images, grids of grid_width tokens a row that lie as groups
+     * do above. For what esp_group_takes_windows says. */
+    int64_t window;
 } esp_group_call;
 
 ESP_MUST_CHECK esp_status esp_group_run(const esp_nn *nn, const esp_group_layer *layer,
                                         const esp_group_call *call, esp_error *error);
+bool esp_group_takes_windows(const esp_device *device, const esp_ops *ops,
+                             const esp_group_layer *layer, const esp_group_call *call);
 /* The attention operation of a call, for its workspace and its launch. */
 esp_group_attention esp_group_attention_of(const esp_ops *ops, const esp_group_layer *layer,
                                            const esp_group_call *call);

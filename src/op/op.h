@@ -193,6 +193,20 @@ typedef struct esp_group_attention {
     void *workspace;
 } esp_group_attention;
 
+/* The same within square windows of images, column image * pitch + row * width + column the token
+ * of a grid [height][width]: windows begin at multiples of `window`. Tokens that they lack beyond
+ * the image are keys all the same, with the key and value that a product makes of zeros. Of y the
+ * images' columns are written. */
+typedef struct esp_window_attention {
+    const void *q, *k, *v; /* [heads * head_dim][columns] */
+    void *y;               /* laid out as q; not q, k or v */
+    int64_t heads, head_dim, columns;
+    int64_t images, pitch, height, width, window;
+    const float *key_bias, *value_bias; /* [heads * head_dim]: of those products; NULL: none */
+    float scale;
+    const float *row_table, *column_table; /* [2 * window - 1][head_dim], as above, or NULL */
+} esp_window_attention;
+
 /* Neighbourhoods of the tokens of grids, for a convolution with zeros around. */
 typedef struct esp_unfold {
     const void *x;                                         /* [features][columns] */
@@ -290,6 +304,11 @@ typedef struct esp_ops {
     size_t (*group_workspace_bytes)(const esp_device *device, const esp_group_attention *attention);
     esp_status (*attend_groups)(esp_device *device, void *stream,
                                 const esp_group_attention *attention);
+    /* Where the table can do the sizes of it (pointers are not looked at); both NULL: none. Else
+     * windows are gathered and groups. */
+    bool (*can_attend_windows)(const esp_device *device, const esp_window_attention *attention);
+    esp_status (*attend_windows)(esp_device *device, void *stream,
+                                 const esp_window_attention *attention);
     /* y = silu(gate) * up, elementwise; y may be gate. */
     esp_status (*swiglu)(esp_device *device, void *stream, const void *gate, const void *up,
                          int64_t count, void *y);

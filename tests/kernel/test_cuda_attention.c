@@ -1,10 +1,10 @@
 /* Attention on the GPU against plain C in f64: small integers bit for bit, real numbers within a
  * derived bound; lengths around every tile's edge, head sizes that are compiled and others, groups
- * of their own lengths and places, grids, caches. What no query may see holds NaN; y lies between
- * guards, and each call is made twice for the same bits. Without a GPU every case is skipped.
- * TEST_ROUNDS sets how many random problems are drawn. */
+ * of their own lengths and places, grids, windows, caches. What no query may see holds NaN; y lies
+ * between guards, and each call is made twice for the same bits. Without a GPU every case is
+ * skipped. TEST_ROUNDS sets how many random problems are drawn. */
 #ifdef ESP_HAVE_CUDA
-#include "attention_device.h"
+#include "attention_windows.h"
 
 static const esp_dtype types[] = {ESP_F16, ESP_BF16};
 static const int head_dims[] = {64, 32, 80, 128, 96};
@@ -56,6 +56,25 @@ static void many_groups_on(test_run *run, esp_device *device)
                      .tokens = tokens[i],
                      .own_lengths = i % 4 == 2,
                      .integers = i % 3 == 0,
+                     .seed = test_seed(run) + (uint64_t)i};
+        check(run, device, &p);
+    }
+}
+
+/* So many blocks of 128 queries that the GPU is full. */
+static void many_blocks_on(test_run *run, esp_device *device)
+{
+    for (int i = 0; i < ESP_COUNT(lengths); i++) {
+        int64_t blocks = (lengths[i] + 127) / 128;
+        problem p = {.kind = GROUPS,
+                     .type = types[i % 2],
+                     .groups = (127 + 4 * blocks) / (4 * blocks),
+                     .heads = 4,
+                     .kv_heads = 4,
+                     .head_dim = i % 4 == 1 ? 40 : 64,
+                     .tokens = lengths[i],
+                     .own_lengths = i % 3 == 2,
+                     .integers = i % 4 == 3,
                      .seed = test_seed(run) + (uint64_t)i};
         check(run, device, &p);
     }
@@ -123,8 +142,8 @@ static void own_lengths_on(test_run *run, esp_device *device)
 
 static void grids_on(test_run *run, esp_device *device)
 {
-    static const int grids[][2] = {{14, 14}, {1, 1},  {1, 7},  {7, 1},  {5, 3},   {8, 8},
-                                   {3, 64},  {64, 3}, {9, 13}, {6, 32}, {20, 16}, {5, 63}};
+    static const int grids[][2] = {{14, 14}, {1, 1},  {1, 7},  {7, 1},   {5, 3},  {8, 8}, {3, 64},
+                                   {64, 3},  {9, 13}, {6, 32}, {20, 16}, {5, 63}, {9, 64}};
     for (int i = 0; i < ESP_COUNT(grids); i++) {
         for (int j = 0; j < ESP_COUNT(head_dims); j++) {
             problem p = {.kind = GROUPS,
@@ -138,6 +157,40 @@ static void grids_on(test_run *run, esp_device *device)
                          .grid_width = grids[i][1],
                          .seed = test_seed(run) + (uint64_t)(100 * i + j)};
             check(run, device, &p);
+        }
+    }
+}
+
+static bool has_windows(void)
+{
+    gpu_facts facts;
+    return gpu_get_facts(0, &facts) == 0 && facts.major == 9;
+}
+
+static void windows_on(test_run *run, esp_device *device)
+{
+    static const int sides[] = {14, 2, 4, 6, 8, 10, 12}, dims[] = {80, 64, 16, 72, 5};
+    static const int grids[][2] = {{16, 16}, {28, 24}, {10, 10}, {3, 40},
+                                   {20, 16}, {14, 56}, {64, 64}};
+    if (!has_windows()) {
+        test_skip(run, "no GPU of compute capability 9.0");
+        return;
+    }
+    for (int i = 0; i < ESP_COUNT(sides); i++) {
+        for (int j = 0; j < ESP_COUNT(grids); j++) {
+            int n = i * ESP_COUNT(grids) + j;
+            problem p = {.type = types[n % 2],
+                         .heads = 1 + n % 3,
+                         .head_dim = dims[(i + j) % ESP_COUNT(dims)],
+                         .integers = n % 5 == 4,
+                         .seed = test_seed(run) + (uint64_t)n};
+            image_grid g = {.images = 1 + j % 3,
+                            .rows = grids[j][0],
+                            .columns = grids[j][1],
+                            .window = sides[(i + j) % ESP_COUNT(sides)],
+                            .tables = n % 4 != 3 && !p.integers,
+                            .outside = n % 7 != 6};
+            check_windows(run, device, p, g);
         }
     }
 }
@@ -272,6 +325,15 @@ static void sanitizer_on(test_run *run, esp_device *device)
         p.grid_width = 14;
         p.tokens = 126;
         check(run, device, &p);
+        image_grid g = {
+            .images = 2, .rows = 20, .columns = 16, .window = 14, .tables = true, .outside = true};
+        if (dim <= GPU_WINDOWS_MOST_HEAD_DIM && has_windows()) {
+            check_windows(run, device, p, g);
+        }
+        p.grid_height = 3;
+        p.grid_width = 64;
+        p.tokens = 192;
+        check(run, device, &p);
         p = (problem){.kind = PREFILL,
                       .type = types[i % 2],
                       .groups = 1,
@@ -322,6 +384,34 @@ static void refused_on(test_run *run, esp_device *device)
         test_sub(run, "groups %d", i);
         CHECK(gpu_attend_groups(&bad[i], NULL) != 0);
     }
+    gpu_attention_windows whole = {.type = GPU_F16,
+                                   .q = memory,
+                                   .k = memory + 4096,
+                                   .v = memory + 8192,
+                                   .y = memory + 12288,
+                                   .stride = 64,
+                                   .y_stride = 64,
+                                   .heads = 1,
+                                   .head_dim = 32,
+                                   .images = 1,
+                                   .pitch = 64,
+                                   .rows = 8,
+                                   .columns = 8,
+                                   .window = 4,
+                                   .scale = 1};
+    gpu_attention_windows wrong[] = {whole, whole, whole, whole, whole, whole, whole, whole};
+    wrong[0].window = 5;
+    wrong[1].window = GPU_WIDEST_WINDOW + 2;
+    wrong[2].columns = 7;
+    wrong[3].head_dim = GPU_WINDOWS_MOST_HEAD_DIM + 1;
+    wrong[4].row_table = (const float *)memory;
+    wrong[5].pitch = 56;
+    wrong[6].stride = 56;
+    wrong[7].images = -1;
+    for (int i = 0; i < ESP_COUNT(wrong); i++) {
+        test_sub(run, "windows %d", i);
+        CHECK(gpu_attend_windows(&wrong[i], NULL) != 0);
+    }
     test_sub(run, "nothing to do");
     good.tokens = 0;
     CHECK_INT(gpu_attend_groups(&good, NULL), 0);
@@ -336,9 +426,11 @@ static void refused_on(test_run *run, esp_device *device)
     }
 ON_GPU(groups)
 ON_GPU(many_groups)
+ON_GPU(many_blocks)
 ON_GPU(other_head_dims)
 ON_GPU(own_lengths)
 ON_GPU(grids)
+ON_GPU(windows)
 ON_GPU(prefill)
 ON_GPU(decode)
 ON_GPU(random_problems)
@@ -346,16 +438,12 @@ ON_GPU(sanitizer)
 ON_GPU(refused)
 
 static const test_case cases[] = {
-    {"groups", groups},
-    {"many_groups", many_groups},
-    {"other_head_dims", other_head_dims},
-    {"own_lengths", own_lengths},
-    {"grids", grids},
-    {"prefill", prefill},
-    {"decode", decode},
-    {"random", random_problems},
-    {"sanitizer", sanitizer},
-    {"refused", refused},
+    {"groups", groups},           {"many_groups", many_groups},
+    {"many_blocks", many_blocks}, {"other_head_dims", other_head_dims},
+    {"own_lengths", own_lengths}, {"grids", grids},
+    {"windows", windows},         {"prefill", prefill},
+    {"decode", decode},           {"random", random_problems},
+    {"sanitizer", sanitizer},     {"refused", refused},
 };
 
 #else

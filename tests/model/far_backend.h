@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "far_windows.h"
 #include "plan/plan.h"
 
 #define FAR_BYTES ((size_t)1 << 30) /* reserved, not used */
@@ -124,6 +125,28 @@ FAR_STRUCT(unfold, esp_unfold)
 FAR_STRUCT(place_tokens, esp_image_tokens)
 FAR_STRUCT(patches, esp_patches)
 FAR_STRUCT(pool, esp_pool)
+
+/* Even windows only, so that both ways are gone. */
+static inline bool far_can_attend_windows(const esp_device *device,
+                                          const esp_window_attention *attention)
+{
+    (void)device;
+    return attention->window % 2 == 0;
+}
+
+static inline esp_status far_run_attend_windows(esp_device *device, const void *what,
+                                                esp_error *error)
+{
+    (void)error;
+    return far_attend_as_groups(far_now->real->ops, device, what);
+}
+
+static inline esp_status far_attend_windows(esp_device *device, void *stream,
+                                            const esp_window_attention *what)
+{
+    (void)stream;
+    return far_do(device, far_run_attend_windows, what, sizeof *what, NULL);
+}
 
 /* Operands of the others. */
 typedef struct far_operands {
@@ -370,6 +393,8 @@ static inline void far_fill_ops(esp_ops *ops)
     ops->attend_past = far_attend_past;
     ops->attend_step = far_attend_step;
     ops->attend_groups = far_attend_groups;
+    ops->can_attend_windows = far_can_attend_windows;
+    ops->attend_windows = far_attend_windows;
     ops->swiglu = far_swiglu;
     ops->gather_tokens = far_gather_tokens;
     ops->unfold = far_unfold;
