@@ -66,6 +66,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 /* ---- records ---- */
 
 #define GATHERED "rows of X gathered by the panel's list, wgmma.sp"
+#define STAGGERED "as gathered, half of the sums leave while the others are multiplied"
 #define WHOLE "X by the tensor copy engine, wgmma.sp"
 #define SPREAD "V:2:5 as 2:4 over all columns, X by the tensor copy engine, wgmma.sp"
 #define FEW "up to 16 tokens: weights streamed by bulk copies, mma.sp"
@@ -89,6 +90,12 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         RECORD(short_name, "128x128", GATHERED, type, .listed = true, .tile = GPU_TILE_128X128,    \
                .rows = 128, .tokens = 128, .most_split = 8, .halvings = 1, .clocks = 640,          \
                .finish_clocks = 1900),                                                             \
+        RECORD(short_name, "staggered_256x128", STAGGERED, type, .listed = true,                   \
+               .tile = GPU_STAGGERED_256X128, .rows = 256, .tokens = 128, .halvings = 1,           \
+               .clocks = 790, .finish_clocks = 2900),                                              \
+        RECORD(short_name, "staggered_128x256", STAGGERED, type, .listed = true,                   \
+               .tile = GPU_STAGGERED_128X256, .rows = 128, .tokens = 256, .halvings = 2,           \
+               .clocks = 1030, .finish_clocks = 2700),                                             \
         RECORD(short_name, "64x512", GATHERED, type, .listed = true, .tile = GPU_TILE_64X512,      \
                .rows = 64, .tokens = 512, .halvings = 2, .clocks = 1230, .finish_clocks = 5000),   \
         RECORD(short_name, "64x256", GATHERED, type, .listed = true, .tile = GPU_TILE_64X256,      \

@@ -36,6 +36,7 @@
 #include "cuda/sm90_panel_load.cuh"
 #include "cuda/sm90_panel_multiply.cuh"
 #include "cuda/sm90_panel_split.cuh"
+#include "cuda/sm90_panel_stagger.cuh"
 #include "cuda/sm90_panel_strips.cuh"
 #include "cuda/sm90_tensor.cuh"
 
@@ -168,6 +169,18 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
     }
 }
 
+template <class C, way WAY>
+__device__ __forceinline__ void consume_as(const gpu_product &p, const maps &with,
+                                           const shared_map<C> &at, unsigned char *memory,
+                                           int group, int thread)
+{
+    if constexpr (C::STAGGERED) {
+        consume_staggered<C, WAY>(p, with, at, memory, group, thread);
+    } else {
+        consume<C, WAY>(p, with, at, memory, group, thread);
+    }
+}
+
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
     kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps_of<C> with)
@@ -208,9 +221,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
         if (!p.y_by_engine) {
-            consume<C, BY_STRIPS>(p, with, at, here, group, thread);
+            consume_as<C, BY_STRIPS>(p, with, at, here, group, thread);
         } else {
-            consume<C, BY_ENGINE>(p, with, at, here, group, thread);
+            consume_as<C, BY_ENGINE>(p, with, at, here, group, thread);
         }
     }
     if (p.deal.split > 1) {
@@ -332,6 +345,10 @@ template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, vo
         return launch<config<BF16, 1, 256, BY_ROWS, 4, 7, GATHER>>(p, stream);
     case GPU_TILE_128X128:
         return launch<config<BF16, 1, 128, BY_ROWS, 7, 4, GATHER>>(p, stream);
+    case GPU_STAGGERED_256X128:
+        return launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(p, stream);
+    case GPU_STAGGERED_128X256:
+        return launch<config<BF16, 1, 256, BY_ROWS, 5, 2, GATHER, true>>(p, stream);
     case GPU_TILE_64X512:
         return launch<config<BF16, 1, 256, BY_TOKENS, 3, 2, GATHER>>(p, stream);
     case GPU_TILE_64X256:

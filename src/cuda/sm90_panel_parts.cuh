@@ -26,21 +26,24 @@ enum sharing {
     IN_TURNS   // each has its own tiles, so that one multiplies while the other's sums leave
 };
 
-// CHUNKS of each consumer may be on their way out.
+// CHUNKS of each consumer may be on their way out. STAGGERED: its sums are two halves of 64 rows x
+// 128 tokens (sm90_panel_stagger.cuh).
 template <bool BF16_, int BLOCKS_, int N_, sharing SHARING_, int STAGES_, int CHUNKS_,
-          loading LOADING_>
+          loading LOADING_, bool STAGGERED_ = false>
 struct config {
     static constexpr bool BF16 = BF16_;
     static constexpr int BLOCKS = BLOCKS_, N = N_, STAGES = STAGES_, CHUNKS = CHUNKS_;
     static constexpr sharing SHARING = SHARING_;
     static constexpr loading LOADING = LOADING_;
+    static constexpr bool STAGGERED = STAGGERED_;
     static constexpr int GROUPS = 2, WARPS = 4 * GROUPS, THREADS = 128 * GROUPS + LOADERS;
     static constexpr int READERS = SHARING == IN_TURNS ? 4 : WARPS; // warps that free a stage
     static constexpr int TILE_BLOCKS = SHARING == BY_ROWS ? 2 * BLOCKS : BLOCKS;
     static constexpr int TILE_TOKENS = SHARING == BY_TOKENS ? 2 * N : N;
     static constexpr int SHIFT = N == 256 ? 2 : 1; // halvings down to 64 tokens of a consumer
-    static constexpr int CONSUMER_REGISTERS = N == 256 ? 232 : 208; // of a thread
-    static constexpr int LOADER_REGISTERS = N == 256 ? 40 : 88;     // together 64512 of a block
+    static constexpr int SUMS = BLOCKS * N / 2;    // of a thread
+    static constexpr int CONSUMER_REGISTERS = SUMS == 128 ? 232 : 208;
+    static constexpr int LOADER_REGISTERS = SUMS == 128 ? 40 : 88; // together 64512 of a block
     static constexpr uint32_t X_BYTES = TILE_TOKENS * 128, W_BYTES = TILE_BLOCKS * GPU_STEP_BYTES;
     static constexpr uint32_t W_AT = STAGES * X_BYTES;
     static constexpr uint32_t LEAVING_AT = (W_AT + STAGES * W_BYTES + 1023) / 1024 * 1024;
