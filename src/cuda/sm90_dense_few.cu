@@ -215,6 +215,8 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
 
 // ---- launching ----
 
+// Boxes are 128 bytes wide, and their neighbours are asked for by other warps: promoted to 256 bytes each, what one has
+// fetched may have left the L2 before the other comes.
 int describe_weights(const gpu_dense_product &p, CUtensorMap *map)
 {
     return tensor::describe({CU_TENSOR_MAP_DATA_TYPE_UINT16,
@@ -223,7 +225,8 @@ int describe_weights(const gpu_dense_product &p, CUtensorMap *map)
                              {(cuuint64_t)p.in, (cuuint64_t)p.out},
                              {(cuuint64_t)p.in * 2},
                              {STEP_FEATURES, BLOCK_ROWS},
-                             CU_TENSOR_MAP_SWIZZLE_128B},
+                             CU_TENSOR_MAP_SWIZZLE_128B,
+                             CU_TENSOR_MAP_L2_PROMOTION_NONE},
                             map);
 }
 

@@ -32,6 +32,8 @@ namespace {
 
 using namespace streamed;
 
+constexpr int LARGEST_CLUSTER = 6; // that is worth it: see find_cluster
+
 // EIGHTS: of tokens, 1 or 2.
 template <int EIGHTS, int STAGES> struct map_of {
     static constexpr uint32_t RING_BYTES = STAGES * GPU_STEP_BYTES; // of a warp
@@ -296,7 +298,7 @@ int consider(const gpu_product &p, launching *best)
     int failed = gpu_prepare(kernel, map::shared(MOST_CLUSTER), p.device, &prepared);
     if (failed == 0) {
         find_cluster<map>(&known, kernel, p.device, (int64_t)p.weight.panels * p.weight.blocks,
-                          p.weight.steps, best);
+                          p.weight.steps, best, 1, LARGEST_CLUSTER);
     }
     return failed;
 }
