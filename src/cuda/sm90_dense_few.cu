@@ -215,19 +215,23 @@ __global__ void __launch_bounds__(WARPS * 32, DENSE_BLOCKS_PER_SM)
 
 // ---- launching ----
 
-// Boxes are 128 bytes wide, and their neighbours are asked for by other warps: promoted to 256 bytes each, what one has
-// fetched may have left the L2 before the other comes.
+// Boxes are 128 bytes wide, and their neighbours are asked for by other warps: promoted to 256
+// bytes each, as tensor::describe has it, what one has fetched may have left the L2 before the
+// other comes.
 int describe_weights(const gpu_dense_product &p, CUtensorMap *map)
 {
-    return tensor::describe({CU_TENSOR_MAP_DATA_TYPE_UINT16,
-                             2,
-                             (void *)p.weight,
-                             {(cuuint64_t)p.in, (cuuint64_t)p.out},
-                             {(cuuint64_t)p.in * 2},
-                             {STEP_FEATURES, BLOCK_ROWS},
-                             CU_TENSOR_MAP_SWIZZLE_128B,
-                             CU_TENSOR_MAP_L2_PROMOTION_NONE},
-                            map);
+    static const tensor::encode_function encode = tensor::find_encode();
+    if (encode == nullptr) {
+        return cudaErrorNotSupported;
+    }
+    const cuuint64_t sizes[2] = {(cuuint64_t)p.in, (cuuint64_t)p.out};
+    const cuuint64_t row_bytes = (cuuint64_t)p.in * 2;
+    const cuuint32_t box[2] = {STEP_FEATURES, BLOCK_ROWS}, steps[2] = {1, 1};
+    CUresult failed =
+        encode(map, CU_TENSOR_MAP_DATA_TYPE_UINT16, 2, (void *)p.weight, sizes, &row_bytes, box,
+               steps, CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+               CU_TENSOR_MAP_L2_PROMOTION_NONE, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+    return failed == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
 template <bool BF16> struct launcher {

@@ -29,7 +29,6 @@ struct description {
     cuuint64_t sizes[3], strides[2];
     cuuint32_t box[3];
     CUtensorMapSwizzle swizzle;
-    CUtensorMapL2promotion promotion = CU_TENSOR_MAP_L2_PROMOTION_L2_256B;
 };
 
 inline int describe(const description &d, CUtensorMap *map)
@@ -41,7 +40,7 @@ inline int describe(const description &d, CUtensorMap *map)
     const cuuint32_t steps[3] = {1, 1, 1};
     CUresult failed = encode(map, d.type, (cuuint32_t)d.rank, d.data, d.sizes, d.strides, d.box,
                              steps, CU_TENSOR_MAP_INTERLEAVE_NONE, d.swizzle,
-                             d.promotion, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+                             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
     return failed == CUDA_SUCCESS ? cudaSuccess : cudaErrorInvalidValue;
 }
 
