@@ -1,9 +1,9 @@
 // Products of the panel kernels whose consumers' sums are two halves, one two steps behind the
 // other (sm90_panel.cuh): where tiles have few steps, what lies between them counts.
 //
-// Idea. A half is 64 rows x 128 tokens. While half 0 leaves, half 1 is multiplied by the tile's
-// last two steps; while half 1 leaves, half 0 by the next tile's first two. So the tensor cores
-// have work, and stages of the ring become free, at all times:
+// Idea. A half is 64 rows x 128 tokens. It leaves in two parts, between products of the other: half
+// 0 at the tile's last two steps, half 1 at the next tile's first two. So sums leave in small
+// pieces, beside loads and products of the other consumer:
 //
 //   products   0.0 | 0.1 | 0.2 1.0 | 0.3 1.1 | ... | 0.n 1.n-2 | 1.n-1 | 1.n  | 0.0  | 0.1 | ...
 //   leaves                                           half 0:      a part, a part
@@ -60,8 +60,8 @@ template <class C, way WAY> struct staggered {
         multiply<0>(sums, positions, ahead.stage, first);
         ahead.next();
     }
-    // All products but those that were given out last are done; none is where sums leave by strips,
-    // whose loops ptxas does not let run beside a product.
+    // All products but those given out last are done; behind a branch ptxas 13.0 waits for those,
+    // too (docs). By strips, where sums are read in loops, all are.
     __device__ __forceinline__ void settle() const
     {
         ptx::product_commit();
