@@ -99,7 +99,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         RECORD(short_name, "64x512", GATHERED, type, .listed = true, .tile = GPU_TILE_64X512,      \
                .rows = 64, .tokens = 512, .halvings = 2, .clocks = 1230, .finish_clocks = 5000),   \
         RECORD(short_name, "64x256", GATHERED, type, .listed = true, .tile = GPU_TILE_64X256,      \
-               .rows = 64, .tokens = 256, .halvings = 2, .clocks = 680, .finish_clocks = 2200),    \
+               .rows = 64, .tokens = 256, .halvings = 2, .clocks = 760, .finish_clocks = 2000),    \
         RECORD(short_name, "whole_128x256", WHOLE, type, .tile = GPU_TILE_128X256, .rows = 128,    \
                .tokens = 256, .most_split = 8, .halvings = 2, .clocks = 690,                       \
                .finish_clocks = 1800),                                                             \
