@@ -48,9 +48,10 @@ echo '{"espalier_recipe": 1, "layers": {"nobody": "2:4"}}' >bad.json; t "recipe:
 name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
 
 # What is predicted of a whole model, beside what bench then measures: gains within a factor of 1.4,
-# of the least times, which a machine that others use disturbs least; once in three attempts.
+# of the least times, which a machine that others use disturbs least; once in three attempts. Where gains of
+# the rounds of one bench lie further apart than that, others disturb too much to tell.
 name="prediction and measurement"
-near=no attempt=0
+near=no attempt=0 busy=no
 while [ $near = no ] && [ $attempt -lt 3 ]; do
     attempt=$((attempt + 1))
     rm -rf prose-pruned
@@ -61,10 +62,11 @@ while [ $near = no ] && [ $attempt -lt 3 ]; do
         bad "bench"
     near=$(perl -MJSON::PP -e '
         my ($predicted) = map { decode_json($_) } do { open my $f, "<", "predicted.json"; <$f> };
-        my %least;
+        my (%least, $busy);
         for (map { decode_json($_) } <STDIN>) {
             my ($label, $phase) = $_->{problem} =~ m{^model/(.*)/(?:prefill128|(decode1))$} or die;
             push @{$least{defined $phase ? 1 : 128}}, $_->{least_ms};
+            $busy = 1 if $_->{ratio_most} > 2 * $_->{ratio_least};
         }
         my $near = "yes";
         for my $whole (@{$predicted->{whole}}) {
@@ -73,7 +75,15 @@ while [ $near = no ] && [ $attempt -lt 3 ]; do
             print STDERR "$whole->{tokens} tokens: predicted $whole->{gain}, measured ", $dense / $pruned, "\n";
             $near = "no" if $off > 1.4 || $off < 1 / 1.4;
         }
-        print $near' <out 2>err)
+        print $near eq "no" && $busy ? "busy" : $near' <out 2>err)
+    [ "$near" != busy ] || near=no busy=yes
 done
-if [ "$near" = yes ]; then ok; else bad "the prediction is off"; fi
+if [ $near = yes ]; then
+    ok
+elif [ $busy = yes ]; then
+    echo "not run cli: $name: other programs keep this machine busy"
+    skipped=$((skipped + 1))
+else
+    bad "the prediction is off"
+fi
 unset ESPALIER_TUNING
