@@ -309,7 +309,25 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 /* ---- all of it ---- */
 
-esp_status esp_calibration_check(const esp_calibration_options *options, esp_error *error)
+/* Else the first layer would tell, after all samples. */
+static esp_status check_regrouping(const esp_calibration_options *options,
+                                   const esp_prune_options *prune, esp_error *error)
+{
+    bool can = esp_calibration_regroups(options, &prune->pattern);
+    for (int i = 0; i < prune->rule_count; i++) {
+        can &= esp_calibration_regroups(options, &prune->rules[i].pattern);
+    }
+    return can || !prune->mask.regroup
+               ? ESP_OK
+               : esp_fail(error, ESP_UNSUPPORTED, "calibrate.no_regrouping",
+                          "method %s chooses the columns of panels by updated weights and cannot "
+                          "group rows; do without regrouping, or choose masks by scores "
+                          "(magnitude to ria)",
+                          esp_method_name(options->method));
+}
+
+esp_status esp_calibration_check(const esp_calibration_options *options,
+                                 const esp_prune_options *prune, esp_error *error)
 {
     if ((unsigned)options->method > ESP_METHOD_JOINT ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
@@ -336,7 +354,7 @@ esp_status esp_calibration_check(const esp_calibration_options *options, esp_err
                         "range",
                         options->damping, (long long)options->tokens, (long long)options->context);
     }
-    return ESP_OK;
+    return check_regrouping(options, prune, error);
 }
 
 static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
@@ -409,7 +427,7 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 {
     calibration->layer = -1;
     calibration->inputs.group = -1;
-    ESP_TRY(esp_calibration_check(calibration->options, error));
+    ESP_TRY(esp_calibration_check(calibration->options, calibration->prune, error));
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(share_out(calibration, error));

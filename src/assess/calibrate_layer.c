@@ -277,6 +277,16 @@ static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error
     return ESP_OK;
 }
 
+bool esp_calibration_regroups(const esp_calibration_options *options, const esp_pattern *pattern)
+{
+    esp_gradual_step steps[ESP_GRADUAL_MAX_STEPS];
+    bool by_score = options->method < ESP_METHOD_SPARSE_GPT ||
+                    (options->gradual && esp_gradual_steps(pattern, steps) > 0);
+    bool panels = pattern->kind == ESP_PATTERN_PANEL && pattern->v > 0;
+    return by_score || !panels ||
+           (options->method == ESP_METHOD_SPARSE_GPT && !esp_sparse_gpt_chooses(pattern));
+}
+
 typedef struct cut_job {
     const layer_job *layer;
     esp_mask *mask;

@@ -260,7 +260,7 @@ esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
     static const esp_permute_options defaults = {0};
     esp_prune_options plain = *prune;
     esp_calibration_options look = *calibration, method = *calibration;
-    ESP_TRY(esp_calibration_check(calibration, error)); /* look's are others */
+    ESP_TRY(esp_calibration_check(calibration, prune, error)); /* look's are others */
     permute = permute != NULL ? permute : &defaults;
     plain.permutation = NULL;
     plain.progress = permute->progress;

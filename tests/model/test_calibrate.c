@@ -236,6 +236,48 @@ static void other_models(test_run *run)
                 ESP_BAD_ARGUMENT, "calibrate.wrong_data");
 }
 
+/* ---- rows grouped in panels ---- */
+
+static esp_status regroup(test_run *run, const char *model, const char *pattern, const char *rule,
+                          esp_method method, bool gradual, esp_error *error)
+{
+    esp_context *context = test_context(run, 2);
+    esp_device *device = NULL;
+    esp_calibration_options options = with_text(method, gradual);
+    esp_prune_options prune = with_pattern(run, pattern);
+    const esp_pattern_rule rules[] = {{"*q_proj*", with_pattern(run, rule).pattern}};
+    char out[1100];
+    snprintf(out, sizeof out, "%s/regrouped", test_folder(run));
+    options.gradual = gradual;
+    prune.mask.regroup = prune.force = true;
+    prune.rules = rules;
+    prune.rule_count = ESP_COUNT(rules);
+    esp_status status = esp_device_open(context, "cpu", &device, error);
+    if (status == ESP_OK) {
+        status = esp_prune_calibrated(device, model, out, &prune, &options, NULL, NULL, error);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+    return status;
+}
+
+/* Where masks can carry an order they do; where not, that is said before any file is opened. */
+static void regrouped(test_run *run)
+{
+    const char *model = tiny_folder(run, "plain");
+    const char *nowhere = "/nowhere";
+    CHECK_OK(regroup(run, model, "16:2:8", "2:4", ESP_METHOD_WANDA, false, error));
+    CHECK_OK(regroup(run, model, "panel:16@0.5", "2:4", ESP_METHOD_SPARSE_GPT, false, error));
+    CHECK_OK(regroup(run, model, "16:2:8", "16:2:8", ESP_METHOD_SPARSE_GPT, true, error));
+    CHECK_OK(regroup(run, model, "2:4", "2:4", ESP_METHOD_OBS, false, error));
+    CHECK_FAILS(regroup(run, nowhere, "16:2:8", "2:4", ESP_METHOD_SPARSE_GPT, false, error),
+                ESP_UNSUPPORTED, "calibrate.no_regrouping");
+    CHECK_FAILS(regroup(run, nowhere, "2:4", "16:2:8", ESP_METHOD_OBS, false, error),
+                ESP_UNSUPPORTED, "calibrate.no_regrouping");
+    CHECK_FAILS(regroup(run, nowhere, "panel:16@0.5", "2:4", ESP_METHOD_JOINT, false, error),
+                ESP_UNSUPPORTED, "calibrate.no_regrouping");
+}
+
 /* ---- refusals ---- */
 
 static void refusals(test_run *run)
@@ -292,7 +334,8 @@ static void refusals(test_run *run)
 
 static const test_case cases[] = {
     {"patterns", patterns},         {"magnitude", plain_magnitude}, {"gradual", gradual},
-    {"dense inputs", dense_inputs}, {"other models", other_models}, {"refusals", refusals},
+    {"dense inputs", dense_inputs}, {"other models", other_models}, {"regrouped", regrouped},
+    {"refusals", refusals},
 };
 
 TEST_MAIN(cases)
