@@ -11,6 +11,7 @@
 
 #include <espalier/turn.h>
 
+#include <math.h>
 #include <stdlib.h>
 
 typedef struct turn_job {
@@ -66,7 +67,7 @@ static void multiply(const turn_job *job, const double *a, int64_t depth, const 
 
 /* product is W^T W G, G of what the layer reads, y = N x with N the norm's weights: M H is
  * N W^T W G N^-1. What no channel of y shows is no part of it. */
-static void add_form(turn_job *job)
+static esp_status add_form(turn_job *job, const char *name, esp_error *error)
 {
     int64_t n = job->n;
     const double *p = job->product, *norm = job->norm;
@@ -74,8 +75,15 @@ static void add_form(turn_job *job)
     for (int64_t i = 0; i < n; i++) {
         trace += p[i * (n + 1)];
     }
-    if (!(trace > 0)) {
-        return; /* a layer of zeros */
+    if (!isfinite(trace)) {
+        return esp_fail(
+            error, ESP_CHECK_FAILED, "turn.not_finite",
+            "%s: the outputs of \"%s\" are no numbers; 'espalier verify --strict' finds "
+            "weights that are none",
+            esp_checkpoint_path(job->calibration.checkpoint), name);
+    }
+    if (trace <= 0) {
+        return ESP_OK; /* a layer of zeros */
     }
     for (int64_t i = 0; i < n; i++) {
         for (int64_t j = 0; j < n; j++) {
@@ -86,6 +94,7 @@ static void add_form(turn_job *job)
         }
     }
     job->summary.readers++;
+    return ESP_OK;
 }
 
 static void add_to_diagonal(double *gram, int64_t n, double number)
@@ -115,7 +124,7 @@ static esp_status look(turn_job *job, const esp_calibrated_linear *linear, esp_e
         add_to_diagonal(inputs->gram, job->n, -inputs->damping);
         multiply(job, job->square, job->n, inputs->gram, false, job->product);
         add_to_diagonal(inputs->gram, job->n, inputs->damping);
-        add_form(job);
+        status = add_form(job, linear->name, error);
     }
     esp_release(calibration->context, rows);
     return status;
@@ -192,6 +201,16 @@ static void close(turn_job *job)
     esp_calibration_close(&job->calibration);
 }
 
+/* Whether a folder can be made there: none is made yet. */
+static esp_status check_target(esp_context *context, const esp_checkpoint *checkpoint,
+                               const char *out_dir, bool force, esp_error *error)
+{
+    esp_checkpoint_writer *writer = NULL;
+    ESP_TRY(esp_checkpoint_writer_create(context, checkpoint, out_dir, force, &writer, error));
+    esp_checkpoint_writer_free(writer);
+    return ESP_OK;
+}
+
 /* What no calibration need be opened for to refuse. */
 static esp_status check(esp_device *device, const char *model_dir, const char *out_dir,
                         const esp_turn_options *options, esp_error *error)
@@ -209,6 +228,9 @@ static esp_status check(esp_device *device, const char *model_dir, const char *o
     }
     ESP_TRY(esp_checkpoint_open(device->context, model_dir, &checkpoint, error));
     esp_status status = esp_turn_open(device, checkpoint, &turn, error);
+    if (status == ESP_OK) {
+        status = check_target(device->context, checkpoint, out_dir, options->force, error);
+    }
     esp_turn_close(turn);
     esp_checkpoint_close(checkpoint);
     return status;

@@ -3,6 +3,7 @@
  * and written one by one, tables in slabs of rows. */
 #include "model/turn.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <string.h>
 
@@ -293,6 +294,24 @@ static void set_ones(const turning *t, esp_tensor *tensor)
     esp_narrow(tensor->dtype, t->row, t->turn->channels, tensor->data);
 }
 
+/* With a norm's weights in it, a weight may be more than 16 bits hold. */
+static esp_status check_finite(const turning *t, const esp_tensor *tensor, const char *name,
+                               esp_error *error)
+{
+    int64_t width = tensor->rank == 1 ? 1 : tensor->shape[1], count = tensor->shape[0] * width;
+    for (int64_t i = 0; i < count; i++) {
+        if (!isfinite(esp_weight_at(tensor->dtype, tensor->data, i))) {
+            return esp_fail(error, ESP_CHECK_FAILED, "turn.not_finite",
+                            "%s: tensor \"%s\", turned, holds in row %lld what is no number or "
+                            "too large for %s; 'espalier verify --strict' tells whether it was so "
+                            "before",
+                            esp_checkpoint_path(t->turn->checkpoint), name, (long long)(i / width),
+                            esp_dtype_name(tensor->dtype));
+        }
+    }
+    return ESP_OK;
+}
+
 /* ---- the folder ---- */
 
 /* The tensor at index, as the one of that name. */
@@ -314,6 +333,9 @@ static esp_status write_as(const turning *t, int64_t index, const char *name, es
         status = turn_columns(t, &tensor, error);
     } else if (rule->part == PART_NORM) {
         set_ones(t, &tensor);
+    }
+    if (status == ESP_OK && rule->part != PART_NONE) {
+        status = check_finite(t, &tensor, name, error);
     }
     status = status == ESP_OK ? esp_checkpoint_writer_write_dense(t->writer, name, &tensor, error)
                               : status;

@@ -271,7 +271,71 @@ static void pays(test_run *run)
     folders_close(run, &f);
 }
 
+/* ---- what cannot be held ---- */
+
+/* models/prose in f16, where a row of queries is large and so is what the norm does to it. */
+static void write_steep(test_run *run, folders *f)
+{
+    esp_checkpoint *from = NULL;
+    esp_checkpoint_writer *writer = NULL;
+    REQUIRE_OK(esp_checkpoint_open(f->context, PROSE, &from, error));
+    REQUIRE_OK(esp_checkpoint_writer_create(f->context, from, f->whole, true, &writer, error));
+    for (int64_t i = 0; i < esp_checkpoint_count(from); i++) {
+        esp_weight_info info = esp_checkpoint_get(from, i);
+        info.dtype = ESP_F16;
+        info.stored_bytes = 0;
+        info.has_crc32c = false;
+        CHECK_OK(esp_checkpoint_writer_declare(writer, &info, error));
+    }
+    CHECK_OK(esp_checkpoint_writer_begin(writer, error));
+    for (int64_t i = 0; i < esp_checkpoint_count(from); i++) {
+        esp_weight_info info = esp_checkpoint_get(from, i);
+        int64_t count = info.shape[0] * (info.rank > 1 ? info.shape[1] : 1);
+        bool steep = strcmp(info.name, "model.layers.3.input_layernorm.weight") == 0;
+        esp_tensor tensor, narrow;
+        REQUIRE_OK(
+            esp_tensor_create(f->context, info.dtype, info.rank, info.shape, &tensor, error));
+        REQUIRE_OK(esp_tensor_create(f->context, ESP_F16, info.rank, info.shape, &narrow, error));
+        CHECK_OK(esp_checkpoint_read_dense(from, i, &tensor, error));
+        for (int64_t k = 0; k < count; k++) {
+            bool large =
+                strcmp(info.name, "model.layers.3.self_attn.q_proj.weight") == 0 && k < CHANNELS;
+            float value = steep ? 3000 : large ? 90 : esp_weight_at(info.dtype, tensor.data, k);
+            esp_narrow(ESP_F16, &value, 1, (char *)narrow.data + 2 * k);
+        }
+        CHECK_OK(esp_checkpoint_writer_write_dense(writer, info.name, &narrow, error));
+        esp_tensor_free(f->context, &tensor);
+        esp_tensor_free(f->context, &narrow);
+    }
+    CHECK_OK(esp_checkpoint_writer_finish(writer, error));
+    esp_checkpoint_writer_free(writer);
+    esp_checkpoint_close(from);
+}
+
+static void not_finite(test_run *run)
+{
+    folders f;
+    folders_open(run, &f);
+    write_steep(run, &f);
+    int before = entries_of(test_folder(run));
+    CHECK_FAILS(turn(&f, f.whole, f.once, "2:4", NULL, error), ESP_CHECK_FAILED, "turn.not_finite");
+    CHECK_INT(entries_of(test_folder(run)), before);
+    test_sub(run, "weights that are no numbers");
+    const char *damaged = tiny_folder(run, "nan");
+    before = entries_of(test_folder(run));
+    CHECK_FAILS(turn(&f, damaged, f.once, "2:4", NULL, error), ESP_CHECK_FAILED, "turn.not_finite");
+    CHECK_INT(entries_of(test_folder(run)), before);
+    folders_close(run, &f);
+}
+
 /* ---- refusals ---- */
+
+static bool never(void *user, const char *what, double done, double total, const char *unit)
+{
+    (void)what, (void)done, (void)total, (void)unit;
+    *(bool *)user = true;
+    return true;
+}
 
 static bool stop(void *user, const char *what, double done, double total, const char *unit)
 {
@@ -310,12 +374,21 @@ static void refusals(test_run *run)
     CHECK_OK(
         esp_prune_checkpoint(f.context, tiny_folder(run, "plain"), f.twice, &prune, NULL, error));
     CHECK_FAILS(turn(&f, f.twice, f.once, "2:4", NULL, error), ESP_BAD_ARGUMENT, "turn.compressed");
+    test_sub(run, "a folder that is there, before samples are looked at");
+    bool looked = false;
+    options.force = false;
+    options.progress = never;
+    options.user = &looked;
+    CHECK_FAILS(esp_turn_checkpoint(f.device, PROSE, f.twice, &options, NULL, error), ESP_FAILED,
+                "checkpoint.exists");
+    CHECK(!looked);
     folders_close(run, &f);
 }
 
 static const test_case cases[] = {
     {"same", same},
     {"pays", pays},
+    {"not finite", not_finite},
     {"refusals", refusals},
 };
 
