@@ -12,11 +12,6 @@ typedef struct turn_args {
     calibration_args calibration;
 } turn_args;
 
-static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
-{
-    return progress_step(user, what, done, total, unit);
-}
-
 static void print_text(const turn_args *args, const esp_turn_summary *summary)
 {
     char before[SIZE_TEXT_MAX], after[SIZE_TEXT_MAX];
@@ -53,7 +48,7 @@ static esp_status turn(cli_state *cli, calibration_data *data, esp_error *error)
     const turn_args *args = cli->args;
     esp_calibration_options calibration;
     esp_turn_options options = {
-        .force = args->force, .progress = on_progress, .user = &cli->progress};
+        .force = args->force, .progress = progress_step, .user = &cli->progress};
     TRY(esp_pattern_parse(args->pattern, &options.pattern, error));
     TRY(parse_shard_size(args->shard_size, &options.shard_bytes, error));
     TRY(cli_open_device(cli, error));
@@ -109,13 +104,7 @@ static const cli_option options[] = {
      .fallback = "0",
      .least = 0,
      .most = INT64_MAX},
-    {.name = "out",
-     .letter = 'o',
-     .kind = OPTION_TEXT,
-     .offset = FIELD(out),
-     .argument = "FOLDER",
-     .help = "folder to make",
-     .required = true},
+    OUT_OPTION(turn_args),
     FOLDER_OPTIONS(turn_args),
     {.name = NULL}};
 

@@ -133,6 +133,9 @@ ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibra
 /* Neighbours that a pattern picks from together: how axes are dealt (esp_deal_ranks). */
 static inline int64_t esp_turn_group(const esp_pattern *pattern)
 {
+    if (pattern->kind == ESP_PATTERN_NM) {
+        return pattern->group;
+    }
     return pattern->kind == ESP_PATTERN_PANEL && pattern->m > 0 ? pattern->m : 4;
 }
 

@@ -226,6 +226,7 @@ static esp_status check(esp_device *device, const char *model_dir, const char *o
                         "%s: which way a model is turned is learned of samples: give a text",
                         model_dir);
     }
+    ESP_TRY(esp_pattern_check(&options->pattern, error));
     ESP_TRY(esp_checkpoint_open(device->context, model_dir, &checkpoint, error));
     esp_status status = esp_turn_open(device, checkpoint, &turn, error);
     if (status == ESP_OK) {

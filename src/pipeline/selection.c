@@ -1,6 +1,6 @@
 /* Skips win over rules, the first rule wins over the default, which leaves out classifier heads and
- * poolers, and a layer whose compressed form
- * would be no smaller than the dense one stays dense: nobody gains by it. */
+ * poolers, and a layer whose compressed form would be no smaller than the dense one stays dense:
+ * nobody gains by it. */
 #include "pipeline/selection.h"
 
 #include <stdio.h>

@@ -4,6 +4,7 @@
 
 #include <espalier/turn.h>
 
+#include "assess/calibrate.h"
 #include "io/io.h"
 #include "model/calibrated_tools.h"
 #include "model/model.h"
@@ -328,6 +329,22 @@ static void not_finite(test_run *run)
     folders_close(run, &f);
 }
 
+/* ---- groups ---- */
+
+static void groups(test_run *run)
+{
+    static const struct {
+        const char *pattern;
+        int64_t group;
+    } rows[] = {{"2:4", 4},     {"4:8", 8},           {"1:16", 16},
+                {"128:2:5", 5}, {"panel:64@0.75", 4}, {"dense", 4}};
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        const esp_pattern pattern = with_pattern(run, rows[i].pattern).pattern;
+        test_sub(run, "%s", rows[i].pattern);
+        CHECK_INT(esp_turn_group(&pattern), rows[i].group);
+    }
+}
+
 /* ---- refusals ---- */
 
 static bool never(void *user, const char *what, double done, double total, const char *unit)
@@ -361,6 +378,11 @@ static void refusals(test_run *run)
                 ESP_BAD_ARGUMENT, "turn.no_samples");
     CHECK_FAILS(esp_turn_checkpoint(f.device, PROSE, f.once, NULL, NULL, error), ESP_BAD_ARGUMENT,
                 "turn.no_samples");
+    options.calibration = &calibration;
+    options.pattern = (esp_pattern){.kind = ESP_PATTERN_PANEL, .v = 64, .m = INT64_MAX};
+    CHECK_FAILS(esp_turn_checkpoint(f.device, PROSE, f.once, &options, NULL, error),
+                ESP_BAD_ARGUMENT, "pattern.m_too_large");
+    options.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
     test_sub(run, "interrupted");
     int before = entries_of(test_folder(run));
     options.calibration = &calibration;
@@ -386,10 +408,8 @@ static void refusals(test_run *run)
 }
 
 static const test_case cases[] = {
-    {"same", same},
-    {"pays", pays},
-    {"not finite", not_finite},
-    {"refusals", refusals},
+    {"same", same},     {"pays", pays},         {"not finite", not_finite},
+    {"groups", groups}, {"refusals", refusals},
 };
 
 TEST_MAIN(cases)
