@@ -67,11 +67,6 @@ static esp_status write_files(const advise_job *job, esp_error *error)
 
 /* ---- the command ---- */
 
-static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
-{
-    return progress_step(user, what, done, total, unit);
-}
-
 static esp_status parse(advise_job *job, esp_error *error)
 {
     const advise_args *args = job->args;
@@ -105,7 +100,7 @@ static esp_status parse(advise_job *job, esp_error *error)
                                         .whole = !args->layers_only,
                                         .compute = (esp_compute)job->cli->common.compute,
                                         .rounds = (int)args->rounds,
-                                        .progress = on_progress,
+                                        .progress = progress_step,
                                         .user = &job->cli->progress};
     return ESP_OK;
 }

@@ -12,11 +12,6 @@ typedef struct shrink_args {
     calibration_args calibration;
 } shrink_args;
 
-static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
-{
-    return progress_step(user, what, done, total, unit);
-}
-
 static void print_text(const shrink_args *args, const esp_shrink_summary *summary)
 {
     char before[SIZE_TEXT_MAX], after[SIZE_TEXT_MAX];
@@ -65,7 +60,7 @@ static esp_status shrink(cli_state *cli, calibration_data *data, esp_error *erro
                                   .heads = args->heads,
                                   .multiple = args->multiple,
                                   .force = args->force,
-                                  .progress = on_progress,
+                                  .progress = progress_step,
                                   .user = &cli->progress};
     TRY(parse_shard_size(args->shard_size, &options.shard_bytes, error));
     TRY(cli_open_device(cli, error));

@@ -136,4 +136,29 @@ static inline void list_error(void *user, const esp_calibrated_layer *layer)
     list->errors[list->count++ % 64] = layer->error;
 }
 
+/* Logits of all `count` words of a model behind the same tokens for any model, in f32. */
+static inline void logits_of(test_run *run, esp_context *context, esp_device *device,
+                             const char *folder, float *logits, int64_t count)
+{
+    enum { TOKENS = 24 };
+    const esp_model_options options = {.compute = ESP_COMPUTE_F32};
+    esp_checkpoint *checkpoint = NULL;
+    esp_model *model = NULL;
+    esp_session *session = NULL;
+    int32_t ids[TOKENS];
+    for (int i = 0; i < TOKENS; i++) {
+        ids[i] = 7 + 131 * i % 4000;
+    }
+    REQUIRE_OK(esp_checkpoint_open(context, folder, &checkpoint, error));
+    REQUIRE_OK(esp_model_load(device, checkpoint, &options, &model, error));
+    esp_model_info info;
+    esp_model_get_info(model, &info);
+    REQUIRE(info.vocabulary == count);
+    REQUIRE_OK(esp_session_create(model, TOKENS, 0, &session, error));
+    CHECK_OK(esp_session_feed(session, ids, TOKENS, logits, false, error));
+    esp_session_free(session);
+    esp_model_free(model);
+    esp_checkpoint_close(checkpoint);
+}
+
 #endif

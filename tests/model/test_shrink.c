@@ -133,29 +133,6 @@ static void write_masked(test_run *run, folders *f)
     esp_checkpoint_close(shrunk);
 }
 
-static void run_tokens(test_run *run, folders *f, const char *folder, float *logits, int64_t count)
-{
-    enum { TOKENS = 24 };
-    const esp_model_options options = {.compute = ESP_COMPUTE_F32};
-    esp_checkpoint *checkpoint = NULL;
-    esp_model *model = NULL;
-    esp_session *session = NULL;
-    int32_t ids[TOKENS];
-    for (int i = 0; i < TOKENS; i++) {
-        ids[i] = 7 + 131 * i % 4000;
-    }
-    REQUIRE_OK(esp_checkpoint_open(f->context, folder, &checkpoint, error));
-    REQUIRE_OK(esp_model_load(f->device, checkpoint, &options, &model, error));
-    esp_model_info info;
-    esp_model_get_info(model, &info);
-    REQUIRE(info.vocabulary == count);
-    REQUIRE_OK(esp_session_create(model, TOKENS, 0, &session, error));
-    CHECK_OK(esp_session_feed(session, ids, TOKENS, logits, false, error));
-    esp_session_free(session);
-    esp_model_free(model);
-    esp_checkpoint_close(checkpoint);
-}
-
 /* Sums of fewer terms in another grouping: rounding of f32, through six layers. */
 static void check_same(test_run *run, folders *f)
 {
@@ -163,8 +140,8 @@ static void check_same(test_run *run, folders *f)
     static float logits[2][COUNT];
     double most = 0, apart = 0;
     write_masked(run, f);
-    run_tokens(run, f, f->out, logits[0], COUNT);
-    run_tokens(run, f, f->masked, logits[1], COUNT);
+    logits_of(run, f->context, f->device, f->out, logits[0], COUNT);
+    logits_of(run, f->context, f->device, f->masked, logits[1], COUNT);
     for (int i = 0; i < COUNT; i++) {
         most = fmax(most, fabs((double)logits[0][i]));
         apart = fmax(apart, fabs((double)logits[0][i] - (double)logits[1][i]));

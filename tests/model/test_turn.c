@@ -133,26 +133,6 @@ static void write_whole(test_run *run, folders *f)
 
 /* ---- the same ---- */
 
-static void run_tokens(test_run *run, folders *f, const char *folder, float *logits)
-{
-    enum { TOKENS = 24 };
-    const esp_model_options options = {.compute = ESP_COMPUTE_F32};
-    esp_checkpoint *checkpoint = NULL;
-    esp_model *model = NULL;
-    esp_session *session = NULL;
-    int32_t ids[TOKENS];
-    for (int i = 0; i < TOKENS; i++) {
-        ids[i] = 7 + 131 * i % 4000;
-    }
-    REQUIRE_OK(esp_checkpoint_open(f->context, folder, &checkpoint, error));
-    REQUIRE_OK(esp_model_load(f->device, checkpoint, &options, &model, error));
-    REQUIRE_OK(esp_session_create(model, TOKENS, 0, &session, error));
-    CHECK_OK(esp_session_feed(session, ids, TOKENS, logits, false, error));
-    esp_session_free(session);
-    esp_model_free(model);
-    esp_checkpoint_close(checkpoint);
-}
-
 static void check_near(test_run *run, const float *one, const float *other)
 {
     double most = 0, apart = 0;
@@ -232,15 +212,15 @@ static void same(test_run *run)
     CHECK(summary.untied);
     CHECK(summary.stored_bytes == summary.source_bytes + sizeof(float) * WORDS * CHANNELS);
     CHECK(summary.strongest_axes > summary.strongest_channels && summary.strongest_channels > 0.25);
-    run_tokens(run, &f, f.whole, logits[0]);
-    run_tokens(run, &f, f.once, logits[1]);
+    logits_of(run, f.context, f.device, f.whole, logits[0], WORDS);
+    logits_of(run, f.context, f.device, f.once, logits[1], WORDS);
     check_near(run, logits[0], logits[1]);
     check_table(run, &f);
     check_norms(run, &f);
     test_sub(run, "a head of its own"); /* and what was turned has little left to gain */
     REQUIRE_OK(turn(&f, f.once, f.twice, "panel:64@0.75", &summary, error));
     CHECK(!summary.untied && summary.stored_bytes == summary.source_bytes);
-    run_tokens(run, &f, f.twice, logits[2]);
+    logits_of(run, f.context, f.device, f.twice, logits[2], WORDS);
     check_near(run, logits[0], logits[2]);
     CHECK(summary.strongest_axes < 1.01 * summary.strongest_channels);
     folders_close(run, &f);
