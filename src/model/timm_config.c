@@ -271,10 +271,10 @@ static esp_status read_crop(const esp_config_file *pretrained, double *share, bo
         return unsupported(pretrained, "those whose \"crop_mode\" is not center or squash", error);
     }
     ESP_TRY(esp_config_number(pretrained, "crop_pct", true, 0, share, error));
-    return *share > 0.01 && *share <= 1
+    return *share >= 0.01 && *share <= 1
                ? ESP_OK
                : esp_fail(error, ESP_BAD_FILE, "config.bad_value",
-                          "%s: \"crop_pct\" is %g, which is no share between 0.01 and 1",
+                          "%s: \"crop_pct\" is %.9g; a share from 0.01 to 1 was expected",
                           pretrained->path, *share);
 }
 

@@ -303,6 +303,7 @@ static void refused_images(test_run *run)
         const char *key, *value, *code;
     } changes[] = {{".crop_pct", NULL, "config.missing_key"},
                    {".crop_pct", "0", "config.bad_value"},
+                   {".crop_pct", "0.00999999999", "config.bad_value"},
                    {".crop_pct", "1.5", "config.bad_value"},
                    {".crop_mode", "\"border\"", "config.unsupported_timm"},
                    {".interpolation", "\"lanczos\"", "config.unsupported_timm"},
