@@ -309,25 +309,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 /* ---- all of it ---- */
 
-/* Else the first layer would tell, after all samples. */
-static esp_status check_regrouping(const esp_calibration_options *options,
-                                   const esp_prune_options *prune, esp_error *error)
-{
-    bool can = esp_calibration_regroups(options, &prune->pattern);
-    for (int i = 0; i < prune->rule_count; i++) {
-        can &= esp_calibration_regroups(options, &prune->rules[i].pattern);
-    }
-    return can || !prune->mask.regroup
-               ? ESP_OK
-               : esp_fail(error, ESP_UNSUPPORTED, "calibrate.no_regrouping",
-                          "method %s chooses the columns of panels by updated weights and cannot "
-                          "group rows; do without regrouping, or choose masks by scores "
-                          "(magnitude to ria)",
-                          esp_method_name(options->method));
-}
-
-esp_status esp_calibration_check(const esp_calibration_options *options,
-                                 const esp_prune_options *prune, esp_error *error)
+esp_status esp_calibration_check(const esp_calibration_options *options, esp_error *error)
 {
     if ((unsigned)options->method > ESP_METHOD_JOINT ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
@@ -354,7 +336,49 @@ esp_status esp_calibration_check(const esp_calibration_options *options,
                         "range",
                         options->damping, (long long)options->tokens, (long long)options->context);
     }
-    return check_regrouping(options, prune, error);
+    return ESP_OK;
+}
+
+/* Of the checkpoint's layers; panels of all rows have nothing to group. */
+static esp_status check_patterns(const esp_checkpoint *checkpoint,
+                                 const esp_calibration_options *options,
+                                 const esp_prune_options *prune, const esp_pattern *patterns,
+                                 esp_error *error)
+{
+    for (int64_t i = 0; i < esp_checkpoint_count(checkpoint); i++) {
+        esp_weight_info weight = esp_checkpoint_get(checkpoint, i);
+        if (esp_prune_stores_rows(&prune->mask, &patterns[i], weight.shape[0]) &&
+            !esp_calibration_regroups(options, &patterns[i])) {
+            return esp_fail(error, ESP_UNSUPPORTED, "calibrate.no_regrouping",
+                            "%s: %s: method %s chooses the columns of panels by updated weights "
+                            "and cannot group rows; do without regrouping, or choose masks by "
+                            "scores (magnitude to ria)",
+                            esp_checkpoint_path(checkpoint), weight.name,
+                            esp_method_name(options->method));
+        }
+    }
+    return ESP_OK;
+}
+
+esp_status esp_calibration_check_rows(const esp_calibration *calibration,
+                                      const esp_calibration_options *options, esp_error *error)
+{
+    const esp_checkpoint *checkpoint = calibration->checkpoint;
+    size_t count = (size_t)esp_checkpoint_count(checkpoint);
+    if (!calibration->prune->mask.regroup) {
+        return ESP_OK;
+    }
+    esp_pattern *patterns = esp_alloc_array(calibration->context, count, sizeof *patterns);
+    if (patterns == NULL) {
+        return esp_fail_memory(error, count * sizeof *patterns, "the layers' patterns");
+    }
+    esp_status status =
+        esp_prune_patterns(calibration->context, checkpoint, calibration->prune, patterns, error);
+    if (status == ESP_OK) {
+        status = check_patterns(checkpoint, options, calibration->prune, patterns, error);
+    }
+    esp_release(calibration->context, patterns);
+    return status;
 }
 
 static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
@@ -427,8 +451,9 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
 {
     calibration->layer = -1;
     calibration->inputs.group = -1;
-    ESP_TRY(esp_calibration_check(calibration->options, calibration->prune, error));
+    ESP_TRY(esp_calibration_check(calibration->options, error));
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
+    ESP_TRY(esp_calibration_check_rows(calibration, calibration->options, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(share_out(calibration, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));

@@ -72,7 +72,12 @@ typedef struct esp_calibration {
 
 /* calibrate.c: what a caller may have asked wrongly; opening checks it, too. */
 ESP_MUST_CHECK esp_status esp_calibration_check(const esp_calibration_options *options,
-                                                const esp_prune_options *prune, esp_error *error);
+                                                esp_error *error);
+/* Whether masks by options carry the order of rows that the folder will declare; opening checks its
+ * own options. Else the first layer would tell, after all samples. */
+ESP_MUST_CHECK esp_status esp_calibration_check_rows(const esp_calibration *calibration,
+                                                     const esp_calibration_options *options,
+                                                     esp_error *error);
 /* Algebra, samples and the list of layers; close after a failure too. */
 ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                                esp_error *error);

@@ -97,6 +97,7 @@ static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *
 {
     esp_calibration *calibration = &job->calibration;
     ESP_TRY(esp_calibration_open(calibration, model_dir, error));
+    ESP_TRY(esp_calibration_check_rows(calibration, job->method, error));
     size_t count = (size_t)calibration->linear_count;
     job->inputs = esp_alloc_zero(calibration->context, count * sizeof(esp_group_inputs *));
     job->groups = esp_alloc_zero(calibration->context, count * sizeof *job->groups);
@@ -260,7 +261,7 @@ esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
     static const esp_permute_options defaults = {0};
     esp_prune_options plain = *prune;
     esp_calibration_options look = *calibration, method = *calibration;
-    ESP_TRY(esp_calibration_check(calibration, prune, error)); /* look's are others */
+    ESP_TRY(esp_calibration_check(calibration, error)); /* look's are others */
     permute = permute != NULL ? permute : &defaults;
     plain.permutation = NULL;
     plain.progress = permute->progress;

@@ -261,20 +261,24 @@ static esp_status regroup(test_run *run, const char *model, const char *pattern,
     return status;
 }
 
-/* Where masks can carry an order they do; where not, that is said before any file is opened. */
+/* Where masks can carry an order they do; where not, that is said before anything is pruned. Panels
+ * of all rows have none. */
 static void regrouped(test_run *run)
 {
     const char *model = tiny_folder(run, "plain");
-    const char *nowhere = "/nowhere";
     CHECK_OK(regroup(run, model, "16:2:8", "2:4", ESP_METHOD_WANDA, false, error));
     CHECK_OK(regroup(run, model, "panel:16@0.5", "2:4", ESP_METHOD_SPARSE_GPT, false, error));
     CHECK_OK(regroup(run, model, "16:2:8", "16:2:8", ESP_METHOD_SPARSE_GPT, true, error));
     CHECK_OK(regroup(run, model, "2:4", "2:4", ESP_METHOD_OBS, false, error));
-    CHECK_FAILS(regroup(run, nowhere, "16:2:8", "2:4", ESP_METHOD_SPARSE_GPT, false, error),
+    CHECK_OK(regroup(run, model, "256:2:8", "64:2:8", ESP_METHOD_OBS, false, error));
+    CHECK_OK(regroup(run, model, "panel:256@0.5", "64:2:8", ESP_METHOD_JOINT, false, error));
+    CHECK_FAILS(regroup(run, model, "64:2:8", "64:2:8", ESP_METHOD_OBS, false, error),
+                ESP_UNSUPPORTED, "calibrate.no_regrouping"); /* layers of 176 rows */
+    CHECK_FAILS(regroup(run, model, "16:2:8", "2:4", ESP_METHOD_SPARSE_GPT, false, error),
                 ESP_UNSUPPORTED, "calibrate.no_regrouping");
-    CHECK_FAILS(regroup(run, nowhere, "2:4", "16:2:8", ESP_METHOD_OBS, false, error),
-                ESP_UNSUPPORTED, "calibrate.no_regrouping");
-    CHECK_FAILS(regroup(run, nowhere, "panel:16@0.5", "2:4", ESP_METHOD_JOINT, false, error),
+    CHECK_FAILS(regroup(run, model, "2:4", "16:2:8", ESP_METHOD_OBS, false, error), ESP_UNSUPPORTED,
+                "calibrate.no_regrouping");
+    CHECK_FAILS(regroup(run, model, "panel:16@0.5", "2:4", ESP_METHOD_JOINT, false, error),
                 ESP_UNSUPPORTED, "calibrate.no_regrouping");
 }
 
