@@ -42,11 +42,10 @@ static esp_status check_args(const convert_args *args, esp_error *error)
             "either --compress or --dense, or --to FORM, must be given; see 'espalier convert "
             "--help'");
     }
-    if (args->to != NULL && (args->which.pattern != NULL || args->which.recipe != NULL ||
-                             args->which.rules.count > 0)) {
+    if (args->to != NULL && (args->which.pattern != NULL || args->which.recipe != NULL)) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.extra_option",
-                        "--to stores the zeros that are there and takes no patterns; see 'espalier "
-                        "convert --help'");
+                        "--to stores the zeros that are there and takes no pattern or recipe; see "
+                        "'espalier convert --help'");
     }
     if (args->compress && args->which.pattern == NULL && args->which.recipe == NULL) {
         return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
@@ -129,5 +128,7 @@ const cli_command convert_command = {
     .notes =
         "--compress takes the layers that 'espalier prune' would take and fails (exit code 5), "
         "naming layer and place, when zeros do not fit. --dense makes a folder that other "
-        "programs load like any dense model. --to sparse-24-bitmask does the same with 2:4; "
+        "programs load like any dense model. --to sparse-24-bitmask does the same with 2:4, and "
+        "with "
+        "classifier heads, too, if --pattern-for GLOB=2:4 names them; "
         "sparse-bitmask stores any zeros. MODEL may be of these two forms everywhere."};

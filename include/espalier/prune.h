@@ -240,8 +240,10 @@ typedef enum esp_convert_target {
 
 /* Changes a folder's form without choosing masks. COMPRESS refuses ("convert.does_not_fit", naming
  * layer and place) a layer that prune would have taken by options but whose zeros do not fit; so
- * does SPARSE_24_BITMASK. Of options, mask, permutation and dry_run are ignored, for the bitmasks
- * pattern and rules too, and for DENSE also the skips. */
+ * does SPARSE_24_BITMASK, which leaves classifier heads and poolers dense, and what a compressed
+ * source holds dense, unless a rule says 2:4; its rules are 2:4 or dense, SPARSE_BITMASK has none
+ * ("convert.bad_rule"). Of options, mask, permutation and dry_run are ignored, for the bitmasks
+ * pattern too, and for DENSE also rules and skips. */
 ESP_MUST_CHECK ESP_API esp_status esp_convert_checkpoint(
     esp_context *context, const char *model_dir, const char *out_dir, esp_convert_target target,
     const esp_prune_options *options, esp_prune_summary *summary, esp_error *error);

@@ -1,7 +1,7 @@
 /* Which layers a compressed-tensors folder stores as bitmasks. sparse-24-bitmask takes each linear
- * layer but classifier heads and poolers, and encoding refuses those that are not 2:4; only in a
- * compressed source a dense layer was left dense on purpose. sparse-bitmask takes what gets smaller
- * by it. */
+ * layer but classifier heads and poolers, and encoding refuses those that are not 2:4; in a
+ * compressed source a dense layer was left dense on purpose. Rules decide otherwise. sparse-bitmask
+ * takes what gets smaller by it. */
 #include <stdio.h>
 
 #include "io/io.h"
@@ -21,16 +21,26 @@ static void take(esp_choice *choice, const esp_weight_info *weight, const esp_pa
     choice->stored_bytes = stored_bytes;
 }
 
-static void choose_2_4(const esp_checkpoint *source, int64_t index, esp_choice *choice)
+/* Of a layer that no rule names. NULL: it does not. */
+static const char *why_dense(const esp_checkpoint *source, int64_t index)
 {
     esp_weight_info weight = esp_checkpoint_get(source, index);
-    bool compressed =
-        esp_checkpoint_is_compressed(source) || esp_checkpoint_form(source) != ESP_FORM_ESPALIER;
-    const char *outside = esp_linear_layer_outside(&weight);
-    if (compressed && esp_checkpoint_is_plain(source, index)) {
-        esp_choice_stay_dense(choice, &weight, "dense in the source");
-    } else if (!compressed && outside != NULL) {
-        esp_choice_stay_dense(choice, &weight, outside);
+    if (esp_checkpoint_is_compressed(source) || esp_checkpoint_form(source) != ESP_FORM_ESPALIER) {
+        return esp_checkpoint_is_plain(source, index) ? "dense in the source" : NULL;
+    }
+    return esp_linear_layer_outside(&weight);
+}
+
+static void choose_2_4(const esp_checkpoint *source, const esp_prune_options *options,
+                       int64_t index, esp_choice *choice)
+{
+    esp_weight_info weight = esp_checkpoint_get(source, index);
+    const esp_pattern_rule *rule = esp_selection_rule(options, weight.name);
+    const char *dense = rule == NULL                              ? why_dense(source, index)
+                        : rule->pattern.kind == ESP_PATTERN_DENSE ? "dense by rule"
+                                                                  : NULL;
+    if (dense != NULL) {
+        esp_choice_stay_dense(choice, &weight, dense);
     } else if (weight.shape[1] % 4 != 0) {
         esp_choice_stay_dense(choice, &weight, "columns are no multiple of 4");
     } else {
@@ -88,9 +98,28 @@ static esp_status choose(esp_context *context, const esp_checkpoint *source, esp
     } else if (weight.shape[0] == 0 || weight.shape[1] == 0) {
         esp_choice_stay_dense(choice, &weight, "empty");
     } else if (form == ESP_FORM_SPARSE_24_BITMASK) {
-        choose_2_4(source, index, choice);
+        choose_2_4(source, options, index, choice);
     } else {
         return choose_any(context, source, index, choice, error);
+    }
+    return ESP_OK;
+}
+
+static esp_status check_rules(esp_folder_form form, const esp_prune_options *options,
+                              esp_error *error)
+{
+    for (int i = 0; i < options->rule_count; i++) {
+        const esp_pattern_rule *rule = &options->rules[i];
+        if (form != ESP_FORM_SPARSE_24_BITMASK ||
+            (rule->pattern.kind != ESP_PATTERN_DENSE &&
+             !esp_pattern_equal(&rule->pattern, &pattern_2_4))) {
+            return esp_fail(
+                error, ESP_BAD_ARGUMENT, "convert.bad_rule", "pattern rule '%s': of %s, %s",
+                rule->glob, esp_form_name(form),
+                form == ESP_FORM_SPARSE_24_BITMASK
+                    ? "layers are 2:4 or dense"
+                    : "any zeros are stored; leave rules out, or skip what shall stay dense");
+        }
     }
     return ESP_OK;
 }
@@ -99,6 +128,7 @@ esp_status esp_select_for_bitmask(esp_context *context, const esp_checkpoint *so
                                   esp_folder_form form, const esp_prune_options *options,
                                   esp_selection *selection, esp_error *error)
 {
+    ESP_TRY(check_rules(form, options, error));
     ESP_TRY(esp_selection_check_globs(source, options, error));
     int64_t count = esp_checkpoint_count(source);
     esp_choice *choices = esp_alloc_array(context, (size_t)count, sizeof *choices);

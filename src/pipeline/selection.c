@@ -36,8 +36,7 @@ bool esp_selection_skips(const esp_prune_options *options, const char *name)
     return false;
 }
 
-/* NULL: no rule names it. */
-static const esp_pattern_rule *rule_for(const esp_prune_options *options, const char *name)
+const esp_pattern_rule *esp_selection_rule(const esp_prune_options *options, const char *name)
 {
     for (int i = 0; i < options->rule_count; i++) {
         if (glob_names(options->rules[i].glob, name)) {
@@ -121,7 +120,7 @@ static esp_status choose(const esp_prune_options *options, const esp_weight_info
                          const esp_checkpoint *source, esp_choice *choice, esp_error *error)
 {
     const char *why_not = esp_linear_layer_why_not(weight);
-    const esp_pattern_rule *rule = rule_for(options, weight->name);
+    const esp_pattern_rule *rule = esp_selection_rule(options, weight->name);
     const esp_pattern *pattern = rule != NULL ? &rule->pattern : &options->pattern;
     choice->linear = why_not == NULL;
     if (why_not != NULL) {

@@ -30,12 +30,13 @@ ESP_MUST_CHECK esp_status esp_select_for_bitmask(esp_context *context, const esp
                                                  esp_folder_form form,
                                                  const esp_prune_options *options,
                                                  esp_selection *selection, esp_error *error);
-/* Parts of the above: "prune.glob_matches_nothing"; whether a skip names the tensor; the choice to
- * leave it. */
+/* Parts of the above: "prune.glob_matches_nothing"; whether a skip names the tensor; the rule that
+ * does, or NULL; the choice to leave it. */
 ESP_MUST_CHECK esp_status esp_selection_check_globs(const esp_checkpoint *source,
                                                     const esp_prune_options *options,
                                                     esp_error *error);
 bool esp_selection_skips(const esp_prune_options *options, const char *name);
+const esp_pattern_rule *esp_selection_rule(const esp_prune_options *options, const char *name);
 void esp_choice_stay_dense(esp_choice *choice, const esp_weight_info *weight, const char *note);
 void esp_selection_free(esp_selection *selection);
 

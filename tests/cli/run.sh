@@ -256,6 +256,7 @@ err_has 'model.layers.0.*does not fit 2:4.*row 0.*\[convert.does_not_fit\]'
 t "convert to an unknown form" 2 convert p --to marlin-24 -o x; err_has 'sparse-24-bitmask or sparse-bitmask'
 t "convert two ways" 2 convert p --to sparse-bitmask --dense -o x; err_has 'or --to FORM'
 t "convert --to with a pattern" 2 convert p --to sparse-bitmask -p 2:4 -o x; err_has 'usage.extra_option'
+t "convert --to with a rule" 2 convert p --to sparse-bitmask --pattern-for '*=2:4' -o x; err_has 'convert.bad_rule'
 # ---- reordered channels ----
 t "prune, reordered" 0 prune plain -p 16:2:8 -o pm --permute; quiet_err; out_has 'permutation: [1-9]'
 t "info of it" 0 info pm; out_has 'permutation  .*orders, kept score 0\.'
