@@ -124,12 +124,6 @@ static void count_clamped(void *user, const esp_layer_report *layer)
     view->row->clamped += layer->pruned && strstr(layer->note, "clamped") != NULL;
 }
 
-static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
-{
-    prune_view *view = user;
-    return progress_step(&view->cli->progress, what, done, total, unit);
-}
-
 static esp_status prune_all(pattern_job *job, esp_error *error)
 {
     for (int i = 1; i < job->count; i++) {
@@ -137,7 +131,7 @@ static esp_status prune_all(pattern_job *job, esp_error *error)
         esp_prune_options options = {.pattern = job->patterns[i],
                                      .force = true,
                                      .on_layer = count_clamped,
-                                     .progress = on_progress,
+                                     .progress = cli_progress_step,
                                      .user = &view};
         TRY(esp_prune_checkpoint(job->cli->context, job->rows[0].path, job->rows[i].path, &options,
                                  NULL, error));

@@ -65,6 +65,9 @@ esp_status cli_fail_memory(esp_error *error, const char *what);
     } while (0)
 #define COUNT(array) ((int)(sizeof(array) / sizeof((array)[0])))
 
+/* An esp_progress_fn for what begins with a cli_state *, as views and reports do. */
+bool cli_progress_step(void *user, const char *what, double done, double total, const char *unit);
+
 /* Opens cli->device, once. */
 ESP_MUST_CHECK esp_status cli_open_device(cli_state *cli, esp_error *error);
 

@@ -71,7 +71,7 @@ static esp_status convert(cli_state *cli, esp_prune_options *options, esp_error 
     layer_report report;
     layer_report_begin(&report, cli, false);
     options->on_layer = layer_report_add;
-    options->progress = layer_report_progress;
+    options->progress = cli_progress_step;
     options->user = &report;
     options->force = args->force;
     esp_prune_summary summary;

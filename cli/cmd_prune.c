@@ -20,7 +20,7 @@ static esp_status find_permutation(cli_state *cli, const esp_prune_options *prun
                                    esp_error *error)
 {
     const prune_args *args = cli->args;
-    const esp_permute_options options = {.progress = layer_report_progress, .user = report};
+    const esp_permute_options options = {.progress = cli_progress_step, .user = report};
     *permutation = NULL;
     return !args->permute || args->calibration.path != NULL
                ? ESP_OK
@@ -36,7 +36,7 @@ static esp_status prune(cli_state *cli, esp_prune_options *options, esp_error *e
     esp_permutation *permutation = NULL;
     layer_report_begin(&report, cli, args->dry_run);
     options->on_layer = layer_report_add;
-    options->progress = layer_report_progress;
+    options->progress = cli_progress_step;
     options->user = &report;
     esp_prune_summary summary;
     esp_status status = find_permutation(cli, options, &report, &permutation, error);

@@ -71,12 +71,6 @@ static esp_status list_problems(cli_state *cli, problem_list *list, esp_error *e
 
 /* ---- measuring and showing ---- */
 
-static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
-{
-    tune_view *view = user;
-    return progress_step(&view->cli->progress, what, done, total, unit);
-}
-
 static void note_best(double *best, double us)
 {
     *best = *best == 0 || us < *best ? us : *best;
@@ -191,7 +185,7 @@ static esp_status tune_some(cli_state *cli, const esp_matmul_problem *problem,
     esp_tune_options options = {.rounds = (int)args->rounds,
                                 .seed = (uint64_t)args->seed,
                                 .on_result = on_result,
-                                .progress = on_progress,
+                                .progress = cli_progress_step,
                                 .user = &view};
     /* The library counts 0 as its default and less as none. */
     options.rotate_bytes = args->rotate < 0 ? 0 : args->rotate == 0 ? -1 : args->rotate;

@@ -67,12 +67,6 @@ static void on_layer(void *user, const esp_verify_layer *layer)
     }
 }
 
-static bool on_progress(void *user, const char *what, double done, double total, const char *unit)
-{
-    verify_view *view = user;
-    return progress_step(&view->cli->progress, what, done, total, unit);
-}
-
 static esp_status print_text(verify_view *view, const esp_verify_summary *summary, esp_error *error)
 {
     TRY(table_print(&view->table, stdout, error));
@@ -116,7 +110,7 @@ static esp_status run(cli_state *cli, esp_error *error)
     verify_view view = {.cli = cli, .layers = record_list()};
     table_begin(&view.table, COUNT(heads), heads);
     esp_verify_options options = {
-        .strict = args->strict, .on_layer = on_layer, .progress = on_progress, .user = &view};
+        .strict = args->strict, .on_layer = on_layer, .progress = cli_progress_step, .user = &view};
     esp_verify_summary summary;
     esp_status status =
         esp_verify_checkpoint(cli->context, cli->operands[0], &options, &summary, error);

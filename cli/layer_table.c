@@ -158,13 +158,6 @@ void layer_report_add(void *user, const esp_layer_report *layer)
     }
 }
 
-bool layer_report_progress(void *user, const char *what, double done, double total,
-                           const char *unit)
-{
-    layer_report *report = user;
-    return progress_step(&report->cli->progress, what, done, total, unit);
-}
-
 /* ---- totals ---- */
 
 static void print_permutation(const esp_permutation *permutation)

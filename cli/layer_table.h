@@ -86,10 +86,8 @@ typedef struct layer_report {
 } layer_report;
 
 void layer_report_begin(layer_report *report, cli_state *cli, bool dry_run);
-/* An esp_layer_report_fn and an esp_progress_fn; user is the report. */
+/* An esp_layer_report_fn; user is the report, and for its progress cli_progress_step. */
 void layer_report_add(void *user, const esp_layer_report *layer);
-bool layer_report_progress(void *user, const char *what, double done, double total,
-                           const char *unit);
 /* Prints it as text or JSON. out NULL: nothing was written. */
 ESP_MUST_CHECK esp_status layer_report_print(layer_report *report, const char *out,
                                              const esp_prune_summary *summary, esp_error *error);

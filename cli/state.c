@@ -36,6 +36,12 @@ esp_status cli_fail_memory(esp_error *error, const char *what)
     return cli_fail(error, ESP_OUT_OF_MEMORY, "memory.exhausted", "out of memory for %s", what);
 }
 
+bool cli_progress_step(void *user, const char *what, double done, double total, const char *unit)
+{
+    cli_state *const *begin = user;
+    return progress_step(&(*begin)->progress, what, done, total, unit);
+}
+
 esp_status cli_open_device(cli_state *cli, esp_error *error)
 {
     if (cli->device != NULL) {
