@@ -79,4 +79,11 @@ static inline void on_gpu(test_run *run, void (*body)(bed *))
     test_context_free(run, context);
 }
 
+/* Defines a case by what it does for each type. */
+#define ON_GPU(name, body)                                                                         \
+    static void name(test_run *run)                                                                \
+    {                                                                                              \
+        on_gpu(run, body);                                                                         \
+    }
+
 #endif

@@ -447,14 +447,7 @@ static const test_case cases[] = {
 };
 
 #else
-#include "test.h"
-
-static void without_cuda(test_run *run)
-{
-    test_skip(run, "built without CUDA");
-}
-
-static const test_case cases[] = {{"without_cuda", without_cuda}};
+#include "without_cuda.h"
 #endif
 
 TEST_MAIN(cases)

@@ -521,13 +521,6 @@ static const test_case cases[] = {{"gram", gram_on_gpu},     {"algebra", algebra
                                   {"refit", refit_on_gpu},   {"sweep", sweep_on_gpu},
                                   {"panels", panels_on_gpu}, {"wide", wide_on_gpu}};
 #else
-#include "test.h"
-
-static void no_gpu(test_run *run)
-{
-    test_skip(run, "built without CUDA");
-}
-
-static const test_case cases[] = {{"built_without_cuda", no_gpu}};
+#include "without_cuda.h"
 #endif
 TEST_MAIN(cases)

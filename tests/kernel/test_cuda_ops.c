@@ -340,35 +340,12 @@ static void random_of_each(bed *b)
     }
 }
 
-static void norms_on_gpu(test_run *run)
-{
-    on_gpu(run, norms);
-}
-
-static void norms_of_infinity(test_run *run)
-{
-    on_gpu(run, norms_not_finite);
-}
-
-static void elementwise_on_gpu(test_run *run)
-{
-    on_gpu(run, elementwise_ops);
-}
-
-static void pool_on_gpu(test_run *run)
-{
-    on_gpu(run, pool_ops);
-}
-
-static void some_for_sanitizers(test_run *run)
-{
-    on_gpu(run, some_of_each);
-}
-
-static void random_problems(test_run *run)
-{
-    on_gpu(run, random_of_each);
-}
+ON_GPU(norms_on_gpu, norms)
+ON_GPU(norms_of_infinity, norms_not_finite)
+ON_GPU(elementwise_on_gpu, elementwise_ops)
+ON_GPU(pool_on_gpu, pool_ops)
+ON_GPU(some_for_sanitizers, some_of_each)
+ON_GPU(random_problems, random_of_each)
 
 static const test_case cases[] = {{"norms", norms_on_gpu},
                                   {"norms_not_finite", norms_of_infinity},
@@ -377,13 +354,6 @@ static const test_case cases[] = {{"norms", norms_on_gpu},
                                   {"some_for_sanitizers", some_for_sanitizers},
                                   {"random_problems", random_problems}};
 #else
-#include "test.h"
-
-static void no_gpu(test_run *run)
-{
-    test_skip(run, "built without CUDA");
-}
-
-static const test_case cases[] = {{"built_without_cuda", no_gpu}};
+#include "without_cuda.h"
 #endif
 TEST_MAIN(cases)

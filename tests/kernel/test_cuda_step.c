@@ -444,35 +444,16 @@ static void some_of_each(bed *b)
     }
 }
 
-static void gated_on_gpu(test_run *run)
-{
-    on_gpu(run, gated);
-}
-static void normed_on_gpu(test_run *run)
-{
-    on_gpu(run, normed);
-}
-static void steps_on_gpu(test_run *run)
-{
-    on_gpu(run, steps);
-}
-static void some_for_sanitizers(test_run *run)
-{
-    on_gpu(run, some_of_each);
-}
+ON_GPU(gated_on_gpu, gated)
+ON_GPU(normed_on_gpu, normed)
+ON_GPU(steps_on_gpu, steps)
+ON_GPU(some_for_sanitizers, some_of_each)
 
 static const test_case cases[] = {{"gated_products", gated_on_gpu},
                                   {"normed_products", normed_on_gpu},
                                   {"steps_of_attention", steps_on_gpu},
                                   {"some_for_sanitizers", some_for_sanitizers}};
 #else
-#include "test.h"
-
-static void no_gpu(test_run *run)
-{
-    test_skip(run, "built without CUDA");
-}
-
-static const test_case cases[] = {{"built_without_cuda", no_gpu}};
+#include "without_cuda.h"
 #endif
 TEST_MAIN(cases)

@@ -244,32 +244,14 @@ static void random_of_each(bed *b)
     }
 }
 
-static void tokens_on_gpu(test_run *run)
-{
-    on_gpu(run, tokens_ops);
-}
-
-static void some_for_sanitizers(test_run *run)
-{
-    on_gpu(run, some_of_each);
-}
-
-static void random_problems(test_run *run)
-{
-    on_gpu(run, random_of_each);
-}
+ON_GPU(tokens_on_gpu, tokens_ops)
+ON_GPU(some_for_sanitizers, some_of_each)
+ON_GPU(random_problems, random_of_each)
 
 static const test_case cases[] = {{"tokens", tokens_on_gpu},
                                   {"some_for_sanitizers", some_for_sanitizers},
                                   {"random_problems", random_problems}};
 #else
-#include "test.h"
-
-static void no_gpu(test_run *run)
-{
-    test_skip(run, "built without CUDA");
-}
-
-static const test_case cases[] = {{"built_without_cuda", no_gpu}};
+#include "without_cuda.h"
 #endif
 TEST_MAIN(cases)
