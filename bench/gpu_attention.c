@@ -134,85 +134,110 @@ static void operands_free(const shape *s, operands *o)
     }
 }
 
+static float scale_of(const shape *s)
+{
+    return 1 / sqrtf((float)s->head_dim);
+}
+
+static void call_groups(const shape *s, const operands *o, cudaStream_t stream)
+{
+    gpu_attention_groups a = {.type = GPU_F16,
+                              .q = o->q,
+                              .k = o->k,
+                              .v = o->v,
+                              .y = o->y,
+                              .stride = o->stride,
+                              .y_stride = o->stride,
+                              .heads = s->heads,
+                              .head_dim = s->head_dim,
+                              .groups = s->groups,
+                              .tokens = s->tokens,
+                              .pitch = (s->tokens + 7) / 8 * 8,
+                              .scale = scale_of(s),
+                              .row_table = s->grid_width > 0 ? o->tables : NULL,
+                              .column_table = s->grid_width > 0 ? o->tables : NULL,
+                              .grid_width = s->grid_width};
+    NEED(gpu_attend_groups(&a, stream));
+}
+
+static void call_windows(const shape *s, const operands *o, cudaStream_t stream)
+{
+    gpu_attention_windows a = {.type = GPU_F16,
+                               .q = o->q,
+                               .k = o->k,
+                               .v = o->v,
+                               .y = o->y,
+                               .stride = o->stride,
+                               .y_stride = o->stride,
+                               .heads = s->heads,
+                               .head_dim = s->head_dim,
+                               .images = 1,
+                               .pitch = o->stride,
+                               .rows = s->grid_width,
+                               .columns = s->grid_width,
+                               .window = 14,
+                               .outside_k = o->tables,
+                               .outside_v = o->tables,
+                               .scale = scale_of(s),
+                               .row_table = o->tables,
+                               .column_table = o->tables};
+    NEED(gpu_attend_windows(&a, stream));
+}
+
+static void call_prefill(const shape *s, const operands *o, cudaStream_t stream)
+{
+    gpu_attention_prefill a = {.type = GPU_F16,
+                               .q = o->q,
+                               .stride = o->stride,
+                               .keys = o->k,
+                               .values = o->v,
+                               .capacity = s->tokens,
+                               .y = o->y,
+                               .y_stride = o->stride,
+                               .heads = s->heads,
+                               .kv_heads = s->kv_heads,
+                               .head_dim = s->head_dim,
+                               .tokens = s->tokens,
+                               .scale = scale_of(s)};
+    NEED(gpu_attend_prefill(&a, stream));
+}
+
+static void call_decode(const shape *s, const operands *o, int layer, int multiprocessors,
+                        cudaStream_t stream)
+{
+    gpu_attention_decode a = {.type = GPU_F16,
+                              .q = o->q,
+                              .stride = o->stride,
+                              .y = o->y,
+                              .y_stride = o->stride,
+                              .places = o->places,
+                              .layer = layer,
+                              .sequences = s->groups,
+                              .longest = s->tokens,
+                              .heads = s->heads,
+                              .kv_heads = s->kv_heads,
+                              .head_dim = s->head_dim,
+                              .scale = scale_of(s),
+                              .multiprocessors = multiprocessors,
+                              .overlaps = true};
+    if (s->kind == STEP) {
+        a.k = a.v = o->q;
+        a.cosines = a.sines = o->tables, a.angle_stride = o->stride;
+    }
+    NEED(gpu_attend_decode(&a, stream));
+}
+
 static void call(const shape *s, const operands *o, int which, int multiprocessors,
                  cudaStream_t stream)
 {
-    float scale = 1 / sqrtf((float)s->head_dim);
     if (s->kind == GROUPS) {
-        gpu_attention_groups a = {.type = GPU_F16,
-                                  .q = o->q,
-                                  .k = o->k,
-                                  .v = o->v,
-                                  .y = o->y,
-                                  .stride = o->stride,
-                                  .y_stride = o->stride,
-                                  .heads = s->heads,
-                                  .head_dim = s->head_dim,
-                                  .groups = s->groups,
-                                  .tokens = s->tokens,
-                                  .pitch = (s->tokens + 7) / 8 * 8,
-                                  .scale = scale,
-                                  .row_table = s->grid_width > 0 ? o->tables : NULL,
-                                  .column_table = s->grid_width > 0 ? o->tables : NULL,
-                                  .grid_width = s->grid_width};
-        NEED(gpu_attend_groups(&a, stream));
+        call_groups(s, o, stream);
     } else if (s->kind == WINDOWS) {
-        gpu_attention_windows a = {.type = GPU_F16,
-                                   .q = o->q,
-                                   .k = o->k,
-                                   .v = o->v,
-                                   .y = o->y,
-                                   .stride = o->stride,
-                                   .y_stride = o->stride,
-                                   .heads = s->heads,
-                                   .head_dim = s->head_dim,
-                                   .images = 1,
-                                   .pitch = o->stride,
-                                   .rows = s->grid_width,
-                                   .columns = s->grid_width,
-                                   .window = 14,
-                                   .outside_k = o->tables,
-                                   .outside_v = o->tables,
-                                   .scale = scale,
-                                   .row_table = o->tables,
-                                   .column_table = o->tables};
-        NEED(gpu_attend_windows(&a, stream));
+        call_windows(s, o, stream);
     } else if (s->kind == PREFILL) {
-        gpu_attention_prefill a = {.type = GPU_F16,
-                                   .q = o->q,
-                                   .stride = o->stride,
-                                   .keys = o->k,
-                                   .values = o->v,
-                                   .capacity = s->tokens,
-                                   .y = o->y,
-                                   .y_stride = o->stride,
-                                   .heads = s->heads,
-                                   .kv_heads = s->kv_heads,
-                                   .head_dim = s->head_dim,
-                                   .tokens = s->tokens,
-                                   .scale = scale};
-        NEED(gpu_attend_prefill(&a, stream));
+        call_prefill(s, o, stream);
     } else {
-        gpu_attention_decode a = {.type = GPU_F16,
-                                  .q = o->q,
-                                  .stride = o->stride,
-                                  .y = o->y,
-                                  .y_stride = o->stride,
-                                  .places = o->places,
-                                  .layer = which,
-                                  .sequences = s->groups,
-                                  .longest = s->tokens,
-                                  .heads = s->heads,
-                                  .kv_heads = s->kv_heads,
-                                  .head_dim = s->head_dim,
-                                  .scale = scale,
-                                  .multiprocessors = multiprocessors,
-                                  .overlaps = true};
-        if (s->kind == STEP) {
-            a.k = a.v = o->q;
-            a.cosines = a.sines = o->tables, a.angle_stride = o->stride;
-        }
-        NEED(gpu_attend_decode(&a, stream));
+        call_decode(s, o, which, multiprocessors, stream);
     }
 }
 
