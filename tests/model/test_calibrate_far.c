@@ -90,12 +90,18 @@ static esp_status multiply(esp_far *far, const esp_algebra_product *product, esp
     return ESP_OK;
 }
 
-static double number(const esp_far_rows *x, int64_t feature, int64_t token)
+/* [features][tokens], tight. */
+static double *numbers_of(const esp_far_rows *x, int64_t tokens)
 {
     const float *data = x->data, *less = x->less;
-    int64_t run = x->run > 0 ? x->run : token + 1;
-    int64_t i = feature * x->stride + token / run * x->pitch + token % run;
-    return (double)data[i] - (less != NULL ? (double)less[i] : 0);
+    double *numbers = malloc((size_t)(x->features * tokens + 1) * sizeof *numbers);
+    int64_t run = x->run > 0 ? x->run : tokens;
+    for (int64_t i = 0; i < x->features * tokens; i++) {
+        int64_t feature = i / tokens, token = i % tokens;
+        int64_t at = feature * x->stride + token / run * x->pitch + token % run;
+        numbers[i] = (double)data[at] - (less != NULL ? (double)less[at] : 0);
+    }
+    return numbers;
 }
 
 static esp_status add_gram(esp_far *far, const esp_far_rows *x, const esp_far_rows *y,
@@ -109,16 +115,19 @@ static esp_status add_gram(esp_far *far, const esp_far_rows *x, const esp_far_ro
     algebra.sums++;
     algebra.sums_on_device += x->on_device && y->on_device;
     far_open();
+    double *of_x = numbers_of(x, tokens), *of_y = x == y ? of_x : numbers_of(y, tokens);
+    far_close();
     for (int64_t i = 0; i < x->features; i++) {
         for (int64_t j = 0; j < (x == y ? i + 1 : y->features); j++) {
             double sum = 0;
             for (int64_t t = 0; t < tokens; t++) {
-                sum += number(x, i, t) * number(y, j, t);
+                sum += of_x[i * tokens + t] * of_y[j * tokens + t];
             }
             algebra.copy[at][i * y->features + j] += sum;
         }
     }
-    far_close();
+    free(of_y != of_x ? of_y : NULL);
+    free(of_x);
     return ESP_OK;
 }
 
