@@ -36,15 +36,23 @@ static int64_t entry_column(const esp_host_weight *weight, int64_t i, int64_t j)
     }
 }
 
+/* Type and layout are asked once for a block of tokens: whole models run on this. */
 static void load_x(const esp_matmul_call *call, int64_t column, int64_t token, int64_t count,
                    float *x)
 {
     const esp_matmul_problem *problem = call->problem;
-    bool by_feature = problem->x_layout == ESP_FEATURE_MAJOR;
     int64_t stride = call->args->x_stride;
-    for (int64_t t = 0; t < count; t++) {
-        int64_t at = by_feature ? column * stride + token + t : (token + t) * stride + column;
-        x[t] = round_input(call, esp_weight_at(problem->act_type, call->args->x, at));
+    if (problem->x_layout == ESP_FEATURE_MAJOR) {
+        size_t width = esp_dtype_bytes(problem->act_type);
+        const char *from = call->args->x;
+        esp_widen(problem->act_type, from + (size_t)(column * stride + token) * width, count, x);
+    } else {
+        for (int64_t t = 0; t < count; t++) {
+            x[t] = esp_weight_at(problem->act_type, call->args->x, (token + t) * stride + column);
+        }
+    }
+    for (int64_t t = 0; t < count && problem->compute == ESP_COMPUTE_BF16; t++) {
+        x[t] = round_input(call, x[t]);
     }
 }
 

@@ -263,6 +263,7 @@ static void decoders(test_run *run)
     for (int i = 0; i < ESP_COUNT(wanted); i += WAYS_APART) {
         test_sub(run, "%s by %s", wanted[i].pattern, esp_method_name(wanted[i].method));
         esp_calibration_options options = with_text(wanted[i].method, true);
+        options.text_bytes = TEXT_BYTES / 2;
         options.targets = wanted[i].targets;
         options.turn_values = i == 0;
         options.dense_inputs = wanted[i].dense_inputs;
