@@ -48,17 +48,19 @@ run() {
     settle "$label" "$work/log"
 }
 
-# Programs under the sanitizers, as many at a time as there are processors: they are slow and time nothing.
-run_sanitized() {
-    export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+# side_by_side PREFIX PROGRAM...: as many at a time as there are processors: these tests compare no
+# times, and where they look at a clock, they allow for a busy machine.
+side_by_side() {
+    prefix=$1
+    shift
     # shellcheck disable=SC2016
     printf '%s\n' "$@" | xargs -n 1 -P "$(nproc)" sh -c 'log=$0/$(basename "$1") started=$(date +%s)
         "$1" >"$log" 2>&1
         echo $? $(($(date +%s) - started)) >"$log.status"' "$work"
     for program in "$@"; do
-        settle "asan $(basename "$program")" "$work/$(basename "$program")"
+        settle "$prefix$(basename "$program")" "$work/$(basename "$program")"
+        rm -f "$work/$(basename "$program")" "$work/$(basename "$program").status"
     done
-    run "asan kernel_check" "$asan"/kernel_check --cases 12
 }
 
 not_run() {
@@ -69,16 +71,16 @@ not_run() {
 for check in "$source"/tests/checks/*.sh; do
     run "check $(basename "$check" .sh)" sh "$check" "$source" "$build"
 done
-for program in "$build"/tests/test_*; do
-    run "$(basename "$program")" "$program"
-done
+side_by_side "" "$build"/tests/test_*
 run kernel_check "$build"/kernel_check
 for script in "$source"/tests/cli/run.sh "$source"/tests/independent/run.sh \
     "$source"/tests/install/run.sh; do
     [ -f "$script" ] && run "$(basename "$(dirname "$script")")" sh "$script" "$build" "$source"
 done
 if [ -d "$asan/tests" ]; then
-    run_sanitized "$asan"/tests/test_*
+    export ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 UBSAN_OPTIONS=print_stacktrace=1
+    side_by_side "asan " "$asan"/tests/test_*
+    run "asan kernel_check" "$asan"/kernel_check --cases 12
 else
     not_run "sanitizers" "$asan is not built"
 fi
