@@ -274,7 +274,9 @@ static void decoders(test_run *run)
 
 static void encoders(test_run *run)
 {
-    compare(run, tiny_folder(run, "bert"), "2:4", with_text(ESP_METHOD_SPARSE_GPT, true), true);
+    esp_calibration_options options = with_text(ESP_METHOD_SPARSE_GPT, true);
+    options.text_bytes = TEXT_BYTES / 2;
+    compare(run, tiny_folder(run, "bert"), "2:4", options, true);
 }
 
 static esp_status draw_image(void *user, int64_t index, esp_image *image, esp_error *error)
@@ -298,7 +300,7 @@ static void images(test_run *run)
         "{\"do_resize\": true, \"size\": {\"height\": 32, \"width\": 32}, \"resample\": 2, "
         "\"do_rescale\": true, \"rescale_factor\": 0.00392156862745098, \"do_normalize\": true, "
         "\"image_mean\": [0.5, 0.5, 0.5], \"image_std\": [0.5, 0.5, 0.5]}";
-    const esp_image_set set = {.count = 100, .read = draw_image};
+    const esp_image_set set = {.count = 50, .read = draw_image};
     const esp_calibration_options options = {
         .images = &set, .method = ESP_METHOD_SPARSE_GPT, .refit = true};
     for (int i = 0; i < ESP_COUNT(names); i++) {
