@@ -18,11 +18,10 @@
 #include "bench_job.h"
 #include "pinning.h"
 
-#define FEW_TOKENS 16
+#define COLD_TOKENS 256 /* a model reads a weight once for so many and more; as esp_tune has it */
 #define ROTATE_BYTES ((size_t)1 << 30)
 #define TURN_S 10e-3
 #define SETTLE_S 40e-3 /* OpenBLAS' threads spin for 2^26 cycles after a call */
-#define GPU_FEW_TOKENS 256
 #define GPU_ROTATE_BYTES ((size_t)512 << 20)
 #define GPU_TURN_S 4e-3
 #define GPU_SETTLE_S 1e-3
@@ -248,7 +247,7 @@ static size_t rotate_bytes(const problem_group *group)
     if (group->args->rotate >= 0) {
         return (size_t)group->args->rotate;
     }
-    if (group->dense.tokens > (group->gpu != NULL ? GPU_FEW_TOKENS : FEW_TOKENS)) {
+    if (group->dense.tokens > COLD_TOKENS) {
         return 0;
     }
     if (group->gpu != NULL) { /* whose cache has 40 to 130 MB */

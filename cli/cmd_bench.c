@@ -122,7 +122,7 @@ static const cli_option options[] = {
      .offset = FIELD(rotate),
      .argument = "BYTES",
      .help = "problems: use copies of the weight of that size together in turn; -1: 1 GiB (or what "
-             "half of the memory allows) up to 16 tokens, else one copy",
+             "half of the memory allows; on a GPU 512 MiB) up to 256 tokens, else one copy",
      .fallback = "-1",
      .least = -1,
      .most = (int64_t)1 << 40},

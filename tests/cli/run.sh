@@ -354,8 +354,10 @@ t "bench, JSON lines" 0 bench matmul/2:4/bf16/64x64x4 matmul/4:8/f16/96x80x33/ep
 json '@j == 3 && $j->{kind} eq "problem" && $j->{median_us} > 0 && $j->{min_us} <= $j->{median_us} && %{$j->{rivals}} && $j->{ratio_to_dense} > 0 && $j->{weight_copies} > 1 && length $j->{commit} && $j->{compute} ne "auto"'
 json '$j[2]{kind} eq "model" && $j[2]{prefill_tokens_per_s} > 0 && $j[2]{decode_tokens_per_s} > 0'
 json '$j->{ratio_spread}{least} <= $j->{ratio_to_dense} && $j->{ratio_to_dense} <= $j->{ratio_spread}{most} && $j->{read_gb_per_s} > 0 && $j->{share_of_read_bandwidth} > 0 && length $j->{machine}{processor} && $j->{fastest_dense} =~ /dense/ && $j->{chosen}'
-t "bench: patterns together" 0 bench matmul/dense/f32/64x64x20 matmul/2:4/f32/64x64x20 matmul/block:32x32@0.8/f32/64x64x20 matmul/2:4/f32/64x64x21 -r 3 --json
+t "bench: patterns together" 0 bench matmul/dense/f32/64x64x20 matmul/2:4/f32/64x64x20 matmul/block:32x32@0.8/f32/64x64x20 matmul/2:4/f32/64x64x21 --rotate 0 -r 3 --json
 json '@j == 4 && $j[1]{median_us} > 0 && $j[1]{rivals}{$j[0]{kernel}} == $j[0]{median_us} && $j[2]{rivals}{$j[0]{kernel}} == $j[0]{median_us} && !defined $j[0]{read_gb_per_s}'
+t "bench with cold weights" 0 bench matmul/2:4/f32/512x512x256 matmul/2:4/f32/512x512x257 --against none -r 1 --json
+json '$j[0]{weight_copies} > 1 && $j[1]{weight_copies} == 1'
 t "bench against nobody" 0 bench matmul/2:4/f32/64x64x4 --against none --rotate 0 -r 3 --json
 json '!%{$j->{rivals}} && !defined $j->{ratio_to_dense} && !defined $j->{fastest_dense}'
 t "bench against named kernels" 0 bench matmul/2:4/f32/64x64x4 --against '*panel*portable,*dense_f32*portable' --rotate 0 -r 3 --json
