@@ -468,6 +468,21 @@ static void wide_cases(bed *b)
     panel_case(b, "8:2:5", false, 20, 1366);
 }
 
+/* Few panels and rows, but some flushes of each kernel: racecheck takes a minute for what runs in
+ * milliseconds. */
+static void panels_few(bed *b)
+{
+    panel_case(b, "2:4", true, 2, 140);
+    panel_case(b, "4:2:5", true, 6, 131);
+    panel_case(b, "4:2:5", false, 6, 131);
+    panel_case(b, "panel:4@0.6", true, 6, 70);
+}
+
+static void wide_few(bed *b)
+{
+    panel_case(b, "2:4", true, 1, 1028);
+}
+
 /* ---- running ---- */
 
 static void on_gpu(test_run *run, void (*body)(bed *))
@@ -517,9 +532,24 @@ static void wide_on_gpu(test_run *run)
     on_gpu(run, wide_cases);
 }
 
-static const test_case cases[] = {{"gram", gram_on_gpu},     {"algebra", algebra_on_gpu},
-                                  {"refit", refit_on_gpu},   {"sweep", sweep_on_gpu},
-                                  {"panels", panels_on_gpu}, {"wide", wide_on_gpu}};
+static void panels_for_sanitizers(test_run *run)
+{
+    on_gpu(run, panels_few);
+}
+
+static void wide_for_sanitizers(test_run *run)
+{
+    on_gpu(run, wide_few);
+}
+
+static const test_case cases[] = {{"gram", gram_on_gpu},
+                                  {"algebra", algebra_on_gpu},
+                                  {"refit", refit_on_gpu},
+                                  {"sweep", sweep_on_gpu},
+                                  {"panels", panels_on_gpu},
+                                  {"wide", wide_on_gpu},
+                                  {"panels_for_sanitizers", panels_for_sanitizers},
+                                  {"wide_for_sanitizers", wide_for_sanitizers}};
 #else
 #include "test.h"
 
