@@ -383,10 +383,11 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
-static esp_status open_far(esp_device *device, esp_far **far, esp_error *error)
+static esp_status open_device_algebra(esp_device *device, esp_device_algebra **algebra,
+                                      esp_error *error)
 {
-    return device->backend->far_open != NULL
-               ? device->backend->far_open(device, far, error)
+    return device->backend->algebra_open != NULL
+               ? device->backend->algebra_open(device, algebra, error)
                : esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
                           "device '%s' has no linear algebra for calibration; use --device cpu",
                           device->name);
@@ -397,14 +398,14 @@ static esp_status open_far(esp_device *device, esp_far **far, esp_error *error)
 static esp_status share_out(esp_calibration *calibration, esp_error *error)
 {
     esp_device *device = calibration->device;
-    esp_far *far = NULL;
+    esp_device_algebra *algebra = NULL;
     esp_model_info info;
     esp_error why = {0};
     if (!esp_device_is_far(device)) {
         return ESP_OK;
     }
     ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
-    esp_status status = open_far(device, &far, &why);
+    esp_status status = open_device_algebra(device, &algebra, &why);
     if (status == ESP_UNSUPPORTED && calibration->host_will_do) {
         esp_log(calibration->context, ESP_LOG_WARNING,
                 "device '%s' has no algebra for calibration (%s), so the host calibrates, which "
@@ -416,7 +417,7 @@ static esp_status share_out(esp_calibration *calibration, esp_error *error)
     if (status != ESP_OK) {
         return esp_fail(error, status, why.code, "%s", why.message);
     }
-    esp_algebra_set_far(calibration->algebra, far);
+    esp_algebra_set_device(calibration->algebra, algebra);
     ESP_TRY(esp_model_info_read(calibration->host, calibration->checkpoint, &info, error));
     calibration->device = esp_walk_goes_far(&info) ? device : calibration->host;
     return ESP_OK;

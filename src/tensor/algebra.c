@@ -1,7 +1,7 @@
 /* Pieces of rows are dealt to threads; within a piece one thread calls the library, which is kept
  * to one thread itself. */
 #include "tensor/algebra.h"
-#include "tensor/far_algebra.h"
+#include "tensor/device_algebra.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -29,7 +29,7 @@ typedef struct blas_library {
 struct esp_algebra {
     esp_context *context;
     blas_library blas;
-    esp_far *far; /* NULL: none */
+    esp_device_algebra *device; /* NULL: none */
 };
 
 /* ---- the library ---- */
@@ -112,8 +112,8 @@ void esp_algebra_close(esp_algebra *algebra)
     if (algebra == NULL) {
         return;
     }
-    if (algebra->far != NULL) {
-        algebra->far->ops->close(algebra->far);
+    if (algebra->device != NULL) {
+        algebra->device->ops->close(algebra->device);
     }
     if (algebra->blas.handle != NULL) {
         dlclose(algebra->blas.handle);
@@ -123,19 +123,19 @@ void esp_algebra_close(esp_algebra *algebra)
 
 const char *esp_algebra_name(const esp_algebra *algebra)
 {
-    return algebra->far != NULL           ? algebra->far->name
+    return algebra->device != NULL        ? algebra->device->name
            : algebra->blas.handle != NULL ? "OpenBLAS"
                                           : "plain loops";
 }
 
-void esp_algebra_set_far(esp_algebra *algebra, esp_far *far)
+void esp_algebra_set_device(esp_algebra *algebra, esp_device_algebra *device)
 {
-    algebra->far = far;
+    algebra->device = device;
 }
 
-esp_far *esp_algebra_far(const esp_algebra *algebra)
+esp_device_algebra *esp_algebra_device(const esp_algebra *algebra)
 {
-    return algebra->far;
+    return algebra->device;
 }
 
 esp_context *esp_algebra_context(const esp_algebra *algebra)
