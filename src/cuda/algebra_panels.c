@@ -150,8 +150,11 @@ static esp_status search_rows(panel_part *p, esp_error *error)
     ESP_TRY(algebra_take(algebra, of_block, "live places", &p->live, error));
     size_t words = (size_t)(p->rows * p->of->mask_words) * sizeof *p->mask;
     ESP_TRY(algebra_take(algebra, words, "a mask", &p->mask, error));
-    ESP_TRY(algebra_check(algebra, gpu_clear(p->mask, words, algebra->stream), "filling its memory",
-                          error));
+    int failed = gpu_clear(p->mask, words, algebra->stream);
+    failed = failed == 0 && p->rows < p->panels * p->v /* the search writes rows that there are */
+                 ? gpu_clear(p->lost, of_block * sizeof(double), algebra->stream)
+                 : failed;
+    ESP_TRY(algebra_check(algebra, failed, "filling its memory", error));
     if (p->n > most) {
         ESP_TRY(factor_panels(p, error));
     }
