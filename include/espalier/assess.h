@@ -242,6 +242,7 @@ typedef struct esp_calibration_options {
     const char *text;
     size_t text_bytes;
     const esp_image_set *images;
+    const char *source; /* what messages call them: a path; NULL: "the text", "the images" */
     esp_method method;
     bool refit; /* least squares of the kept weights */
     /* V:2:M in steps that keep ever less, each refitted before the next is scored: 5, 4, 3 and 2 of

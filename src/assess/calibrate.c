@@ -73,9 +73,10 @@ static esp_status check_samples(esp_calibration *calibration, esp_error *error)
     if (solves && summary->tokens < summary->widest_in) {
         return esp_fail(
             error, ESP_BAD_ARGUMENT, "calibrate.too_short",
-            "%lld tokens for layers that read %lld features: weights would be fitted to "
+            "%s: %lld tokens for layers that read %lld features: weights would be fitted to "
             "accidents; at least as many tokens are needed, and 20 times as many wanted",
-            (long long)summary->tokens, (long long)summary->widest_in);
+            esp_calibration_source(options), (long long)summary->tokens,
+            (long long)summary->widest_in);
     }
     if (summary->tokens_per_input < 20 && esp_calibration_looks(options)) {
         esp_log(
@@ -104,18 +105,16 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
 
 /* ---- one layer ---- */
 
-static esp_status check_zeros(const esp_calibration *calibration, const esp_tensor *values,
-                              esp_error *error)
+static esp_status check_weights(const esp_calibration *calibration, const esp_tensor *values,
+                                esp_error *error)
 {
-    int64_t zeros = 0, count = values->shape[0] * values->shape[1];
-    for (int64_t i = 0; i < count && !calibration->options->respect; i++) {
-        zeros += esp_weight_is_zero(values->dtype, values->data, i);
-    }
-    if ((double)zeros >= ALREADY_PRUNED * (double)count) {
+    double zeros = 0;
+    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
+    if (zeros >= ALREADY_PRUNED && !calibration->options->respect) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.already_pruned",
                         "%.0f%% of the weights are zeros already, so the model is no dense one to "
                         "aim at; start from the dense model, or keep these zeros (--respect)",
-                        100 * (double)zeros / (double)count);
+                        100 * zeros);
     }
     return ESP_OK;
 }
@@ -218,7 +217,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);
-    ESP_TRY(check_zeros(calibration, values, error));
+    ESP_TRY(check_weights(calibration, values, error));
     if (looks) {
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     }

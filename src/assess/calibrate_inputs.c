@@ -359,7 +359,7 @@ static void damp(const esp_calibration_options *options, esp_group_inputs *input
         trace += square;
         inputs->dead += square == 0;
     }
-    inputs->damping = trace > 0 ? share * trace / (double)inputs->in : 1;
+    inputs->damping = trace == 0 ? 1 : share * trace / (double)inputs->in; /* NaN stays NaN */
     for (int64_t j = 0; j < inputs->in; j++) {
         inputs->gram[j * inputs->in + j] += inputs->damping;
     }
@@ -416,6 +416,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
     job.dense = job.pruned = (look){.calibration = calibration, .wanted = linear->group};
     esp_status status = sum_group(&job, error);
+    status = status == ESP_OK ? esp_calibration_check_inputs(calibration, error) : status;
     status = status == ESP_OK ? reorder(calibration, linear->name, inputs, error) : status;
     if (status == ESP_OK) {
         status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);

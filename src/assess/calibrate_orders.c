@@ -35,8 +35,11 @@ static esp_status look(order_job *job, int64_t number, esp_error *error)
     ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     esp_group_inputs *inputs = known_inputs(job, linear);
     if (inputs == NULL) {
-        ESP_TRY(esp_calibration_collect(calibration, linear, error));
-        ESP_TRY(esp_calibration_invert(calibration, error));
+        esp_status status = esp_calibration_collect(calibration, linear, error);
+        status = status == ESP_OK ? esp_calibration_invert(calibration, error) : status;
+        if (status != ESP_OK) {
+            return esp_fail_within(error, status, "%s", linear->name);
+        }
         esp_calibration_let_go(calibration, &calibration->inputs);
         inputs = &job->groups[job->group_count++];
         *inputs = calibration->inputs; /* which gives them up */
@@ -192,7 +195,9 @@ static esp_status prune_one(order_job *job, int64_t number, const esp_pattern *p
     const esp_calibrated_linear *linear = &calibration->linears[number];
     esp_calibrated_layer report = {0};
     esp_mask *mask = NULL;
+    double zeros = 0;
     ESP_TRY(esp_checkpoint_read_dense(calibration->checkpoint, linear->index, values, error));
+    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
     ESP_TRY(esp_permutation_apply(orders, linear->name, values, error));
     ESP_TRY(take_inputs(job, number, orders, error));
     ESP_TRY(esp_calibration_prune(calibration, linear, pattern, values, &mask, &report, error));
@@ -219,7 +224,7 @@ static esp_status error_of(void *user, const char *name, const esp_pattern *patt
                               &values, error));
     esp_status status = prune_one(job, number, pattern, orders, &values, layer_error, error);
     esp_tensor_free(calibration->context, &values);
-    return status;
+    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", name);
 }
 
 /* ---- all of it ---- */
