@@ -14,7 +14,7 @@ typedef struct bench {
     esp_context *context;
     esp_device *device;
     esp_algebra *algebra;
-    esp_far *far;
+    esp_device_algebra *gpu;
     int64_t out, in, tokens;
     esp_pattern pattern;
     double *weights, *gram, *inverse, *goal, *result;
@@ -66,14 +66,14 @@ static void sum_moments(bench *b)
     for (int64_t i = 0; i < b->in * BATCH; i++) {
         x[i] = draw(&random) + (i >= BATCH ? 0.8f * x[i - BATCH] : 0);
     }
-    const esp_far_rows rows = {.data = x, .type = ESP_F32, .features = b->in, .stride = BATCH};
-    need(b->far->ops->hold(b->far, b->gram, b->in * b->in, true, &error), &error);
+    const esp_token_rows rows = {.data = x, .type = ESP_F32, .features = b->in, .stride = BATCH};
+    need(b->gpu->ops->hold(b->gpu, b->gram, b->in * b->in, true, &error), &error);
     b->since = esp_seconds();
     for (int64_t done = 0; done < b->tokens; done += BATCH) {
-        need(b->far->ops->add_gram(b->far, &rows, &rows, BATCH, b->gram, &error), &error);
+        need(b->gpu->ops->add_gram(b->gpu, &rows, &rows, BATCH, b->gram, &error), &error);
     }
-    need(b->far->ops->mirror(b->far, b->gram, b->in, &error), &error);
-    need(b->far->ops->fetch(b->far, b->gram, &error), &error);
+    need(b->gpu->ops->mirror(b->gpu, b->gram, b->in, &error), &error);
+    need(b->gpu->ops->fetch(b->gpu, b->gram, &error), &error);
     tell(b, "moments");
     double trace = 0;
     for (int64_t j = 0; j < b->in; j++) {
@@ -82,7 +82,7 @@ static void sum_moments(bench *b)
     for (int64_t j = 0; j < b->in; j++) {
         b->gram[j * b->in + j] += 0.01 * trace / (double)b->in;
     }
-    need(b->far->ops->hold(b->far, b->gram, b->in * b->in, false, &error), &error);
+    need(b->gpu->ops->hold(b->gpu, b->gram, b->in * b->in, false, &error), &error);
     tell(b, "damping and sending");
     free(x);
 }
@@ -103,7 +103,7 @@ static void prepare(bench *b)
         b->weights[i] = (double)draw(&random);
     }
     sum_moments(b);
-    need(b->far->ops->invert(b->far, b->gram, b->in, b->inverse, &definite, &error), &error);
+    need(b->gpu->ops->invert(b->gpu, b->gram, b->in, b->inverse, &definite, &error), &error);
     tell(b, definite ? "inverse" : "inverse: there is none");
     const esp_algebra_product product = {.rows = b->out,
                                          .columns = b->in,
@@ -115,7 +115,7 @@ static void prepare(bench *b)
                                          .b_stride = b->in,
                                          .c = b->goal,
                                          .c_stride = b->in};
-    need(b->far->ops->multiply(b->far, &product, &error), &error);
+    need(b->gpu->ops->multiply(b->gpu, &product, &error), &error);
     tell(b, "a product");
     const esp_layer_inputs inputs = {b->in, b->tokens, b->gram};
     need(esp_layer_energy(b->algebra, &inputs, b->out, b->weights, &energy, &error), &error);
@@ -197,10 +197,10 @@ int main(int argc, char **argv)
     each_method(&b, methods, check_method);
     need(esp_device_open(b.context, "cuda:0", &b.device, &error), &error);
     need(esp_algebra_open(b.context, &b.algebra, &error), &error);
-    need(b.device->backend->far_open(b.device, &b.far, &error), &error);
-    esp_algebra_set_far(b.algebra, b.far);
+    need(b.device->backend->algebra_open(b.device, &b.gpu, &error), &error);
+    esp_algebra_set_device(b.algebra, b.gpu);
     printf("%s %lldx%lld, %lld tokens, by %s\n", argv[4], (long long)b.out, (long long)b.in,
-           (long long)b.tokens, b.far->name);
+           (long long)b.tokens, b.gpu->name);
     prepare(&b);
     each_method(&b, methods, prune);
     return 0;

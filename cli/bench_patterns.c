@@ -416,7 +416,7 @@ static esp_status run_job(pattern_job *job, const char *model, esp_error *error)
 {
     TRY(parse_patterns_list(job, error));
     if (job->args->text != NULL) {
-        TRY(load_text(job->args->text, &job->text, &job->length, error));
+        TRY(load_prose(job->args->text, &job->text, &job->length, error));
     }
     job->rows[0].path = model;
     TRY(bench_row_open(job->cli, &job->rows[0], job->args->text != NULL, error));

@@ -142,7 +142,8 @@ esp_status calibration_load(cli_state *cli, const calibration_args *args, calibr
                             esp_calibration_options *options, esp_error *error)
 {
     *data = (calibration_data){0};
-    *options = (esp_calibration_options){.method = (esp_method)args->method,
+    *options = (esp_calibration_options){.source = args->path,
+                                         .method = (esp_method)args->method,
                                          .refit = args->refit,
                                          .gradual = args->gradual,
                                          .turn_values = args->turn,
@@ -159,7 +160,7 @@ esp_status calibration_load(cli_state *cli, const calibration_args *args, calibr
         options->images = &data->set;
         return ESP_OK;
     }
-    TRY(load_text(args->path, &data->text, &options->text_bytes, error));
+    TRY(load_prose(args->path, &data->text, &options->text_bytes, error));
     options->text = data->text;
     return ESP_OK;
 }

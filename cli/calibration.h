@@ -21,8 +21,23 @@ extern const char *const calibration_methods[], *const calibration_targets[],
                                                     *const calibration_inputs[];
 
 /* Entries of an option table for the struct `type` that holds a calibration_args named
- * `calibration`. SUMS: what every command with a calibration takes. */
+ * `calibration`. WHEN begins the help: "with --calibrate: ", "" where that must be there. SUMS:
+ * what every command takes that may do without. */
 #define CALIBRATION_FIELD(type, member) offsetof(type, calibration.member)
+#define CALIBRATION_TOKENS_OPTION(type, WHEN)                                                      \
+    {                                                                                              \
+        .name = "calibrate-tokens", .kind = OPTION_INTEGER,                                        \
+        .offset = CALIBRATION_FIELD(type, tokens), .argument = "N",                                \
+        .help = WHEN "tokens to look at; 0: at most 65536", .fallback = "0", .least = 0,           \
+        .most = INT32_MAX                                                                          \
+    }
+#define CALIBRATION_SEED_OPTION(type, WHEN)                                                        \
+    {                                                                                              \
+        .name = "seed", .kind = OPTION_INTEGER, .offset = CALIBRATION_FIELD(type, seed),           \
+        .argument = "N",                                                                           \
+        .help = WHEN "chooses the samples where there are more than are looked at",                \
+        .fallback = "0", .least = 0, .most = INT64_MAX                                             \
+    }
 #define CALIBRATION_SUMS_OPTIONS(type)                                                             \
     {.name = "damping",                                                                            \
      .kind = OPTION_NUMBER,                                                                        \
@@ -33,12 +48,7 @@ extern const char *const calibration_methods[], *const calibration_targets[],
      .fallback = "0",                                                                              \
      .least = 0,                                                                                   \
      .most = 100},                                                                                 \
-    {                                                                                              \
-        .name = "calibrate-tokens", .kind = OPTION_INTEGER,                                        \
-        .offset = CALIBRATION_FIELD(type, tokens), .argument = "N",                                \
-        .help = "with --calibrate: tokens to look at; 0: at most 65536", .fallback = "0",          \
-        .least = 0, .most = INT32_MAX                                                              \
-    }
+        CALIBRATION_TOKENS_OPTION(type, "with --calibrate: ")
 #define CALIBRATION_OPTIONS(type)                                                                  \
     {.name = "calibrate",                                                                          \
      .letter = 'c',                                                                                \
@@ -101,12 +111,7 @@ extern const char *const calibration_methods[], *const calibration_targets[],
          .fallback = "0",                                                                          \
          .least = 0,                                                                               \
          .most = INT32_MAX},                                                                       \
-    {                                                                                              \
-        .name = "seed", .kind = OPTION_INTEGER, .offset = CALIBRATION_FIELD(type, seed),           \
-        .argument = "N",                                                                           \
-        .help = "with --calibrate: chooses the samples where there are more than are looked at",   \
-        .fallback = "0", .least = 0, .most = INT64_MAX                                             \
-    }
+        CALIBRATION_SEED_OPTION(type, "with --calibrate: ")
 
 /* Samples of a run, and options that point to them. */
 typedef struct calibration_data {

@@ -119,7 +119,7 @@ static esp_status evaluate(eval_job *job, esp_error *error)
     cli_state *cli = job->cli;
     const eval_args *args = job->args;
     TRY(eval_parts_open(&job->parts, &args->parts, error));
-    TRY(load_text(args->text, &job->text, &job->length, error));
+    TRY(load_prose(args->text, &job->text, &job->length, error));
     TRY(load_model(cli, cli->operands[0], true, &job->model, error));
     if (args->baseline != NULL) {
         TRY(load_model(cli, args->baseline, false, &job->baseline, error));

@@ -114,7 +114,16 @@ static esp_status add_line(image_list *list, const char *folder, char *line, con
     if (tab != NULL) {
         *tab = '\0';
     }
-    return add(list, folder, line, tab != NULL ? tab + 1 : NULL, error);
+    TRY(add(list, folder, line, tab != NULL ? tab + 1 : NULL, error));
+    struct stat facts;
+    const char *named = list->images[list->count - 1].path;
+    return stat(named, &facts) == 0
+               ? ESP_OK
+               : cli_fail(error, ESP_BAD_FILE, "images.bad_index",
+                          "%s: line %lld: no image '%.60s%s' (%s); a path, and perhaps a "
+                          "tab and a label, were expected",
+                          path, (long long)number, line, strlen(line) > 60 ? "..." : "",
+                          strerror(errno));
 }
 
 static esp_status add_index(image_list *list, const char *path, esp_error *error)

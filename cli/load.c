@@ -127,6 +127,17 @@ esp_status load_text(const char *path, char **text, size_t *length, esp_error *e
     return status;
 }
 
+esp_status load_prose(const char *path, char **text, size_t *length, esp_error *error)
+{
+    TRY(load_text(path, text, length, error));
+    const char *zero = memchr(*text, '\0', *length);
+    return zero == NULL
+               ? ESP_OK
+               : cli_fail(error, ESP_BAD_FILE, "text.not_text",
+                          "%s: byte %lld is 0, so this is no text; a text in UTF-8 was expected",
+                          path, (long long)(zero - *text));
+}
+
 /* ---- kernels ---- */
 
 const char *model_compute(const esp_model_info *info)

@@ -23,6 +23,10 @@ void loaded_model_free(loaded_model *loaded);
 /* Whole file, or stdin for "-"; *text is to be freed. At most 1 GiB. */
 ESP_MUST_CHECK esp_status load_text(const char *path, char **text, size_t *length,
                                     esp_error *error);
+/* The same, and no file of bytes that are none: "text.not_text"; *text may be there all the same.
+ */
+ESP_MUST_CHECK esp_status load_prose(const char *path, char **text, size_t *length,
+                                     esp_error *error);
 
 /* The type to which inputs of products are rounded: that of activations where they are narrower
  * than what --compute became. */

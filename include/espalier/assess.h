@@ -242,6 +242,7 @@ typedef struct esp_calibration_options {
     const char *text;
     size_t text_bytes;
     const esp_image_set *images;
+    const char *source; /* what messages call them: a path; NULL: "the text", "the images" */
     esp_method method;
     bool refit; /* least squares of the kept weights */
     /* V:2:M in steps that keep ever less, each refitted before the next is scored: 5, 4, 3 and 2 of
@@ -305,9 +306,10 @@ ESP_MUST_CHECK ESP_API esp_status esp_prune_calibrated(
  * that it touches, pruned anew in it by calibration's method on what the dense model gives them,
  * lose less of their outputs: every layer is pruned once at first, and then, in each round, once
  * for every space of orders that moved. For prune->permutation of esp_prune_calibrated with the
- * same samples. Memory: four numbers of eight bytes for each pair of inputs of a layer, two of them
- * for all groups of layers at once. Of calibration, targets, turn_values and on_layer are not
- * looked at; permute's scores neither, and it may be NULL. */
+ * same samples. Memory: for all layers at once two bytes for each pair of inputs that a group of
+ * layers reads and four for each weight, and the widest layer at work in f64. Of calibration,
+ * targets, turn_values and on_layer are not looked at; permute's scores neither, and it may be
+ * NULL. */
 ESP_MUST_CHECK ESP_API esp_status esp_permutation_calibrate(
     esp_device *device, const char *model_dir, const esp_prune_options *prune,
     const esp_permute_options *permute, const esp_calibration_options *calibration,

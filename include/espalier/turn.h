@@ -41,9 +41,9 @@ typedef struct esp_turn_summary {
  * so no longer, because the last norm's weight goes into it alone.
  *
  * "turn.no_samples", "turn.no_rms_norm" (other architectures than Llama and Qwen2),
- * "turn.compressed", "turn.not_finite", "pattern.*", "permutation.unknown_tensor", and what opening
- * the folder as a model and calibrating it refuse. device: that the samples run on. summary may be
- * NULL. */
+ * "turn.compressed", "turn.not_finite", "axes.*", "pattern.*", "permutation.unknown_tensor", and
+ * what opening the folder as a model and calibrating it refuse. device: that the samples run on.
+ * summary may be NULL. */
 ESP_MUST_CHECK ESP_API esp_status esp_turn_checkpoint(esp_device *device, const char *model_dir,
                                                       const char *out_dir,
                                                       const esp_turn_options *options,

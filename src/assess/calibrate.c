@@ -73,9 +73,10 @@ static esp_status check_samples(esp_calibration *calibration, esp_error *error)
     if (solves && summary->tokens < summary->widest_in) {
         return esp_fail(
             error, ESP_BAD_ARGUMENT, "calibrate.too_short",
-            "%lld tokens for layers that read %lld features: weights would be fitted to "
+            "%s: %lld tokens for layers that read %lld features: weights would be fitted to "
             "accidents; at least as many tokens are needed, and 20 times as many wanted",
-            (long long)summary->tokens, (long long)summary->widest_in);
+            esp_calibration_source(options), (long long)summary->tokens,
+            (long long)summary->widest_in);
     }
     if (summary->tokens_per_input < 20 && esp_calibration_looks(options)) {
         esp_log(
@@ -104,18 +105,16 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
 
 /* ---- one layer ---- */
 
-static esp_status check_zeros(const esp_calibration *calibration, const esp_tensor *values,
-                              esp_error *error)
+static esp_status check_weights(const esp_calibration *calibration, const esp_tensor *values,
+                                esp_error *error)
 {
-    int64_t zeros = 0, count = values->shape[0] * values->shape[1];
-    for (int64_t i = 0; i < count && !calibration->options->respect; i++) {
-        zeros += esp_weight_is_zero(values->dtype, values->data, i);
-    }
-    if ((double)zeros >= ALREADY_PRUNED * (double)count) {
+    double zeros = 0;
+    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
+    if (zeros >= ALREADY_PRUNED && !calibration->options->respect) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.already_pruned",
                         "%.0f%% of the weights are zeros already, so the model is no dense one to "
                         "aim at; start from the dense model, or keep these zeros (--respect)",
-                        100 * (double)zeros / (double)count);
+                        100 * zeros);
     }
     return ESP_OK;
 }
@@ -218,7 +217,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);
-    ESP_TRY(check_zeros(calibration, values, error));
+    ESP_TRY(check_weights(calibration, values, error));
     if (looks) {
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     }
@@ -407,10 +406,11 @@ static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
     return status;
 }
 
-static esp_status open_far(esp_device *device, esp_far **far, esp_error *error)
+static esp_status open_device_algebra(esp_device *device, esp_device_algebra **algebra,
+                                      esp_error *error)
 {
-    return device->backend->far_open != NULL
-               ? device->backend->far_open(device, far, error)
+    return device->backend->algebra_open != NULL
+               ? device->backend->algebra_open(device, algebra, error)
                : esp_fail(error, ESP_UNSUPPORTED, "calibrate.bad_device",
                           "device '%s' has no linear algebra for calibration; use --device cpu",
                           device->name);
@@ -421,14 +421,14 @@ static esp_status open_far(esp_device *device, esp_far **far, esp_error *error)
 static esp_status share_out(esp_calibration *calibration, esp_error *error)
 {
     esp_device *device = calibration->device;
-    esp_far *far = NULL;
+    esp_device_algebra *algebra = NULL;
     esp_model_info info;
     esp_error why = {0};
     if (!esp_device_is_far(device)) {
         return ESP_OK;
     }
     ESP_TRY(esp_device_open(calibration->context, "cpu", &calibration->host, error));
-    esp_status status = open_far(device, &far, &why);
+    esp_status status = open_device_algebra(device, &algebra, &why);
     if (status == ESP_UNSUPPORTED && calibration->host_will_do) {
         esp_log(calibration->context, ESP_LOG_WARNING,
                 "device '%s' has no algebra for calibration (%s), so the host calibrates, which "
@@ -440,7 +440,7 @@ static esp_status share_out(esp_calibration *calibration, esp_error *error)
     if (status != ESP_OK) {
         return esp_fail(error, status, why.code, "%s", why.message);
     }
-    esp_algebra_set_far(calibration->algebra, far);
+    esp_algebra_set_device(calibration->algebra, algebra);
     ESP_TRY(esp_model_info_read(calibration->host, calibration->checkpoint, &info, error));
     calibration->device = esp_walk_goes_far(&info) ? device : calibration->host;
     return ESP_OK;

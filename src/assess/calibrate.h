@@ -135,6 +135,22 @@ ESP_MUST_CHECK esp_status esp_calibration_dense_moments(esp_calibration *calibra
                                                         int64_t most_samples, double *gram,
                                                         esp_error *error);
 
+/* What messages call the samples. */
+static inline const char *esp_calibration_source(const esp_calibration_options *options)
+{
+    return options->source != NULL   ? options->source
+           : options->images != NULL ? "the images"
+                                     : "the text";
+}
+
+/* calibrate_weights.c. That all are numbers, "calibrate.not_finite"; and the share of zeros. */
+ESP_MUST_CHECK esp_status esp_calibration_check_weights(const esp_calibration *calibration,
+                                                        const esp_tensor *values, double *zeros,
+                                                        esp_error *error);
+/* The same of the second moments that were summed. */
+ESP_MUST_CHECK esp_status esp_calibration_check_inputs(const esp_calibration *calibration,
+                                                       esp_error *error);
+
 /* Neighbours that a pattern picks from together: how axes are dealt (esp_deal_ranks). */
 static inline int64_t esp_turn_group(const esp_pattern *pattern)
 {

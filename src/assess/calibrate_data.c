@@ -92,9 +92,10 @@ static esp_status find_length(text_job *job, const esp_model_info *info, esp_err
     }
     if (job->count < LEAST_TOKENS) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.too_short",
-                        "the text has %lld tokens: at least %d are needed, and 20 for each input "
-                        "feature of the widest layer are wanted; give a longer text",
-                        (long long)job->count, LEAST_TOKENS);
+                        "%s: %lld tokens: at least %d are needed, and 20 for each input feature of "
+                        "the widest layer are wanted; give a longer text",
+                        esp_calibration_source(job->calibration->options), (long long)job->count,
+                        LEAST_TOKENS);
     }
     job->length = ESP_MIN(job->length, job->count);
     return ESP_OK;
@@ -213,7 +214,8 @@ static esp_status first_size(image_job *job, esp_error *error)
     esp_image image;
     if (set->count < 1) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.too_short",
-                        "there are no images to calibrate with");
+                        "%s: there are none to calibrate with",
+                        esp_calibration_source(job->calibration->options));
     }
     ESP_TRY(set->read(set->user, 0, &image, error));
     return esp_image_processor_size(job->processor, image.width, image.height, &job->height,

@@ -18,7 +18,7 @@ typedef struct look {
     /* Of the host, copies, for which the caller has room; on a device they are where they are. */
     float *x, *residual;
     bool wants_residual, has_residual;
-    esp_far_rows read, stream;      /* both of them */
+    esp_token_rows read, stream;    /* both of them */
     esp_calibrated_linear *linears; /* of the layer, for finding out */
     int64_t linear_count;
 } look;
@@ -48,13 +48,13 @@ static void keep_rows(look *l, const struct esp_linear_call *call)
     const esp_calibration *calibration = l->calibration;
     esp_dtype type = esp_walk_type(calibration->dense);
     bool far = esp_device_is_far(calibration->device);
-    l->read = (esp_far_rows){.data = call->x,
-                             .type = type,
-                             .features = l->in,
-                             .stride = stride,
-                             .on_device = far,
-                             .run = far ? l->places.run : 0,
-                             .pitch = l->places.pitch};
+    l->read = (esp_token_rows){.data = call->x,
+                               .type = type,
+                               .features = l->in,
+                               .stride = stride,
+                               .on_device = far,
+                               .run = far ? l->places.run : 0,
+                               .pitch = l->places.pitch};
     l->stream = l->read;
     l->stream.data = call->residual;
     l->stream.features = l->out;
@@ -138,9 +138,10 @@ static esp_status find_groups(esp_calibration *calibration, esp_error *error)
 void esp_calibration_let_go(const esp_calibration *calibration, const esp_group_inputs *inputs)
 {
     const double *const held[] = {inputs->gram, inputs->cross, inputs->residual, inputs->inverse};
-    esp_far *far = calibration->algebra != NULL ? esp_algebra_far(calibration->algebra) : NULL;
-    for (int i = 0; i < ESP_COUNT(held) && far != NULL; i++) {
-        far->ops->drop(far, held[i]);
+    esp_device_algebra *device =
+        calibration->algebra != NULL ? esp_algebra_device(calibration->algebra) : NULL;
+    for (int i = 0; i < ESP_COUNT(held) && device != NULL; i++) {
+        device->ops->drop(device, held[i]);
     }
 }
 
@@ -167,12 +168,12 @@ typedef struct collect_job {
 static double *take(const esp_calibration *calibration, int64_t rows, int64_t columns)
 {
     size_t count = 0;
-    bool far = esp_algebra_far(calibration->algebra) != NULL;
+    bool on_device = esp_algebra_device(calibration->algebra) != NULL;
     if (!esp_mul_size((size_t)rows, (size_t)columns, &count)) {
         return NULL;
     }
-    return far ? esp_alloc_large(calibration->context, count, sizeof(double))
-               : esp_alloc_array(calibration->context, count, sizeof(double));
+    return on_device ? esp_alloc_large(calibration->context, count, sizeof(double))
+                     : esp_alloc_array(calibration->context, count, sizeof(double));
 }
 
 bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
@@ -185,18 +186,19 @@ bool esp_calibration_looks_at_dense(const esp_calibration_options *options)
 static esp_status begin_moments(const esp_calibration *calibration, const double *moments,
                                 int64_t rows, int64_t columns, esp_error *error)
 {
-    esp_far *far = esp_algebra_far(calibration->algebra);
-    return far != NULL ? far->ops->hold(far, moments, rows * columns, true, error) : ESP_OK;
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
+    return device != NULL ? device->ops->hold(device, moments, rows * columns, true, error)
+                          : ESP_OK;
 }
 
 /* moments += X Y^T of so many tokens */
-static esp_status add_moments(const esp_calibration *calibration, const esp_far_rows *x,
-                              const esp_far_rows *y, int64_t tokens, float *scratch,
+static esp_status add_moments(const esp_calibration *calibration, const esp_token_rows *x,
+                              const esp_token_rows *y, int64_t tokens, float *scratch,
                               double *moments, esp_error *error)
 {
-    esp_far *far = esp_algebra_far(calibration->algebra);
-    if (far != NULL) {
-        return far->ops->add_gram(far, x, y, tokens, moments, error);
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
+    if (device != NULL) {
+        return device->ops->add_gram(device, x, y, tokens, moments, error);
     }
     esp_algebra_add_gram(calibration->algebra, x->data, x->features, y->data, y->features, tokens,
                          scratch, moments);
@@ -268,8 +270,8 @@ static esp_status add_residual(collect_job *job, esp_error *error)
         }
         ESP_TRY(begin_moments(calibration, inputs->residual, pruned->out, pruned->in, error));
     }
-    esp_far_rows lost = job->dense.stream;
-    if (esp_algebra_far(calibration->algebra) != NULL) {
+    esp_token_rows lost = job->dense.stream;
+    if (esp_algebra_device(calibration->algebra) != NULL) {
         lost.less = pruned->stream.data;
     } else {
         for (int64_t i = 0; i < count; i++) {
@@ -302,13 +304,13 @@ static esp_status add_sample(collect_job *job, const esp_walked_batch *sample, e
 static esp_status bring_moments(const esp_calibration *calibration, double *gram, int64_t in,
                                 esp_error *error)
 {
-    esp_far *far = esp_algebra_far(calibration->algebra);
-    if (far == NULL) {
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
+    if (device == NULL) {
         esp_algebra_mirror(gram, in);
         return ESP_OK;
     }
-    ESP_TRY(far->ops->mirror(far, gram, in, error));
-    return far->ops->fetch(far, gram, error);
+    ESP_TRY(device->ops->mirror(device, gram, in, error));
+    return device->ops->fetch(device, gram, error);
 }
 
 /* Whether the host changes more of the sums than what damping adds. */
@@ -321,11 +323,11 @@ static bool changes(const esp_calibration *calibration)
 static esp_status end_moments(const esp_calibration *calibration, esp_error *error)
 {
     const esp_group_inputs *inputs = &calibration->inputs;
-    esp_far *far = esp_algebra_far(calibration->algebra);
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
     double *const others[] = {changes(calibration) ? inputs->cross : NULL, inputs->residual};
     ESP_TRY(bring_moments(calibration, inputs->gram, inputs->in, error));
-    for (int i = 0; i < ESP_COUNT(others) && far != NULL; i++) {
-        ESP_TRY(others[i] != NULL ? far->ops->fetch(far, others[i], error) : ESP_OK);
+    for (int i = 0; i < ESP_COUNT(others) && device != NULL; i++) {
+        ESP_TRY(others[i] != NULL ? device->ops->fetch(device, others[i], error) : ESP_OK);
     }
     return ESP_OK;
 }
@@ -335,14 +337,14 @@ esp_status esp_calibration_hold(const esp_calibration *calibration, esp_error *e
     const esp_group_inputs *inputs = &calibration->inputs;
     const double *cross = changes(calibration) ? inputs->cross : NULL; /* else it is there */
     const double *const squares[] = {inputs->gram, cross, inputs->inverse};
-    esp_far *far = esp_algebra_far(calibration->algebra);
-    if (far == NULL) {
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
+    if (device == NULL) {
         return ESP_OK;
     }
-    far->ops->drop(far, inputs->residual);
+    device->ops->drop(device, inputs->residual);
     for (int i = 0; i < ESP_COUNT(squares); i++) {
         if (squares[i] != NULL) {
-            ESP_TRY(far->ops->hold(far, squares[i], inputs->in * inputs->in, false, error));
+            ESP_TRY(device->ops->hold(device, squares[i], inputs->in * inputs->in, false, error));
         }
     }
     return ESP_OK;
@@ -357,7 +359,7 @@ static void damp(const esp_calibration_options *options, esp_group_inputs *input
         trace += square;
         inputs->dead += square == 0;
     }
-    inputs->damping = trace > 0 ? share * trace / (double)inputs->in : 1;
+    inputs->damping = trace == 0 ? 1 : share * trace / (double)inputs->in; /* NaN stays NaN */
     for (int64_t j = 0; j < inputs->in; j++) {
         inputs->gram[j * inputs->in + j] += inputs->damping;
     }
@@ -414,6 +416,7 @@ esp_status esp_calibration_collect(esp_calibration *calibration,
                        .weights = (double)weight.shape[0] * (double)weight.shape[1]};
     job.dense = job.pruned = (look){.calibration = calibration, .wanted = linear->group};
     esp_status status = sum_group(&job, error);
+    status = status == ESP_OK ? esp_calibration_check_inputs(calibration, error) : status;
     status = status == ESP_OK ? reorder(calibration, linear->name, inputs, error) : status;
     if (status == ESP_OK) {
         status = esp_calibration_turn_inputs(calibration, linear, inputs->cross, error);
@@ -460,7 +463,7 @@ esp_status esp_calibration_dense_moments(esp_calibration *calibration,
 {
     int64_t in = esp_checkpoint_get(calibration->checkpoint, linear->index).shape[1];
     size_t floats = esp_algebra_gram_floats(calibration->algebra, in);
-    esp_far *far = esp_algebra_far(calibration->algebra);
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
     float *scratch = esp_alloc_array(calibration->context, floats, sizeof *scratch);
     if (scratch == NULL) {
         return esp_fail_memory(error, floats * sizeof *scratch, "moments");
@@ -472,8 +475,8 @@ esp_status esp_calibration_dense_moments(esp_calibration *calibration,
         status = add_dense(calibration, linear, &calibration->samples[i], scratch, gram, error);
     }
     status = status == ESP_OK ? bring_moments(calibration, gram, in, error) : status;
-    if (far != NULL) {
-        far->ops->drop(far, gram);
+    if (device != NULL) {
+        device->ops->drop(device, gram);
     }
     esp_release(calibration->context, scratch);
     return status;

@@ -59,7 +59,7 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
                            esp_error *error)
 {
     const esp_algebra *algebra = job->calibration->algebra;
-    esp_far *far = esp_algebra_far(algebra);
+    esp_device_algebra *device = esp_algebra_device(algebra);
     const esp_algebra_product product = {.rows = job->out,
                                          .columns = job->in,
                                          .depth = job->in,
@@ -70,8 +70,8 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
                                          .b_stride = job->in,
                                          .c = c,
                                          .c_stride = job->in};
-    if (far != NULL) {
-        return far->ops->multiply(far, &product, error);
+    if (device != NULL) {
+        return device->ops->multiply(device, &product, error);
     }
     esp_algebra_multiply(algebra, &product);
     return ESP_OK;
@@ -80,15 +80,16 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
 /* What several calls in a row read stays with a device that does the algebra. */
 static esp_status hold(const layer_job *job, const double *matrix, esp_error *error)
 {
-    esp_far *far = esp_algebra_far(job->calibration->algebra);
-    return far != NULL ? far->ops->hold(far, matrix, job->out * job->in, false, error) : ESP_OK;
+    esp_device_algebra *device = esp_algebra_device(job->calibration->algebra);
+    return device != NULL ? device->ops->hold(device, matrix, job->out * job->in, false, error)
+                          : ESP_OK;
 }
 
 static void drop(const layer_job *job, const double *matrix)
 {
-    esp_far *far = esp_algebra_far(job->calibration->algebra);
-    if (far != NULL) {
-        far->ops->drop(far, matrix);
+    esp_device_algebra *device = esp_algebra_device(job->calibration->algebra);
+    if (device != NULL) {
+        device->ops->drop(device, matrix);
     }
 }
 
@@ -111,11 +112,11 @@ esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error
     if (inverse == NULL) {
         return esp_fail_memory(error, count * sizeof *inverse, "an inverse");
     }
-    esp_far *far = esp_algebra_far(calibration->algebra);
-    if (far != NULL && far->ops->invert != NULL) {
+    esp_device_algebra *device = esp_algebra_device(calibration->algebra);
+    if (device != NULL && device->ops->invert != NULL) {
         bool definite = false;
         esp_status status =
-            far->ops->invert(far, inputs->gram, inputs->in, inverse, &definite, error);
+            device->ops->invert(device, inputs->gram, inputs->in, inverse, &definite, error);
         if (status != ESP_OK || !definite) {
             esp_release(calibration->context, inverse);
             return status != ESP_OK ? status : not_definite(calibration, error);

@@ -69,7 +69,7 @@ static esp_status find_axes(esp_calibration *calibration, const esp_value_heads 
     int64_t n = of->head, index = esp_checkpoint_find(calibration->checkpoint, of->o);
     const esp_pattern *pattern = &calibration->turning->patterns[index];
     size_t square = (size_t)(n * n);
-    double *room = esp_alloc_array(context, 2 * square + 3 * (size_t)n, sizeof *room);
+    double *room = esp_alloc_array(context, 2 * square + (size_t)n, sizeof *room);
     int64_t *rank_of = esp_alloc_array(context, (size_t)n, sizeof *rank_of);
     double *matrix = esp_alloc_array(context, (size_t)of->heads * square, sizeof *matrix);
     esp_status status = ESP_OK;
@@ -78,10 +78,11 @@ static esp_status find_axes(esp_calibration *calibration, const esp_value_heads 
         status = esp_fail_memory(error, (size_t)of->heads * square * sizeof *matrix, "rotations");
     } else {
         esp_deal_ranks(n, esp_turn_group(pattern), rank_of);
-        for (int64_t h = 0; h < of->heads; h++) {
+        for (int64_t h = 0; h < of->heads && status == ESP_OK; h++) {
             head_moments(calibration, of, in, gram, h, room);
-            esp_principal_axes(room, n, room + square, room + 2 * square);
-            for (int64_t place = 0; place < n; place++) {
+            status = esp_principal_axes(calibration->algebra, room, n, room + 2 * square,
+                                        room + square, NULL, error);
+            for (int64_t place = 0; place < n && status == ESP_OK; place++) {
                 memcpy(matrix + (h * n + place) * n, room + square + rank_of[place] * n,
                        (size_t)n * sizeof *matrix);
             }

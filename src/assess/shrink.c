@@ -5,6 +5,20 @@
 
 #include <espalier/shrink.h>
 
+static esp_status remove_units(esp_calibration *calibration, const esp_calibrated_linear *linear,
+                               const esp_unit_choice *units, esp_tensor *values,
+                               esp_calibrated_layer *report, esp_error *error)
+{
+    double zeros = 0;
+    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
+    ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
+    ESP_TRY(esp_calibration_collect(calibration, linear, error));
+    ESP_TRY(esp_calibration_remove(calibration, linear, units, values, report, error));
+    return calibration->options->dense_inputs
+               ? ESP_OK
+               : esp_calibration_replace(calibration, linear->name, values, error);
+}
+
 /* An esp_shrink_choose_fn. */
 static esp_status choose(void *user, const esp_shrink_part *part, esp_tensor *values,
                          uint32_t *kept, double *loss, esp_error *error)
@@ -18,11 +32,9 @@ static esp_status choose(void *user, const esp_shrink_part *part, esp_tensor *va
                         "layer %lld: no sample reaches what reads the channels",
                         (long long)part->layer);
     }
-    ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
-    ESP_TRY(esp_calibration_collect(calibration, linear, error));
-    ESP_TRY(esp_calibration_remove(calibration, linear, &units, values, &report, error));
-    if (!calibration->options->dense_inputs) {
-        ESP_TRY(esp_calibration_replace(calibration, linear->name, values, error));
+    esp_status status = remove_units(calibration, linear, &units, values, &report, error);
+    if (status != ESP_OK) {
+        return esp_fail_within(error, status, "%s", linear->name);
     }
     *loss = report.error;
     return ESP_OK;

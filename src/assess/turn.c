@@ -17,12 +17,12 @@
 typedef struct turn_job {
     esp_calibration calibration;
     esp_turn *turn;
-    int64_t n;           /* channels */
-    double *form;        /* [n][n] */
-    double *square;      /* [n][n]: W^T W */
-    double *product;     /* [n][n]: that times what the layer reads */
-    double *norm, *room; /* [n], [3 n] */
-    double *q;           /* [n][n] */
+    int64_t n;             /* channels */
+    double *form;          /* [n][n] */
+    double *square;        /* [n][n]: W^T W */
+    double *product;       /* [n][n]: that times what the layer reads */
+    double *norm, *values; /* [n]: values of channels, then of axes */
+    double *q;             /* [n][n] */
     esp_turn_summary summary;
 } turn_job;
 
@@ -32,8 +32,8 @@ static esp_status make_room(turn_job *job, esp_error *error)
     size_t n = (size_t)job->n, square = n * n;
     double **const areas[] = {&job->form, &job->square, &job->product, &job->q};
     job->norm = esp_alloc_array(context, n, sizeof *job->norm);
-    job->room = esp_alloc_array(context, 3 * n, sizeof *job->room);
-    bool made = job->norm != NULL && job->room != NULL;
+    job->values = esp_alloc_array(context, n, sizeof *job->values);
+    bool made = job->norm != NULL && job->values != NULL;
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         *areas[i] = esp_alloc_array(context, square, sizeof **areas[i]);
         made &= *areas[i] != NULL;
@@ -138,38 +138,54 @@ static int compare(const void *a, const void *b)
     return x > y ? -1 : x < y;
 }
 
-/* What the largest quarter of the diagonal has of all of it. */
-static double strongest_quarter(const turn_job *job)
+/* What the largest quarter of the values has of all of them. */
+static double strongest_quarter(turn_job *job)
 {
     int64_t n = job->n;
     double sum = 0;
-    for (int64_t i = 0; i < n; i++) {
-        job->room[i] = job->form[i * (n + 1)];
-    }
-    qsort(job->room, (size_t)n, sizeof *job->room, compare);
+    qsort(job->values, (size_t)n, sizeof *job->values, compare);
     for (int64_t i = 0; i < n / 4; i++) {
-        sum += job->room[i];
+        sum += job->values[i];
     }
     return sum / (double)ESP_MAX(1, job->summary.readers);
 }
 
+static esp_status tell(void *user, double share, esp_error *error)
+{
+    const turn_job *job = user;
+    const esp_prune_options *options = job->calibration.prune;
+    double n = (double)job->n;
+    return options->progress == NULL ||
+                   options->progress(options->user, "finding axes", share * n, n, "channels")
+               ? ESP_OK
+               : esp_fail(error, ESP_CANCELLED, "cancelled",
+                          "turning was interrupted; nothing was written");
+}
+
 static esp_status find_axes(turn_job *job, const esp_pattern *pattern, esp_error *error)
 {
+    const esp_axes_options how = {.step = tell, .user = job};
     int64_t n = job->n;
     double *axes = job->square; /* is no longer needed */
     int64_t *rank_of = esp_alloc_array(job->calibration.context, (size_t)n, sizeof *rank_of);
     if (rank_of == NULL) {
         return esp_fail_memory(error, (size_t)n * sizeof *rank_of, "axes");
     }
+    for (int64_t i = 0; i < n; i++) {
+        job->values[i] = job->form[i * (n + 1)];
+    }
     job->summary.strongest_channels = strongest_quarter(job);
-    esp_principal_axes(job->form, n, axes, job->room);
-    job->summary.strongest_axes = strongest_quarter(job);
-    esp_deal_ranks(n, esp_turn_group(pattern), rank_of);
-    for (int64_t place = 0; place < n; place++) {
-        memcpy(job->q + place * n, axes + rank_of[place] * n, (size_t)n * sizeof *axes);
+    esp_status status =
+        esp_principal_axes(job->calibration.algebra, job->form, n, job->values, axes, &how, error);
+    if (status == ESP_OK) {
+        job->summary.strongest_axes = strongest_quarter(job);
+        esp_deal_ranks(n, esp_turn_group(pattern), rank_of);
+        for (int64_t place = 0; place < n; place++) {
+            memcpy(job->q + place * n, axes + rank_of[place] * n, (size_t)n * sizeof *axes);
+        }
     }
     esp_release(job->calibration.context, rank_of);
-    return ESP_OK;
+    return status;
 }
 
 /* ---- all of it ---- */
@@ -193,7 +209,7 @@ static esp_status turn(turn_job *job, const char *model_dir, const char *out_dir
 static void close(turn_job *job)
 {
     esp_context *context = job->calibration.context;
-    double *const areas[] = {job->form, job->square, job->product, job->q, job->norm, job->room};
+    double *const areas[] = {job->form, job->square, job->product, job->q, job->norm, job->values};
     for (int i = 0; i < ESP_COUNT(areas); i++) {
         esp_release(context, areas[i]);
     }

@@ -252,5 +252,5 @@ const esp_backend esp_cuda_backend = {
     .spread = cuda_spread,
     .differ = cuda_differ,
     .shipped_times = cuda_shipped_times,
-    .far_open = cuda_far_open,
+    .algebra_open = cuda_algebra_open,
 };

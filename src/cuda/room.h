@@ -127,9 +127,10 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
 bool cuda_shipped_times(const esp_device *device, const esp_matmul_problem *problem,
                         esp_shipped_times *times);
 
-/* ---- calibration; far.c ---- */
+/* ---- calibration; algebra.c ---- */
 
-ESP_MUST_CHECK esp_status cuda_far_open(esp_device *device, esp_far **far, esp_error *error);
+ESP_MUST_CHECK esp_status cuda_algebra_open(esp_device *device, esp_device_algebra **algebra,
+                                            esp_error *error);
 
 /* ---- models; ops.c, stream.c ---- */
 

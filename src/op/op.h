@@ -503,7 +503,7 @@ struct esp_backend {
     bool (*shipped_times)(const esp_device *device, const esp_matmul_problem *problem,
                           esp_shipped_times *times);
     /* The algebra of calibration on the device; NULL: the host does it. */
-    esp_status (*far_open)(esp_device *device, esp_far **far, esp_error *error);
+    esp_status (*algebra_open)(esp_device *device, esp_device_algebra **algebra, esp_error *error);
 };
 
 #endif

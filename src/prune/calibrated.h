@@ -135,7 +135,7 @@ ESP_MUST_CHECK esp_status esp_gradual_mask(esp_context *context, const esp_patte
                                            const float *scores, esp_mask **mask, esp_error *error);
 
 /* Whether the algebra has a device that does panels. */
-bool esp_far_panels_takes(const esp_algebra *algebra, int64_t out, int64_t in);
+bool esp_device_panels_takes(const esp_algebra *algebra, int64_t out, int64_t in);
 
 /* Panels, 2:4 among them, by a joint search of columns and of two of each four, both judged by the
  * least squares of all that is live (joint.c). Arguments as of esp_panel_obs. */

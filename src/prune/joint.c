@@ -408,8 +408,8 @@ bool esp_joint_takes(const esp_pattern *pattern)
 
 #define ROWS_OF_2_4 256 /* that are searched together where there are no panels */
 
-static esp_status deal_for_far(void *user, int64_t rows, int64_t n, const double *values,
-                               const double *diagonal, uint32_t *order, esp_error *error)
+static esp_status deal_for_device(void *user, int64_t rows, int64_t n, const double *values,
+                                  const double *diagonal, uint32_t *order, esp_error *error)
 {
     const joint_job *job = user;
     const four_places places = {rows, n, 1, values, diagonal};
@@ -427,25 +427,25 @@ static esp_status deal_for_far(void *user, int64_t rows, int64_t n, const double
 /* On a device. */
 static esp_status run_far(joint_job *job, const esp_pattern *pattern, esp_error *error)
 {
-    esp_far *far = esp_algebra_far(job->algebra);
+    esp_device_algebra *device = esp_algebra_device(job->algebra);
     bool plain = esp_pattern_is_2_4(pattern);
-    const esp_far_panels panels = {.out = job->out,
-                                   .in = job->in,
-                                   .v = job->v,
-                                   .group =
-                                       pattern->m == 0 ? job->in : ESP_MIN(pattern->m, job->in),
-                                   .kept = job->kept,
-                                   .free = job->free,
-                                   .every = plain,
-                                   .joint = true,
-                                   .inverse = job->inverse,
-                                   .weights = job->weights,
-                                   .columns = job->columns,
-                                   .mask = esp_mask_row_mut(job->mask, 0),
-                                   .mask_words = esp_mask_row_words(job->mask),
-                                   .deal = job->free ? deal_for_far : NULL,
-                                   .user = job};
-    return far->ops->panels(far, &panels, error);
+    const esp_device_panels panels = {.out = job->out,
+                                      .in = job->in,
+                                      .v = job->v,
+                                      .group =
+                                          pattern->m == 0 ? job->in : ESP_MIN(pattern->m, job->in),
+                                      .kept = job->kept,
+                                      .free = job->free,
+                                      .every = plain,
+                                      .joint = true,
+                                      .inverse = job->inverse,
+                                      .weights = job->weights,
+                                      .columns = job->columns,
+                                      .mask = esp_mask_row_mut(job->mask, 0),
+                                      .mask_words = esp_mask_row_words(job->mask),
+                                      .deal = job->free ? deal_for_device : NULL,
+                                      .user = job};
+    return device->ops->panels(device, &panels, error);
 }
 
 static esp_status run_near(joint_job *job, const esp_pattern *pattern, esp_error *error)
@@ -456,8 +456,9 @@ static esp_status run_near(joint_job *job, const esp_pattern *pattern, esp_error
 
 static esp_status run(joint_job *job, const esp_pattern *pattern, esp_error *error)
 {
-    ESP_TRY(esp_far_panels_takes(job->algebra, job->out, job->in) ? run_far(job, pattern, error)
-                                                                  : run_near(job, pattern, error));
+    ESP_TRY(esp_device_panels_takes(job->algebra, job->out, job->in)
+                ? run_far(job, pattern, error)
+                : run_near(job, pattern, error));
     return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
                      : ESP_OK;
 }

@@ -51,10 +51,10 @@ esp_status esp_layer_error(const esp_algebra *algebra, const esp_layer_inputs *i
                            esp_error *error)
 {
     esp_context *context = esp_algebra_context(algebra);
-    esp_far *far = esp_algebra_far(algebra);
-    if (far != NULL && far->ops->squared != NULL) {
-        return far->ops->squared(far, inputs->gram, out, inputs->in, weights, target, squared,
-                                 error);
+    esp_device_algebra *device = esp_algebra_device(algebra);
+    if (device != NULL && device->ops->squared != NULL) {
+        return device->ops->squared(device, inputs->gram, out, inputs->in, weights, target, squared,
+                                    error);
     }
     int64_t slabs = esp_ceil_div(out, SLAB);
     size_t room = 2 * (size_t)context->threads * SLAB * (size_t)inputs->in;

@@ -290,33 +290,33 @@ static esp_status run(obs_job *job, esp_error *error)
 
 /* ---- on a device ---- */
 
-bool esp_far_panels_takes(const esp_algebra *algebra, int64_t out, int64_t in)
+bool esp_device_panels_takes(const esp_algebra *algebra, int64_t out, int64_t in)
 {
-    const esp_far *far = esp_algebra_far(algebra);
-    return far != NULL && far->ops->panels != NULL && out > 0 && in > 0;
+    const esp_device_algebra *device = esp_algebra_device(algebra);
+    return device != NULL && device->ops->panels != NULL && out > 0 && in > 0;
 }
 
 static esp_status run_far(obs_job *job, esp_error *error)
 {
     esp_context *context = esp_algebra_context(job->algebra);
-    esp_far *far = esp_algebra_far(job->algebra);
+    esp_device_algebra *device = esp_algebra_device(job->algebra);
     size_t count = (size_t)esp_ceil_div(job->out, job->v) * (size_t)job->kept;
     job->columns = esp_alloc_array(context, count, sizeof *job->columns);
     if (job->columns == NULL) {
         return esp_fail_memory(error, count * sizeof *job->columns, "columns");
     }
-    const esp_far_panels panels = {.out = job->out,
-                                   .in = job->in,
-                                   .v = job->v,
-                                   .group = job->group,
-                                   .kept = job->kept,
-                                   .free = job->free,
-                                   .inverse = job->inverse,
-                                   .weights = job->weights,
-                                   .columns = job->columns,
-                                   .mask = esp_mask_row_mut(job->mask, 0),
-                                   .mask_words = esp_mask_row_words(job->mask)};
-    ESP_TRY(far->ops->panels(far, &panels, error));
+    const esp_device_panels panels = {.out = job->out,
+                                      .in = job->in,
+                                      .v = job->v,
+                                      .group = job->group,
+                                      .kept = job->kept,
+                                      .free = job->free,
+                                      .inverse = job->inverse,
+                                      .weights = job->weights,
+                                      .columns = job->columns,
+                                      .mask = esp_mask_row_mut(job->mask, 0),
+                                      .mask_words = esp_mask_row_words(job->mask)};
+    ESP_TRY(device->ops->panels(device, &panels, error));
     return job->free ? esp_mask_set_columns(job->mask, job->v, job->kept, job->columns, error)
                      : ESP_OK;
 }
@@ -370,7 +370,7 @@ esp_status esp_panel_obs(const esp_algebra *algebra, const esp_pattern *pattern,
     esp_context *context = esp_algebra_context(algebra);
     obs_job job = job_of(algebra, pattern, out, in, inverse, weights);
     ESP_TRY(esp_mask_create(context, out, in, &job.mask, error));
-    bool goes = esp_far_panels_takes(algebra, out, in);
+    bool goes = esp_device_panels_takes(algebra, out, in);
     esp_status status = goes ? run_far(&job, error) : run(&job, error);
     free_room(&job);
     if (status != ESP_OK) {

@@ -20,8 +20,8 @@ bool esp_prune_stores_rows(const esp_mask_options *options, const esp_pattern *p
 /* the search of prune's options, or what AUTO means */
 esp_search esp_prune_search_of(esp_search search, const esp_pattern *pattern);
 
-#include "prune/eigen.h"
 #include "prune/permutation.h"
 #include "prune/permute.h"
+#include "prune/ranks.h"
 
 #endif

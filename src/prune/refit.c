@@ -231,20 +231,20 @@ static esp_status solve(refit_job *job, int64_t out, esp_error *error)
 }
 
 /* By a device that does all rows at once. */
-static esp_status refit_far(esp_far *far, refit_job *job, esp_refit_report *report,
-                            esp_error *error)
+static esp_status refit_on_device(esp_device_algebra *device, refit_job *job,
+                                  esp_refit_report *report, esp_error *error)
 {
     int64_t out = esp_mask_out_features(job->mask);
-    esp_far_refit refit = {.out = out,
-                           .in = job->inputs->in,
-                           .gram = job->inputs->gram,
-                           .goal = job->goal,
-                           .weights = job->weights,
-                           .mask = out > 0 ? esp_mask_row(job->mask, 0) : NULL,
-                           .mask_words = esp_mask_row_words(job->mask),
-                           .tolerance = job->options.tolerance,
-                           .max_iterations = job->options.max_iterations};
-    ESP_TRY(far->ops->refit(far, &refit, error));
+    esp_device_refit refit = {.out = out,
+                              .in = job->inputs->in,
+                              .gram = job->inputs->gram,
+                              .goal = job->goal,
+                              .weights = job->weights,
+                              .mask = out > 0 ? esp_mask_row(job->mask, 0) : NULL,
+                              .mask_words = esp_mask_row_words(job->mask),
+                              .tolerance = job->options.tolerance,
+                              .max_iterations = job->options.max_iterations};
+    ESP_TRY(device->ops->refit(device, &refit, error));
     if (report != NULL) {
         *report = (esp_refit_report){refit.iterations, refit.residual};
     }
@@ -267,9 +267,9 @@ esp_status esp_refit(const esp_algebra *algebra, const esp_layer_inputs *inputs,
     job.options.tolerance = job.options.tolerance > 0 ? job.options.tolerance : TOLERANCE;
     job.options.max_iterations =
         job.options.max_iterations > 0 ? job.options.max_iterations : MAX_ITERATIONS;
-    esp_far *far = esp_algebra_far(algebra);
-    if (far != NULL && far->ops->refit != NULL) {
-        return refit_far(far, &job, report, error);
+    esp_device_algebra *device = esp_algebra_device(algebra);
+    if (device != NULL && device->ops->refit != NULL) {
+        return refit_on_device(device, &job, report, error);
     }
     job.columns = esp_alloc_array(context, threads * (size_t)inputs->in, sizeof *job.columns);
     job.worst = esp_alloc_array(context, threads, sizeof *job.worst);

@@ -205,17 +205,17 @@ esp_status esp_sparse_gpt(const esp_algebra *algebra, const esp_pattern *pattern
 
 /* ---- from the inverse ---- */
 
-static esp_status choose_for_far(void *user, int64_t begin, int64_t width, const float *scores,
-                                 esp_error *error)
+static esp_status choose_for_device(void *user, int64_t begin, int64_t width, const float *scores,
+                                    esp_error *error)
 {
     const gpt_job *job = user;
     memcpy(job->scores, scores, (size_t)(job->out * width) * sizeof *scores);
     return mark_group(job, begin, width, job->scores, error);
 }
 
-static esp_status prune_far(gpt_job *job, esp_error *error)
+static esp_status prune_on_device(gpt_job *job, esp_error *error)
 {
-    esp_far *far = esp_algebra_far(job->algebra);
+    esp_device_algebra *device = esp_algebra_device(job->algebra);
     esp_context *context = esp_algebra_context(job->algebra);
     int64_t group, block = block_of(job, &group);
     bool chooses = esp_sparse_gpt_chooses(job->pattern);
@@ -227,18 +227,18 @@ static esp_status prune_far(gpt_job *job, esp_error *error)
     if (job->scores == NULL) {
         return esp_fail_memory(error, count * sizeof *job->scores, "scores");
     }
-    const esp_far_sweep asked = {.out = job->out,
-                                 .in = job->in,
-                                 .block = ESP_MIN(block, job->in),
-                                 .inverse = job->inverse,
-                                 .weights = job->weights,
-                                 .mask = job->out > 0 ? esp_mask_row_mut(job->mask, 0) : NULL,
-                                 .mask_words = esp_mask_row_words(job->mask),
-                                 .group = chooses ? group : 0,
-                                 .keep = keep,
-                                 .choose = choose_for_far,
-                                 .user = job};
-    esp_status status = far->ops->sweep(far, &asked, error);
+    const esp_device_sweep asked = {.out = job->out,
+                                    .in = job->in,
+                                    .block = ESP_MIN(block, job->in),
+                                    .inverse = job->inverse,
+                                    .weights = job->weights,
+                                    .mask = job->out > 0 ? esp_mask_row_mut(job->mask, 0) : NULL,
+                                    .mask_words = esp_mask_row_words(job->mask),
+                                    .group = chooses ? group : 0,
+                                    .keep = keep,
+                                    .choose = choose_for_device,
+                                    .user = job};
+    esp_status status = device->ops->sweep(device, &asked, error);
     esp_release(context, job->scores);
     return status;
 }
@@ -273,7 +273,7 @@ esp_status esp_sparse_gpt_of(const esp_algebra *algebra, const esp_pattern *patt
                              const double *inverse, double *weights, esp_mask **mask,
                              esp_error *error)
 {
-    const esp_far *far = esp_algebra_far(algebra);
+    const esp_device_algebra *device = esp_algebra_device(algebra);
     gpt_job job = {.algebra = algebra,
                    .pattern = pattern,
                    .options = options,
@@ -281,6 +281,6 @@ esp_status esp_sparse_gpt_of(const esp_algebra *algebra, const esp_pattern *patt
                    .in = in,
                    .inverse = inverse,
                    .weights = weights};
-    bool goes = far != NULL && far->ops->sweep != NULL && in > 0 && out > 0;
-    return with_mask(&job, goes ? prune_far : factor_and_prune, mask, error);
+    bool goes = device != NULL && device->ops->sweep != NULL && in > 0 && out > 0;
+    return with_mask(&job, goes ? prune_on_device : factor_and_prune, mask, error);
 }

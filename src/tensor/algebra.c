@@ -1,7 +1,7 @@
 /* Pieces of rows are dealt to threads; within a piece one thread calls the library, which is kept
  * to one thread itself. */
-#include "tensor/algebra.h"
-#include "tensor/far_algebra.h"
+#include "tensor/algebra_inside.h"
+#include "tensor/device_algebra.h"
 
 #include <dlfcn.h>
 #include <math.h>
@@ -11,26 +11,6 @@ enum { ROW_MAJOR = 101, NO_TRANS = 111, TRANS = 112 }; /* the CBLAS numbers */
 #define PIECE_ROWS 64
 #define GRAM_ROWS 128  /* more: Y is rearranged for each piece */
 #define RUN_TOKENS 512 /* that are summed in f32 */
-
-typedef struct blas_library {
-    void *handle; /* NULL: not there */
-    void (*sgemm)(int order, int trans_a, int trans_b, int m, int n, int k, float alpha,
-                  const float *a, int lda, const float *b, int ldb, float beta, float *c, int ldc);
-    void (*dgemm)(int order, int trans_a, int trans_b, int m, int n, int k, double alpha,
-                  const double *a, int lda, const double *b, int ldb, double beta, double *c,
-                  int ldc);
-    /* LAPACK, of column-major matrices */
-    void (*dpotrf)(const char *triangle, const int *n, double *a, const int *lda, int *info);
-    void (*dpotri)(const char *triangle, const int *n, double *a, const int *lda, int *info);
-    void (*set_threads)(int threads);
-    int (*get_threads)(void);
-} blas_library;
-
-struct esp_algebra {
-    esp_context *context;
-    blas_library blas;
-    esp_far *far; /* NULL: none */
-};
 
 /* ---- the library ---- */
 
@@ -51,6 +31,9 @@ static void open_library(blas_library *blas)
     }
     if (find(library, "cblas_sgemm", &blas->sgemm) && find(library, "cblas_dgemm", &blas->dgemm) &&
         find(library, "dpotrf_", &blas->dpotrf) && find(library, "dpotri_", &blas->dpotri) &&
+        find(library, "dlatrd_", &blas->dlatrd) && find(library, "dsyr2k_", &blas->dsyr2k) &&
+        find(library, "dsytrd_", &blas->dsytrd) && find(library, "dstedc_", &blas->dstedc) &&
+        find(library, "dormtr_", &blas->dormtr) &&
         find(library, "openblas_set_num_threads", &blas->set_threads) &&
         find(library, "openblas_get_num_threads", &blas->get_threads)) {
         blas->handle = library;
@@ -112,8 +95,8 @@ void esp_algebra_close(esp_algebra *algebra)
     if (algebra == NULL) {
         return;
     }
-    if (algebra->far != NULL) {
-        algebra->far->ops->close(algebra->far);
+    if (algebra->device != NULL) {
+        algebra->device->ops->close(algebra->device);
     }
     if (algebra->blas.handle != NULL) {
         dlclose(algebra->blas.handle);
@@ -123,19 +106,19 @@ void esp_algebra_close(esp_algebra *algebra)
 
 const char *esp_algebra_name(const esp_algebra *algebra)
 {
-    return algebra->far != NULL           ? algebra->far->name
+    return algebra->device != NULL        ? algebra->device->name
            : algebra->blas.handle != NULL ? "OpenBLAS"
                                           : "plain loops";
 }
 
-void esp_algebra_set_far(esp_algebra *algebra, esp_far *far)
+void esp_algebra_set_device(esp_algebra *algebra, esp_device_algebra *device)
 {
-    algebra->far = far;
+    algebra->device = device;
 }
 
-esp_far *esp_algebra_far(const esp_algebra *algebra)
+esp_device_algebra *esp_algebra_device(const esp_algebra *algebra)
 {
-    return algebra->far;
+    return algebra->device;
 }
 
 esp_context *esp_algebra_context(const esp_algebra *algebra)
@@ -143,16 +126,14 @@ esp_context *esp_algebra_context(const esp_algebra *algebra)
     return algebra->context;
 }
 
-/* The setting is one for the whole process; dense layers may have set another. */
-static void keep_to_one_thread(const esp_algebra *algebra)
+void algebra_keep_to_one_thread(const esp_algebra *algebra)
 {
     if (algebra->blas.handle != NULL && algebra->blas.get_threads() != 1) {
         algebra->blas.set_threads(1);
     }
 }
 
-/* Its sizes are ints. */
-static bool library_takes(const esp_algebra *algebra, int64_t a, int64_t b, int64_t c)
+bool algebra_library_takes(const esp_algebra *algebra, int64_t a, int64_t b, int64_t c)
 {
     return algebra->blas.handle != NULL && a <= INT32_MAX && b <= INT32_MAX && c <= INT32_MAX;
 }
@@ -193,8 +174,8 @@ static void multiply_rows(void *user, int64_t begin, int64_t end, int thread)
     (void)thread;
     const product_job *job = user;
     const esp_algebra_product *p = job->product;
-    if (library_takes(job->algebra, p->columns, p->depth,
-                      ESP_MAX(p->a_stride, ESP_MAX(p->b_stride, p->c_stride)))) {
+    if (algebra_library_takes(job->algebra, p->columns, p->depth,
+                              ESP_MAX(p->a_stride, ESP_MAX(p->b_stride, p->c_stride)))) {
         job->algebra->blas.dgemm(
             ROW_MAJOR, NO_TRANS, p->b_transposed ? TRANS : NO_TRANS, (int)(end - begin),
             (int)p->columns, (int)p->depth, p->alpha, p->a + begin * p->a_stride, (int)p->a_stride,
@@ -210,7 +191,7 @@ void esp_algebra_multiply(const esp_algebra *algebra, const esp_algebra_product 
 {
     product_job job = {algebra, product};
     if (product->rows > 0 && product->columns > 0) {
-        keep_to_one_thread(algebra);
+        algebra_keep_to_one_thread(algebra);
         /* A piece gets the same rows whatever runs it, so its sums are the same. */
         for (int64_t begin = 0; begin < product->rows; begin += INT32_MAX / 2) {
             int64_t rows = ESP_MIN(product->rows - begin, INT32_MAX / 2);
@@ -259,7 +240,7 @@ static void add_outer_rows(void *user, int64_t begin, int64_t end, int thread)
     const float *x = job->x + begin * stride;
     for (int64_t t = 0; t < job->tokens; t += RUN_TOKENS) {
         int64_t run = ESP_MIN(RUN_TOKENS, job->tokens - t);
-        if (library_takes(algebra, columns, stride, run)) {
+        if (algebra_library_takes(algebra, columns, stride, run)) {
             algebra->blas.sgemm(ROW_MAJOR, NO_TRANS, TRANS, (int)rows, (int)columns, (int)run, 1,
                                 x + t, (int)stride, job->y + t, (int)stride, 0, sums, (int)columns);
         } else {
@@ -290,7 +271,7 @@ void esp_algebra_add_gram(const esp_algebra *algebra, const float *x, int64_t x_
                     .tokens = tokens,
                     .scratch = scratch,
                     .h = h};
-    keep_to_one_thread(algebra);
+    algebra_keep_to_one_thread(algebra);
     esp_parallel_for(algebra->context, x_features, GRAM_ROWS, add_outer_rows, &job);
 }
 
@@ -329,11 +310,11 @@ static bool factor_plainly(double *a, int64_t n)
 
 bool esp_algebra_factor(const esp_algebra *algebra, double *a, int64_t n)
 {
-    if (!library_takes(algebra, n, n, n)) {
+    if (!algebra_library_takes(algebra, n, n, n)) {
         return factor_plainly(a, n);
     }
     int size = (int)n, info = 0;
-    keep_to_one_thread(algebra);
+    algebra_keep_to_one_thread(algebra);
     algebra->blas.dpotrf("U", &size, a, &size, &info); /* the upper one of the transpose */
     return info == 0;
 }
@@ -364,9 +345,9 @@ static void invert_plainly(double *l, int64_t n)
 
 void esp_algebra_invert(const esp_algebra *algebra, double *l, int64_t n)
 {
-    if (library_takes(algebra, n, n, n)) {
+    if (algebra_library_takes(algebra, n, n, n)) {
         int size = (int)n, info = 0;
-        keep_to_one_thread(algebra);
+        algebra_keep_to_one_thread(algebra);
         algebra->blas.dpotri("U", &size, l, &size, &info);
     } else {
         invert_plainly(l, n);

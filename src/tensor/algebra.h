@@ -10,7 +10,7 @@
 #include "base/base.h"
 
 typedef struct esp_algebra esp_algebra;
-typedef struct esp_far esp_far; /* far_algebra.h */
+typedef struct esp_device_algebra esp_device_algebra; /* device_algebra.h */
 
 /* One per context at work; loads the library. */
 ESP_MUST_CHECK esp_status esp_algebra_open(esp_context *context, esp_algebra **algebra,
@@ -21,9 +21,9 @@ ESP_MUST_CHECK esp_status esp_algebra_open_plain(esp_context *context, esp_algeb
 void esp_algebra_close(esp_algebra *algebra);
 /* "OpenBLAS", "plain loops", or what a device calls itself. */
 const char *esp_algebra_name(const esp_algebra *algebra);
-/* A device that does what is large from now on (far_algebra.h), closed with this; NULL: none. */
-void esp_algebra_set_far(esp_algebra *algebra, esp_far *far);
-esp_far *esp_algebra_far(const esp_algebra *algebra);
+/* A device that does what is large from now on (device_algebra.h), closed with this; NULL: none. */
+void esp_algebra_set_device(esp_algebra *algebra, esp_device_algebra *device);
+esp_device_algebra *esp_algebra_device(const esp_algebra *algebra);
 esp_context *esp_algebra_context(const esp_algebra *algebra);
 
 /* C[rows][columns] = beta C + alpha A[rows][depth] B[depth][columns]; b_transposed: B lies as

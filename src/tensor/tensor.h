@@ -6,7 +6,8 @@
 
 #include "base/base.h"
 #include "tensor/algebra.h"
-#include "tensor/far_algebra.h"
+#include "tensor/axes.h"
+#include "tensor/device_algebra.h"
 
 /* Bytes of one element of a whole-byte dtype. */
 static inline size_t esp_dtype_bytes(esp_dtype dtype)

@@ -54,6 +54,8 @@ t "images and text" 2 eval "$glyphs" --images index.tsv --text text.txt; err_has
 t "a folder without images" 3 eval "$glyphs" --images plain; err_has '\[images.none\]'
 t "no folder" 3 eval "$glyphs" --images nowhere; err_has '\[images.unreadable\]'
 t "a bad index" 3 eval "$glyphs" --images bad-index.tsv; err_has 'line 1.*\[images.bad_index\]'
+t "a text for an index" 3 prune "$glyphs" -p 2:4 -o nowhere -c text.txt
+err_has 'text.txt: line 1: no image.*\[images.bad_index\]'
 t "an image without label" 3 eval "$glyphs" --images no-label.tsv; err_has '\[images.no_label\]'
 t "an unknown label" 3 eval "$glyphs" --images unknown-label.tsv; err_has 'nobody.*\[images.unknown_label\]'
 t "a text for a classifier" 2 eval "$glyphs" --text text.txt; err_has '\[run.needs_images\]'

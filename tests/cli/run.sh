@@ -210,7 +210,10 @@ json '@{$j->{calibration}{layers}} == 14 && $j->{calibration}{layers}[0]{error} 
 json '$j->{calibration}{data_crc32c} =~ /^[0-9a-f]{8}$/'
 t "prune, few calibration tokens" 0 prune plain -p 2:4 -o pc --force -c words.txt --calibrate-tokens 512
 err_has '20 are wanted'
-t "prune: text too short to calibrate" 2 prune plain -p 2:4 -o pd -c empty.txt; err_has '\[calibrate.too_short\]'
+t "prune: text too short to calibrate" 2 prune plain -p 2:4 -o pd -c empty.txt; err_has 'empty.txt: 0 tokens.*\[calibrate.too_short\]'
+printf 'a\0b' >no-text.bin
+t "prune: calibration by what is no text" 3 prune plain -p 2:4 -o pd -c no-text.bin
+err_has 'no-text.bin: byte 1 .*\[text.not_text\]'
 t "prune: text that is not there" 3 prune plain -p 2:4 -o pd -c nothing.txt; one_line_err
 t "prune: refit of nothing" 2 prune plain -p 2:4 -o pd --refit; err_has 'needs --calibrate'
 t "prune: score and calibration" 2 prune plain -p 2:4 -o pd -c words.txt --score square
@@ -315,6 +318,7 @@ err_has '\[usage.extra_option\]'
 t "eval: intervals of questions" 2 eval plain --multiple-choice questions.jsonl --bootstrap 10; err_has '\[usage.extra_option\]'
 t "eval of an empty text" 2 eval plain --text empty.txt; err_has '\[eval.no_text\]'
 t "eval of no file" 3 eval plain --text absent.txt; err_has '\[text.unreadable\]'
+t "eval of no text" 3 eval plain --text no-text.bin; err_has '\[text.not_text\]'
 t "eval of a folder" 3 eval plain --text plain; err_has '\[text.unreadable\]'
 t "eval: another vocabulary" 2 eval plain --text text.txt --baseline vocabulary; err_has '\[eval.vocabulary_differs\]'
 t "eval: context too long" 2 eval plain --text text.txt --context 129; err_has '\[eval.bad_context\]'

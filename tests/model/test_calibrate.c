@@ -304,6 +304,16 @@ static void refusals(test_run *run)
     CHECK_FAILS(prune_at(run, 1, model, out, "2:4", bad, NULL, NULL, error), ESP_BAD_ARGUMENT,
                 "calibrate.too_short");
 
+    test_sub(run, "weights that are no numbers");
+    static const esp_method methods[] = {ESP_METHOD_WANDA, ESP_METHOD_SPARSE_GPT, ESP_METHOD_JOINT};
+    for (int i = 0; i < ESP_COUNT(methods); i++) {
+        bad = good;
+        bad.method = methods[i];
+        CHECK_FAILS(prune_at(run, 1, tiny_folder(run, "nan"), out, "8:2:8", bad, NULL, NULL, error),
+                    ESP_CHECK_FAILED, "calibrate.not_finite");
+    }
+    model = tiny_folder(run, "plain");
+
     test_sub(run, "options");
     bad = good;
     bad.method = (esp_method)99;

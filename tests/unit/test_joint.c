@@ -1,7 +1,6 @@
-/* The joint search of a layer's masks, its tableau and principal axes, against elimination and all
- * masks of small rows; and numbers that are none. */
+/* The joint search of a layer's masks and its tableau, against elimination and all masks of small
+ * rows; and numbers that are none. */
 #include "calibrated_layer.h"
-#include "prune/eigen.h"
 #include "prune/tableau.h"
 
 /* ---- the joint search ---- */
@@ -204,49 +203,6 @@ static void joint(test_run *run)
     }
 }
 
-/* ---- principal axes ---- */
-
-static void axes_of(test_run *run)
-{
-    static const int64_t sizes[] = {1, 2, 3, 5, 64, 80, 333};
-    for (int i = 0; i < ESP_COUNT(sizes); i++) {
-        int64_t n = sizes[i];
-        test_sub(run, "%d", (int)n);
-        double *a = doubles(n * n), *left = doubles(n * n), *axes = doubles(n * n);
-        double *x = doubles(n * (n + 2)), *room = doubles(3 * n), worst = 0, scale = 0;
-        make_numbers(test_seed(run) + (uint64_t)i, n * (n + 2), x);
-        for (int64_t r = 0; r < n; r++) {
-            for (int64_t c = 0; c < n; c++) {
-                for (int64_t t = 0; t < n + 2; t++) { /* the last channel is never seen */
-                    a[r * n + c] += r == n - 1 || c == n - 1 ? 0 : x[t * n + r] * x[t * n + c];
-                }
-                left[r * n + c] = a[r * n + c];
-                scale = ESP_MAX(scale, fabs(a[r * n + c]));
-            }
-        }
-        esp_principal_axes(left, n, axes, room);
-        for (int64_t r = 0; r < n; r++) {
-            CHECK(r == 0 || left[r * n + r] <= left[(r - 1) * n + r - 1]);
-            for (int64_t c = 0; c < n; c++) { /* A v = l v, and axes are orthonormal */
-                double image = 0, product = 0;
-                for (int64_t k = 0; k < n; k++) {
-                    image += a[c * n + k] * axes[r * n + k];
-                    product += axes[r * n + k] * axes[c * n + k];
-                }
-                test_note_largest(&worst, fabs(image - left[r * n + r] * axes[r * n + c]) /
-                                              ESP_MAX(scale, 1));
-                test_note_largest(&worst, fabs(product - (r == c)));
-            }
-        }
-        CHECK(worst < 1e-11);
-        free(a);
-        free(left);
-        free(axes);
-        free(room);
-        free(x);
-    }
-}
-
 /* Weights that are not finite are never hidden, and a matrix without an inverse is told. */
 static void odd_numbers(test_run *run)
 {
@@ -269,7 +225,9 @@ static void odd_numbers(test_run *run)
 }
 
 static const test_case cases[] = {
-    {"pivots of a tableau", pivots}, {"all masks of a row", best_of_all}, {"joint search", joint},
-    {"principal axes", axes_of},     {"odd numbers", odd_numbers},
+    {"pivots of a tableau", pivots},
+    {"all masks of a row", best_of_all},
+    {"joint search", joint},
+    {"odd numbers", odd_numbers},
 };
 TEST_MAIN(cases)

@@ -14,7 +14,7 @@
 enum { MOST_HELD = 8 };
 
 typedef struct loops {
-    esp_far far;
+    esp_device_algebra base;
     esp_algebra *host;
     const double *owner[MOST_HELD];
     double *copy[MOST_HELD];
@@ -41,10 +41,10 @@ static const double *of(const double *matrix)
     return at >= 0 ? algebra.copy[at] : matrix;
 }
 
-static void drop(esp_far *far, const double *matrix)
+static void drop(esp_device_algebra *base, const double *matrix)
 {
     int at = matrix != NULL ? find(matrix) : -1;
-    (void)far;
+    (void)base;
     if (at >= 0) {
         free(algebra.copy[at]);
         algebra.owner[at] = NULL;
@@ -52,10 +52,10 @@ static void drop(esp_far *far, const double *matrix)
     }
 }
 
-static esp_status hold(esp_far *far, const double *matrix, int64_t count, bool zeros,
+static esp_status hold(esp_device_algebra *base, const double *matrix, int64_t count, bool zeros,
                        esp_error *error)
 {
-    drop(far, matrix);
+    drop(base, matrix);
     int at = find(NULL);
     if (at < 0) {
         return esp_fail(error, ESP_FAILED, "fake.full", "too much is held");
@@ -69,10 +69,10 @@ static esp_status hold(esp_far *far, const double *matrix, int64_t count, bool z
     return ESP_OK;
 }
 
-static esp_status fetch(esp_far *far, double *matrix, esp_error *error)
+static esp_status fetch(esp_device_algebra *base, double *matrix, esp_error *error)
 {
     int at = find(matrix);
-    (void)far;
+    (void)base;
     if (at < 0) {
         return esp_fail(error, ESP_FAILED, "fake.lost", "it is not held");
     }
@@ -80,10 +80,11 @@ static esp_status fetch(esp_far *far, double *matrix, esp_error *error)
     return ESP_OK;
 }
 
-static esp_status multiply(esp_far *far, const esp_algebra_product *product, esp_error *error)
+static esp_status multiply(esp_device_algebra *base, const esp_algebra_product *product,
+                           esp_error *error)
 {
     esp_algebra_product own = *product;
-    (void)far, (void)error;
+    (void)base, (void)error;
     own.a = of(own.a);
     own.b = of(own.b);
     esp_algebra_multiply(algebra.host, &own);
@@ -91,7 +92,7 @@ static esp_status multiply(esp_far *far, const esp_algebra_product *product, esp
 }
 
 /* [features][tokens], tight. */
-static double *numbers_of(const esp_far_rows *x, int64_t tokens)
+static double *numbers_of(const esp_token_rows *x, int64_t tokens)
 {
     const float *data = x->data, *less = x->less;
     double *numbers = malloc((size_t)(x->features * tokens + 1) * sizeof *numbers);
@@ -104,11 +105,11 @@ static double *numbers_of(const esp_far_rows *x, int64_t tokens)
     return numbers;
 }
 
-static esp_status add_gram(esp_far *far, const esp_far_rows *x, const esp_far_rows *y,
-                           int64_t tokens, double *h, esp_error *error)
+static esp_status add_gram(esp_device_algebra *base, const esp_token_rows *x,
+                           const esp_token_rows *y, int64_t tokens, double *h, esp_error *error)
 {
     int at = find(h);
-    (void)far;
+    (void)base;
     if (at < 0 || x->type != ESP_F32 || y->type != ESP_F32 || tokens > x->stride) {
         return esp_fail(error, ESP_FAILED, "fake.lost", "no such sums");
     }
@@ -131,14 +132,15 @@ static esp_status add_gram(esp_far *far, const esp_far_rows *x, const esp_far_ro
     return ESP_OK;
 }
 
-static esp_status mirror(esp_far *far, const double *matrix, int64_t n, esp_error *error)
+static esp_status mirror(esp_device_algebra *base, const double *matrix, int64_t n,
+                         esp_error *error)
 {
-    (void)far, (void)error;
+    (void)base, (void)error;
     esp_algebra_mirror(algebra.copy[find(matrix)], n);
     return ESP_OK;
 }
 
-static esp_status invert(esp_far *far, const double *gram, int64_t n, double *inverse,
+static esp_status invert(esp_device_algebra *base, const double *gram, int64_t n, double *inverse,
                          bool *definite, esp_error *error)
 {
     size_t bytes = (size_t)(n * n) * sizeof(double);
@@ -148,29 +150,29 @@ static esp_status invert(esp_far *far, const double *gram, int64_t n, double *in
     if (*definite) {
         esp_algebra_invert(algebra.host, inverse, n);
     }
-    return *definite ? hold(far, inverse, n * n, false, error) : ESP_OK;
+    return *definite ? hold(base, inverse, n * n, false, error) : ESP_OK;
 }
 
-static void close_algebra(esp_far *far)
+static void close_algebra(esp_device_algebra *base)
 {
-    (void)far;
+    (void)base;
     esp_algebra_close(algebra.host);
 }
 
-static const esp_far_ops ops = {.close = close_algebra,
-                                .hold = hold,
-                                .fetch = fetch,
-                                .drop = drop,
-                                .multiply = multiply,
-                                .add_gram = add_gram,
-                                .mirror = mirror,
-                                .invert = invert};
+static const esp_device_algebra_ops ops = {.close = close_algebra,
+                                           .hold = hold,
+                                           .fetch = fetch,
+                                           .drop = drop,
+                                           .multiply = multiply,
+                                           .add_gram = add_gram,
+                                           .mirror = mirror,
+                                           .invert = invert};
 
-static esp_status open_algebra(esp_device *device, esp_far **far, esp_error *error)
+static esp_status open_algebra(esp_device *device, esp_device_algebra **base, esp_error *error)
 {
-    algebra = (loops){.far = {.ops = &ops, .name = "loops"}};
+    algebra = (loops){.base = {.ops = &ops, .name = "loops"}};
     ESP_TRY(esp_algebra_open(device->context, &algebra.host, error));
-    *far = &algebra.far;
+    *base = &algebra.base;
     return ESP_OK;
 }
 
@@ -186,7 +188,7 @@ static esp_status copy(esp_device *device, void *to, const void *from, size_t by
 
 /* ---- both ways ---- */
 
-static esp_status prune_on(test_run *run, bool far, const char *model, const char *pattern,
+static esp_status prune_on(test_run *run, bool on_device, const char *model, const char *pattern,
                            esp_calibration_options options, error_list *list,
                            esp_calibration_summary *summary, esp_error *error)
 {
@@ -195,19 +197,19 @@ static esp_status prune_on(test_run *run, bool far, const char *model, const cha
     esp_prune_options prune = with_pattern(run, pattern);
     far_state state;
     char out[1100];
-    snprintf(out, sizeof out, "%s/%s", test_folder(run), far ? "far" : "near");
+    snprintf(out, sizeof out, "%s/%s", test_folder(run), on_device ? "device" : "host");
     prune.force = true;
     options.on_layer = list_error;
     options.user = list;
     ESP_TRY(esp_device_open(context, "ref", &device, error));
-    if (far) {
+    if (on_device) {
         far_install(&state, device);
         state.backend.copy = copy;
-        state.backend.far_open = open_algebra;
+        state.backend.algebra_open = open_algebra;
     }
     esp_status status =
         esp_prune_calibrated(device, model, out, &prune, &options, NULL, summary, error);
-    if (far) {
+    if (on_device) {
         far_remove(&state, device);
     }
     esp_device_close(device);
@@ -216,23 +218,23 @@ static esp_status prune_on(test_run *run, bool far, const char *model, const cha
 }
 
 static void compare(test_run *run, const char *model, const char *pattern,
-                    esp_calibration_options options, bool layers_far)
+                    esp_calibration_options options, bool layers_there)
 {
-    error_list near = {0}, far = {0};
+    error_list by_host = {0}, by_device = {0};
     esp_calibration_summary summary = {0};
-    REQUIRE_OK(prune_on(run, false, model, pattern, options, &near, NULL, error));
-    REQUIRE_OK(prune_on(run, true, model, pattern, options, &far, &summary, error));
-    CHECK_INT(far.count, near.count);
+    REQUIRE_OK(prune_on(run, false, model, pattern, options, &by_host, NULL, error));
+    REQUIRE_OK(prune_on(run, true, model, pattern, options, &by_device, &summary, error));
+    CHECK_INT(by_device.count, by_host.count);
     CHECK_TEXT(summary.algebra, "loops");
-    CHECK_TEXT(summary.layers_on, layers_far ? "ref" : "cpu");
-    CHECK(algebra.sums > 0 && (algebra.sums_on_device == algebra.sums) == layers_far);
-    for (int i = 0; i < ESP_MIN(near.count, ESP_COUNT(near.errors)); i++) {
+    CHECK_TEXT(summary.layers_on, layers_there ? "ref" : "cpu");
+    CHECK(algebra.sums > 0 && (algebra.sums_on_device == algebra.sums) == layers_there);
+    for (int i = 0; i < ESP_MIN(by_host.count, ESP_COUNT(by_host.errors)); i++) {
         /* Another order of sums flips a mask's bit somewhere, and what comes behind reads other
          * inputs; on equal inputs that stays in its layer. */
-        double bound = options.dense_inputs ? 0.005 : i < near.count / 2 ? 0.05 : 0.15;
-        if (!(fabs(far.errors[i] - near.errors[i]) <= bound * near.errors[i])) {
+        double bound = options.dense_inputs ? 0.005 : i < by_host.count / 2 ? 0.05 : 0.15;
+        if (!(fabs(by_device.errors[i] - by_host.errors[i]) <= bound * by_host.errors[i])) {
             test_fail(run, __FILE__, __LINE__, "layer %d: error %g, on the host %g", i,
-                      far.errors[i], near.errors[i]);
+                      by_device.errors[i], by_host.errors[i]);
         }
     }
     for (int i = 0; i < MOST_HELD; i++) {
@@ -338,7 +340,7 @@ static void list_layers(const esp_checkpoint *checkpoint, const esp_pattern *pat
 }
 
 /* Errors of layers; only this part of advice: kernels are not timed on such a device. */
-static esp_status advise_on(test_run *run, bool far, bool has_algebra, error_list *list,
+static esp_status advise_on(test_run *run, bool on_device, bool has_algebra, error_list *list,
                             esp_error *error)
 {
     const esp_prune_options prune = with_pattern(run, "16:2:8");
@@ -353,10 +355,10 @@ static esp_status advise_on(test_run *run, bool far, bool has_algebra, error_lis
     algebra = (loops){.sums = 0};
     ESP_TRY(esp_device_open(context, "ref", &device, error));
     ESP_TRY(esp_checkpoint_open(context, tiny_folder(run, "plain"), &checkpoint, error));
-    if (far) {
+    if (on_device) {
         far_install(&state, device);
         state.backend.copy = copy;
-        state.backend.far_open = has_algebra ? open_algebra : NULL;
+        state.backend.algebra_open = has_algebra ? open_algebra : NULL;
     }
     esp_advice advice = {.context = context,
                          .device = device,
@@ -372,7 +374,7 @@ static esp_status advise_on(test_run *run, bool far, bool has_algebra, error_lis
         CHECK(way->calibrated && way->error > 0 && way->error < 1);
         list->errors[list->count++] = way->error;
     }
-    if (far) {
+    if (on_device) {
         far_remove(&state, device);
     }
     esp_checkpoint_close(checkpoint);
@@ -384,19 +386,19 @@ static esp_status advise_on(test_run *run, bool far, bool has_algebra, error_lis
 /* By the device's algebra where it has one, else by the host's. */
 static void advised(test_run *run)
 {
-    error_list near = {0};
-    REQUIRE_OK(advise_on(run, false, false, &near, error));
+    error_list by_host = {0};
+    REQUIRE_OK(advise_on(run, false, false, &by_host, error));
     for (int has_algebra = 0; has_algebra < 2; has_algebra++) {
         test_sub(run, has_algebra ? "with algebra" : "without");
-        error_list far = {0};
-        REQUIRE_OK(advise_on(run, true, has_algebra, &far, error));
-        CHECK(near.count > 0 && far.count == near.count);
+        error_list by_device = {0};
+        REQUIRE_OK(advise_on(run, true, has_algebra, &by_device, error));
+        CHECK(by_host.count > 0 && by_device.count == by_host.count);
         CHECK((algebra.sums > 0) == has_algebra && algebra.sums_on_device == algebra.sums);
         CHECK((algebra.inverses > 0) == has_algebra);
-        for (int i = 0; i < near.count; i++) {
-            if (!(fabs(far.errors[i] - near.errors[i]) <= 0.005 * near.errors[i])) {
+        for (int i = 0; i < by_host.count; i++) {
+            if (!(fabs(by_device.errors[i] - by_host.errors[i]) <= 0.005 * by_host.errors[i])) {
                 test_fail(run, __FILE__, __LINE__, "layer %d: error %g, on the host %g", i,
-                          far.errors[i], near.errors[i]);
+                          by_device.errors[i], by_host.errors[i]);
             }
         }
         for (int i = 0; i < MOST_HELD; i++) {
@@ -418,7 +420,7 @@ static void no_algebra(test_run *run)
     snprintf(out, sizeof out, "%s/refused", test_folder(run));
     REQUIRE_OK(esp_device_open(context, "ref", &device, error));
     far_install(&state, device);
-    state.backend.far_open = NULL;
+    state.backend.algebra_open = NULL;
     CHECK_FAILS(esp_prune_calibrated(device, tiny_folder(run, "plain"), out, &prune, &options, NULL,
                                      NULL, error),
                 ESP_UNSUPPORTED, "calibrate.bad_device");

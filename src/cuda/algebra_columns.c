@@ -3,7 +3,7 @@
  * Each panel has a copy of H^-1 of its own, from which the columns that it gives up are swept.
  * Copies are made smaller as columns go: the matrices lie in slots, one more than there are panels,
  * and move by a slot when they are gathered anew. */
-#include "cuda/far_panels.h"
+#include "cuda/algebra_panels.h"
 
 #define STRIPS 8        /* of a matrix that is flushed: 9 / 16 of the work */
 #define LEAST_STRIP 128 /* columns */
@@ -11,7 +11,7 @@
 
 /* ---- which columns ---- */
 
-int64_t panel_places(const esp_far_panels *of)
+int64_t panel_places(const esp_device_panels *of)
 {
     int64_t last = of->in % of->group;
     return of->every || of->free ? ESP_MIN(of->kept, of->in)
@@ -28,7 +28,7 @@ int64_t panel_slot(int64_t n)
     return esp_ceil_div(n * n, 32) * 32;
 }
 
-size_t panel_bytes(const esp_far_panels *of)
+size_t panel_bytes(const esp_device_panels *of)
 {
     size_t in = (size_t)of->in, n = (size_t)ESP_MIN(of->kept, of->in), v = (size_t)of->v;
     size_t matrix = (size_t)panel_slot(of->every ? of->kept : of->in);
@@ -37,7 +37,7 @@ size_t panel_bytes(const esp_far_panels *of)
 
 static esp_status take_columns(panel_part *p, esp_error *error)
 {
-    const cuda_far *far = p->far;
+    const cuda_algebra *algebra = p->algebra;
     gpu_columns *c = &p->columns;
     size_t panels = (size_t)p->panels, v = (size_t)p->v, across = (size_t)even(p->of->in);
     size_t line = panels * across * sizeof(double), turns = panels * GPU_PENDING * sizeof(double);
@@ -64,16 +64,16 @@ static esp_status take_columns(panel_part *p, esp_error *error)
                   {&c->original, numbers},
                   {&c->renumbered, numbers}};
     for (int i = 0; i < ESP_COUNT(wanted); i++) {
-        ESP_TRY(far_take(far, wanted[i].bytes, "panels", wanted[i].area, error));
+        ESP_TRY(algebra_take(algebra, wanted[i].bytes, "panels", wanted[i].area, error));
     }
-    int failed = gpu_clear(c->weights, line * v, far->stream); /* rows that a panel lacks */
-    failed = failed == 0 ? gpu_clear(p->other, line * v, far->stream) : failed;
-    failed = failed == 0 ? gpu_clear(c->pending, line * GPU_PENDING, far->stream) : failed;
+    int failed = gpu_clear(c->weights, line * v, algebra->stream); /* rows that a panel lacks */
+    failed = failed == 0 ? gpu_clear(p->other, line * v, algebra->stream) : failed;
+    failed = failed == 0 ? gpu_clear(c->pending, line * GPU_PENDING, algebra->stream) : failed;
     int32_t *const brought[] = {c->listed, c->original, c->renumbered}; /* whole, though in part */
     for (int i = 0; i < ESP_COUNT(brought) && failed == 0; i++) {
-        failed = gpu_clear(brought[i], numbers, far->stream);
+        failed = gpu_clear(brought[i], numbers, algebra->stream);
     }
-    return far_check(far, failed, "filling its memory", error);
+    return algebra_check(algebra, failed, "filling its memory", error);
 }
 
 void panel_give_columns(panel_part *p)
@@ -84,7 +84,7 @@ void panel_give_columns(panel_part *p)
                            c->offers,   c->left,      c->chosen, c->alive,   c->listed,
                            c->original, c->renumbered};
     for (int i = 0; i < ESP_COUNT(taken); i++) {
-        far_give(p->far, taken[i]);
+        algebra_give(p->algebra, taken[i]);
     }
     *c = (gpu_columns){0};
     p->other = NULL;
@@ -98,8 +98,8 @@ static void set_width(gpu_columns *c, int64_t width)
 
 static esp_status load_panels(panel_part *p, esp_error *error)
 {
-    const esp_far_panels *of = p->of;
-    const cuda_far *far = p->far;
+    const esp_device_panels *of = p->of;
+    const cuda_algebra *algebra = p->algebra;
     gpu_columns *c = &p->columns;
     size_t square = (size_t)(of->in * of->in) * sizeof(double);
     size_t weights = (size_t)(p->rows * of->in) * sizeof(double);
@@ -115,13 +115,14 @@ static esp_status load_panels(panel_part *p, esp_error *error)
     c->matrix_step = p->step;
     int failed = 0;
     for (int64_t i = 0; i < p->panels && failed == 0; i++) {
-        failed = gpu_move(c->matrix + i * p->step, p->shared, square, far->stream);
+        failed = gpu_move(c->matrix + i * p->step, p->shared, square, algebra->stream);
     }
-    ESP_TRY(far_check(far, failed, "copying", error));
-    ESP_TRY(far_send(far, p->other, of->weights + p->first * of->v * of->in, weights, error));
-    failed = gpu_columns_begin(c, p->other, far->stream);
-    failed = failed == 0 ? gpu_columns_settle(c, far->stream) : failed;
-    return far_check(far, failed, "panels", error);
+    ESP_TRY(algebra_check(algebra, failed, "copying", error));
+    ESP_TRY(
+        algebra_send(algebra, p->other, of->weights + p->first * of->v * of->in, weights, error));
+    failed = gpu_columns_begin(c, p->other, algebra->stream);
+    failed = failed == 0 ? gpu_columns_settle(c, algebra->stream) : failed;
+    return algebra_check(algebra, failed, "panels", error);
 }
 
 /* ---- what is owed ---- */
@@ -130,51 +131,52 @@ static esp_status load_panels(panel_part *p, esp_error *error)
 static esp_status pay_strip(const panel_part *p, int64_t at, int turns, esp_error *error)
 {
     const gpu_columns *c = &p->columns;
-    const far_product owed = {.rows = c->width - at,
-                              .columns = ESP_MIN(c->strip, c->width - at),
-                              .depth = turns,
-                              .alpha = -1,
-                              .beta = 1,
-                              .a = c->scaled + at,
-                              .a_stride = c->stride,
-                              .a_step = GPU_PENDING * c->stride,
-                              .a_transposed = true,
-                              .b = c->pending + at,
-                              .b_stride = c->stride,
-                              .b_step = GPU_PENDING * c->stride,
-                              .c = c->matrix + at * c->width + at,
-                              .c_stride = c->width,
-                              .c_step = c->matrix_step,
-                              .count = c->panels};
-    return far_multiply(p->far, &owed, error);
+    const algebra_product owed = {.rows = c->width - at,
+                                  .columns = ESP_MIN(c->strip, c->width - at),
+                                  .depth = turns,
+                                  .alpha = -1,
+                                  .beta = 1,
+                                  .a = c->scaled + at,
+                                  .a_stride = c->stride,
+                                  .a_step = GPU_PENDING * c->stride,
+                                  .a_transposed = true,
+                                  .b = c->pending + at,
+                                  .b_stride = c->stride,
+                                  .b_step = GPU_PENDING * c->stride,
+                                  .c = c->matrix + at * c->width + at,
+                                  .c_stride = c->width,
+                                  .c_step = c->matrix_step,
+                                  .count = c->panels};
+    return algebra_multiply(p->algebra, &owed, error);
 }
 
 static esp_status pay_weights(const panel_part *p, int turns, esp_error *error)
 {
     const gpu_columns *c = &p->columns;
-    const far_product owed = {.rows = c->v,
-                              .columns = c->width,
-                              .depth = turns,
-                              .alpha = -1,
-                              .beta = 1,
-                              .a = c->times,
-                              .a_stride = c->v,
-                              .a_step = GPU_PENDING * c->v,
-                              .a_transposed = true,
-                              .b = c->pending,
-                              .b_stride = c->stride,
-                              .b_step = GPU_PENDING * c->stride,
-                              .c = c->weights,
-                              .c_stride = c->stride,
-                              .c_step = c->v * c->stride,
-                              .count = c->panels};
-    return far_multiply(p->far, &owed, error);
+    const algebra_product owed = {.rows = c->v,
+                                  .columns = c->width,
+                                  .depth = turns,
+                                  .alpha = -1,
+                                  .beta = 1,
+                                  .a = c->times,
+                                  .a_stride = c->v,
+                                  .a_step = GPU_PENDING * c->v,
+                                  .a_transposed = true,
+                                  .b = c->pending,
+                                  .b_stride = c->stride,
+                                  .b_step = GPU_PENDING * c->stride,
+                                  .c = c->weights,
+                                  .c_stride = c->stride,
+                                  .c_step = c->v * c->stride,
+                                  .count = c->panels};
+    return algebra_multiply(p->algebra, &owed, error);
 }
 
 static esp_status flush(const panel_part *p, int turns, esp_error *error)
 {
     const gpu_columns *c = &p->columns;
-    ESP_TRY(far_check(p->far, gpu_columns_scale(c, turns, p->far->stream), "scaling", error));
+    ESP_TRY(algebra_check(p->algebra, gpu_columns_scale(c, turns, p->algebra->stream), "scaling",
+                          error));
     for (int64_t at = 0; at < c->width; at += c->strip) {
         ESP_TRY(pay_strip(p, at, turns, error));
     }
@@ -191,10 +193,10 @@ static esp_status move_matrices(panel_part *p, const int32_t *listed, int64_t st
     double *to = up ? p->slots + p->step : p->slots;
     for (int64_t i = 0; i < p->panels; i++) {
         int64_t panel = up ? p->panels - 1 - i : i;
-        ESP_TRY(far_check(p->far,
-                          gpu_columns_matrix(c, panel, listed + panel * stride, n,
-                                             to + panel * p->step, p->far->stream),
-                          "gathering", error));
+        ESP_TRY(algebra_check(p->algebra,
+                              gpu_columns_matrix(c, panel, listed + panel * stride, n,
+                                                 to + panel * p->step, p->algebra->stream),
+                              "gathering", error));
     }
     p->columns.matrix = to;
     return ESP_OK;
@@ -204,13 +206,13 @@ static esp_status move_matrices(panel_part *p, const int32_t *listed, int64_t st
 static esp_status shrink(panel_part *p, int64_t n, esp_error *error)
 {
     gpu_columns *c = &p->columns;
-    void *stream = p->far->stream;
+    void *stream = p->algebra->stream;
     int failed = gpu_columns_list(c, n, stream);
     failed = failed == 0
                  ? gpu_columns_values(c, c->listed, c->stride, n, p->other, c->stride, stream)
                  : failed;
     failed = failed == 0 ? gpu_columns_renumber(c, n, stream) : failed;
-    ESP_TRY(far_check(p->far, failed, "gathering", error));
+    ESP_TRY(algebra_check(p->algebra, failed, "gathering", error));
     ESP_TRY(move_matrices(p, c->listed, c->stride, n, error));
     double *weights = c->weights;
     int32_t *original = c->original;
@@ -227,8 +229,8 @@ static esp_status drop_columns(panel_part *p, esp_error *error)
     gpu_columns *c = &p->columns;
     int turn = 0;
     for (int64_t left = p->of->in; left > p->n; left--) {
-        ESP_TRY(far_check(p->far, gpu_columns_drop(c, turn, p->far->stream), "dropping columns",
-                          error));
+        ESP_TRY(algebra_check(p->algebra, gpu_columns_drop(c, turn, p->algebra->stream),
+                              "dropping columns", error));
         if (++turn < GPU_PENDING && left - 1 > p->n) {
             continue;
         }
@@ -237,7 +239,8 @@ static esp_status drop_columns(panel_part *p, esp_error *error)
         if (left - 1 > p->n && (c->width - left + 1) * SHRINK_AT >= c->width) {
             ESP_TRY(shrink(p, left - 1, error));
         }
-        ESP_TRY(far_check(p->far, gpu_columns_settle(c, p->far->stream), "panels", error));
+        ESP_TRY(
+            algebra_check(p->algebra, gpu_columns_settle(c, p->algebra->stream), "panels", error));
     }
     return ESP_OK;
 }
@@ -247,18 +250,18 @@ static esp_status list_places(panel_part *p, esp_error *error)
 {
     const gpu_columns *c = &p->columns;
     size_t count = (size_t)(p->panels * c->stride);
-    int32_t *numbers = esp_alloc_array(p->far->device->context, 2 * count, sizeof *numbers);
+    int32_t *numbers = esp_alloc_array(p->algebra->device->context, 2 * count, sizeof *numbers);
     if (numbers == NULL) {
         return esp_fail_memory(error, 2 * count * sizeof *numbers, "columns");
     }
     int32_t *original = numbers + count;
     esp_status status =
-        far_check(p->far, gpu_columns_list(c, p->n, p->far->stream), "listing", error);
+        algebra_check(p->algebra, gpu_columns_list(c, p->n, p->algebra->stream), "listing", error);
     status = status == ESP_OK
-                 ? far_bring(p->far, numbers, c->listed, count * sizeof *numbers, error)
+                 ? algebra_bring(p->algebra, numbers, c->listed, count * sizeof *numbers, error)
                  : status;
     status = status == ESP_OK
-                 ? far_bring(p->far, original, c->original, count * sizeof *numbers, error)
+                 ? algebra_bring(p->algebra, original, c->original, count * sizeof *numbers, error)
                  : status;
     for (int64_t i = 0; i < p->panels && status == ESP_OK; i++) {
         uint32_t *columns = p->of->columns + (p->first + i) * p->of->kept;
@@ -272,19 +275,19 @@ static esp_status list_places(panel_part *p, esp_error *error)
             }
         }
     }
-    esp_release(p->far->device->context, numbers);
+    esp_release(p->algebra->device->context, numbers);
     return status;
 }
 
 /* values: the places as they are listed. */
 static esp_status gather_values(const panel_part *p, esp_error *error)
 {
-    ESP_TRY(far_send(p->far, p->device_listed, p->places,
-                     (size_t)(p->panels * p->n) * sizeof *p->places, error));
-    return far_check(p->far,
-                     gpu_columns_values(&p->columns, p->device_listed, p->n, p->n, p->values, p->n,
-                                        p->far->stream),
-                     "gathering", error);
+    ESP_TRY(algebra_send(p->algebra, p->device_listed, p->places,
+                         (size_t)(p->panels * p->n) * sizeof *p->places, error));
+    return algebra_check(p->algebra,
+                         gpu_columns_values(&p->columns, p->device_listed, p->n, p->n, p->values,
+                                            p->n, p->algebra->stream),
+                         "gathering", error);
 }
 
 /* ---- fours of free panels ---- */
@@ -299,7 +302,7 @@ typedef struct deal_room {
 static esp_status deal_panel(const panel_part *p, const deal_room *room, int64_t panel,
                              esp_error *error)
 {
-    const esp_far_panels *of = p->of;
+    const esp_device_panels *of = p->of;
     int64_t n = p->n, rows = ESP_MIN(p->v, p->rows - panel * p->v);
     int32_t *listed = p->listed + panel * n, *places = p->places + panel * n;
     uint32_t *columns = of->columns + (p->first + panel) * of->kept;
@@ -325,8 +328,9 @@ static esp_status deal_panels(const panel_part *p, const deal_room *room, esp_er
         room->order == NULL || room->before == NULL) {
         return esp_fail_memory(error, values * sizeof(double), "fours of panels");
     }
-    ESP_TRY(far_bring(p->far, room->values, p->values, values * sizeof(double), error));
-    ESP_TRY(far_bring(p->far, room->diagonal, p->columns.diagonal, places * sizeof(double), error));
+    ESP_TRY(algebra_bring(p->algebra, room->values, p->values, values * sizeof(double), error));
+    ESP_TRY(algebra_bring(p->algebra, room->diagonal, p->columns.diagonal, places * sizeof(double),
+                          error));
     for (int64_t i = 0; i < p->panels; i++) {
         ESP_TRY(deal_panel(p, room, i, error));
     }
@@ -335,7 +339,7 @@ static esp_status deal_panels(const panel_part *p, const deal_room *room, esp_er
 
 static esp_status deal_fours(const panel_part *p, esp_error *error)
 {
-    esp_context *context = p->far->device->context;
+    esp_context *context = p->algebra->device->context;
     size_t n = (size_t)p->n;
     const deal_room room = {.values = esp_alloc_array(context, (size_t)p->rows * n, sizeof(double)),
                             .diagonal = esp_alloc_array(

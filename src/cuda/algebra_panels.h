@@ -1,13 +1,13 @@
 /* Panels at work on a GPU, between the files that choose their columns and two of each four. */
-#ifndef ESP_CUDA_FAR_PANELS_H
-#define ESP_CUDA_FAR_PANELS_H
+#ifndef ESP_CUDA_ALGEBRA_PANELS_H
+#define ESP_CUDA_ALGEBRA_PANELS_H
 
-#include "cuda/far.h"
+#include "cuda/algebra.h"
 
 /* Panels at work together: `rows` of their `panels` * v are there. */
 typedef struct panel_part {
-    const cuda_far *far;
-    const esp_far_panels *of;
+    const cuda_algebra *algebra;
+    const esp_device_panels *of;
     double *shared; /* H^-1 */
     int64_t first, panels, rows;
     int64_t v, n; /* rows of a panel, places */
@@ -27,12 +27,12 @@ typedef struct panel_part {
     double *back;          /* [rows][in] */
 } panel_part;
 
-/* far_columns.c: places that a panel keeps; of V:2:M four of each group. */
-int64_t panel_places(const esp_far_panels *of);
+/* algebra_columns.c: places that a panel keeps; of V:2:M four of each group. */
+int64_t panel_places(const esp_device_panels *of);
 /* Of a matrix [n][n], so that all begin at whole sectors. */
 int64_t panel_slot(int64_t n);
 /* Device memory of one panel while its columns go; a slot more is wanted. */
-size_t panel_bytes(const esp_far_panels *of);
+size_t panel_bytes(const esp_device_panels *of);
 /* Drops columns until matrix and values are those of the places that are listed. */
 ESP_MUST_CHECK esp_status panel_choose_columns(panel_part *p, esp_error *error);
 /* What is left of its memory after a failure. */

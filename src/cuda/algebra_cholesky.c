@@ -1,13 +1,13 @@
 /* Cholesky factors of many matrices at once, of which each is too small to keep a GPU busy: A = U^T
  * U by halves, so that nearly all of it is batches of large products. Corners of GPU_LEAF columns
  * are done by a kernel that inverts them, too. */
-#include "cuda/far.h"
+#include "cuda/algebra.h"
 
 #define STRIPS 4 /* of a square whose upper triangle alone is wanted: 5 / 8 of the work */
 #define LEAST_STRIP 256
 
 typedef struct factor_job {
-    const cuda_far *far;
+    const cuda_algebra *algebra;
     double *matrix; /* [count][n][n], `step` apart */
     int64_t n, step, count;
     double *inverses; /* [count][n / GPU_LEAF][GPU_LEAF][GPU_LEAF]: of the corners' U^T */
@@ -39,23 +39,23 @@ static int64_t inverse_step(const factor_job *job)
 static esp_status subtract(const factor_job *job, int64_t from, int64_t depth, int64_t row,
                            int64_t rows, int64_t column, int64_t columns, esp_error *error)
 {
-    const far_product product = {.rows = rows,
-                                 .columns = columns,
-                                 .depth = depth,
-                                 .alpha = -1,
-                                 .beta = 1,
-                                 .a = job->matrix + from * job->n + row,
-                                 .a_stride = job->n,
-                                 .a_step = job->step,
-                                 .a_transposed = true,
-                                 .b = job->matrix + from * job->n + column,
-                                 .b_stride = job->n,
-                                 .b_step = job->step,
-                                 .c = job->matrix + row * job->n + column,
-                                 .c_stride = job->n,
-                                 .c_step = job->step,
-                                 .count = job->count};
-    return far_multiply(job->far, &product, error);
+    const algebra_product product = {.rows = rows,
+                                     .columns = columns,
+                                     .depth = depth,
+                                     .alpha = -1,
+                                     .beta = 1,
+                                     .a = job->matrix + from * job->n + row,
+                                     .a_stride = job->n,
+                                     .a_step = job->step,
+                                     .a_transposed = true,
+                                     .b = job->matrix + from * job->n + column,
+                                     .b_stride = job->n,
+                                     .b_step = job->step,
+                                     .c = job->matrix + row * job->n + column,
+                                     .c_stride = job->n,
+                                     .c_step = job->step,
+                                     .count = job->count};
+    return algebra_multiply(job->algebra, &product, error);
 }
 
 /* Rows of U right of a corner that is done: U^-T of the corner times what is there. */
@@ -63,25 +63,26 @@ static esp_status finish_rows(const factor_job *job, int64_t at, int64_t rows, i
                               int64_t columns, esp_error *error)
 {
     double *place = job->matrix + at * job->n + column;
-    const far_product product = {.rows = rows,
-                                 .columns = columns,
-                                 .depth = rows,
-                                 .alpha = 1,
-                                 .a = inverse_at(job, at),
-                                 .a_stride = GPU_LEAF,
-                                 .a_step = inverse_step(job),
-                                 .b = place,
-                                 .b_stride = job->n,
-                                 .b_step = job->step,
-                                 .c = job->room,
-                                 .c_stride = job->n,
-                                 .c_step = GPU_LEAF * job->n,
-                                 .count = job->count};
-    ESP_TRY(far_multiply(job->far, &product, error));
-    return far_check(job->far,
-                     gpu_cholesky_copy(job->room, job->n, GPU_LEAF * job->n, rows, columns,
-                                       job->count, place, job->n, job->step, job->far->stream),
-                     "copying", error);
+    const algebra_product product = {.rows = rows,
+                                     .columns = columns,
+                                     .depth = rows,
+                                     .alpha = 1,
+                                     .a = inverse_at(job, at),
+                                     .a_stride = GPU_LEAF,
+                                     .a_step = inverse_step(job),
+                                     .b = place,
+                                     .b_stride = job->n,
+                                     .b_step = job->step,
+                                     .c = job->room,
+                                     .c_stride = job->n,
+                                     .c_step = GPU_LEAF * job->n,
+                                     .count = job->count};
+    ESP_TRY(algebra_multiply(job->algebra, &product, error));
+    return algebra_check(job->algebra,
+                         gpu_cholesky_copy(job->room, job->n, GPU_LEAF * job->n, rows, columns,
+                                           job->count, place, job->n, job->step,
+                                           job->algebra->stream),
+                         "copying", error);
 }
 
 /* The same right of a corner of any size. */
@@ -110,11 +111,12 @@ static esp_status subtract_triangle(const factor_job *job, int64_t from, int64_t
 static esp_status factor(const factor_job *job, int64_t at, int64_t n, esp_error *error)
 {
     if (n <= GPU_LEAF) {
-        return far_check(job->far,
-                         gpu_cholesky_leaf(job->matrix + at * (job->n + 1), job->n, job->step, n,
-                                           job->count, inverse_at(job, at), inverse_step(job),
-                                           job->faults, job->far->stream),
-                         "a factorization", error);
+        return algebra_check(job->algebra,
+                             gpu_cholesky_leaf(job->matrix + at * (job->n + 1), job->n, job->step,
+                                               n, job->count, inverse_at(job, at),
+                                               inverse_step(job), job->faults,
+                                               job->algebra->stream),
+                             "a factorization", error);
     }
     int64_t half = half_of(n);
     ESP_TRY(factor(job, at, half, error));
@@ -125,13 +127,14 @@ static esp_status factor(const factor_job *job, int64_t at, int64_t n, esp_error
 
 static esp_status check_faults(const factor_job *job, bool *definite, esp_error *error)
 {
-    esp_context *context = job->far->device->context;
+    esp_context *context = job->algebra->device->context;
     size_t count = (size_t)job->count;
     int32_t *faults = esp_alloc_array(context, count, sizeof *faults);
     if (faults == NULL) {
         return esp_fail_memory(error, count * sizeof *faults, "a factorization");
     }
-    esp_status status = far_bring(job->far, faults, job->faults, count * sizeof *faults, error);
+    esp_status status =
+        algebra_bring(job->algebra, faults, job->faults, count * sizeof *faults, error);
     bool found = false;
     for (size_t i = 0; i < count && status == ESP_OK; i++) {
         found = found || faults[i] != 0;
@@ -143,27 +146,27 @@ static esp_status check_faults(const factor_job *job, bool *definite, esp_error 
 
 static esp_status run(factor_job *job, bool *definite, esp_error *error)
 {
-    const cuda_far *far = job->far;
+    const cuda_algebra *algebra = job->algebra;
     size_t count = (size_t)job->count, faults = count * sizeof *job->faults;
     size_t inverses = count * (size_t)inverse_step(job) * sizeof(double);
     size_t room = count * GPU_LEAF * (size_t)job->n * sizeof(double);
-    ESP_TRY(far_take(far, inverses, "a factorization", &job->inverses, error));
-    ESP_TRY(far_take(far, room, "a factorization", &job->room, error));
-    ESP_TRY(far_take(far, faults, "a factorization", &job->faults, error));
-    int failed = gpu_clear(job->faults, faults, far->stream);
-    failed = failed == 0 ? gpu_clear(job->inverses, inverses, far->stream) : failed;
-    ESP_TRY(far_check(far, failed, "filling its memory", error));
+    ESP_TRY(algebra_take(algebra, inverses, "a factorization", &job->inverses, error));
+    ESP_TRY(algebra_take(algebra, room, "a factorization", &job->room, error));
+    ESP_TRY(algebra_take(algebra, faults, "a factorization", &job->faults, error));
+    int failed = gpu_clear(job->faults, faults, algebra->stream);
+    failed = failed == 0 ? gpu_clear(job->inverses, inverses, algebra->stream) : failed;
+    ESP_TRY(algebra_check(algebra, failed, "filling its memory", error));
     ESP_TRY(factor(job, 0, job->n, error));
     return check_faults(job, definite, error);
 }
 
-esp_status far_factor_many(const cuda_far *far, double *matrix, int64_t n, int64_t step,
-                           int64_t count, bool *definite, esp_error *error)
+esp_status algebra_factor_many(const cuda_algebra *algebra, double *matrix, int64_t n, int64_t step,
+                               int64_t count, bool *definite, esp_error *error)
 {
-    factor_job job = {.far = far, .matrix = matrix, .n = n, .step = step, .count = count};
+    factor_job job = {.algebra = algebra, .matrix = matrix, .n = n, .step = step, .count = count};
     esp_status status = run(&job, definite, error);
-    far_give(far, job.inverses);
-    far_give(far, job.room);
-    far_give(far, job.faults);
+    algebra_give(algebra, job.inverses);
+    algebra_give(algebra, job.room);
+    algebra_give(algebra, job.faults);
     return status;
 }

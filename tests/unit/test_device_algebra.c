@@ -1,4 +1,4 @@
-/* What calibration gives to a device that does its algebra (tensor/far_algebra.h), with a device
+/* What calibration gives to a device that does its algebra (tensor/device_algebra.h), with a device
  * that is plain loops over what it is told: a sweep that knows nothing but its description comes to
  * the host's masks and values, errors and refits go to the device, its failures come back and leave
  * nothing behind, and it is closed once. */
@@ -11,22 +11,22 @@
 enum { OUT = 21, IN = 88 };
 
 typedef struct fake {
-    esp_far far;
+    esp_device_algebra base;
     esp_algebra *host;
     int closed, calls;
     bool fails;
 } fake;
 
-static void close_fake(esp_far *far)
+static void close_fake(esp_device_algebra *base)
 {
-    ((fake *)far)->closed++;
+    ((fake *)base)->closed++;
 }
 
-static esp_status fake_squared(esp_far *far, const double *gram, int64_t out, int64_t in,
-                               const double *weights, const double *target, double *squared,
-                               esp_error *error)
+static esp_status fake_squared(esp_device_algebra *base, const double *gram, int64_t out,
+                               int64_t in, const double *weights, const double *target,
+                               double *squared, esp_error *error)
 {
-    fake *f = (fake *)far;
+    fake *f = (fake *)base;
     const esp_layer_inputs inputs = {in, in, gram};
     f->calls++;
     return f->fails ? esp_fail(error, ESP_FAILED, "fake.failed", "told to")
@@ -36,9 +36,9 @@ static esp_status fake_squared(esp_far *far, const double *gram, int64_t out, in
 }
 
 /* w_S H_SS = goal_S by Gauss-Seidel, row by row. */
-static esp_status fake_refit(esp_far *far, esp_far_refit *refit, esp_error *error)
+static esp_status fake_refit(esp_device_algebra *base, esp_device_refit *refit, esp_error *error)
 {
-    fake *f = (fake *)far;
+    fake *f = (fake *)base;
     f->calls++;
     if (f->fails) {
         return esp_fail(error, ESP_FAILED, "fake.failed", "told to");
@@ -67,13 +67,13 @@ static esp_status fake_refit(esp_far *far, esp_far_refit *refit, esp_error *erro
     return ESP_OK;
 }
 
-static bool is_live(const esp_far_sweep *s, int64_t row, int64_t column)
+static bool is_live(const esp_device_sweep *s, int64_t row, int64_t column)
 {
     return s->mask[row * s->mask_words + column / 64] >> column % 64 & 1;
 }
 
 /* The `keep` largest (w / U_jj)^2 of columns at.. of a row. */
-static void keep_best(const esp_far_sweep *s, const double *factor, int64_t row, int64_t at,
+static void keep_best(const esp_device_sweep *s, const double *factor, int64_t row, int64_t at,
                       int64_t size)
 {
     for (int64_t i = 0; i < size; i++) {
@@ -93,7 +93,7 @@ static void keep_best(const esp_far_sweep *s, const double *factor, int64_t row,
     }
 }
 
-static esp_status choose(const esp_far_sweep *s, const double *factor, int64_t at, int64_t size,
+static esp_status choose(const esp_device_sweep *s, const double *factor, int64_t at, int64_t size,
                          esp_error *error)
 {
     float *scores = malloc((size_t)(s->out * size) * sizeof *scores);
@@ -111,7 +111,7 @@ static esp_status choose(const esp_far_sweep *s, const double *factor, int64_t a
 }
 
 /* Column by column, every column to the right at once. */
-static esp_status sweep_by(const esp_far_sweep *s, const double *factor, esp_error *error)
+static esp_status sweep_by(const esp_device_sweep *s, const double *factor, esp_error *error)
 {
     for (int64_t j = 0; j < s->in; j++) {
         if (s->group > 0 && j % s->group == 0) {
@@ -128,9 +128,9 @@ static esp_status sweep_by(const esp_far_sweep *s, const double *factor, esp_err
     return ESP_OK;
 }
 
-static esp_status fake_sweep(esp_far *far, const esp_far_sweep *s, esp_error *error)
+static esp_status fake_sweep(esp_device_algebra *base, const esp_device_sweep *s, esp_error *error)
 {
-    fake *f = (fake *)far;
+    fake *f = (fake *)base;
     f->calls++;
     if (f->fails) {
         return esp_fail(error, ESP_FAILED, "fake.failed", "told to");
@@ -144,18 +144,19 @@ static esp_status fake_sweep(esp_far *far, const esp_far_sweep *s, esp_error *er
     return status;
 }
 
-static esp_status fake_panels(esp_far *far, const esp_far_panels *panels, esp_error *error)
+static esp_status fake_panels(esp_device_algebra *base, const esp_device_panels *panels,
+                              esp_error *error)
 {
     (void)panels;
-    ((fake *)far)->calls++;
+    ((fake *)base)->calls++;
     return esp_fail(error, ESP_FAILED, "fake.failed", "told to");
 }
 
-static const esp_far_ops fake_ops = {.close = close_fake,
-                                     .squared = fake_squared,
-                                     .refit = fake_refit,
-                                     .sweep = fake_sweep,
-                                     .panels = fake_panels};
+static const esp_device_algebra_ops fake_ops = {.close = close_fake,
+                                                .squared = fake_squared,
+                                                .refit = fake_refit,
+                                                .sweep = fake_sweep,
+                                                .panels = fake_panels};
 
 /* ---- a layer ---- */
 
@@ -163,7 +164,7 @@ typedef struct bed {
     test_run *run;
     esp_context *context;
     fake device;
-    esp_algebra *far;
+    esp_algebra *both;
     double target[OUT * IN], gram[IN * IN], inverse[IN * IN], goal[OUT * IN];
 } bed;
 
@@ -173,9 +174,9 @@ static void open_bed(bed *b, test_run *run)
     static float x[IN * 2 * IN], scratch[4 * 128 * IN];
     *b = (bed){.run = run, .context = test_context(run, 2)};
     REQUIRE_OK(esp_algebra_open(b->context, &b->device.host, error));
-    REQUIRE_OK(esp_algebra_open(b->context, &b->far, error));
-    b->device.far = (esp_far){.ops = &fake_ops, .name = "a fake"};
-    esp_algebra_set_far(b->far, &b->device.far);
+    REQUIRE_OK(esp_algebra_open(b->context, &b->both, error));
+    b->device.base = (esp_device_algebra){.ops = &fake_ops, .name = "a fake"};
+    esp_algebra_set_device(b->both, &b->device.base);
     esp_random_seed(&random, test_seed(run));
     for (int i = 0; i < OUT * IN; i++) {
         b->target[i] = (double)esp_random_below(&random, 2001) / 1000 - 1;
@@ -205,8 +206,8 @@ static void open_bed(bed *b, test_run *run)
 static void close_bed(bed *b)
 {
     test_run *run = b->run;
-    CHECK_TEXT(esp_algebra_name(b->far), "a fake");
-    esp_algebra_close(b->far);
+    CHECK_TEXT(esp_algebra_name(b->both), "a fake");
+    esp_algebra_close(b->both);
     esp_algebra_close(b->device.host);
     CHECK_INT(b->device.closed, 1);
     test_context_free(run, b->context);
@@ -224,14 +225,14 @@ static double largest_difference(const double *a, const double *b, int64_t count
 static void sweep_with(bed *b, const char *text)
 {
     test_run *run = b->run;
-    static double near[OUT * IN], far[OUT * IN];
+    static double by_host[OUT * IN], by_device[OUT * IN];
     const esp_mask_options options = {.score = ESP_SCORE_ABS};
     esp_pattern pattern;
     esp_mask *masks[2] = {NULL, NULL};
     test_sub(run, "sparsegpt %s", text);
     REQUIRE_OK(esp_pattern_parse(text, &pattern, error));
-    memcpy(near, b->target, sizeof near);
-    memcpy(far, b->target, sizeof far);
+    memcpy(by_host, b->target, sizeof by_host);
+    memcpy(by_device, b->target, sizeof by_device);
     if (!esp_sparse_gpt_chooses(&pattern)) {
         float narrow[OUT * IN];
         for (int i = 0; i < OUT * IN; i++) {
@@ -243,18 +244,18 @@ static void sweep_with(bed *b, const char *text)
                 esp_prune_mask(b->context, &dense, &pattern, &options, &masks[i], NULL, error));
         }
     }
-    REQUIRE_OK(esp_sparse_gpt_of(b->device.host, &pattern, &options, OUT, IN, b->inverse, near,
+    REQUIRE_OK(esp_sparse_gpt_of(b->device.host, &pattern, &options, OUT, IN, b->inverse, by_host,
                                  &masks[0], error));
     int before = b->device.calls;
-    REQUIRE_OK(
-        esp_sparse_gpt_of(b->far, &pattern, &options, OUT, IN, b->inverse, far, &masks[1], error));
+    REQUIRE_OK(esp_sparse_gpt_of(b->both, &pattern, &options, OUT, IN, b->inverse, by_device,
+                                 &masks[1], error));
     CHECK_INT(b->device.calls, before + 1);
     for (int64_t r = 0; r < OUT; r++) {
         for (int64_t j = 0; j < IN; j++) {
             CHECK(esp_mask_get(masks[0], r, j) == esp_mask_get(masks[1], r, j));
         }
     }
-    CHECK(largest_difference(far, near, OUT * IN) < 1e-9);
+    CHECK(largest_difference(by_device, by_host, OUT * IN) < 1e-9);
     esp_mask_free(masks[0]);
     esp_mask_free(masks[1]);
 }
@@ -274,7 +275,7 @@ static void sweeps(test_run *run)
 static void errors_and_refit(test_run *run)
 {
     static bed b;
-    static double near[OUT * IN], far[OUT * IN];
+    static double by_host[OUT * IN], by_device[OUT * IN];
     open_bed(&b, run);
     const esp_layer_inputs inputs = {IN, 2 * IN, b.gram};
     const esp_mask_options options = {.score = ESP_SCORE_ABS};
@@ -282,20 +283,20 @@ static void errors_and_refit(test_run *run)
     esp_mask *mask = NULL;
     esp_refit_report report = {0};
     double squared[2] = {0, 1};
-    memcpy(near, b.target, sizeof near);
-    memcpy(far, b.target, sizeof far);
+    memcpy(by_host, b.target, sizeof by_host);
+    memcpy(by_device, b.target, sizeof by_device);
     REQUIRE_OK(esp_pattern_parse("8:2:8", &pattern, error));
-    REQUIRE_OK(esp_sparse_gpt_of(b.device.host, &pattern, &options, OUT, IN, b.inverse, near, &mask,
-                                 error));
-    memcpy(far, near, sizeof far);
-    CHECK_OK(esp_refit(b.device.host, &inputs, mask, b.goal, near, NULL, NULL, error));
-    CHECK_OK(esp_refit(b.far, &inputs, mask, b.goal, far, NULL, &report, error));
+    REQUIRE_OK(esp_sparse_gpt_of(b.device.host, &pattern, &options, OUT, IN, b.inverse, by_host,
+                                 &mask, error));
+    memcpy(by_device, by_host, sizeof by_device);
+    CHECK_OK(esp_refit(b.device.host, &inputs, mask, b.goal, by_host, NULL, NULL, error));
+    CHECK_OK(esp_refit(b.both, &inputs, mask, b.goal, by_device, NULL, &report, error));
     CHECK(report.iterations == 7 && report.residual == 0.5);
-    CHECK(largest_difference(far, near, OUT * IN) < 1e-5);
-    CHECK_OK(esp_layer_error(b.device.host, &inputs, OUT, near, b.target, &squared[0], error));
-    CHECK_OK(esp_layer_error(b.far, &inputs, OUT, near, b.target, &squared[1], error));
+    CHECK(largest_difference(by_device, by_host, OUT * IN) < 1e-5);
+    CHECK_OK(esp_layer_error(b.device.host, &inputs, OUT, by_host, b.target, &squared[0], error));
+    CHECK_OK(esp_layer_error(b.both, &inputs, OUT, by_host, b.target, &squared[1], error));
     CHECK(squared[0] == squared[1]);
-    CHECK_OK(esp_layer_energy(b.far, &inputs, OUT, b.target, &squared[1], error));
+    CHECK_OK(esp_layer_energy(b.both, &inputs, OUT, b.target, &squared[1], error));
     CHECK(squared[1] > squared[0]);
     CHECK_INT(b.device.calls, 3);
     esp_mask_free(mask);
@@ -316,14 +317,14 @@ static void failures(test_run *run)
     memcpy(weights, b.target, sizeof weights);
     REQUIRE_OK(esp_pattern_parse("8:2:8", &pattern, error));
     CHECK_FAILS(
-        esp_sparse_gpt_of(b.far, &pattern, &options, OUT, IN, b.inverse, weights, &mask, error),
+        esp_sparse_gpt_of(b.both, &pattern, &options, OUT, IN, b.inverse, weights, &mask, error),
         ESP_FAILED, "fake.failed");
-    CHECK_FAILS(esp_panel_obs(b.far, &pattern, OUT, IN, b.inverse, weights, &mask, error),
+    CHECK_FAILS(esp_panel_obs(b.both, &pattern, OUT, IN, b.inverse, weights, &mask, error),
                 ESP_FAILED, "fake.failed");
-    CHECK_FAILS(esp_joint_panels(b.far, &pattern, OUT, IN, b.inverse, weights, &mask, error),
+    CHECK_FAILS(esp_joint_panels(b.both, &pattern, OUT, IN, b.inverse, weights, &mask, error),
                 ESP_FAILED, "fake.failed");
     CHECK(mask == NULL);
-    CHECK_FAILS(esp_layer_error(b.far, &inputs, OUT, weights, b.target, &squared, error),
+    CHECK_FAILS(esp_layer_error(b.both, &inputs, OUT, weights, b.target, &squared, error),
                 ESP_FAILED, "fake.failed");
     close_bed(&b);
 }

@@ -1,21 +1,12 @@
 /* Householder's reflections (1958) leave three diagonals, and implicit QL steps on these (Bowdler,
  * Martin, Reinsch and Wilkinson, 1968) one. All of it goes along rows, so that thousands of
  * channels take minutes of one core. */
-#include "prune/eigen.h"
-
 #include <float.h>
 #include <math.h>
 
-#define MOST_STEPS 60 /* for one eigenvalue, which takes two as a rule */
+#include "tensor/axes_inside.h"
 
-static void swap_rows(double *a, int64_t n, int64_t p, int64_t q)
-{
-    for (int64_t k = 0; k < n; k++) {
-        double held = a[p * n + k];
-        a[p * n + k] = a[q * n + k];
-        a[q * n + k] = held;
-    }
-}
+#define MOST_STEPS 60 /* for one eigenvalue, which takes two as a rule */
 
 /* Rows p and q of a matrix with n columns, by cosine c and sine s. */
 static void rotate_rows(double *a, int64_t n, int64_t p, int64_t q, double c, double s)
@@ -111,11 +102,22 @@ static void transpose(double *a, int64_t n)
 
 /* ---- QL ---- */
 
+/* Below what a link is none: against all of the matrix, not its neighbours, since those of a matrix
+ * of less than full rank are themselves nothing but rounding, which no step makes smaller. */
+static double least_link(const double *diagonal, const double *beside, int64_t n)
+{
+    double most = 0;
+    for (int64_t i = 0; i < n; i++) {
+        most = ESP_MAX(most, fabs(diagonal[i]) + fabs(beside[i]));
+    }
+    return DBL_EPSILON * most;
+}
+
 /* The first place from i on behind which the matrix falls apart. */
-static int64_t end_of_block(const double *diagonal, const double *beside, int64_t n, int64_t i)
+static int64_t end_of_block(const double *beside, int64_t n, int64_t i, double least)
 {
     for (; i < n - 1; i++) {
-        if (fabs(beside[i]) <= DBL_EPSILON * (fabs(diagonal[i]) + fabs(diagonal[i + 1]))) {
+        if (fabs(beside[i]) <= least) {
             break;
         }
     }
@@ -152,79 +154,69 @@ static void ql_step(double *diagonal, double *beside, int64_t n, int64_t first, 
     beside[last] = 0;
 }
 
-/* diagonal[n], beside[n]: beside[i] links i and i + 1; the last is room. */
-static void diagonalise(double *diagonal, double *beside, int64_t n, double *axes)
+/* The next eigenvalue, at place i; the values beside link i and i + 1, the last is room. */
+static bool settle(const axes_job *job, double *beside, double least, int64_t i)
 {
-    for (int64_t i = 0; i < n; i++) {
-        for (int step = 0; step < MOST_STEPS; step++) {
-            int64_t last = end_of_block(diagonal, beside, n, i);
-            if (last == i) {
-                break;
-            }
-            ql_step(diagonal, beside, n, i, last, axes);
+    int most = job->options->most_steps > 0 ? job->options->most_steps : MOST_STEPS;
+    for (int step = 0;; step++) {
+        int64_t last = end_of_block(beside, job->n, i, least);
+        if (last == i) {
+            return true;
         }
+        if (step == most) {
+            return false;
+        }
+        ql_step(job->values, beside, job->n, i, last, job->axes);
     }
 }
 
 /* ---- both ---- */
 
-static void sort_falling(double *values, int64_t n, double *axes)
+/* Shares of the work as n^3 have them: a third, a sixth, half. */
+static esp_status reduce(const axes_job *job, double *beside, double *sums, esp_error *error)
 {
-    for (int64_t i = 0; i < n; i++) {
-        int64_t best = i;
-        for (int64_t j = i + 1; j < n; j++) {
-            best = values[j] > values[best] ? j : best;
-        }
-        double held = values[i];
-        values[i] = values[best];
-        values[best] = held;
-        if (best != i) {
-            swap_rows(axes, n, i, best);
-        }
-    }
-}
-
-static void fix_sign(double *axis, int64_t n)
-{
-    double largest = 0;
-    for (int64_t k = 0; k < n; k++) {
-        largest = fabs(axis[k]) > fabs(largest) ? axis[k] : largest;
-    }
-    for (int64_t k = 0; k < n && largest < 0; k++) {
-        axis[k] = -axis[k];
-    }
-}
-
-void esp_principal_axes(double *a, int64_t n, double *axes, double *room)
-{
-    double *diagonal = room, *beside = room + n, *sums = room + 2 * n;
+    int64_t n = job->n;
     for (int64_t k = 0; k < n - 2; k++) {
-        find_reflection(a + k * n, n, k, &beside[k]);
-        reflect(a, n, k, sums);
+        double left = (double)(n - k) / (double)n;
+        ESP_TRY(axes_step(job, (1 - left * left * left) / 3, error));
+        find_reflection(job->a + k * n, n, k, &beside[k]);
+        reflect(job->a, n, k, sums);
     }
     for (int64_t k = 0; k < n; k++) {
-        diagonal[k] = a[k * n + k];
+        job->values[k] = job->a[k * n + k];
     }
     beside[n - 1] = 0;
     if (n > 1) {
-        beside[n - 2] = a[(n - 2) * n + n - 1];
+        beside[n - 2] = job->a[(n - 2) * n + n - 1];
     }
-    multiply_reflections(a, n, axes, sums);
-    transpose(axes, n);
-    diagonalise(diagonal, beside, n, axes);
-    sort_falling(diagonal, n, axes);
-    for (int64_t i = 0; i < n; i++) {
-        a[i * n + i] = diagonal[i];
-        fix_sign(axes + i * n, n);
-    }
+    return ESP_OK;
 }
 
-void esp_deal_ranks(int64_t n, int64_t m, int64_t *rank_of)
+static esp_status find(const axes_job *job, double *beside, double *sums, esp_error *error)
 {
-    int64_t rank = 0;
-    for (int64_t slot = 0; slot < m; slot++) {
-        for (int64_t place = slot; place < n; place += m) {
-            rank_of[place] = rank++;
+    int64_t n = job->n;
+    ESP_TRY(reduce(job, beside, sums, error));
+    ESP_TRY(axes_step(job, 1.0 / 3, error));
+    multiply_reflections(job->a, n, job->axes, sums);
+    transpose(job->axes, n);
+    double least = least_link(job->values, beside, n);
+    for (int64_t i = 0; i < n; i++) {
+        ESP_TRY(axes_step(job, 0.5 + 0.5 * (double)i / (double)n, error));
+        if (!settle(job, beside, least, i)) {
+            return axes_not_converged(job, error);
         }
     }
+    return ESP_OK;
+}
+
+esp_status axes_by_loops(const axes_job *job, esp_error *error)
+{
+    size_t n = (size_t)job->n;
+    double *room = esp_alloc_array(job->algebra->context, 2 * n, sizeof *room);
+    if (room == NULL) {
+        return esp_fail_memory(error, 2 * n * sizeof *room, "principal axes");
+    }
+    esp_status status = find(job, room, room + n, error);
+    esp_release(job->algebra->context, room);
+    return status;
 }
