@@ -193,6 +193,8 @@ out_has 'error 0\.[0-9]+, 0\.[0-9]+ before the refit'; out_has '^calibrated: spa
 [ ! -e pc.unfinished ] || bad "finished layers are still there"
 t "prune, in steps" 0 prune plain -p 16:2:8 -o pg --calibrate words.txt --method wanda --refit --gradual --json; json '$j->{calibration}{gradual}'
 t "prune, calibrated orders for steps" 0 prune plain -p 16:2:8 -o pg -f --calibrate words.txt --method wanda --refit --gradual --permute; out_has '^calibrated: wanda in steps with refit'; out_has '^permutation: error of'
+t "a NaN weight, calibrated" 5 prune nan -p 2:4 -o never --calibrate words.txt
+err_has 'up_proj.weight.*entry .0, 0. is -?nan.*\[calibrate.not_finite\]'; rm -rf never.unfinished
 t "rows grouped for obs" 4 prune plain -p 16:2:8 -o never --calibrate words.txt --method obs --regroup; err_has '\[calibrate.no_regrouping\]'
 t "steps without a refit" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --gradual; err_has '\[calibrate.bad_options\]'
 t "steps by joint" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --method joint --refit --gradual; err_has '\[calibrate.bad_options\]'

@@ -346,10 +346,39 @@ static void refusals(test_run *run)
     check_folder(run, out, "\"2:4\"", 14);
 }
 
+/* A weight of layer 1 is NaN: it is named, or, left alone, what reads its output. */
+static void not_finite(test_run *run)
+{
+    static const struct {
+        const char *skip, *name;
+    } rows[] = {{"*.0.mlp.up_proj", "model.layers.1.mlp.up_proj.weight"},
+                {"*.1.mlp.up_proj", "model.layers.1.mlp.down_proj.weight"}};
+    const char *model = tiny_folder(run, "nan");
+    char out[1100];
+    snprintf(out, sizeof out, "%s/never", test_folder(run));
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        esp_context *context = test_context(run, 1);
+        esp_device *device = NULL;
+        const esp_calibration_options options = with_text(ESP_METHOD_SPARSE_GPT, true);
+        esp_prune_options prune = with_pattern(run, "2:4");
+        esp_error why = {0};
+        prune.skips = &rows[i].skip;
+        prune.skip_count = 1;
+        test_sub(run, "without %s", rows[i].skip);
+        REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
+        CHECK_INT(esp_prune_calibrated(device, model, out, &prune, &options, NULL, NULL, &why),
+                  ESP_CHECK_FAILED);
+        CHECK_TEXT(why.code, "calibrate.not_finite");
+        CHECK(strstr(why.message, rows[i].name) != NULL && !esp_path_exists(out));
+        esp_device_close(device);
+        test_context_free(run, context);
+    }
+}
+
 static const test_case cases[] = {
     {"patterns", patterns},         {"magnitude", plain_magnitude}, {"gradual", gradual},
     {"dense inputs", dense_inputs}, {"other models", other_models}, {"regrouped", regrouped},
-    {"refusals", refusals},
+    {"refusals", refusals},         {"not finite", not_finite},
 };
 
 TEST_MAIN(cases)
