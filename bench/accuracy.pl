@@ -205,12 +205,14 @@ sub nats {
     } 0 .. $#{ $lines[0]{parts} };
 }
 
-# Mean difference of nats a token (an image), of the same resamples of both: lists of lines.
+# Mean difference of nats a token (an image), of the same resamples of both: lists of lines, and
+# the parts to look at (all).
 sub difference {
-    my ($ones, $others) = @_;
+    my ($ones, $others, @which) = @_;
     my @one = nats(@$ones);
     my @other = nats(@$others);
-    my @parts = map { [ $ones->[0]{parts}[$_][0], $one[$_] - $other[$_] ] } 0 .. $#one;
+    @which = 0 .. $#one unless @which;
+    my @parts = map { [ $ones->[0]{parts}[$_][0], $one[$_] - $other[$_] ] } @which;
     my ($all, $difference) = (0, 0);
     for (@parts) {
         $all += $_->[0];
@@ -308,5 +310,37 @@ if (@several) {
         compare_seeds(setting($pattern, 'joint', 'yes'), setting($pattern, 'obs', 'yes'));
         compare_seeds(setting($pattern, 'obs', 'yes'), setting($pattern, 'sparsegpt', 'yes'));
         compare_seeds(setting($pattern, 'sparsegpt', 'yes'), setting($pattern, 'sparsegpt', 'no'));
+    }
+}
+
+# ---- chosen on one half, judged on the other ----
+
+# Nats a token (an image) of some parts.
+sub loss_of {
+    my ($line, @which) = @_;
+    my ($all, $sum) = (0, 0);
+    for (@{ $line->{parts} }[@which]) {
+        $all += $_->[0];
+        $sum += $_->[1];
+    }
+    return $sum / $all;
+}
+
+my $parts = @{ $dense->{parts} };
+my @first = 0 .. $parts / 2 - 1;
+my @second = $parts / 2 .. $parts - 1;
+print "\n**The best of each pattern on the first half of the ", ($images ? 'images' : 'documents'),
+    ", judged on the second**\n\n";
+heads('first half', 'of so many', 'against', 'draws', 'first half', 'second half');
+for my $pattern (grep { $_ ne '2:4' } @patterns) {
+    my @known = grep { /^\Q$pattern\E .* pruned$/ && $seeds{$_}{0} } sort keys %seeds;
+    my ($best) = sort { loss_of($seeds{$a}{0}, @first) <=> loss_of($seeds{$b}{0}, @first) || $a cmp $b } @known;
+    next unless defined $best;
+    for my $rival (map { setting('2:4', $_, 'no') } qw(wanda ria)) {
+        my @draws = sort grep { $seeds{$rival}{$_} } keys %{ $seeds{$best} };
+        next unless @draws;
+        my @pair = map { my $what = $_; [ map { $seeds{$what}{$_} } @draws ] } $best, $rival;
+        row(named($best), scalar @known, named($rival), scalar @draws,
+            map { sprintf '%+.3f (%+.3f to %+.3f)', difference(@pair, @$_) } \@first, \@second);
     }
 }
