@@ -262,7 +262,10 @@ print "\n**Pairs on the same ", ($images ? 'images' : 'documents'),
     "** (a difference below 0 says that the first is better)\n\n";
 heads('first', 'second', 'loss', 'loss', 'difference');
 for my $best (map { best($_) } qw(128:2:5 64:2:8 panel:64@0.75)) {
-    compare($best, key('2:4', $_, 'no')) for qw(wanda ria sparsegpt);
+    for my $permute (qw(no yes stream)) {
+        compare($best, key('2:4', $_, 'no', $permute)) for qw(wanda ria);
+    }
+    compare($best, key('2:4', 'sparsegpt', 'no'));
     compare($best, key('2:4', 'sparsegpt', 'yes'));
 }
 for my $v (64, 128) {
@@ -329,14 +332,24 @@ sub loss_of {
 my $parts = @{ $dense->{parts} };
 my @first = 0 .. $parts / 2 - 1;
 my @second = $parts / 2 .. $parts - 1;
+
+# The one of settings (without seeds) that loses least on the first half.
+sub best_on_first {
+    my %loss = map { $_ => loss_of($seeds{$_}{0}, @first) } grep { $seeds{$_}{0} } @_;
+    return (sort { $loss{$a} <=> $loss{$b} || $a cmp $b } keys %loss)[0];
+}
+
 print "\n**The best of each pattern on the first half of the ", ($images ? 'images' : 'documents'),
-    ", judged on the second**\n\n";
-heads('first half', 'of so many', 'against', 'draws', 'first half', 'second half');
+    ", judged on the second** (a difference below 0 says that the pattern is better)\n\n";
+heads('best on the first half', 'of', 'against', 'draws', 'first half', 'second half');
+my @scores = sort grep { /^2:4 (wanda|ria) no \S+ pruned$/ } keys %seeds;
 for my $pattern (grep { $_ ne '2:4' } @patterns) {
-    my @known = grep { /^\Q$pattern\E .* pruned$/ && $seeds{$_}{0} } sort keys %seeds;
-    my ($best) = sort { loss_of($seeds{$a}{0}, @first) <=> loss_of($seeds{$b}{0}, @first) || $a cmp $b } @known;
+    my @known = grep { /^\Q$pattern\E .* pruned$/ && $seeds{$_}{0} } keys %seeds;
+    my $best = best_on_first(@known);
     next unless defined $best;
-    for my $rival (map { setting('2:4', $_, 'no') } qw(wanda ria)) {
+    my @rivals = (map({ setting('2:4', $_, 'no') } qw(wanda ria)), best_on_first(@scores) // ());
+    my %seen;
+    for my $rival (grep { !$seen{$_}++ } @rivals) {
         my @draws = sort grep { $seeds{$rival}{$_} } keys %{ $seeds{$best} };
         next unless @draws;
         my @pair = map { my $what = $_; [ map { $seeds{$what}{$_} } @draws ] } $best, $rival;
