@@ -45,8 +45,14 @@ my $images = defined $dense->{eval}{images};
 
 sub loss { my ($line) = @_; return $line->{eval}{ $images ? 'cross_entropy' : 'mean_nats' } }
 
-# Half of an interval's width: of loss above the dense model's, so that what is hard for both is out.
-sub half { my ($interval) = @_; return ($interval->{high} - $interval->{low}) / 2 }
+# A number and half of its interval's width, where one was taken: of a loss that of what it is above
+# the dense model's, so that what is hard for both is out.
+sub with_half {
+    my ($number, $interval) = @_;
+    return '-' unless defined $number;
+    my $half = defined $interval ? ($interval->{high} - $interval->{low}) / 2 : undef;
+    return defined $half ? sprintf('%.3f ±%.3f', $number, $half) : sprintf '%.3f', $number;
+}
 
 # ---- tables ----
 
@@ -72,9 +78,7 @@ sub heads {
 sub table {
     my ($title, $permute, $number) = @_;
     my @shown = grep { my $m = $_; grep { /^\S+ \Q$m\E \S+ $permute pruned 0$/ } keys %line } @methods;
-    return unless @shown;
-    print "\n**$title** (without refit / with refit)\n\n";
-    heads('pattern', @shown);
+    my @rows;
     for my $pattern (@patterns) {
         my @cells = map {
             my $method = $_;
@@ -83,8 +87,12 @@ sub table {
                 defined $line && $line->{eval} ? $number->($line) : '-'
             } qw(no yes)
         } @shown;
-        row($pattern, @cells) if grep { /\d/ } @cells;
+        push @rows, [ $pattern, @cells ] if grep { /\d/ } @cells;
     }
+    return unless @rows;
+    print "\n**$title** (without refit / with refit)\n\n";
+    heads('pattern', @shown);
+    row(@$_) for @rows;
 }
 
 # ---- side by side ----
@@ -119,13 +127,14 @@ my %ordered = (no => '', yes => ', channels permuted', turned => ', channels per
 for my $permute (qw(no yes turned stream all)) {
     my $how = $ordered{$permute};
     table('Top-1, percent' . $how, $permute, sub {
-        sprintf '%.1f ±%.1f', 100 * $_[0]{eval}{top1}, 100 * half($_[0]{eval}{intervals}{top1});
+        my ($top1, $of) = ($_[0]{eval}{top1}, $_[0]{eval}{intervals}{top1});
+        sprintf '%.1f ±%.1f', 100 * $top1, 50 * ($of->{high} - $of->{low});
     }) if $images;
     table('Loss, nats ' . ($images ? 'an image' : 'a token') . $how, $permute, sub {
-        sprintf '%.3f ±%.3f', loss($_[0]), half($_[0]{eval}{intervals}{excess_nats});
+        with_half(loss($_[0]), $_[0]{eval}{intervals}{excess_nats});
     });
     table('KL to the dense model, nats' . $how, $permute, sub {
-        sprintf '%.3f ±%.3f', $_[0]{eval}{mean_kl}, half($_[0]{eval}{intervals}{mean_kl});
+        with_half($_[0]{eval}{mean_kl}, $_[0]{eval}{intervals}{mean_kl});
     });
     table('Median error of a layer in its place' . $how, $permute, sub {
         my $c = $_[0]{calibration};
