@@ -312,9 +312,12 @@ if (@several) {
     print "\n**Pairs, means of the seeds that both have**\n\n";
     heads('first', 'second', 'seeds', 'difference');
     for my $best (['obs', 'yes'], ['joint', 'yes'], map { ['joint', 'yes', $_] } qw(turned stream all)) {
-        compare_seeds(setting('128:2:5', @$best), setting('2:4', $_, 'no')) for qw(wanda ria);
+        for my $permute (qw(no yes)) {
+            compare_seeds(setting('128:2:5', @$best), setting('2:4', $_, 'no', $permute)) for qw(wanda ria);
+        }
     }
     compare_seeds(setting('128:2:5', 'joint', 'yes', 'stream'), setting('128:2:5', 'joint', 'yes'));
+    compare_seeds(setting('128:2:5', 'joint', 'yes', 'all'), setting('128:2:5', 'joint', 'yes', 'stream'));
     for my $v (64, 128) {
         compare_seeds(setting("panel:$v\@0.75", $_, 'yes'), setting("$v:2:8", $_, 'yes')) for qw(sparsegpt obs joint);
     }
