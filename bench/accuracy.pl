@@ -45,8 +45,14 @@ my $images = defined $dense->{eval}{images};
 
 sub loss { my ($line) = @_; return $line->{eval}{ $images ? 'cross_entropy' : 'mean_nats' } }
 
-# Half of an interval's width: of loss above the dense model's, so that what is hard for both is out.
-sub half { my ($interval) = @_; return ($interval->{high} - $interval->{low}) / 2 }
+# A number and half of its interval's width, where one was taken: of a loss that of what it is above
+# the dense model's, so that what is hard for both is out.
+sub with_half {
+    my ($number, $interval) = @_;
+    return '-' unless defined $number;
+    my $half = defined $interval ? ($interval->{high} - $interval->{low}) / 2 : undef;
+    return defined $half ? sprintf('%.3f ±%.3f', $number, $half) : sprintf '%.3f', $number;
+}
 
 # ---- tables ----
 
@@ -72,9 +78,7 @@ sub heads {
 sub table {
     my ($title, $permute, $number) = @_;
     my @shown = grep { my $m = $_; grep { /^\S+ \Q$m\E \S+ $permute pruned 0$/ } keys %line } @methods;
-    return unless @shown;
-    print "\n**$title** (without refit / with refit)\n\n";
-    heads('pattern', @shown);
+    my @rows;
     for my $pattern (@patterns) {
         my @cells = map {
             my $method = $_;
@@ -83,8 +87,12 @@ sub table {
                 defined $line && $line->{eval} ? $number->($line) : '-'
             } qw(no yes)
         } @shown;
-        row($pattern, @cells) if grep { /\d/ } @cells;
+        push @rows, [ $pattern, @cells ] if grep { /\d/ } @cells;
     }
+    return unless @rows;
+    print "\n**$title** (without refit / with refit)\n\n";
+    heads('pattern', @shown);
+    row(@$_) for @rows;
 }
 
 # ---- side by side ----
@@ -119,13 +127,14 @@ my %ordered = (no => '', yes => ', channels permuted', turned => ', channels per
 for my $permute (qw(no yes turned stream all)) {
     my $how = $ordered{$permute};
     table('Top-1, percent' . $how, $permute, sub {
-        sprintf '%.1f ±%.1f', 100 * $_[0]{eval}{top1}, 100 * half($_[0]{eval}{intervals}{top1});
+        my ($top1, $of) = ($_[0]{eval}{top1}, $_[0]{eval}{intervals}{top1});
+        sprintf '%.1f ±%.1f', 100 * $top1, 50 * ($of->{high} - $of->{low});
     }) if $images;
     table('Loss, nats ' . ($images ? 'an image' : 'a token') . $how, $permute, sub {
-        sprintf '%.3f ±%.3f', loss($_[0]), half($_[0]{eval}{intervals}{excess_nats});
+        with_half(loss($_[0]), $_[0]{eval}{intervals}{excess_nats});
     });
     table('KL to the dense model, nats' . $how, $permute, sub {
-        sprintf '%.3f ±%.3f', $_[0]{eval}{mean_kl}, half($_[0]{eval}{intervals}{mean_kl});
+        with_half($_[0]{eval}{mean_kl}, $_[0]{eval}{intervals}{mean_kl});
     });
     table('Median error of a layer in its place' . $how, $permute, sub {
         my $c = $_[0]{calibration};
@@ -205,12 +214,14 @@ sub nats {
     } 0 .. $#{ $lines[0]{parts} };
 }
 
-# Mean difference of nats a token (an image), of the same resamples of both: lists of lines.
+# Mean difference of nats a token (an image), of the same resamples of both: lists of lines, and
+# the parts to look at (all).
 sub difference {
-    my ($ones, $others) = @_;
+    my ($ones, $others, @which) = @_;
     my @one = nats(@$ones);
     my @other = nats(@$others);
-    my @parts = map { [ $ones->[0]{parts}[$_][0], $one[$_] - $other[$_] ] } 0 .. $#one;
+    @which = 0 .. $#one unless @which;
+    my @parts = map { [ $ones->[0]{parts}[$_][0], $one[$_] - $other[$_] ] } @which;
     my ($all, $difference) = (0, 0);
     for (@parts) {
         $all += $_->[0];
@@ -260,7 +271,10 @@ print "\n**Pairs on the same ", ($images ? 'images' : 'documents'),
     "** (a difference below 0 says that the first is better)\n\n";
 heads('first', 'second', 'loss', 'loss', 'difference');
 for my $best (map { best($_) } qw(128:2:5 64:2:8 panel:64@0.75)) {
-    compare($best, key('2:4', $_, 'no')) for qw(wanda ria sparsegpt);
+    for my $permute (qw(no yes stream)) {
+        compare($best, key('2:4', $_, 'no', $permute)) for qw(wanda ria);
+    }
+    compare($best, key('2:4', 'sparsegpt', 'no'));
     compare($best, key('2:4', 'sparsegpt', 'yes'));
 }
 for my $v (64, 128) {
@@ -298,9 +312,12 @@ if (@several) {
     print "\n**Pairs, means of the seeds that both have**\n\n";
     heads('first', 'second', 'seeds', 'difference');
     for my $best (['obs', 'yes'], ['joint', 'yes'], map { ['joint', 'yes', $_] } qw(turned stream all)) {
-        compare_seeds(setting('128:2:5', @$best), setting('2:4', $_, 'no')) for qw(wanda ria);
+        for my $permute (qw(no yes)) {
+            compare_seeds(setting('128:2:5', @$best), setting('2:4', $_, 'no', $permute)) for qw(wanda ria);
+        }
     }
     compare_seeds(setting('128:2:5', 'joint', 'yes', 'stream'), setting('128:2:5', 'joint', 'yes'));
+    compare_seeds(setting('128:2:5', 'joint', 'yes', 'all'), setting('128:2:5', 'joint', 'yes', 'stream'));
     for my $v (64, 128) {
         compare_seeds(setting("panel:$v\@0.75", $_, 'yes'), setting("$v:2:8", $_, 'yes')) for qw(sparsegpt obs joint);
     }
@@ -308,5 +325,47 @@ if (@several) {
         compare_seeds(setting($pattern, 'joint', 'yes'), setting($pattern, 'obs', 'yes'));
         compare_seeds(setting($pattern, 'obs', 'yes'), setting($pattern, 'sparsegpt', 'yes'));
         compare_seeds(setting($pattern, 'sparsegpt', 'yes'), setting($pattern, 'sparsegpt', 'no'));
+    }
+}
+
+# ---- chosen on one half, judged on the other ----
+
+# Nats a token (an image) of some parts.
+sub loss_of {
+    my ($line, @which) = @_;
+    my ($all, $sum) = (0, 0);
+    for (@{ $line->{parts} }[@which]) {
+        $all += $_->[0];
+        $sum += $_->[1];
+    }
+    return $sum / $all;
+}
+
+my $parts = @{ $dense->{parts} };
+my @first = 0 .. $parts / 2 - 1;
+my @second = $parts / 2 .. $parts - 1;
+
+# The one of settings (without seeds) that loses least on the first half.
+sub best_on_first {
+    my %loss = map { $_ => loss_of($seeds{$_}{0}, @first) } grep { $seeds{$_}{0} } @_;
+    return (sort { $loss{$a} <=> $loss{$b} || $a cmp $b } keys %loss)[0];
+}
+
+print "\n**The best of each pattern on the first half of the ", ($images ? 'images' : 'documents'),
+    ", judged on the second** (a difference below 0 says that the pattern is better)\n\n";
+heads('best on the first half', 'of', 'against', 'draws', 'first half', 'second half');
+my @scores = sort grep { /^2:4 (wanda|ria) no \S+ pruned$/ } keys %seeds;
+for my $pattern (grep { $_ ne '2:4' } @patterns) {
+    my @known = grep { /^\Q$pattern\E .* pruned$/ && $seeds{$_}{0} } keys %seeds;
+    my $best = best_on_first(@known);
+    next unless defined $best;
+    my @rivals = (map({ setting('2:4', $_, 'no') } qw(wanda ria)), best_on_first(@scores) // ());
+    my %seen;
+    for my $rival (grep { !$seen{$_}++ } @rivals) {
+        my @draws = sort grep { $seeds{$rival}{$_} } keys %{ $seeds{$best} };
+        next unless @draws;
+        my @pair = map { my $what = $_; [ map { $seeds{$what}{$_} } @draws ] } $best, $rival;
+        row(named($best), scalar @known, named($rival), scalar @draws,
+            map { sprintf '%+.3f (%+.3f to %+.3f)', difference(@pair, @$_) } \@first, \@second);
     }
 }

@@ -9,9 +9,10 @@
 # CALIBRATION and HELDOUT are texts, or folders of images. HELDOUT-documents.txt, where it is, holds
 # the sizes of the documents of HELDOUT.txt; of each its first BYTES bytes are judged.
 # SETTINGS: a file of lines "PATTERN METHOD REFIT PERMUTE INPUTS SEED", or - for standard input;
-#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes, no or gradual; PERMUTE: yes, no, turned
-#   (values of attention, too), stream (the residual stream turned, by the same samples) or all; INPUTS as prune's --inputs: with dense, errors of layers only.
-#   Without SETTINGS those of accuracy_settings.sh.
+#   METHOD[+SEARCH] as prune's --method and --search; REFIT: yes, no or gradual; PERMUTE: yes, no,
+#   turned (values of attention, too), stream (the residual stream turned, by the same samples) or
+#   all; INPUTS as prune's --inputs: with dense, errors of layers only. Without SETTINGS those of
+#   accuracy_settings.sh. What a model cannot be is left out, and said.
 # Environment: TOKENS (20480) of calibration, BYTES (2000; 0: all) of a document, IMAGES (2000),
 #   RESAMPLES (2000), THREADS (1: several runs, each with settings of its own, may share a machine),
 #   DEVICE (cpu): where layers and algebra of the calibration run and models are judged, as --device.
@@ -52,6 +53,12 @@ judge() {
         --threads "$threads" --device "$device" --json >"$work/eval"
 }
 
+# KEY
+leave_out() {
+    echo "left out: $1" >&2
+    cat "$work/errors" >&2
+}
+
 # PATTERN METHOD REFIT PERMUTE INPUTS SEED
 line() {
     pattern=$1 method=${2%%+*} search=auto refit=$3 permute=$4 inputs=$5 seed=$6
@@ -77,12 +84,11 @@ line() {
         from=$work/turned
         "$espalier" turn "$model" -p "$pattern" -o "$from" --force --quiet --calibrate "$calibration" \
             --calibrate-tokens "$tokens" --seed "$seed" --threads "$threads" --device "$device" \
-            >"$work/turn" 2>"$work/errors" || { cat "$work/errors" >&2; exit 1; }
+            >"$work/turn" 2>"$work/errors" || { leave_out "$key"; return 0; }
         ;;
     esac
     if ! "$espalier" prune "$from" -o "$work/model" --force --json "$@" >"$work/prune" 2>"$work/errors"; then
-        echo "left out: $key" >&2
-        cat "$work/errors" >&2
+        leave_out "$key"
         return 0
     fi
     if [ "$inputs" = dense ]; then

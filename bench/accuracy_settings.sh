@@ -38,3 +38,9 @@ each "$all" "$methods" "yes no" no pruned 0
 each "$all" "$methods" yes no dense 0
 each "$all" "$methods" "yes no" yes pruned 0
 each "$all" "obs sparsegpt joint" yes no pruned "1 2"
+# 6. turned residual streams: where the model's norms allow it
+each "128:2:5" joint yes stream pruned "0 1 2"
+each "2:4" "wanda ria" no stream pruned "0 1 2"
+each "$all" joint yes stream pruned 0
+each "128:2:5 64:2:8" joint yes all pruned 0
+each "128:2:5" "wanda ria sparsegpt" gradual stream pruned 0
