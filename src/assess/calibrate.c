@@ -96,9 +96,10 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
         !prune->progress(prune->user, "calibrating", calibration->done + share * weights,
                          calibration->total, "weights")) {
         const char *kept = calibration->options->state_dir;
-        return esp_fail(
-            error, ESP_CANCELLED, "cancelled", "pruning was interrupted; nothing was written%s%s",
-            kept != NULL ? ", and finished layers are kept in " : "", kept != NULL ? kept : "");
+        return esp_fail(error, ESP_CANCELLED, "cancelled",
+                        "calibrating was interrupted; nothing was written%s%s",
+                        kept != NULL ? ", and finished layers are kept in " : "",
+                        kept != NULL ? kept : "");
     }
     return ESP_OK;
 }
