@@ -423,7 +423,7 @@ static esp_status share_out(esp_calibration *calibration, esp_error *error)
 {
     esp_device *device = calibration->device;
     esp_device_algebra *algebra = NULL;
-    esp_model_info info;
+    bool fits = false;
     esp_error why = {0};
     if (!esp_device_is_far(device)) {
         return ESP_OK;
@@ -442,8 +442,8 @@ static esp_status share_out(esp_calibration *calibration, esp_error *error)
         return esp_fail(error, status, why.code, "%s", why.message);
     }
     esp_algebra_set_device(calibration->algebra, algebra);
-    ESP_TRY(esp_model_info_read(calibration->host, calibration->checkpoint, &info, error));
-    calibration->device = esp_walk_goes_far(&info) ? device : calibration->host;
+    ESP_TRY(esp_walk_fits(device, calibration->checkpoint, &fits, error));
+    calibration->device = fits ? device : calibration->host;
     return ESP_OK;
 }
 

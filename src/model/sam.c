@@ -268,6 +268,18 @@ static void output_shape(const esp_model *model, int *rank, int64_t *shape)
     shape[1] = shape[2] = sam->config.side / sam->config.patch;
 }
 
+/* Else attention has windows put together first, padded with tokens that only it sees. */
+static bool stays(const esp_model *model)
+{
+    const esp_sam *sam = model->parts;
+    for (int64_t i = 0; i < sam->config.layers; i++) {
+        if (!sam->layers[i].attention.o.adds) {
+            return false;
+        }
+    }
+    return true;
+}
+
 const esp_image_net esp_sam_net = {.measure = measure,
                                    .create = create,
                                    .lay_out = lay_out,
@@ -276,4 +288,5 @@ const esp_image_net esp_sam_net = {.measure = measure,
                                    .deliver = deliver,
                                    .output_shape = output_shape,
                                    .embed = embed,
-                                   .layer = run_layer};
+                                   .layer = run_layer,
+                                   .stays = stays};

@@ -107,6 +107,9 @@ struct esp_image_net {
     /* The two steps of run that end with x: its beginning, and one layer. */
     esp_status (*embed)(const esp_vision_pass *pass, esp_error *error);
     esp_status (*layer)(const esp_vision_pass *pass, int64_t index, esp_error *error);
+    /* After the model was prepared: whether tokens lie where they lie in all layers, on the model's
+     * device. NULL: they do. */
+    bool (*stays)(const esp_model *model);
 };
 
 extern const esp_family esp_vit_family, esp_deit_family, esp_sam_family, esp_sam_vision_family;

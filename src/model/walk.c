@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "model/family.h"
+#include "model/vision.h"
 
 struct esp_walk {
     esp_model *model;
@@ -70,9 +71,16 @@ const esp_model_info *esp_walk_info(const esp_walk *walk)
     return &walk->model->info;
 }
 
-bool esp_walk_goes_far(const esp_model_info *info)
+esp_status esp_walk_fits(esp_device *device, const esp_checkpoint *checkpoint, bool *fits,
+                         esp_error *error)
 {
-    return info->kind != ESP_MODEL_IMAGE_ENCODER;
+    const esp_model_options options = {.compute = ESP_COMPUTE_F32, .tokens = 512};
+    esp_model *model = NULL;
+    ESP_TRY(esp_model_prepare(device, checkpoint, &options, &model, error));
+    const esp_image_net *images = model->family->images;
+    *fits = images == NULL || images->stays == NULL || images->stays(model);
+    esp_model_free(model);
+    return ESP_OK;
 }
 
 esp_status esp_model_info_read(esp_device *device, const esp_checkpoint *checkpoint,

@@ -31,8 +31,9 @@ typedef struct esp_walk_places {
 typedef struct esp_walk esp_walk;
 
 /* Whether a model of the checkpoint can be walked on a device with memory of its own: all but those
- * of images that are cut into windows, whose tokens lie elsewhere in every other layer. */
-bool esp_walk_goes_far(const esp_model_info *info);
+ * of images that are cut into windows which attention does not take there as they lie. */
+ESP_MUST_CHECK esp_status esp_walk_fits(esp_device *device, const esp_checkpoint *checkpoint,
+                                        bool *fits, esp_error *error);
 
 /* The checkpoint and the device must outlive it. Computes in f32, or in 16 bits where the device's
  * models do. Holds the embedding and layer 0 until the first esp_walk_load. */

@@ -1,7 +1,7 @@
 /* Principal axes by LAPACK. Three diagonals first, panel by panel as dsytrd does it, so that
  * there is something to tell and to stop at; then divide and conquer (dstedc), and back to the
  * matrix's own coordinates (dormtr). All on one core, as sums would else depend on their number:
- * 4096 channels take half a minute, of which dstedc, that cannot be stopped, has a fifth.
+ * a matrix of 4096 channels and rank 300 took 9 s. dstedc cannot be stopped.
  *
  * LAPACK's matrices lie by columns. A symmetric one is the same; of eigenvectors column i becomes
  * row i here, which is what is wanted. */
