@@ -7,6 +7,7 @@
 enum { INVALID_VALUE = 1 }; /* cudaErrorInvalidValue */
 
 #define MOST_COLUMNS (INT32_MAX / 2)
+#define MANY_TOKENS 1024 /* of a prefill: blocks of 192 queries fill the GPU */
 
 static bool aligned(const void *pointer)
 {
@@ -126,6 +127,9 @@ int gpu_attend_prefill(const gpu_attention_prefill *a, void *stream)
         return INVALID_VALUE;
     }
     if (by_warpgroups(a->head_dim, a->device)) {
+        if (in_range(a->head_dim, 97, 128) && a->tokens >= MANY_TOKENS) {
+            return gpu_sm90_attend_past(a, stream);
+        }
         return a->type == GPU_BF16 ? gpu_sm90_attend_prefill_bf16(a, stream)
                                    : gpu_sm90_attend_prefill_f16(a, stream);
     }

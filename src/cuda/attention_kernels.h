@@ -20,10 +20,10 @@ int gpu_any_attend_prefill_bf16(const gpu_attention_prefill *attention, void *st
 bool gpu_sm90_can_attend(int device);
 int gpu_sm90_attend_groups_f16(const gpu_attention_groups *attention, void *stream);
 int gpu_sm90_attend_groups_bf16(const gpu_attention_groups *attention, void *stream);
-int gpu_sm90_attend_ahead(const gpu_attention_groups *attention, void *stream); /* no grid; head_dim
-                                                                                 up to 64 */
-int gpu_sm90_attend_rows(const gpu_attention_groups *attention, void *stream);  /* a grid 64 wide;
-                                                                                 up to 80 */
+/* The fastest, each for some: head_dim up to 64, no grid; up to 80, a grid 64 wide; 97 to 128. */
+int gpu_sm90_attend_ahead(const gpu_attention_groups *attention, void *stream);
+int gpu_sm90_attend_rows(const gpu_attention_groups *attention, void *stream);
+int gpu_sm90_attend_past(const gpu_attention_prefill *attention, void *stream);
 int gpu_sm90_attend_prefill_f16(const gpu_attention_prefill *attention, void *stream);
 int gpu_sm90_attend_prefill_bf16(const gpu_attention_prefill *attention, void *stream);
 

@@ -355,8 +355,8 @@ template <class C, class BIAS> struct walk {
 
 // y of a warpgroup's queries, by way of where they lay: features below one another, from there in pieces of 16 bytes.
 // Queries that are not there leave as zeros up to the next multiple of 8.
-template <class C>
-__device__ __forceinline__ void leave_block(const gpu_attention_groups &a, const stretch &w, uint32_t room, int first,
+template <class C, class A>
+__device__ __forceinline__ void leave_block(const A &a, const stretch &w, uint32_t room, int first,
                                             const running<1, C::D> &r)
 {
     int lane = threadIdx.x % 32, thread = threadIdx.x % 128, warp = thread / 32, warpgroup = threadIdx.x / 128;

@@ -51,6 +51,24 @@ template <int N, bool BF16> struct first_score_product;
 ESP_FIRST_PRODUCTS(16, "8", "9", "10")
 ESP_FIRST_PRODUCTS(64, "32", "33", "34")
 
+// The same, 64 wide, where rows of the right operand are its columns, with the depth side by side.
+template <bool BF16> struct past_score_product;
+
+#define ESP_PAST_PRODUCT(IS_BF16, TYPE)                                                            \
+    template <> struct past_score_product<IS_BF16> {                                               \
+        static __device__ __forceinline__ void run(float (&d)[8][4], uint64_t a, uint64_t b,       \
+                                                   bool adds)                                      \
+        {                                                                                          \
+            asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, %34, 0;\n"                              \
+                         "wgmma.mma_async.sync.aligned.m64n64k16.f32." TYPE "." TYPE               \
+                         " {" ESP_LIST_N64 "}, %32, %33, p, 1, 1, 1, 0;\n}"                        \
+                         : ESP_SUMS_N64                                                            \
+                         : "l"(a), "l"(b), "r"((int)adds));                                        \
+        }                                                                                          \
+    };
+ESP_PAST_PRODUCT(false, "f16")
+ESP_PAST_PRODUCT(true, "bf16")
+
 } // namespace ptx
 
 #endif

@@ -216,6 +216,22 @@ static void prefill_on(test_run *run, esp_device *device)
             check(run, device, &p);
         }
     }
+    static const int past_many[] = {0, 1, 63, 64, 130, 200};
+    for (int i = 0; i < ESP_COUNT(past_many); i++) {
+        problem p = {.kind = PREFILL,
+                     .type = types[i % 2],
+                     .groups = 1,
+                     .heads = 2,
+                     .kv_heads = 1 + i % 2,
+                     .head_dim = i == 4 ? 104 : 128,
+                     .tokens = 1024 + 37 * i,
+                     .past = past_many[i],
+                     .capacity = 1024 + 37 * i + past_many[i] + i % 3 * 11,
+                     .past_on_device = i % 2 == 0,
+                     .integers = i == 3,
+                     .seed = test_seed(run) + (uint64_t)i};
+        check(run, device, &p);
+    }
     for (int j = 0; j < ESP_COUNT(head_dims); j++) { /* many tokens */
         problem p = {.kind = PREFILL,
                      .type = types[j % 2],
