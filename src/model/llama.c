@@ -6,9 +6,10 @@
  *       x = x + down(silu(gate(n)) * up(n)),  n = rms_norm(x)
  *   logits = lm_head(rms_norm(x))
  *
- * The residual stream x has the type of the activations; layers add to it in place. What differs
- * from one step of a sequence to the next (ids, positions, where its cache ends) lies in device
- * memory, so that a step can be given again as it is. */
+ * The residual stream x has the type of the activations; layers add to it in place. Behind the last
+ * layer's attention a prompt goes on as its last token alone, unless more is asked for. What
+ * differs from one step of a sequence to the next (ids, positions, where its cache ends) lies in
+ * device memory, so that a step can be given again as it is. */
 #include "model/llama.h"
 
 #include <stdio.h>
@@ -20,6 +21,7 @@ typedef struct pass {
     esp_nn nn;
     int64_t columns;
     bool by_places;  /* each token goes on a sequence of its own */
+    bool last_only;  /* the last token alone goes on behind the last layer's attention */
     int64_t longest; /* of them, for which room is planned */
     float *logits;   /* device memory for the head's result; NULL: the head comes later or never */
 } pass;
@@ -104,12 +106,20 @@ static esp_prepare norm_ahead(const pass *p, const float *weight)
     return esp_prepare_norm(weight, session->llama->config.rms_norm_eps, session->normed);
 }
 
-static esp_status norm(const pass *p, const float *weight, esp_error *error)
+/* Columns behind the last layer. */
+static int64_t kept_columns(const pass *p)
+{
+    return p->last_only ? 1 : p->columns;
+}
+
+/* What the head reads. */
+static esp_status norm_end(const pass *p, esp_error *error)
 {
     const esp_session *session = p->session;
     const esp_llama_config *config = &session->llama->config;
-    return esp_nn_done(p->nn.ops->rms_norm(p->nn.device, p->nn.stream, session->x, weight,
-                                           config->rms_norm_eps, config->hidden, p->columns,
+    const void *x = p->last_only ? session->last : session->x;
+    return esp_nn_done(p->nn.ops->rms_norm(p->nn.device, p->nn.stream, x, session->llama->norm,
+                                           config->rms_norm_eps, config->hidden, kept_columns(p),
                                            session->normed),
                        "rms_norm", error);
 }
@@ -137,13 +147,14 @@ static esp_status find_angles(const pass *p, esp_error *error)
     return esp_nn_done(status, "rope_angles", error);
 }
 
-static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
+/* kept: NULL, or the tokens that go on behind attention, to kept->x. */
+static esp_status attend(const pass *p, int64_t index, const esp_kept_tokens *kept,
+                         esp_error *error)
 {
     esp_session *session = p->session;
     const esp_llama_layer *layer = &session->llama->layers[index];
     const esp_cache_place *places = mailed(session, session->mail.places_at);
     esp_prepare before = norm_ahead(p, layer->input_norm);
-    esp_prepare between = norm_ahead(p, layer->post_attention_norm);
     esp_attention_call attention = {
         .x = session->x,
         .prepare = &before,
@@ -157,13 +168,38 @@ static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
         .one = place_of(session, index),
         .places = p->by_places ? places + index * p->batch->tokens : NULL,
         .longest = p->longest,
-        .workspaces = p->by_places ? session->workspaces : &session->attention_workspace};
-    ESP_TRY(esp_attention_run(&p->nn, &layer->attention, &attention, error));
+        .workspaces = p->by_places ? session->workspaces : &session->attention_workspace,
+        .kept = kept};
+    return esp_attention_run(&p->nn, &layer->attention, &attention, error);
+}
+
+static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
+{
+    esp_session *session = p->session;
+    const esp_llama_layer *layer = &session->llama->layers[index];
+    esp_prepare between = norm_ahead(p, layer->post_attention_norm);
+    ESP_TRY(attend(p, index, NULL, error));
     ESP_TRY(
         esp_mlp_run(&p->nn, &layer->mlp, &between, session->inner, session->x, p->columns, error));
     char name[32];
     snprintf(name, sizeof name, "layer.%lld", (long long)index);
     return show(p, name, session->x, error);
+}
+
+/* The last layer, where only the last token goes on. */
+static esp_status run_last(const pass *p, int64_t index, esp_error *error)
+{
+    esp_session *session = p->session;
+    const esp_llama_layer *layer = &session->llama->layers[index];
+    const esp_kept_tokens kept = {.index = mailed(session, session->mail.last_at),
+                                  .count = 1,
+                                  .mixed = session->qkv,
+                                  .x = session->last};
+    esp_prepare between = norm_ahead(p, layer->post_attention_norm);
+    esp_plan_options room;
+    const esp_nn nn = esp_kept_nn(&p->nn, &room);
+    ESP_TRY(attend(p, index, &kept, error));
+    return esp_mlp_run(&nn, &layer->mlp, &between, session->inner, kept.x, 1, error);
 }
 
 /* Columns first.. of normed, `columns` of them, to rows of logits. */
@@ -173,7 +209,7 @@ static esp_status run_head(const pass *p, int64_t first, int64_t columns, float 
     const esp_session *session = p->session;
     const char *normed = session->normed;
     esp_linear_call call = {.x = normed + (size_t)first * esp_model_width(session->model),
-                            .x_stride = p->columns,
+                            .x_stride = kept_columns(p),
                             .y = logits,
                             .tokens = columns};
     return esp_linear_run(&p->nn, &session->llama->head, &call, error);
@@ -204,7 +240,7 @@ static esp_status run_end(const pass *p, esp_error *error)
     if (p->logits != NULL && p->session->observe == NULL) {
         return run_normed_head(p, error);
     }
-    ESP_TRY(norm(p, p->session->llama->norm, error));
+    ESP_TRY(norm_end(p, error));
     ESP_TRY(show(p, "norm", p->session->normed, error));
     return p->logits != NULL ? run_head(p, 0, p->columns, p->logits, error) : ESP_OK;
 }
@@ -214,9 +250,11 @@ static esp_status run_layers(void *user, esp_error *error)
     const pass *p = user;
     ESP_TRY(embed(p, error));
     ESP_TRY(find_angles(p, error));
-    for (int64_t index = 0; index < p->session->llama->config.layers; index++) {
+    int64_t last = p->session->llama->config.layers - 1;
+    for (int64_t index = 0; index < last; index++) {
         ESP_TRY(run_layer(p, index, error));
     }
+    ESP_TRY(p->last_only ? run_last(p, last, error) : run_layer(p, last, error));
     ESP_TRY(run_end(p, error));
     return p->logits != NULL && p->batch->best != NULL ? find_best(p, p->batch->tokens, error)
                                                        : ESP_OK;
@@ -240,17 +278,23 @@ static esp_status fetch(const pass *p, int64_t first, int64_t count, esp_error *
     return ESP_OK;
 }
 
+static esp_status gather_last(const pass *p, esp_error *error)
+{
+    const esp_session *session = p->session;
+    return esp_nn_done(p->nn.ops->gather_tokens(p->nn.device, p->nn.stream, session->normed,
+                                                session->llama->config.hidden, p->columns,
+                                                mailed(session, session->mail.last_at), 1, false,
+                                                session->last),
+                       "gather_tokens", error);
+}
+
 static esp_status last_logits(const pass *p, esp_error *error)
 {
     esp_session *session = p->session;
-    const esp_llama *llama = session->llama;
-    int64_t hidden = llama->config.hidden;
-    esp_status status =
-        p->nn.ops->gather_tokens(p->nn.device, p->nn.stream, session->normed, hidden, p->columns,
-                                 mailed(session, session->mail.last_at), 1, false, session->last);
-    ESP_TRY(esp_nn_done(status, "gather_tokens", error));
-    esp_linear_call call = {.x = session->last, .y = session->rows, .tokens = 1};
-    ESP_TRY(esp_linear_run(&p->nn, &llama->head, &call, error));
+    const void *x = p->last_only ? session->normed : session->last;
+    ESP_TRY(p->last_only ? ESP_OK : gather_last(p, error));
+    esp_linear_call call = {.x = x, .y = session->rows, .tokens = 1};
+    ESP_TRY(esp_linear_run(&p->nn, &session->llama->head, &call, error));
     if (p->batch->best != NULL) {
         ESP_TRY(find_best(p, 1, error));
     }
@@ -317,7 +361,8 @@ static esp_status run_near(pass *p, esp_error *error)
         return ESP_OK;
     }
     bool all = batch->all_logits;
-    return run_head(p, all ? 0 : batch->tokens - 1, all ? batch->tokens : 1, batch->logits, error);
+    int64_t first = all || p->last_only ? 0 : batch->tokens - 1;
+    return run_head(p, first, all ? batch->tokens : 1, batch->logits, error);
 }
 
 esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch, esp_error *error)
@@ -333,6 +378,8 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
     p.nn.workspace_bytes = session->workspace_bytes;
     p.nn.plans = session->plans;
     p.longest = p.by_places ? room_for_longest(&p) : 0;
+    p.last_only =
+        !p.by_places && batch->tokens > 1 && !batch->all_logits && session->observe == NULL;
     ESP_TRY(send_mail(&p, error));
     return far ? run_far(&p, error) : run_near(&p, error);
 }

@@ -39,7 +39,7 @@ struct esp_session {
     void *scratch;      /* all the following, [features][max_batch] each */
     void *x, *normed, *qkv, *mixed, *inner;
     float *cosines, *sines;
-    void *last; /* [hidden]: the last column of normed */
+    void *last; /* [hidden]: of the last token, behind the last layer or its norm */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
     esp_plan_slot *plans; /* [linear layers][2] */

@@ -196,7 +196,7 @@ static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_erro
     ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
                             sam->config.eps, hidden, vision->normed, error));
     ESP_TRY(attend(pass, layer, sam->global[index], error));
-    ESP_TRY(esp_vision_feed_forward(pass, layer, sam->config.eps, hidden, error));
+    ESP_TRY(esp_vision_feed_forward(pass, layer, sam->config.eps, hidden, vision->x, error));
     return esp_vision_show_layer(pass, index, hidden, error);
 }
 

@@ -43,6 +43,7 @@ static esp_status product_workspace(esp_vision *vision, esp_error *error)
     size_t most = 64;
     for (int64_t images = 1; images <= vision->max_images; images++) {
         const int64_t counts[] = {esp_ops_columns(ops, images),
+                                  ESP_MAX(vision->kept, 1) * esp_ops_columns(ops, images),
                                   esp_ops_columns(ops, images * vision->patches),
                                   images * vision->pitch, images * vision->windowed};
         size_t bytes = 0;
@@ -417,14 +418,13 @@ esp_status esp_vision_gather(const esp_vision_pass *pass, const void *x, int64_t
 }
 
 esp_status esp_vision_feed_forward(const esp_vision_pass *pass, const esp_image_layer *layer,
-                                   float eps, int64_t features, esp_error *error)
+                                   float eps, int64_t features, void *x, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
-    ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm2_weight, layer->norm2_bias, eps, features,
+    ESP_TRY(esp_vision_norm(pass, x, layer->norm2_weight, layer->norm2_bias, eps, features,
                             vision->normed, error));
     esp_linear_call up = {.x = vision->normed, .y = vision->inner, .tokens = pass->columns};
-    esp_linear_call down = {
-        .x = vision->inner, .y = vision->x, .residual = vision->x, .tokens = pass->columns};
+    esp_linear_call down = {.x = vision->inner, .y = x, .residual = x, .tokens = pass->columns};
     ESP_TRY(esp_linear_run(&pass->nn, &layer->up, &up, error));
     return esp_linear_run(&pass->nn, &layer->down, &down, error);
 }

@@ -62,8 +62,9 @@ struct esp_vision {
     int64_t tokens;                 /* of an image */
     int64_t pitch;                  /* columns from one image to the next, >= tokens */
     int64_t windowed;               /* columns of an image cut into windows; pitch: none */
-    int64_t laid_out;               /* images that the index tables are made for */
-    void *block;                    /* all of the following, [features][columns of a batch] */
+    int64_t kept;     /* tokens of an image that are read behind the last layer; 0: all */
+    int64_t laid_out; /* images that the index tables are made for */
+    void *block;      /* all of the following, [features][columns of a batch] */
     void *x, *normed, *mixed, *qkv, *inner, *pixels, *picked;
     esp_mail index, back; /* int32 tables of gather_tokens */
     float *positions;     /* [hidden][pitch]: what an image's tokens are added to */
@@ -138,7 +139,7 @@ ESP_MUST_CHECK esp_status esp_vision_gather(const esp_vision_pass *pass, const v
 /* x += down(activation(up(norm2(x)))) */
 ESP_MUST_CHECK esp_status esp_vision_feed_forward(const esp_vision_pass *pass,
                                                   const esp_image_layer *layer, float eps,
-                                                  int64_t features, esp_error *error);
+                                                  int64_t features, void *x, esp_error *error);
 /* Attention of one layer over vision's scratch; the caller says what is read and written. */
 ESP_MUST_CHECK esp_status esp_vision_attend(const esp_vision_pass *pass,
                                             const esp_image_layer *layer,

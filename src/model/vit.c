@@ -8,6 +8,8 @@
  *   y = head(norm(z)_class),  with two heads (head(norm(z)_class) + head'(norm(z)_distillation)) /
  * 2
  *
+ * Behind the last layer's attention only the tokens that heads read go on, unless somebody looks at
+ * all of them.
  * For another resolution than the trained one, positions of the patches are resized bicubically.
  * A batch is one list of tokens, image after image; only attention tells them apart. */
 #include "model/vit.h"
@@ -21,6 +23,7 @@ static void measure(esp_vision *vision)
 {
     vision->tokens = vit_of(vision)->specials + vision->patches;
     vision->pitch = vision->windowed = esp_ops_pitch(vision->model->ops, vision->tokens);
+    vision->kept = vit_of(vision)->two_heads ? 2 : 1;
 }
 
 /* ---- what is made once ---- */
@@ -117,7 +120,7 @@ static esp_status create(esp_vision *vision, esp_error *error)
 
 /* ---- one batch ---- */
 
-/* Scores of a head, one row for each column of `picked`. */
+/* Scores of a head, one row for each column of what it reads. */
 static int64_t head_floats(const esp_vision *vision, int64_t images)
 {
     return esp_ops_columns(vision->model->ops, images) * vit_of(vision)->labels;
@@ -125,23 +128,25 @@ static int64_t head_floats(const esp_vision *vision, int64_t images)
 
 static int64_t output_floats(const esp_vision *vision, int64_t images)
 {
-    return (vit_of(vision)->two_heads ? 2 : 1) * head_floats(vision, images);
+    return vision->kept * head_floats(vision, images);
 }
 
-/* Where the special token of each image is that a head reads. */
+/* Columns of the tokens that heads read: those of the first head, then those of the second. */
+static int64_t kept_columns(const esp_vision *vision, int64_t images)
+{
+    return vision->kept * esp_ops_columns(vision->model->ops, images);
+}
+
 static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
 {
-    const esp_mail *const tables[2] = {&vision->index, &vision->back};
+    int32_t *table = vision->index.host;
     int64_t columns = esp_ops_columns(vision->model->ops, images);
-    for (int which = 0; which < 2; which++) {
-        int32_t *table = tables[which]->host;
-        for (int64_t image = 0; image < columns; image++) {
-            table[image] = image < images ? (int32_t)(image * vision->pitch + which) : -1;
-        }
-        ESP_TRY(
-            esp_mail_send(&vision->lane, tables[which], (size_t)columns * sizeof *table, error));
+    for (int64_t i = 0; i < kept_columns(vision, images); i++) {
+        int64_t which = i / columns, image = i % columns;
+        table[i] = image < images ? (int32_t)(image * vision->pitch + which) : -1;
     }
-    return ESP_OK;
+    return esp_mail_send(&vision->lane, &vision->index,
+                         (size_t)kept_columns(vision, images) * sizeof *table, error);
 }
 
 static esp_status embed(const esp_vision_pass *pass, esp_error *error)
@@ -152,55 +157,100 @@ static esp_status embed(const esp_vision_pass *pass, esp_error *error)
     return esp_vision_show(pass, "embed", vision->x, vit->config.hidden, error);
 }
 
-static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_error *error)
+/* kept: NULL, or the tokens that go on behind attention, to kept->x. */
+static esp_status attend(const esp_vision_pass *pass, const esp_image_layer *layer,
+                         const esp_kept_tokens *kept, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
-    const esp_image_layer *layer = &vit->layers[index];
-    int64_t hidden = vit->config.hidden;
     const esp_group_call attention = {.x = vision->normed,
                                       .y = vision->x,
                                       .residual = vision->x,
                                       .columns = pass->columns,
                                       .groups = pass->images,
                                       .tokens = vision->tokens,
-                                      .pitch = vision->pitch};
+                                      .pitch = vision->pitch,
+                                      .kept = kept};
     ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
-                            vit->config.eps, hidden, vision->normed, error));
-    ESP_TRY(esp_vision_attend(pass, layer, &attention, error));
-    ESP_TRY(esp_vision_feed_forward(pass, layer, vit->config.eps, hidden, error));
-    return esp_vision_show_layer(pass, index, hidden, error);
+                            vit->config.eps, vit->config.hidden, vision->normed, error));
+    return esp_vision_attend(pass, layer, &attention, error);
 }
 
-/* Head `which` reads each image's special token of that number: y [columns][labels]. */
-static esp_status run_head(const esp_vision_pass *pass, int which, esp_error *error)
+static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
+    int64_t hidden = vit->config.hidden;
+    ESP_TRY(attend(pass, &vit->layers[index], NULL, error));
+    ESP_TRY(esp_vision_feed_forward(pass, &vit->layers[index], vit->config.eps, hidden, vision->x,
+                                    error));
+    return esp_vision_show_layer(pass, index, hidden, error);
+}
+
+/* The heads, each on its columns of normed tokens, side by side in x: y [columns][labels]. */
+static esp_status run_heads(const esp_vision_pass *pass, const void *x, esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
     int64_t columns = esp_ops_columns(pass->nn.ops, pass->images);
-    const esp_mail *table = which == 0 ? &vision->index : &vision->back;
-    ESP_TRY(esp_vision_gather(pass, vision->normed, vit->config.hidden, pass->columns,
-                              table->device, columns, false, vision->picked, error));
-    esp_linear_call call = {.x = vision->picked,
-                            .y = pass->output + which * head_floats(vision, pass->images),
-                            .tokens = columns};
-    return esp_linear_run(&pass->nn, &vit->heads[which], &call, error);
+    size_t step = (size_t)columns * esp_model_width(vision->model);
+    for (int64_t which = 0; which < vision->kept; which++) {
+        esp_linear_call call = {.x = (const char *)x + (size_t)which * step,
+                                .x_stride = kept_columns(vision, pass->images),
+                                .y = pass->output + which * head_floats(vision, pass->images),
+                                .tokens = columns};
+        ESP_TRY(esp_linear_run(&pass->nn, &vit_of(vision)->heads[which], &call, error));
+    }
+    return ESP_OK;
+}
+
+/* The last layer and what follows, of the tokens that heads read. */
+static esp_status run_kept(const esp_vision_pass *pass, const esp_image_layer *layer,
+                           esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
+    const esp_vit *vit = vit_of(vision);
+    const esp_kept_tokens kept = {.index = vision->index.device,
+                                  .count = kept_columns(vision, pass->images),
+                                  .mixed = vision->qkv,
+                                  .x = vision->picked};
+    ESP_TRY(attend(pass, layer, &kept, error));
+    esp_plan_options room;
+    esp_vision_pass few = *pass;
+    few.nn = esp_kept_nn(&pass->nn, &room);
+    few.columns = kept.count;
+    ESP_TRY(
+        esp_vision_feed_forward(&few, layer, vit->config.eps, vit->config.hidden, kept.x, error));
+    ESP_TRY(esp_vision_norm(&few, kept.x, vit->norm_weight, vit->norm_bias, vit->config.eps,
+                            vit->config.hidden, vision->normed, error));
+    return run_heads(pass, vision->normed, error);
+}
+
+/* The same of all tokens, for somebody who looks at them. */
+static esp_status run_whole(const esp_vision_pass *pass, int64_t last, esp_error *error)
+{
+    const esp_vision *vision = pass->vision;
+    const esp_vit *vit = vit_of(vision);
+    int64_t hidden = vit->config.hidden;
+    ESP_TRY(run_layer(pass, last, error));
+    ESP_TRY(esp_vision_norm(pass, vision->x, vit->norm_weight, vit->norm_bias, vit->config.eps,
+                            hidden, vision->normed, error));
+    ESP_TRY(esp_vision_show(pass, "norm", vision->normed, hidden, error));
+    ESP_TRY(esp_vision_gather(pass, vision->normed, hidden, pass->columns, vision->index.device,
+                              kept_columns(vision, pass->images), false, vision->picked, error));
+    return run_heads(pass, vision->picked, error);
 }
 
 static esp_status run(const esp_vision_pass *pass, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
-    int64_t hidden = vit->config.hidden;
+    int64_t last = vit->config.layers - 1;
     ESP_TRY(embed(pass, error));
-    for (int64_t index = 0; index < vit->config.layers; index++) {
+    for (int64_t index = 0; index < last; index++) {
         ESP_TRY(run_layer(pass, index, error));
     }
-    ESP_TRY(esp_vision_norm(pass, vision->x, vit->norm_weight, vit->norm_bias, vit->config.eps,
-                            hidden, vision->normed, error));
-    ESP_TRY(esp_vision_show(pass, "norm", vision->normed, hidden, error));
-    ESP_TRY(run_head(pass, 0, error));
-    return vit->two_heads ? run_head(pass, 1, error) : ESP_OK;
+    return vision->observe != NULL ? run_whole(pass, last, error)
+                                   : run_kept(pass, &vit->layers[last], error);
 }
 
 /* The mean of two heads. */

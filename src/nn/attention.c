@@ -93,6 +93,10 @@ esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
                             behind(nn, call->qkv, q + kv, call->columns)};
     ESP_TRY(project(nn, layer, call, parts, error));
     ESP_TRY(attend(nn, layer, call, parts, error));
+    if (call->kept != NULL) {
+        return esp_kept_project(nn, &layer->o, call->kept, call->mixed, call->x, call->columns,
+                                error);
+    }
     esp_linear_call back = {.x = call->mixed,
                             .y = call->x,
                             .residual = call->x,

@@ -105,6 +105,10 @@ esp_status esp_group_run(const esp_nn *nn, const esp_group_layer *layer, const e
 {
     ESP_TRY(project(nn, layer, call, error));
     ESP_TRY(attend(nn, layer, call, error));
+    if (call->kept != NULL) {
+        return esp_kept_project(nn, &layer->o, call->kept, call->mixed, call->residual,
+                                call->columns, error);
+    }
     esp_linear_call back = {
         .x = call->mixed, .y = call->y, .residual = call->residual, .tokens = call->columns};
     return esp_linear_run(nn, &layer->o, &back, error);

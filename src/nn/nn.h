@@ -160,6 +160,22 @@ ESP_MUST_CHECK esp_status esp_linear_choose(esp_device *device, const esp_linear
 ESP_MUST_CHECK esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear,
                                          const esp_linear_call *call, esp_error *error);
 
+/* ---- the tokens that go on behind the last layer's attention (kept.c) ---- */
+
+typedef struct esp_kept_tokens {
+    const int32_t *index; /* device memory, [count]: their columns; < 0: none, a column of zeros */
+    int64_t count;
+    void *mixed; /* scratch [features that attention mixes][count]; not what it mixed */
+    void *x;     /* [hidden][count]: the residual stream, theirs */
+} esp_kept_tokens;
+
+/* kept->x = o(theirs of mixed) + theirs of x, both of `columns`. */
+ESP_MUST_CHECK esp_status esp_kept_project(const esp_nn *nn, const esp_linear *o,
+                                           const esp_kept_tokens *kept, const void *mixed,
+                                           const void *x, int64_t columns, esp_error *error);
+/* For layers on kept tokens, which may be too few for a sparse weight to win. `options` is room. */
+esp_nn esp_kept_nn(const esp_nn *nn, esp_plan_options *options);
+
 /* ---- rotary positions ---- */
 
 typedef enum esp_rope_kind { ESP_ROPE_DEFAULT = 0, ESP_ROPE_LINEAR, ESP_ROPE_LLAMA3 } esp_rope_kind;
@@ -196,6 +212,7 @@ typedef struct esp_attention_call {
     const esp_cache_place *places; /* [tokens] */
     int64_t longest;               /* of places: past + 1 is no more */
     void *const *workspaces; /* host memory: [1], or of each place: of the attention operation */
+    const esp_kept_tokens *kept; /* x is left alone and theirs added to; NULL: all go on */
 } esp_attention_call;
 
 ESP_MUST_CHECK esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
@@ -243,6 +260,7 @@ typedef struct esp_group_call {
     const int32_t *starts, *counts; /* [groups] */
     int64_t grid_width;             /* of a group, as a grid, where there are tables */
     void *workspace;                /* of the attention operation */
+    const esp_kept_tokens *kept;    /* y and residual are theirs; NULL: all go on */
     /* Not 0: the groups are windows of images, grids of grid_width tokens a row that lie as groups
      * do above. For what esp_group_takes_windows says. */
     int64_t window;

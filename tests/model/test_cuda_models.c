@@ -114,6 +114,12 @@ static void check_sessions(test_run *run, const pair *models, const golden_data 
     compare_seen(run, shown, models->bound);
     test_sub(run, "%s, all logits", golden->name);
     check_near(run, logits[0], logits[1], (PROMPT - SEQUENCES + 1) * vocabulary, models->bound);
+    test_sub(run, "%s, the last token's logits alone", golden->name);
+    for (int i = 0; i < 2; i++) {
+        esp_session_truncate(sessions[i][0], 0);
+        CHECK_OK(esp_session_feed(sessions[i][0], golden->ids, PROMPT, again, false, error));
+        check_near(run, logits[i] + (PROMPT - 1) * vocabulary, again, vocabulary, models->bound);
+    }
     for (int step = 0; step < STEPS; step++) {
         test_sub(run, "%s, step %d", golden->name, step);
         for (int i = 0; i < 2; i++) {
@@ -243,6 +249,7 @@ static void check_images(test_run *run, const pair *models, const golden_vision 
         size *= shape[i];
     }
     float *outputs[2], *again = calloc((size_t)size, sizeof *again);
+    float *watched = calloc((size_t)size, sizeof *watched);
     seen shown[2] = {{.count = 0}, {.count = 0}};
     for (int i = 0; i < 2; i++) {
         esp_vision *vision = NULL;
@@ -250,8 +257,10 @@ static void check_images(test_run *run, const pair *models, const golden_vision 
         REQUIRE_OK(esp_vision_create(sides[i]->model, golden->height, golden->width, golden->images,
                                      &vision, error));
         esp_vision_observe(vision, see, &shown[i]);
-        CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, outputs[i], error));
+        CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, watched, error));
         esp_vision_observe(vision, NULL, NULL);
+        CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, outputs[i], error));
+        check_near(run, watched, outputs[i], size, models->bound); /* may be fewer tokens' work */
         for (int k = 0; k < 3; k++) {
             CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, again, error));
             CHECK(memcmp(again, outputs[i], (size_t)size * sizeof *again) == 0);
@@ -263,6 +272,7 @@ static void check_images(test_run *run, const pair *models, const golden_vision 
     check_near(run, outputs[0], outputs[1], size, models->bound);
     free(outputs[0]);
     free(outputs[1]);
+    free(watched);
     free(again);
 }
 

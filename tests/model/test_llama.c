@@ -102,6 +102,31 @@ static void feed_and_compare(test_run *run, const golden_data *opened, const esp
     free(logits);
 }
 
+/* Whose last layer is less work. */
+static void compare_last(test_run *run, const golden_data *opened, const esp_model *model,
+                         int64_t max_batch)
+{
+    esp_session *session = NULL;
+    int64_t vocabulary = opened->vocabulary;
+    float *all = calloc((size_t)(opened->count * vocabulary), sizeof *all);
+    float *last = calloc((size_t)vocabulary, sizeof *last);
+    REQUIRE(all != NULL && last != NULL);
+    REQUIRE_OK(esp_session_create(model, opened->count, max_batch, &session, error));
+    CHECK_OK(esp_session_feed(session, opened->ids, opened->count, all, true, error));
+    esp_session_truncate(session, 0);
+    CHECK_OK(esp_session_feed(session, opened->ids, opened->count, last, false, error));
+    const float *expected = all + (opened->count - 1) * vocabulary;
+    double most = 0, worst = 0;
+    for (int64_t i = 0; i < vocabulary; i++) {
+        test_note_largest(&most, fabs((double)expected[i]));
+        test_note_largest(&worst, fabs((double)last[i] - (double)expected[i]));
+    }
+    CHECK(most > 0 && worst <= BOUND * most);
+    esp_session_free(session);
+    free(all);
+    free(last);
+}
+
 static void compare_generation(test_run *run, const golden_data *opened, const esp_model *model);
 
 /* How a text is cut must not matter: token by token, batches smaller than pieces... */
@@ -126,6 +151,7 @@ static void compare_model(test_run *run, esp_context *context, const char *name,
             test_sub(run, "%s on %s, pieces of %d in batches of %d", name, device, ways[i].piece,
                      ways[i].batch);
             feed_and_compare(run, &opened, loaded.model, ways[i].piece, ways[i].batch, &worst);
+            compare_last(run, &opened, loaded.model, ways[i].batch);
         }
         if (!slow || name[0] == 'b') {
             test_sub(run, "%s on %s, greedy continuation", name, device);
