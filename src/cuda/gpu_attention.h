@@ -46,7 +46,8 @@ typedef struct gpu_attention_groups {
                              * `stride` columns of every row of k and v are memory of the caller's,
                              * whatever they hold */
     const int32_t *lengths; /* [groups] in 0..tokens; NULL: all `tokens` */
-    float scale;            /* multiplies q . k */
+    int64_t read; /* y of a group's tokens behind the first so many may be left; 0: none */
+    float scale;  /* multiplies q . k */
     /* Relative positions of a grid of tokens / grid_width rows, or NULL, NULL, 0: key s of query t
      * adds, to the scaled score, q[t] . row_table[row(t) - row(s) + rows - 1] and q[t] .
      * column_table[column(t) - column(s) + grid_width - 1], where token i is at row i / grid_width,

@@ -383,6 +383,7 @@ struct cut {
 constexpr int PASS = THREADS * 16; // bytes
 // Of a thread's rows as many are kept as leave room for two blocks a multiprocessor; other GPUs than Hopper have less.
 constexpr int MOST_KEPT = 24, MOST_KEPT_ELSEWHERE = 14, ENOUGH_BLOCKS = 64, MOST_TERMS = 2048;
+constexpr int FEW_TOKENS = 256, SHORT = 1024;
 
 int most_kept()
 {
@@ -398,12 +399,15 @@ cut cut_by(int64_t features, int64_t tokens, int across, int cluster)
 
 // Wide pieces: 128 bytes of a row are one request to the L2, 64 are another, and requests are what it has too few of.
 // Then as few blocks a column as keep the GPU busy, since a cluster has to meet; where there are few columns, as many as
-// shorten the way through a block. One H200, 4096 features of 128 columns, us: ACROSS 4, cluster 8 4.6; 8, 8 5.3; 1, 8
-// 5.1; 2, 8 7.3.
+// shorten the way through a block; of short ones two with 8 columns. Microseconds, 4096 features of 128 columns, one H200:
+// ACROSS 4, cluster 8 4.6; 8, 8 5.3; 1, 8 5.1; 2, 8 7.3; 768 of 200, one H100: 1, 2 3.05; 1, 1 3.3; 4, 8 3.7; 8, 8 4.4.
 cut choose(const gpu_norm *norm)
 {
     int most = ops::on_hopper() ? MOST_CLUSTER : 1;
     cut best = {};
+    if (most > 1 && norm->tokens > 16 && norm->tokens <= FEW_TOKENS && norm->features <= SHORT) {
+        return cut_by(norm->features, norm->tokens, 1, 2);
+    }
     int widest = norm->tokens > 32 ? 8 : norm->tokens > 16 ? 4 : norm->tokens > 8 ? 2 : 1;
     for (int across = widest; across >= 1; across /= 2) {
         for (int cluster = 1; cluster <= most; cluster *= 2) {
@@ -424,7 +428,7 @@ template <class T, bool MEAN, int ACROSS> int launch_across(const norm_task &tas
     static std::atomic<uint64_t> prepared;
     const uint32_t most = (uint32_t)most_kept() * PASS + 2 * MOST_TERMS * sizeof(float);
     const auto kernel = norm_kernel<T, MEAN, ACROSS>;
-    int device = 0, terms = task.terms_kept ? 2 * task.block_rows : 0;
+    int device = 0, terms = task.terms_kept ? (MEAN ? 2 : 1) * task.block_rows : 0;
     int failed = cudaGetDevice(&device);
     failed = failed != 0 ? failed : gpu_prepare((const void *)kernel, most, device, &prepared);
     return failed != 0 ? failed

@@ -275,6 +275,16 @@ int column_grid(int64_t columns, int64_t rows, dim3 *grid)
     return across <= INT32_MAX ? cudaSuccess : cudaErrorInvalidValue;
 }
 
+// Columns that lie apart are a request to the L2 each, which want all multiprocessors however few they are.
+void spread_out(int64_t rows, dim3 *grid)
+{
+    constexpr int64_t ENOUGH_BLOCKS = 256;
+    int64_t most = ops::divide_up(rows, WARPS), wanted = ops::divide_up(ENOUGH_BLOCKS, (int64_t)grid->x);
+    if (wanted > (int64_t)grid->y) {
+        grid->y = ops::at_most(wanted, most);
+    }
+}
+
 } // namespace
 
 extern "C" int gpu_embed(gpu_type type, const gpu_lookup *lookups, int count, int64_t features,
@@ -319,6 +329,7 @@ extern "C" int gpu_gather_columns(gpu_type type, const void *x, int64_t x_stride
     if (failed != 0) {
         return failed;
     }
+    spread_out(features, &grid);
     switch (type) {
     case GPU_F16:
         return ops::launch(gather_kernel<__half>, grid, THREADS, 1, stream, task);

@@ -44,11 +44,17 @@ struct stretch {
     int first; // query of the block
 };
 
+// Queries of the longest group whose y is read.
+__host__ __device__ __forceinline__ int64_t queries_of(const gpu_attention_groups &a)
+{
+    return a.read > 0 && a.read < a.tokens ? a.read : a.tokens;
+}
+
 template <class C> __device__ __forceinline__ stretch stretch_of(const ahead_task &t)
 {
     const gpu_attention_groups &a = t.of;
     int queries = C::QUERIES * t.rounds;
-    uint32_t of_head = (uint32_t)((a.tokens + queries - 1) / queries);
+    uint32_t of_head = (uint32_t)((queries_of(a) + queries - 1) / queries);
     uint32_t head = blockIdx.x / of_head % (uint32_t)a.heads, group = blockIdx.x / of_head / (uint32_t)a.heads;
     int tokens = a.lengths != nullptr ? a.lengths[group] : (int)a.tokens;
     return {(int)head, (int)(a.starts != nullptr ? a.starts[group] : group * a.pitch), tokens,
@@ -403,10 +409,10 @@ template <class C> __global__ void __launch_bounds__(C::THREADS, 2) ahead_kernel
     at.await(0);
     clean_values<C>(w, at);
     ptx::barrier_wait(at.queries_here(), 0);
-    int warpgroup = threadIdx.x / 128;
+    int warpgroup = threadIdx.x / 128, end = min(w.tokens, (int)queries_of(t.of));
     for (int round = 0; round < t.rounds; round++) {
         int first = w.first + (round * C::WARPGROUPS + warpgroup) * 64;
-        if (first >= w.tokens && (round > 0 || w.tiles <= C::STAGES)) {
+        if (first >= end && (round > 0 || w.tiles <= C::STAGES)) {
             break; // nobody waits for what this warpgroup reads
         }
         running<1, C::D> r;
@@ -414,7 +420,7 @@ template <class C> __global__ void __launch_bounds__(C::THREADS, 2) ahead_kernel
         walk<C, no_bias>{t, w, at, {}, at.queries(round, warpgroup), t.of.scale * LOG2_E, threadIdx.x == 0,
                 first + (int)threadIdx.x % 128 / 32 * 16 < w.tokens, &r}
             .run();
-        if (first < w.tokens) {
+        if (first < end) {
             leave_block<C>(t.of, w, at.queries(round, warpgroup), first, r);
         }
     }
@@ -439,11 +445,11 @@ template <bool BF16, int D> int launch_ahead(const gpu_attention_groups &a, void
 {
     using C = ahead_of<BF16, D>;
     static std::atomic<uint64_t> prepared;
-    bool stays = a.tokens > C::QUERIES && a.tokens <= C::STAGES * C::KEYS;
+    bool stays = queries_of(a) > C::QUERIES && a.tokens <= C::STAGES * C::KEYS;
     int rounds = stays && a.groups * a.heads >= ENOUGH_BLOCKS ? C::MOST_ROUNDS : 1;
     ahead_task task;
     int failed = describe_task<C>(a, rounds, &task);
-    int64_t queries = C::QUERIES * rounds, blocks = (a.tokens + queries - 1) / queries * a.groups * a.heads;
+    int64_t queries = C::QUERIES * rounds, blocks = (queries_of(a) + queries - 1) / queries * a.groups * a.heads;
     failed = failed != 0 || blocks <= INT32_MAX ? failed : (int)cudaErrorInvalidValue;
     failed = failed != 0 ? failed : gpu_prepare((const void *)ahead_kernel<C>, C::BYTES, a.device, &prepared);
     return failed != 0 ? failed

@@ -182,7 +182,7 @@ template <bool BF16, int D> int launch_rows(const gpu_attention_groups &a, void 
     static std::atomic<uint64_t> prepared;
     ahead_task task;
     int failed = describe_task<C>(a, 1, &task);
-    int64_t blocks = (a.tokens + C::QUERIES - 1) / C::QUERIES * a.groups * a.heads;
+    int64_t blocks = (queries_of(a) + C::QUERIES - 1) / C::QUERIES * a.groups * a.heads;
     failed = failed != 0 || blocks <= INT32_MAX ? failed : (int)cudaErrorInvalidValue;
     failed = failed != 0 ? failed : gpu_prepare((const void *)rows_kernel<C>, C::BYTES, a.device, &prepared);
     return failed != 0 ? failed

@@ -170,7 +170,8 @@ static esp_status attend(const esp_vision_pass *pass, const esp_image_layer *lay
                                       .groups = pass->images,
                                       .tokens = vision->tokens,
                                       .pitch = vision->pitch,
-                                      .kept = kept};
+                                      .kept = kept,
+                                      .read = kept != NULL ? vision->kept : 0};
     ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
                             vit->config.eps, vit->config.hidden, vision->normed, error));
     return esp_vision_attend(pass, layer, &attention, error);

@@ -43,6 +43,7 @@ esp_group_attention esp_group_attention_of(const esp_ops *ops, const esp_group_l
                                  .varied = call->varied,
                                  .starts = call->starts,
                                  .counts = call->counts,
+                                 .read = call->read,
                                  .scale = (float)(1 / sqrt((double)layer->head_dim)),
                                  .row_table = layer->row_table,
                                  .column_table = layer->column_table,

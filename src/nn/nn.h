@@ -258,6 +258,7 @@ typedef struct esp_group_call {
     int64_t groups, tokens, pitch;  /* as esp_group_attention */
     bool varied;                    /* groups lie by the two lists instead */
     const int32_t *starts, *counts; /* [groups] */
+    int64_t read;                   /* as esp_group_attention; for kept tokens */
     int64_t grid_width;             /* of a group, as a grid, where there are tables */
     void *workspace;                /* of the attention operation */
     const esp_kept_tokens *kept;    /* y and residual are theirs; NULL: all go on */

@@ -183,6 +183,7 @@ typedef struct esp_group_attention {
     int64_t pitch;                  /* columns from one group to the next */
     bool varied;                    /* not so: */
     const int32_t *starts, *counts; /* [groups], device memory: first column and tokens of each */
+    int64_t read; /* y is read of a group's first so many tokens, the rest may be left; 0: of all */
     float scale;
     /* NULL, or relative positions: each group is a grid of tokens / grid_width rows, and key s of
      * query t adds to the scaled score q[t] . row_table[row(t) - row(s) + rows - 1] and q[t] .

@@ -18,6 +18,7 @@ typedef struct problem {
     int64_t groups, tokens; /* decode: sequences are groups of one token */
     int64_t past, capacity; /* prefill; decode: the most of each */
     bool own_lengths;       /* groups: lengths and starts of their own */
+    int64_t read;           /* groups: y is read of so many tokens; 0: of all */
     bool past_on_device;    /* prefill */
     int64_t grid_height, grid_width;
     bool integers; /* scores differ by much or not at all, so that results are exact */

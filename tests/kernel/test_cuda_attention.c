@@ -77,6 +77,8 @@ static void many_blocks_on(test_run *run, esp_device *device)
                      .integers = i % 4 == 3,
                      .seed = test_seed(run) + (uint64_t)i};
         check(run, device, &p);
+        p.read = 1 + i % 3 * 64; /* 1, 65, 129 */
+        check(run, device, &p);
     }
 }
 
@@ -155,6 +157,7 @@ static void grids_on(test_run *run, esp_device *device)
                          .tokens = grids[i][0] * grids[i][1],
                          .grid_height = grids[i][0],
                          .grid_width = grids[i][1],
+                         .read = (i + 1) % 2 * 5 * j,
                          .seed = test_seed(run) + (uint64_t)(100 * i + j)};
             check(run, device, &p);
         }
