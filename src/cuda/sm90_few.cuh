@@ -291,13 +291,29 @@ template <int EIGHTS, int WARPS> struct exchange {
     __device__ __forceinline__ void receive(int group, int lane, float4 (&sums)[EIGHTS]) const
     {
         wait(arrived + group * 8);
+        add(group, 0, 1, lane, sums);
+    }
+    // The same where a block's first half of warps has gates and the other what they open.
+    __device__ __forceinline__ void receive_halves(int group, int lane, float4 (&gates)[EIGHTS],
+                                                   float4 (&others)[EIGHTS]) const
+    {
+        wait(arrived + group * 8);
+        add(group, 0, 2, lane, gates);
+        add(group, 1, 2, lane, others);
+    }
+    // Of the senders that are the half `which` of each block's warps, or, of one half, all.
+    __device__ __forceinline__ void add(int group, int which, int halves, int lane,
+                                        float4 (&sums)[EIGHTS]) const
+    {
+        int of_block = WARPS / halves;
 #pragma unroll
         for (int e = 0; e < EIGHTS; e++) {
-            uint32_t from = place(group, 0) + e * 512 + lane * 16;
+            uint32_t from = place(group, which * of_block) + e * 512 + lane * 16;
             float4 sum = ptx::load_shared_4(from);
 #pragma unroll 4
-            for (int s = 1; s < cluster * WARPS; s++) {
-                float4 more = ptx::load_shared_4(from + s * EIGHTS * 512);
+            for (int s = 1; s < cluster * of_block; s++) {
+                int sender = halves == 1 ? s : s / of_block * WARPS + s % of_block;
+                float4 more = ptx::load_shared_4(from + sender * EIGHTS * 512);
                 sum.x += more.x, sum.y += more.y, sum.z += more.z, sum.w += more.w;
             }
             sums[e] = sum;
@@ -484,6 +500,35 @@ template <int EIGHTS, bool SINGLE = false> struct two_rows {
             if (row[i] >= 0) {
                 to[row[i]] = (uint16_t)(made >> 16 * i);
             }
+        }
+    }
+
+    // Two tokens of row i.
+    __device__ __forceinline__ void finish_gated(const gpu_epilogue &e, int i, int token, float2 gate,
+                                                 float2 other) const
+    {
+        if (row[i] < 0 || token >= e.tokens) {
+            return;
+        }
+        uint16_t *to = (uint16_t *)e.y + row[i] * e.feature_step + token;
+        uint32_t made = epilogue::round_pair(e.type, activate::quick_silu(gate.x) * other.x,
+                                             activate::quick_silu(gate.y) * other.y);
+        if (e.aligned) {
+            *(uint32_t *)to = made;
+            return;
+        }
+        to[0] = (uint16_t)made, to[1] = (uint16_t)(made >> 16);
+    }
+
+    // Y = silu(gates) * others, by feature and of 16 bits; tokens are a multiple of eight.
+    __device__ __forceinline__ void finish_halves(const gpu_epilogue &e, const float4 (&gates)[EIGHTS],
+                                                  const float4 (&others)[EIGHTS], int lane) const
+    {
+#pragma unroll
+        for (int i = 0; i < EIGHTS; i++) {
+            int token = token_of(i, 0, lane);
+            finish_gated(e, 0, token, {gates[i].x, gates[i].y}, {others[i].x, others[i].y});
+            finish_gated(e, 1, token, {gates[i].z, gates[i].w}, {others[i].z, others[i].w});
         }
     }
 
