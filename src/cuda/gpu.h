@@ -263,6 +263,8 @@ typedef struct gpu_product {
     bool y_by_engine;      /* the copy engine can store Y: see sm90_panel_leave.cuh */
     gpu_prologue prologue; /* these two: of the kernels for few tokens */
     gpu_ahead ahead;
+    bool gates; /* the same: Y = silu(the first half of the rows) * the second; halves are whole
+                 * blocks, tokens a multiple of 8, Y by feature and of 16 bits */
 } gpu_product;
 
 /* Tiles of rows x tokens that are compiled, for X gathered by a column list and for 2:4. */

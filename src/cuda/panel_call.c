@@ -165,6 +165,7 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
     int failed = place_x(call, variant, &sizes, room, &product);
     product.prologue = cuda_prologue(call, &product.x_aligned);
     product.ahead = cuda_ahead(call);
+    product.gates = call->around.gates;
     if (failed == 0 && (problem->epilogue & ESP_EP_SWIGLU) != 0 && !weight->pairs_together) {
         float *sums = (float *)(void *)(room + sizes.x_bytes);
         failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &product);

@@ -18,7 +18,8 @@
 // finishes those rows; there one warp adds them in the order of senders, so results do not depend on timing,
 // and writes them from its registers.
 //
-// X may be normed or gated on its way (sm90_few.cuh).
+// X may be normed or gated on its way (sm90_few.cuh). Where gates and what they open are the halves of the rows, a block
+// has a block of rows of each, half of its warps one: the pairs' sums meet where they end.
 //
 // Shared memory, bytes: WARPS x STAGES x 4608 of weights | WARPS x 1024 (2048 above 8 tokens) of X |
 // barriers | a float a warp for a norm | received sums, 512 (1024) a sender and 16 rows.
@@ -240,16 +241,18 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
     uint32_t base = (ptx::shared_address(memory) + 127) & ~127u;
     int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     int cluster = (int)ptx::cluster_size(), rank = (int)ptx::cluster_rank();
-    int64_t block = blockIdx.x / cluster;
+    bool gates = READING != ONE && p.gates;
+    int halves = gates ? 2 : 1, of_half = WARPS / halves, half = warp / of_half;
+    int64_t block = blockIdx.x / cluster + half * (gridDim.x / cluster);
     int panel = (int)(block / p.weight.blocks);
-    const int32_t *rows = p.weight.rows + block * GPU_BLOCK_ROWS;
+    const int32_t *rows = p.weight.rows + blockIdx.x / cluster * GPU_BLOCK_ROWS; // those of the first half
     stream<STAGES> weights = {(const char *)p.weight.data + block * p.weight.steps * GPU_STEP_BYTES,
                               base + warp * map::RING_BYTES,
                               base + map::BARRIERS_AT + warp * STAGES * 8,
                               ptx::evict_first_policy(),
                               groups_in_use(p.weight, panel, block),
-                              rank * WARPS + warp,
-                              cluster * WARPS,
+                              rank * of_half + warp % of_half,
+                              cluster * of_half,
                               p.weight.steps};
     exchange<EIGHTS, WARPS> finish = {base + map::SUMS_AT, base + map::ARRIVED_AT, cluster, rank, warp};
     ptx::launch_next();
@@ -282,7 +285,11 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
                                                base + map::SQUARES_AT, lane, sums);
     ptx::cluster_wait(); // all blocks of the cluster have their barriers
     finish.send(sums, weights.groups, lane);
-    if (mine) {
+    if (mine && gates) {
+        float4 openers[EIGHTS], others[EIGHTS];
+        finish.receive_halves(warp, lane, openers, others);
+        ends.finish_halves(p.epilogue, openers, others, lane);
+    } else if (mine) {
         float4 whole[EIGHTS];
         finish.receive(warp, lane, whole);
         ends.finish(p.epilogue, whole, lane);
@@ -290,6 +297,12 @@ __global__ void __launch_bounds__(WARPS * 32, BLOCKS_PER_SM)
 }
 
 // ---- launching ----
+
+// Of rows, or of pairs of them.
+int64_t blocks_of(const gpu_product &p)
+{
+    return (int64_t)p.weight.panels * p.weight.blocks / (p.gates ? 2 : 1);
+}
 
 template <int EIGHTS, bool BF16, reading READING, prologue PROLOGUE, int STAGES>
 int consider(const gpu_product &p, launching *best)
@@ -300,9 +313,9 @@ int consider(const gpu_product &p, launching *best)
     static residency known;
     int failed = gpu_prepare(kernel, map::shared(MOST_CLUSTER), p.device, &prepared);
     if (failed == 0) {
-        find_cluster<map>(&known, kernel, p.device, (int64_t)p.weight.panels * p.weight.blocks,
-                          p.weight.steps, best, 1, LARGEST_CLUSTER,
-                          LOST_PLACES);
+        int halves = p.gates ? 2 : 1;
+        find_cluster<map>(&known, kernel, p.device, blocks_of(p), (int64_t)p.weight.steps * halves,
+                          best, 1, LARGEST_CLUSTER, LOST_PLACES);
     }
     return failed;
 }
@@ -323,7 +336,7 @@ template <bool BF16> struct launcher {
             return failed;
         }
         gpu_product copy = p;
-        return launch_cluster(best, (int64_t)p.weight.panels * p.weight.blocks, stream, &copy);
+        return launch_cluster(best, blocks_of(p), stream, &copy);
     }
 };
 

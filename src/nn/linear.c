@@ -122,6 +122,12 @@ static esp_status prepare(const esp_nn *nn, const esp_linear *linear, esp_linear
                        "rms_norm", error);
 }
 
+static esp_plan_slot *slot_of(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
+                              esp_plan_slot *once)
+{
+    return nn->plans != NULL ? &nn->plans[2 * linear->number + (tokens != 1)] : once;
+}
+
 static esp_status find_plan(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
                             esp_plan_slot *slot, esp_error *error)
 {
@@ -133,13 +139,20 @@ static esp_status find_plan(const esp_nn *nn, const esp_linear *linear, int64_t 
     return ESP_OK;
 }
 
+bool esp_linear_gates(const esp_nn *nn, const esp_linear *linear, int64_t tokens)
+{
+    esp_plan_slot once = {.tokens = 0}, *slot = slot_of(nn, linear, tokens, &once);
+    esp_error ignored;
+    return find_plan(nn, linear, tokens, slot, &ignored) == ESP_OK && slot->later == 0 &&
+           esp_plan_gates(&slot->plan, linear->weight);
+}
+
 esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *given,
                           esp_error *error)
 {
     esp_plan_slot once = {.tokens = 0};
     esp_linear_call own = *given, *call = &own;
-    esp_plan_slot *slot =
-        nn->plans != NULL ? &nn->plans[2 * linear->number + (call->tokens != 1)] : &once;
+    esp_plan_slot *slot = slot_of(nn, linear, call->tokens, &once);
     ESP_TRY(find_plan(nn, linear, call->tokens, slot, error));
     if (call->prepare != NULL && (nn->tap != NULL || call->prepare->done ||
                                   !esp_plan_takes(&slot->plan, call->prepare->prologue.kind))) {
@@ -157,7 +170,8 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                             .workspace = nn->workspace,
                             .stream = nn->stream};
     const esp_around around = {.prologue = call->prepare != NULL ? &call->prepare->prologue : NULL,
-                               .next = call->next != NULL ? call->next->weight : NULL};
+                               .next = call->next != NULL ? call->next->weight : NULL,
+                               .gates = call->gates};
     ESP_TRY(esp_plan_run(&slot->plan, &args, &around, error));
     return slot->later != 0 ? finish(nn, linear, call, slot->later, error) : ESP_OK;
 }

@@ -137,6 +137,7 @@ typedef struct esp_linear_call {
     int64_t tokens;                /* columns */
     esp_prepare *prepare;          /* of x, which is tight then; NULL: x is read as it is */
     const struct esp_linear *next; /* the layer that reads its weight next; NULL: unknown */
+    bool gates; /* y = silu(the first half of the rows) * the second, where esp_linear_gates */
 } esp_linear_call;
 
 /* The product reads rms_norm(x), or silu(x) * up; `to` is scratch. */
@@ -157,6 +158,8 @@ ESP_MUST_CHECK esp_status esp_linear_choose(esp_device *device, const esp_linear
                                             const esp_ops *ops, esp_compute compute, int64_t tokens,
                                             const esp_plan_options *options, esp_plan *plan,
                                             unsigned *later, esp_error *error);
+/* Whether esp_linear_run can be given `gates` at a token count. */
+bool esp_linear_gates(const esp_nn *nn, const esp_linear *linear, int64_t tokens);
 ESP_MUST_CHECK esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear,
                                          const esp_linear_call *call, esp_error *error);
 

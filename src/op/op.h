@@ -73,6 +73,7 @@ typedef struct esp_prologue {
 typedef struct esp_around {
     const esp_prologue *prologue; /* NULL: none; else one that the kernel takes */
     const esp_packed *next; /* NULL; or the weight that is read next, which may be fetched ahead */
+    bool gates; /* Y = silu(the first half of the rows) * the second, of a kernel that joins */
 } esp_around;
 
 typedef struct esp_kernel esp_kernel;
@@ -109,6 +110,9 @@ struct esp_kernel {
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);
+    /* Whether it joins halves, esp_around.gates; NULL: no. */
+    bool (*gates)(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                  const esp_packed *weight);
 };
 
 /* ---- everything else ---- */

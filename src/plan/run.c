@@ -84,6 +84,13 @@ bool esp_plan_takes(const esp_plan *plan, esp_prologue_kind kind)
     return kernel->takes != NULL && kernel->takes(kernel, &plan->run, kind);
 }
 
+bool esp_plan_gates(const esp_plan *plan, const esp_packed *weight)
+{
+    const esp_kernel *kernel = plan->kernel;
+    return kernel->gates != NULL && plan->form == ESP_FORM_SPARSE &&
+           kernel->gates(kernel, &plan->run, weight);
+}
+
 esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args, const esp_around *around,
                         esp_error *error)
 {

@@ -15,13 +15,14 @@ typedef struct prepared_product {
     const esp_plan *plan;
     esp_matmul_args args;
     const esp_prologue *prologue;
+    bool gates;
 } prepared_product;
 
 static int go_product(const void *user)
 {
     const prepared_product *p = user;
     esp_error error;
-    const esp_around around = {.prologue = p->prologue, .next = p->args.weight};
+    const esp_around around = {.prologue = p->prologue, .next = p->args.weight, .gates = p->gates};
     return esp_plan_run(p->plan, &p->args, &around, &error) == ESP_OK ? 0 : 1;
 }
 
@@ -277,6 +278,91 @@ static void normed(bed *b)
     }
 }
 
+/* ---- halves that are joined ---- */
+
+/* Y of the kernel for few tokens, of so many rows. */
+static matrix joined_result(bed *b, const subject *s, const esp_matmul_problem *problem, bool gates)
+{
+    test_run *run = b->run;
+    esp_plan *plan = NULL;
+    const esp_plan_options wish = {.kernel_glob = "*sm90_few", .forms = ESP_FORM_SPARSE};
+    CHECK_OK(esp_plan_create_with(b->device, problem, &wish, &plan, error));
+    CHECK(!gates || esp_plan_gates(plan, s->packed));
+    matrix y =
+        matrix_make(b->run, b->device, problem->out_type, problem->out_features / (gates ? 2 : 1),
+                    problem->tokens, laying_draw(&b->random, problem->tokens));
+    prepared_product p = {.plan = plan,
+                          .gates = gates,
+                          .args = {.weight = s->packed,
+                                   .x = matrix_there(&s->x),
+                                   .x_stride = s->x.stride,
+                                   .y = matrix_there(&y),
+                                   .y_stride = y.stride,
+                                   .workspace = s->workspace}};
+    if (gates) { /* room for all rows is what the call is held to */
+        p.args.y = device_copy(b->run, b->device, NULL,
+                               (size_t)(problem->out_features * y.stride) * y.width);
+        CHECK_INT(go_product(&p), 0);
+        CHECK_OK(esp_device_wait(b->device, error));
+        CHECK_OK(esp_device_download(b->device, matrix_at(&y, 0, 0), p.args.y,
+                                     (size_t)(y.rows * y.stride) * y.width, error));
+        esp_device_release(b->device, p.args.y);
+    } else {
+        matrix_run(b->run, b->device, &y, go_product, &p);
+    }
+    esp_plan_free(plan);
+    return y;
+}
+
+/* Sums of integers are exact in f32, whoever adds them: silu and one rounding are left. */
+static void compare_joined(bed *b, const matrix *joined, const matrix *apart)
+{
+    double unit = joined->type == ESP_F16 ? 0x1p-11 : 0x1p-8;
+    double most = joined->type == ESP_F16 ? 65504 : 3e38;
+    for (int64_t r = 0; r < joined->rows; r++) {
+        for (int64_t t = 0; t < joined->columns; t++) {
+            double gate = (double)matrix_get(apart, r, t);
+            double want = gate / (1 + exp(-gate)) * (double)matrix_get(apart, joined->rows + r, t);
+            double have = (double)matrix_get(joined, r, t);
+            if (fabs(want) > most && fabs(have) >= most && have * want > 0) {
+                continue; /* it has become infinite, or the largest number */
+            }
+            if (!(fabs(have - want) <= (unit + 0x1p-21) * fabs(want) + 0x1p-24)) {
+                test_fail(b->run, __FILE__, __LINE__, "row %lld, token %lld: %.9g, not %.9g",
+                          (long long)r, (long long)t, have, want);
+                return;
+            }
+        }
+    }
+}
+
+static void joined(bed *b)
+{
+    static const struct {
+        const char *pattern;
+        int out, in;
+    } shapes[] = {{"64:2:8", 128, 64},    {"64:2:8", 1280, 1000},    {"128:2:5", 512, 136},
+                  {"192:2:8", 384, 4096}, {"panel:64@0.5", 128, 72}, {"64:2:16", 22016, 64}};
+    static const int tokens[] = {8, 16};
+    test_run *run = b->run;
+    const char *type = b->type == ESP_F16 ? "f16" : "bf16";
+    for (int i = 0; on_hopper(b) && i < 2 * ESP_COUNT(shapes); i++) {
+        char text[128], wide[136];
+        snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d", shapes[i / 2].pattern, type,
+                 shapes[i / 2].out, shapes[i / 2].in, tokens[i % 2]);
+        snprintf(wide, sizeof wide, "%s/o:f32", text);
+        test_sub(run, "%s", text);
+        subject s = subject_make(b, b->device->context, wide, INTEGERS, false);
+        esp_matmul_problem narrow = problem_of(run, text);
+        matrix together = joined_result(b, &s, &narrow, true),
+               apart = joined_result(b, &s, &s.problem, false);
+        compare_joined(b, &together, &apart);
+        matrix_free(b->device, &together);
+        matrix_free(b->device, &apart);
+        subject_free(b, &s);
+    }
+}
+
 /* ---- attention ---- */
 
 typedef struct step {
@@ -446,11 +532,13 @@ static void some_of_each(bed *b)
 
 ON_GPU(gated_on_gpu, gated)
 ON_GPU(normed_on_gpu, normed)
+ON_GPU(joined_on_gpu, joined)
 ON_GPU(steps_on_gpu, steps)
 ON_GPU(some_for_sanitizers, some_of_each)
 
 static const test_case cases[] = {{"gated_products", gated_on_gpu},
                                   {"normed_products", normed_on_gpu},
+                                  {"joined_halves", joined_on_gpu},
                                   {"steps_of_attention", steps_on_gpu},
                                   {"some_for_sanitizers", some_for_sanitizers}};
 #else
