@@ -347,8 +347,6 @@ template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, vo
         return launch<config<BF16, 1, 128, BY_ROWS, 7, 4, GATHER>>(p, stream);
     case GPU_STAGGERED_256X128:
         return launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(p, stream);
-    case GPU_STAGGERED_128X256:
-        return launch<config<BF16, 1, 256, BY_ROWS, 5, 2, GATHER, true>>(p, stream);
     case GPU_TILE_64X512:
         return launch<config<BF16, 1, 256, BY_TOKENS, 3, 2, GATHER>>(p, stream);
     case GPU_TILE_64X256:
