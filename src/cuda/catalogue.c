@@ -6,9 +6,9 @@
 #define FOUR(list, i) &(list)[i], &(list)[i + 1], &(list)[i + 2], &(list)[i + 3]
 
 const esp_kernel *const esp_cuda_kernels[] = {
-    SIX(cuda_panel_kernels, 0),       FOUR(cuda_panel_kernels, 6),
-    FOUR(cuda_panel_kernels, 10),     FOUR(cuda_panel_kernels, 14),
-    FOUR(cuda_panel_kernels, 18),     SIX(cuda_sm80_panel_kernels, 0),
+    FOUR(cuda_panel_kernels, 0),      FOUR(cuda_panel_kernels, 4),
+    FOUR(cuda_panel_kernels, 8),      FOUR(cuda_panel_kernels, 12),
+    FOUR(cuda_panel_kernels, 16),     SIX(cuda_sm80_panel_kernels, 0),
     SIX(cuda_sm80_panel_kernels, 6),  FOUR(cuda_sm80_panel_kernels, 12),
     SIX(cuda_block_kernels, 0),       FOUR(cuda_block_kernels, 6),
     &cuda_dense_kernels[0],           &cuda_dense_kernels[1],

@@ -276,8 +276,7 @@ typedef enum gpu_tile {
     GPU_TILE_64X128,
     GPU_TILE_32X256,
     GPU_TILE_32X128,
-    GPU_STAGGERED_256X128,
-    GPU_STAGGERED_128X256
+    GPU_STAGGERED_256X128
 } gpu_tile;
 
 int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);

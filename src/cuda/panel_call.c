@@ -252,6 +252,7 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
                                     problem->epilogue, state->facts.multiprocessors);
     gpu_deal deal;
     double tile = (double)steps * variant->clocks + variant->finish_clocks;
-    double us = 4 + ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;
+    double us = variant->launch_us > 0 ? variant->launch_us : 4;
+    us += ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;
     return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }

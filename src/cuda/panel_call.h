@@ -19,6 +19,7 @@ struct panel_variant {
     int most_split;       /* multiprocessors that can share out its steps; 0 as 1 */
     double clocks;        /* a multiprocessor needs for a step of a tile, measured */
     double finish_clocks; /* and for leaving it */
+    double launch_us;     /* of a launch, predicted; 0: 4 */
     double alone;         /* as often as that a tile takes which shares a multiprocessor with none,
                              where tiles are meant to; 0: they are not */
     double part_fixed;    /* what of a tile's time a part takes however narrow; 0: as panels */

@@ -67,7 +67,7 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
                                      const esp_device_mask *mask, void *stream, esp_error *error);
 
 /* Kernel records of the families; catalogue.c lists them. */
-#define CUDA_PANEL_KERNELS 22
+#define CUDA_PANEL_KERNELS 20
 #define CUDA_SM80_PANEL_KERNELS 16
 #define CUDA_BLOCK_KERNELS 10
 #define CUDA_DENSE_KERNELS 3

@@ -245,7 +245,8 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
     departures<C> leaving = {&with.panel, p, at.chunks(group), 1 + group};
     arrivals<C> residual = {&with.residual, at.base + C::RESIDUALS_AT + group * 8};
     consumer<C> self = {at, group, thread, leaving, residual, {}};
-    panel::split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
+    panel::split_sums<C> all = {at,    p.deal.split, (int)blockIdx.x % p.deal.split,
+                                group, thread,       panel::least_share(p)};
     float sums[1][C::N / 2];
     panel::stretch steps = panel::steps_of(p);
     walk<C> tiles = {p.deal};

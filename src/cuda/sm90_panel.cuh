@@ -95,7 +95,8 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
     float sums[C::BLOCKS][C::N / 2];
     stretch steps = steps_of(p);
-    split_sums<C> all = {at, p.deal.split, (int)blockIdx.x % p.deal.split, group, thread};
+    split_sums<C> all = {at,    p.deal.split, (int)blockIdx.x % p.deal.split,
+                         group, thread,       least_share(p)};
     int count = steps.end - steps.first;
     if (C::SHARING == IN_TURNS && group == 1) {
         ptx::named_barrier_arrive(TURN_BARRIER, 256);
@@ -220,7 +221,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     } else {
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
-        if (!p.y_by_engine) {
+        if constexpr (C::BARE) {
+            consume_as<C, BY_ENGINE>(p, with, at, here, group, thread);
+        } else if (!p.y_by_engine) {
             consume_as<C, BY_STRIPS>(p, with, at, here, group, thread);
         } else {
             consume_as<C, BY_ENGINE>(p, with, at, here, group, thread);
@@ -338,6 +341,13 @@ template <class C> int launch(const gpu_product &p, void *stream)
     return cudaLaunchKernelEx(&how, kernel<C>, p, with);
 }
 
+template <bool BF16> int launch_staggered(const gpu_product &p, void *stream)
+{
+    bool bare = p.y_by_engine && p.epilogue.bits == 0 && p.epilogue.token_step == 1;
+    return bare ? launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true, true>>(p, stream)
+                : launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(p, stream);
+}
+
 template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, void *stream)
 {
     switch (tile) {
@@ -346,9 +356,7 @@ template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, vo
     case GPU_TILE_128X128:
         return launch<config<BF16, 1, 128, BY_ROWS, 7, 4, GATHER>>(p, stream);
     case GPU_STAGGERED_256X128:
-        return launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(p, stream);
-    case GPU_STAGGERED_128X256:
-        return launch<config<BF16, 1, 256, BY_ROWS, 5, 2, GATHER, true>>(p, stream);
+        return launch_staggered<BF16>(p, stream);
     case GPU_TILE_64X512:
         return launch<config<BF16, 1, 256, BY_TOKENS, 3, 2, GATHER>>(p, stream);
     case GPU_TILE_64X256:

@@ -153,6 +153,8 @@ template <class C> struct half_departures {
         }
         if constexpr (WAY == BY_STRIPS) {
             leave_by_strips(sums, h);
+        } else if constexpr (C::BARE) {
+            leave_as<passing::BARE, false>(sums, h, part);
         } else {
             // As in leave_at_once: so that places are worked out anew, not kept in registers.
             asm volatile("" : "+r"(thread));

@@ -2,8 +2,9 @@
 // tiles are too few for all multiprocessors, a cluster shares out the steps of one tile.
 //
 // Each block lays its sums into its own ring, which nothing fills any more, as they lie in its
-// registers. Then each finishes a share of the tile: all or some tokens of one consumer's rows. It
-// adds what all blocks have of it, in their order, so that results do not depend on timing.
+// registers. Then each finishes a share of the tile: some tokens of both consumers' rows, or, where
+// those would be fewer than leave together, of one's. It adds what all blocks have of it, in their
+// order, so that results do not depend on timing.
 #ifndef ESP_CUDA_SM90_PANEL_SPLIT_CUH
 #define ESP_CUDA_SM90_PANEL_SPLIT_CUH
 
@@ -22,10 +23,17 @@ __device__ __forceinline__ void meet_cluster()
     ptx::cluster_wait();
 }
 
+// As chunks have: sm90_panel_chunk.cuh.
+__device__ __forceinline__ int least_share(const gpu_product &p)
+{
+    return (p.epilogue.bits & ESP_EP_SWIGLU) != 0 ? 64 : 32;
+}
+
 template <class C> struct split_sums {
     const shared_map<C> &at;
     int blocks, rank;                      // of the cluster
     int group, thread;                     // of the consumer
+    int least;                             // tokens that leave together
     static constexpr int QUADS = C::N / 8; // of four sums, of a thread
     static_assert(2 * QUADS * 128 * 16 <= C::LEAVING_AT || C::SHARING == IN_TURNS,
                   "sums fit into the ring");
@@ -68,12 +76,14 @@ template <class C> struct split_sums {
             }
         }
     }
-    // Which of `width` tokens from `token` on are finished here: none for one of the consumers.
+    // Which of `width` tokens from `token` on are finished here; of one's rows: none by the other.
     __device__ __forceinline__ void mine(int *token, int *width) const
     {
-        int of_rows = blocks / 2; // blocks that share what one consumer has
-        *width = rank / of_rows == group ? *width / of_rows : 0;
-        *token += rank % of_rows * *width;
+        bool both = *width / blocks >= least;
+        int sharers = both ? blocks : blocks / 2;
+        bool here = both || rank / sharers == group;
+        *width = here ? *width / sharers : 0;
+        *token += rank % sharers * *width;
     }
     // Sums of `width` tokens become those of this block's share.
     __device__ __forceinline__ void share(float (&sums)[C::N / 2], int width)

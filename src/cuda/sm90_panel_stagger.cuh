@@ -9,8 +9,7 @@
 //   leaves                                           half 0:      a part, a part
 //                                                    half 1:                    a part, a part
 //
-// Halves of 256 rows x 128 tokens are blocks of rows: X that was gathered once serves four blocks
-// instead of two. Halves of 128 x 256 are tokens.
+// Halves are blocks of rows, so that X that was gathered once serves four blocks instead of two.
 //
 // A part of a tile has fewer tokens in shared memory than are multiplied; what stands there besides
 // has sums that go nowhere.
@@ -27,7 +26,8 @@ namespace panel
 constexpr int BEHIND = 2; // steps
 
 template <class C, way WAY> struct staggered {
-    static constexpr bool BY_BLOCKS = C::BLOCKS == 2; // what the halves of a tile are
+    static constexpr bool ADDS = WAY == BY_ENGINE && !C::BARE; // terms or a residual
+    static_assert(C::BLOCKS == 2 && C::N == HALF_TOKENS, "a half is a block of rows");
     const shared_map<C> &at;
     half_departures<C> leaving;
     int group, thread;
@@ -40,9 +40,7 @@ template <class C, way WAY> struct staggered {
     __device__ __forceinline__ void multiply(float (&sums)[HALF_SUMS], uint32_t &positions,
                                              int stage, bool first) const
     {
-        int block = BY_BLOCKS ? group * 2 + HALF : group;
-        uint32_t w = at.weights(stage) + block * GPU_STEP_BYTES;
-        uint32_t x = at.x(stage) + (BY_BLOCKS ? 0 : HALF * HALF_TOKENS * 128);
+        uint32_t w = at.weights(stage) + (group * 2 + HALF) * GPU_STEP_BYTES, x = at.x(stage);
         positions = ptx::load_shared(w + 4096 + thread * 4);
         uint64_t a = ptx::descriptor(w, 128, 256, 0), b = ptx::descriptor(x, 8192, 1024, 1);
         ptx::product_fence();
@@ -95,12 +93,12 @@ template <class C, way WAY> struct staggered {
                   const half_tile &last, const half_tile &coming, const Call &meanwhile)
     {
         uint32_t first[BEHIND] = {}, of_0[2] = {}, of_1[2] = {};
-        if (WAY == BY_ENGINE) {
+        if (ADDS) {
             leaving.load_terms(last);
         }
 #pragma unroll
         for (int k = 0; k < BEHIND; k++) {
-            if (k < steps) {
+            if (k == 0 || k < steps) { // no branch before the first: it runs beside sums_1
                 multiply_0(sums_0, first[k], k == 0);
             }
             settle();
@@ -125,7 +123,7 @@ template <class C, way WAY> struct staggered {
             }
         }
         meanwhile();
-        if (WAY == BY_ENGINE) {
+        if (ADDS) {
             leaving.load_terms(coming);
         }
 #pragma unroll
@@ -158,10 +156,8 @@ __device__ __forceinline__ void find_halves(const gpu_product &p, const tile &t,
     int width = C::TILE_TOKENS >> t.shift;
 #pragma unroll
     for (int i = 0; i < 2; i++) {
-        int block = t.block + (C::BLOCKS == 2 ? group * 2 + i : group);
-        int first = C::BLOCKS == 2 ? 0 : i * HALF_TOKENS;
-        bool there = block < p.weight.blocks;
-        halves[i] = {t.panel, block, t.token + first, there ? min(width - first, HALF_TOKENS) : 0};
+        int block = t.block + group * 2 + i;
+        halves[i] = {t.panel, block, t.token, block < p.weight.blocks ? width : 0};
     }
 }
 
@@ -185,7 +181,7 @@ __device__ __forceinline__ void consume_staggered(const gpu_product &p, const ma
     ptx::stream_order_wait();
     while (there) {
         find_halves<C>(p, t, group, halves);
-        if (WAY == BY_ENGINE) {
+        if (self.ADDS) {
             self.leaving.ask(halves[0]);
             self.leaving.ask(halves[1]);
         }
@@ -193,7 +189,7 @@ __device__ __forceinline__ void consume_staggered(const gpu_product &p, const ma
                            [&] { there = tiles.next(&t); });
         last = halves[1];
     }
-    if (WAY == BY_ENGINE) {
+    if (self.ADDS) {
         self.leaving.load_terms(last);
     }
     ptx::product_wait<0>();
