@@ -42,5 +42,4 @@ each "$all" "obs sparsegpt joint" yes no pruned "1 2"
 each "128:2:5" joint yes stream pruned "0 1 2"
 each "2:4" "wanda ria" no stream pruned "0 1 2"
 each "$all" joint yes stream pruned 0
-each "128:2:5 64:2:8" joint yes all pruned 0
-each "128:2:5" "wanda ria sparsegpt" gradual stream pruned 0
+each "128:2:5" joint yes all pruned 0
