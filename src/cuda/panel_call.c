@@ -235,6 +235,17 @@ bool panel_y_by_engine(const gpu_product *product)
            (alone || (e->bits & activations) == 0);
 }
 
+/* What reading the weights takes at least. One row of tiles, all there is of few tokens, asks for
+ * them too slowly: 2:4 of 11008x4096 took 45, 48 and 27 us at 1, 8 and 16 tokens on an H100 whose
+ * memory gives its bytes in 17. */
+static double reading_us(const esp_device *device, int64_t panels, int64_t panel_rows,
+                         int64_t steps, double tokens)
+{
+    int64_t blocks = panels * esp_ceil_div(panel_rows, GPU_BLOCK_ROWS);
+    double us = cuda_memory_us(device, (double)(blocks * steps) * GPU_STEP_BYTES);
+    return tokens <= GPU_FEW_TOKENS ? 2 * us : us;
+}
+
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,
                       const esp_matmul_problem *problem)
 {
@@ -252,7 +263,8 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
                                     problem->epilogue, state->facts.multiprocessors);
     gpu_deal deal;
     double tile = (double)steps * variant->clocks + variant->finish_clocks;
+    double tiles_us = ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;
     double us = variant->launch_us > 0 ? variant->launch_us : 4;
-    us += ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;
+    us += ESP_MAX(tiles_us, dense ? 0 : reading_us(device, panels, panel_rows, steps, tokens));
     return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }
