@@ -74,6 +74,13 @@ sub heads {
     row('---', map { '---:' } @heads);
 }
 
+# Of a line by another device than the dense model's, which differs by rounding.
+sub mark {
+    my ($line) = @_;
+    my ($own, $other) = map { $_->{eval}{device} // 'cpu' } $line, $dense;
+    return $own eq $other ? '' : ' †';
+}
+
 # A table of patterns by methods; a cell shows without refit / with refit.
 sub table {
     my ($title, $permute, $number) = @_;
@@ -84,13 +91,14 @@ sub table {
             my $method = $_;
             join ' / ', map {
                 my $line = $line{ key($pattern, $method, $_, $permute) };
-                defined $line && $line->{eval} ? $number->($line) : '-'
+                defined $line && $line->{eval} ? $number->($line) . mark($line) : '-'
             } qw(no yes)
         } @shown;
         push @rows, [ $pattern, @cells ] if grep { /\d/ } @cells;
     }
     return unless @rows;
-    print "\n**$title** (without refit / with refit)\n\n";
+    my $marked = grep { /†/ } map { @$_ } @rows;
+    print "\n**$title** (without refit / with refit", $marked ? '; † by a GPU' : '', ")\n\n";
     heads('pattern', @shown);
     row(@$_) for @rows;
 }
