@@ -1,5 +1,6 @@
 #include "test.h"
 
+#include <dirent.h>
 #include <ftw.h>
 #include <stdarg.h>
 #include <stdatomic.h>
@@ -220,6 +221,20 @@ const char *test_path(const char *folder, const char *name)
     char *text = ring[next++ % 8];
     snprintf(text, sizeof ring[0], "%s/%s", folder, name);
     return text;
+}
+
+int test_entries(const char *folder)
+{
+    int count = 0;
+    DIR *list = opendir(folder);
+    if (list == NULL) {
+        return -1;
+    }
+    for (struct dirent *entry; (entry = readdir(list)) != NULL;) {
+        count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
+    }
+    closedir(list);
+    return count;
 }
 
 void test_write_file(test_run *run, const char *path, const void *data, size_t bytes)

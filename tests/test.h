@@ -46,6 +46,8 @@ const char *test_source_dir(void);
 const char *test_folder(test_run *run);
 /* folder/name in a static ring of buffers. */
 const char *test_path(const char *folder, const char *name);
+/* Entries of a folder, not counting itself and its parent; -1: there is none. */
+int test_entries(const char *folder);
 void test_write_file(test_run *run, const char *path, const void *data, size_t bytes);
 
 #define CHECK(condition)                                                                           \

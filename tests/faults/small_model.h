@@ -66,20 +66,6 @@ static inline small_place make_small_place(test_run *run, esp_context *context, 
     return at;
 }
 
-static inline int count_entries(const char *path)
-{
-    int count = 0;
-    DIR *folder = opendir(path);
-    if (folder == NULL) {
-        return -1;
-    }
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
-        count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
-    }
-    closedir(folder);
-    return count;
-}
-
 /* Names and contents of all files of a folder, whatever order they are listed in; 0: no folder. */
 static inline uint64_t folder_sum(const char *path)
 {

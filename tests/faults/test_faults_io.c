@@ -165,8 +165,8 @@ static void reset(subject *on, const work *task)
 
 static outcome look(const subject *on, uint64_t sum)
 {
-    return (outcome){sum, folder_sum(on->at.target), count_entries(on->out),
-                     count_entries("/proc/self/fd"), atomic_load(&injecting.live)};
+    return (outcome){sum, folder_sum(on->at.target), test_entries(on->out),
+                     test_entries("/proc/self/fd"), atomic_load(&injecting.live)};
 }
 
 /* True when the folders are as `before` again, so that the next attempt may start. */

@@ -36,7 +36,7 @@ static void prepare(subject *on)
 {
     test_run *run = on->run;
     prune(on, "2:4");
-    CHECK_INT(count_entries(on->out), 1);
+    CHECK_INT(test_entries(on->out), 1);
     if (!on->over_old) {
         remove_folder(on->at.target);
     }
@@ -96,7 +96,7 @@ static bool finish(subject *on, pid_t child)
         totals.absent += sum == 0;
         totals.old += sum != 0 && sum == on->old;
         totals.new += sum == on->new;
-        totals.leftovers += count_entries(on->out) > (sum != 0);
+        totals.leftovers += test_entries(on->out) > (sum != 0);
     }
     return WIFSIGNALED(how);
 }

@@ -345,7 +345,7 @@ static void fail_each(subject *on, const stage *step, injected source, bool pers
         CHECK_INT(atomic_load(&injecting.live), live);
         totals.leaks += atomic_load(&injecting.live) != live;
         if (step->writes) {
-            CHECK_INT(count_entries(test_path(on->at.parent, "out")), got.folder != 0);
+            CHECK_INT(test_entries(test_path(on->at.parent, "out")), got.folder != 0);
         }
         if (through) {
             CHECK_INT(status, ESP_OK);

@@ -99,13 +99,13 @@ static void interrupted(test_run *run)
     snprintf(out, sizeof out, "%s/interrupted", test_folder(run));
     REQUIRE_OK(esp_device_open(context, "cpu", &device, error));
     const char *model = tiny_folder(run, "plain");
-    int before = entries_of(test_folder(run));
+    int before = test_entries(test_folder(run));
     esp_prune_options prune = with_pattern(run, "2:4");
     esp_calibration_options options = with_text(ESP_METHOD_SPARSE_GPT, true);
     prune.progress = stop_late;
     CHECK_FAILS(esp_prune_calibrated(device, model, out, &prune, &options, NULL, NULL, error),
                 ESP_CANCELLED, "cancelled");
-    CHECK_INT(entries_of(test_folder(run)), before);
+    CHECK_INT(test_entries(test_folder(run)), before);
     esp_device_close(device);
     test_context_free(run, context);
 }

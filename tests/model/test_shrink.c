@@ -279,11 +279,11 @@ static void refusals(test_run *run)
     CHECK_FAILS(esp_shrink_checkpoint(f.device, PROSE, NULL, &options, NULL, error),
                 ESP_BAD_ARGUMENT, "prune.no_target");
     test_sub(run, "interrupted");
-    int before = entries_of(test_folder(run));
+    int before = test_entries(test_folder(run));
     options.progress = stop;
     CHECK_FAILS(esp_shrink_checkpoint(f.device, PROSE, f.out, &options, NULL, error), ESP_CANCELLED,
                 "cancelled");
-    CHECK_INT(entries_of(test_folder(run)), before);
+    CHECK_INT(test_entries(test_folder(run)), before);
     test_sub(run, "compressed");
     esp_prune_options prune = with_pattern(run, "2:4");
     options.progress = NULL;

@@ -301,14 +301,14 @@ static void not_finite(test_run *run)
     folders f;
     folders_open(run, &f);
     write_steep(run, &f);
-    int before = entries_of(test_folder(run));
+    int before = test_entries(test_folder(run));
     CHECK_FAILS(turn(&f, f.whole, f.once, "2:4", NULL, error), ESP_CHECK_FAILED, "turn.not_finite");
-    CHECK_INT(entries_of(test_folder(run)), before);
+    CHECK_INT(test_entries(test_folder(run)), before);
     test_sub(run, "weights that are no numbers");
     const char *damaged = tiny_folder(run, "nan");
-    before = entries_of(test_folder(run));
+    before = test_entries(test_folder(run));
     CHECK_FAILS(turn(&f, damaged, f.once, "2:4", NULL, error), ESP_CHECK_FAILED, "turn.not_finite");
-    CHECK_INT(entries_of(test_folder(run)), before);
+    CHECK_INT(test_entries(test_folder(run)), before);
     folders_close(run, &f);
 }
 
@@ -367,12 +367,12 @@ static void refusals(test_run *run)
                 ESP_BAD_ARGUMENT, "pattern.m_too_large");
     options.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
     test_sub(run, "interrupted");
-    int before = entries_of(test_folder(run));
+    int before = test_entries(test_folder(run));
     options.calibration = &calibration;
     options.progress = stop;
     CHECK_FAILS(esp_turn_checkpoint(f.device, PROSE, f.once, &options, NULL, error), ESP_CANCELLED,
                 "cancelled");
-    CHECK_INT(entries_of(test_folder(run)), before);
+    CHECK_INT(test_entries(test_folder(run)), before);
     test_sub(run, "compressed");
     esp_prune_options prune = with_pattern(run, "2:4");
     prune.force = true;

@@ -2,7 +2,6 @@
 #ifndef TESTS_UNIT_PIPELINE_TOOLS_H
 #define TESTS_UNIT_PIPELINE_TOOLS_H
 
-#include <dirent.h>
 #include <stdio.h>
 
 #include "cli/tiny_model.h"
@@ -25,19 +24,6 @@ static inline esp_prune_options with_pattern(test_run *run, const char *text)
     esp_prune_options options = {0};
     CHECK_OK(esp_pattern_parse(text, &options.pattern, error));
     return options;
-}
-
-static inline int entries_of(const char *folder)
-{
-    int count = 0;
-    DIR *open_folder = opendir(folder);
-    while (open_folder != NULL && readdir(open_folder) != NULL) {
-        count++;
-    }
-    if (open_folder != NULL) {
-        closedir(open_folder);
-    }
-    return count;
 }
 
 #endif

@@ -44,7 +44,7 @@ static void disk_fills_up(test_run *run)
         } else {
             CHECK_INT(status, ESP_IO);
             CHECK_TEXT(error.code, "file.write_failed");
-            CHECK_INT(entries_of(at.parent), 1);
+            CHECK_INT(test_entries(at.parent), 1);
         }
     }
     signal(SIGXFSZ, SIG_DFL);
@@ -118,7 +118,7 @@ static void killed_at_any_moment(test_run *run)
         CHECK(WIFSIGNALED(how)); /* it did not fail by itself */
         bool there = access(at.target, F_OK) == 0;
         appeared += there;
-        leftovers += entries_of(at.parent) > 1 + there;
+        leftovers += test_entries(at.parent) > 1 + there;
         if (there) {
             check_folder(run, context, at.target, true, variant_of(run, context, at.target));
         }
@@ -128,7 +128,7 @@ static void killed_at_any_moment(test_run *run)
     CHECK(leftovers > 0);
     CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 0, error));
     check_folder(run, context, at.target, true, 0);
-    CHECK_INT(entries_of(at.parent), 2);
+    CHECK_INT(test_entries(at.parent), 2);
     test_context_free(run, context);
 }
 
@@ -192,7 +192,7 @@ static void target_appears(test_run *run)
     write_text(run, test_path(at.target, "precious"), "x");
     CHECK_FAILS(esp_checkpoint_writer_finish(writer, error), ESP_FAILED, "checkpoint.exists");
     esp_checkpoint_writer_free(writer);
-    CHECK_INT(entries_of(at.parent), 2);
+    CHECK_INT(test_entries(at.parent), 2);
     CHECK(exists(at.target, "precious"));
     test_context_free(run, context);
 }

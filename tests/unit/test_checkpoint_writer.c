@@ -27,13 +27,13 @@ static void compressed_and_back(test_run *run)
     test_sub(run, "compressed");
     CHECK_OK(write_folder(run, context, at.source, at.target, false, false, 0, error));
     check_folder(run, context, at.target, true, 0);
-    CHECK_INT(entries_of(at.parent), 2);
+    CHECK_INT(test_entries(at.parent), 2);
     test_sub(run, "what goes along");
     CHECK(exists(at.target, "tokenizer.json") && exists(at.target, "README.md") &&
           exists(at.target, "espalier.json"));
     CHECK(!exists(at.target, "pytorch_model.bin") && !exists(at.target, "onnx") &&
           !exists(at.target, "model.safetensors.index.json"));
-    CHECK_INT(entries_of(at.target), 5);
+    CHECK_INT(test_entries(at.target), 5);
     check_text_file(run, context, test_path(at.target, "tokenizer.json"), "{\"version\": \"1.0\"}");
     test_sub(run, "back to dense: an ordinary folder");
     CHECK_OK(write_folder(run, context, at.target, dense, false, true, 0, error));
@@ -147,8 +147,8 @@ static void refused_targets(test_run *run)
     write_text(run, test_path(at.target, "espalier.json"), "{\"made_by\": \"gardener\"}");
     REFUSED(at.target, true, ESP_FAILED, "checkpoint.not_ours");
     test_sub(run, "nothing was left behind");
-    CHECK_INT(entries_of(at.parent), 5);
-    CHECK_INT(entries_of(at.target), 1);
+    CHECK_INT(test_entries(at.parent), 5);
+    CHECK_INT(test_entries(at.target), 1);
     test_context_free(run, context);
 }
 
@@ -171,7 +171,7 @@ static void parent_not_writable(test_run *run)
         CHECK_INT(seteuid(0), 0);
     }
     chmod(at.parent, 0755);
-    CHECK_INT(entries_of(at.parent), 1);
+    CHECK_INT(test_entries(at.parent), 1);
     test_context_free(run, context);
 }
 
@@ -187,14 +187,14 @@ static void force(test_run *run)
     test_sub(run, "replaced");
     CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 1, error));
     check_folder(run, context, at.target, true, 1);
-    CHECK_INT(entries_of(at.parent), 2);
+    CHECK_INT(test_entries(at.parent), 2);
     test_sub(run, "replaced through a link");
     char link[1200];
     snprintf(link, sizeof link, "%s/link", at.parent);
     CHECK_INT(symlink("target", link), 0);
     CHECK_OK(write_folder(run, context, at.source, link, true, true, 2, error));
     check_folder(run, context, at.target, false, 2);
-    CHECK_INT(entries_of(at.parent), 3);
+    CHECK_INT(test_entries(at.parent), 3);
     test_sub(run, "not when somebody put a file into it");
     write_text(run, test_path(at.target, "notes.txt"), "mine");
     CHECK_FAILS(write_folder(run, context, at.source, at.target, true, false, 3, error), ESP_FAILED,
@@ -228,7 +228,7 @@ static void modules(test_run *run)
     CHECK_OK(write_folder(run, context, at.source, at.target, true, false, 1, error));
     check_folder(run, context, at.target, true, 1);
     CHECK(exists(at.target, "1_Pooling/config.json"));
-    CHECK_INT(entries_of(at.parent), 2);
+    CHECK_INT(test_entries(at.parent), 2);
     test_sub(run, "not when somebody put a file into the module");
     write_text(run, test_path(at.target, "1_Pooling/notes.txt"), "mine");
     CHECK_FAILS(write_folder(run, context, at.source, at.target, true, false, 2, error), ESP_FAILED,
@@ -350,7 +350,7 @@ static void lone_source(test_run *run)
     snprintf(path, sizeof path, "%s/model.safetensors", at.source);
     CHECK_FAILS(write_folder(run, context, path, at.target, false, false, 0, error),
                 ESP_BAD_ARGUMENT, "checkpoint.no_config");
-    CHECK_INT(entries_of(at.parent), 1);
+    CHECK_INT(test_entries(at.parent), 1);
     esp_checkpoint_writer_free(NULL);
     test_context_free(run, context);
 }

@@ -391,7 +391,7 @@ static void refusals(test_run *run)
     CHECK_OK(esp_prune_checkpoint(context, dense, pruned, &options, NULL, error));
     const char *foreign = test_path(folder, "foreign");
     CHECK(tiny_model_write(foreign, "plain"));
-    int before = entries_of(folder);
+    int before = test_entries(folder);
     static const char *const nothing[] = {"*nothing*"};
     esp_pattern_rule rule = {"model.embed_tokens*", options.pattern};
 
@@ -442,7 +442,7 @@ static void refusals(test_run *run)
                 NULL);
     test_sub(run, "nothing is left over");
     CHECK(!esp_path_exists(out));
-    CHECK_INT(entries_of(folder), before);
+    CHECK_INT(test_entries(folder), before);
     test_context_free(run, context);
 }
 
@@ -451,7 +451,7 @@ static void interrupts_leave_nothing(test_run *run)
     const char *dense = tiny_dense(run), *folder = test_folder(run);
     const char *out = test_path(folder, "interrupted");
     esp_context *context = test_context(run, 1);
-    int before = entries_of(folder);
+    int before = test_entries(folder);
     for (int calls = 0; calls <= 21; calls++) {
         test_sub(run, "at step %d", calls);
         int left = calls;
@@ -462,7 +462,7 @@ static void interrupts_leave_nothing(test_run *run)
             CHECK_FAILS(esp_prune_checkpoint(context, dense, out, &options, NULL, error),
                         ESP_CANCELLED, "cancelled");
             CHECK(!esp_path_exists(out));
-            CHECK_INT(entries_of(folder), before);
+            CHECK_INT(test_entries(folder), before);
         } else {
             CHECK_OK(esp_prune_checkpoint(context, dense, out, &options, NULL, error));
         }
@@ -519,7 +519,7 @@ static void misfits_are_named(test_run *run)
     CHECK_OK(esp_prune_checkpoint(context, dense, pruned, &options, NULL, error));
     CHECK_OK(
         esp_convert_checkpoint(context, pruned, zeros, ESP_CONVERT_DENSE, &options, NULL, error));
-    int before = entries_of(folder);
+    int before = test_entries(folder);
     esp_prune_options all = with_pattern(run, "64:2:8");
     esp_error why = {0};
     CHECK_INT(esp_convert_checkpoint(context, zeros, out, ESP_CONVERT_COMPRESS, &all, NULL, &why),
@@ -528,7 +528,7 @@ static void misfits_are_named(test_run *run)
     CHECK(strstr(why.message, "model.layers.1.mlp.up_proj.weight") != NULL);
     CHECK(strstr(why.message, "panel 0") != NULL);
     CHECK(!esp_path_exists(out));
-    CHECK_INT(entries_of(folder), before);
+    CHECK_INT(test_entries(folder), before);
     CHECK_OK(
         esp_convert_checkpoint(context, zeros, out, ESP_CONVERT_COMPRESS, &options, NULL, error));
     test_context_free(run, context);

@@ -101,7 +101,7 @@ static void every_failed_allocation(test_run *run)
 {
     const char *dense = tiny_dense(run), *folder = test_folder(run);
     const char *out = test_path(folder, "starved");
-    int before = entries_of(folder);
+    int before = test_entries(folder);
     bool done = false;
     for (long long n = 1; n < 20000 && !done && !test_failed(run); n++) {
         metered meter = {.fail_at = n};
@@ -119,7 +119,7 @@ static void every_failed_allocation(test_run *run)
         CHECK(done || status == ESP_OUT_OF_MEMORY);
         CHECK(done || error.message[0] != '\0');
         CHECK_INT(atomic_load(&meter.now), 0);
-        CHECK_INT(entries_of(folder), before + done);
+        CHECK_INT(test_entries(folder), before + done);
     }
     CHECK(done);
 }

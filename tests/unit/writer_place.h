@@ -2,7 +2,6 @@
 #ifndef TESTS_UNIT_WRITER_PLACE_H
 #define TESTS_UNIT_WRITER_PLACE_H
 
-#include <dirent.h>
 #include <unistd.h>
 
 #include "model_folder.h"
@@ -24,20 +23,6 @@ static inline place make_place(test_run *run, esp_context *context)
     return made;
 }
 
-static inline int entries_of(const char *path)
-{
-    int count = 0;
-    DIR *folder = opendir(path);
-    if (folder == NULL) {
-        return -1;
-    }
-    for (struct dirent *entry; (entry = readdir(folder)) != NULL;) {
-        count += strcmp(entry->d_name, ".") != 0 && strcmp(entry->d_name, "..") != 0;
-    }
-    closedir(folder);
-    return count;
-}
-
 static inline bool exists(const char *folder, const char *name)
 {
     return access(test_path(folder, name), F_OK) == 0;
@@ -57,7 +42,7 @@ static inline esp_checkpoint_writer *make_writer(test_run *run, esp_context *con
 static inline void free_and_check(test_run *run, const place *at, esp_checkpoint_writer *writer)
 {
     esp_checkpoint_writer_free(writer);
-    CHECK_INT(entries_of(at->parent), 1);
+    CHECK_INT(test_entries(at->parent), 1);
 }
 
 #endif
