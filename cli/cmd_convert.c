@@ -129,6 +129,5 @@ const cli_command convert_command = {
         "--compress takes the layers that 'espalier prune' would take and fails (exit code 5), "
         "naming layer and place, when zeros do not fit. --dense makes a folder that other "
         "programs load like any dense model. --to sparse-24-bitmask does the same with 2:4, and "
-        "with "
-        "classifier heads, too, if --pattern-for GLOB=2:4 names them; "
-        "sparse-bitmask stores any zeros. MODEL may be of these two forms everywhere."};
+        "with classifier heads, too, if --pattern-for GLOB=2:4 names them; sparse-bitmask stores "
+        "any zeros. MODEL may be of these two forms everywhere."};

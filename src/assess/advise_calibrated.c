@@ -36,9 +36,8 @@ static esp_status lose_all(esp_advice *advice, esp_calibration *calibration,
         esp_tensor_create(advice->context, weight.dtype, weight.rank, weight.shape, &dense, error));
     esp_status status =
         esp_checkpoint_read_dense(calibration->checkpoint, linear->index, &dense, error);
-    double zeros = 0;
-    status = status == ESP_OK ? esp_calibration_check_weights(calibration, &dense, &zeros, error)
-                              : status;
+    status =
+        status == ESP_OK ? esp_calibration_check_weights(calibration, &dense, NULL, error) : status;
     for (int k = 1; k < advice->ways && status == ESP_OK; k++) {
         status = ways[k].possible ? lose_one(calibration, linear, &dense, &ways[k], error) : status;
         status = status == ESP_OK ? esp_advice_step(advice, "calibrating", error) : status;

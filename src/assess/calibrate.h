@@ -143,7 +143,8 @@ static inline const char *esp_calibration_source(const esp_calibration_options *
                                      : "the text";
 }
 
-/* calibrate_weights.c. That all are numbers, "calibrate.not_finite"; and the share of zeros. */
+/* calibrate_weights.c. That all are numbers, "calibrate.not_finite". zeros: the share of them;
+ * NULL: nobody asks. */
 ESP_MUST_CHECK esp_status esp_calibration_check_weights(const esp_calibration *calibration,
                                                         const esp_tensor *values, double *zeros,
                                                         esp_error *error);

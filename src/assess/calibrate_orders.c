@@ -239,9 +239,8 @@ static esp_status prune_one(order_job *job, int64_t number, const esp_pattern *p
     const esp_calibrated_linear *linear = &calibration->linears[number];
     esp_calibrated_layer report = {0};
     esp_mask *mask = NULL;
-    double zeros = 0;
     ESP_TRY(esp_checkpoint_read_dense(calibration->checkpoint, linear->index, values, error));
-    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
+    ESP_TRY(esp_calibration_check_weights(calibration, values, NULL, error));
     ESP_TRY(esp_permutation_apply(orders, linear->name, values, error));
     ESP_TRY(take_inputs(job, number, orders, error));
     ESP_TRY(esp_calibration_prune(calibration, linear, pattern, values, &mask, &report, error));

@@ -64,7 +64,9 @@ esp_status esp_calibration_check_weights(const esp_calibration *calibration,
                         (long long)(all.odd % values->shape[1]),
                         (double)esp_weight_at(values->dtype, values->data, all.odd));
     }
-    *zeros = (double)all.zeros / (double)ESP_MAX(1, values->shape[0] * values->shape[1]);
+    if (zeros != NULL) {
+        *zeros = (double)all.zeros / (double)ESP_MAX(1, values->shape[0] * values->shape[1]);
+    }
     return ESP_OK;
 }
 

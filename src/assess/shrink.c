@@ -9,8 +9,7 @@ static esp_status remove_units(esp_calibration *calibration, const esp_calibrate
                                const esp_unit_choice *units, esp_tensor *values,
                                esp_calibrated_layer *report, esp_error *error)
 {
-    double zeros = 0;
-    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
+    ESP_TRY(esp_calibration_check_weights(calibration, values, NULL, error));
     ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     ESP_TRY(esp_calibration_collect(calibration, linear, error));
     ESP_TRY(esp_calibration_remove(calibration, linear, units, values, report, error));

@@ -235,14 +235,19 @@ bool panel_y_by_engine(const gpu_product *product)
            (alone || (e->bits & activations) == 0);
 }
 
-/* What reading the weights takes at least. One row of tiles, all there is of few tokens, asks for
- * them too slowly: 2:4 of 11008x4096 took 45, 48 and 27 us at 1, 8 and 16 tokens on an H100 whose
- * memory gives its bytes in 17. */
-static double reading_us(const esp_device *device, int64_t panels, int64_t panel_rows,
-                         int64_t steps, double tokens)
+double panel_reading_us(const esp_device *device, int64_t panels, int64_t panel_rows, int64_t steps,
+                        int64_t step_bytes)
 {
     int64_t blocks = panels * esp_ceil_div(panel_rows, GPU_BLOCK_ROWS);
-    double us = cuda_memory_us(device, (double)(blocks * steps) * GPU_STEP_BYTES);
+    return cuda_memory_us(device, (double)(blocks * steps * step_bytes));
+}
+
+/* One row of tiles, all there is of few tokens, asks for weights too slowly: 2:4 of 11008x4096 took
+ * 45, 48 and 27 us at 1, 8 and 16 tokens on an H100 whose memory gives its bytes in 17. */
+static double tiles_reading_us(const esp_device *device, int64_t panels, int64_t panel_rows,
+                               int64_t steps, double tokens)
+{
+    double us = panel_reading_us(device, panels, panel_rows, steps, GPU_STEP_BYTES);
     return tokens <= GPU_FEW_TOKENS ? 2 * us : us;
 }
 
@@ -265,6 +270,7 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
     double tile = (double)steps * variant->clocks + variant->finish_clocks;
     double tiles_us = ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;
     double us = variant->launch_us > 0 ? variant->launch_us : 4;
-    us += ESP_MAX(tiles_us, dense ? 0 : reading_us(device, panels, panel_rows, steps, tokens));
+    us +=
+        ESP_MAX(tiles_us, dense ? 0 : tiles_reading_us(device, panels, panel_rows, steps, tokens));
     return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }

@@ -37,6 +37,9 @@ void panel_deal_product(const panel_variant *variant, gpu_product *product);
 /* Whether the copy engine can store Y, rows being in their order: it knows 16-bit elements only,
  * takes rows of Y that begin aligned, and cuts them at multiples of 16 bytes only. */
 bool panel_y_by_engine(const gpu_product *product);
+/* What memory takes for the weights: `step_bytes` for each step of GPU_BLOCK_ROWS rows. */
+double panel_reading_us(const esp_device *device, int64_t panels, int64_t panel_rows, int64_t steps,
+                        int64_t step_bytes);
 /* Predicted microseconds of a kernel of tiles: clocks of all rounds, plus laying out X where that
  * is needed. */
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,

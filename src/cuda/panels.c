@@ -73,9 +73,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     int64_t panels = esp_ceil_div(problem->out_features, panel_rows);
     int64_t kept = esp_pattern_kept(&problem->pattern, problem->in_features);
     int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
-    int64_t blocks = panels * esp_ceil_div(panel_rows, GPU_BLOCK_ROWS);
-    double bytes = (double)(blocks * steps) * (GPU_STEP_BYTES + 2 * GPU_STEP_COLUMNS);
-    return 3 + cuda_memory_us(device, bytes);
+    return 3 + panel_reading_us(device, panels, panel_rows, steps,
+                                GPU_STEP_BYTES + 2 * GPU_STEP_COLUMNS);
 }
 
 /* ---- records ---- */
