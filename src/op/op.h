@@ -69,11 +69,32 @@ typedef struct esp_prologue {
     const void *up; /* laid out as x */
 } esp_prologue;
 
+/* Sums over the features of each token, in parts: at values[(p * tokens + t) * 2] the sum of part
+ * p's features of token t, and behind it that of their squares. The parts together have all
+ * features. */
+typedef struct esp_moments {
+    float *values;
+    int parts;
+} esp_moments;
+
+/* A norm that the weights hold already: its weight multiplies W's columns, its bias went through W
+ * into the product's. What is left of it is Y = epilogue((W X - row_sums mean^T) / deviation), mean
+ * and deviation, sqrt(variance + eps), of each token of X; without row_sums the mean counts as 0:
+ * an RMS norm. */
+typedef struct esp_normed {
+    esp_moments of_x;
+    const float *row_sums; /* [out]: of the weights as they are stored, zeros too; or NULL */
+    float eps;
+} esp_normed;
+
 /* What a model knows of the work around a product. */
 typedef struct esp_around {
     const esp_prologue *prologue; /* NULL: none; else one that the kernel takes */
     const esp_packed *next; /* NULL; or the weight that is read next, which may be fetched ahead */
     bool gates; /* Y = silu(the first half of the rows) * the second, of a kernel that joins */
+    const esp_normed *normed;   /* NULL: X is read as it is; else of a kernel that norms */
+    const esp_moments *moments; /* NULL; or where those of Y, as rounded, go: of a kernel that
+                                   leaves so many parts */
 } esp_around;
 
 typedef struct esp_kernel esp_kernel;
@@ -110,6 +131,10 @@ struct esp_kernel {
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);
+    /* Whether it finishes esp_around.normed; NULL: no. */
+    bool (*norms)(const esp_kernel *kernel, const esp_matmul_problem *problem);
+    /* The parts in which it leaves esp_around.moments; 0: it does not. NULL: 0. */
+    int (*moment_parts)(const esp_kernel *kernel, const esp_matmul_problem *problem);
     /* Whether it joins halves, esp_around.gates; NULL: no. */
     bool (*gates)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   const esp_packed *weight);
@@ -295,6 +320,10 @@ typedef struct esp_ops {
     esp_status (*layer_norm)(esp_device *device, void *stream, const void *x, const float *weight,
                              const float *bias, float eps, int64_t features, int64_t tokens,
                              void *y);
+    /* What layer_norm and rms_norm need of x, as one part of esp_moments; NULL: no kernel of the
+     * device norms. */
+    esp_status (*moments)(esp_device *device, void *stream, const void *x, int64_t features,
+                          int64_t tokens, float *values);
     /* cosines, sines: [head_dim / 2][tokens], of the f32 products of position and frequency. */
     esp_status (*rope_angles)(esp_device *device, void *stream, const float *frequencies,
                               const int32_t *positions, int64_t head_dim, int64_t tokens,

@@ -34,11 +34,14 @@ ESP_MUST_CHECK esp_status esp_plan_fill(esp_device *device, const esp_matmul_pro
                                         const esp_plan_options *options, esp_plan *plan,
                                         esp_error *error);
 
-/* esp_matmul_run in a model. A prologue needs a kernel that takes it, `gates` one that joins. */
+/* esp_matmul_run in a model. A prologue needs a kernel that takes it, `gates` one that joins,
+ * and so on. */
 ESP_MUST_CHECK esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args,
                                        const esp_around *around, esp_error *error);
 bool esp_plan_takes(const esp_plan *plan, esp_prologue_kind kind);
 bool esp_plan_gates(const esp_plan *plan, const esp_packed *weight);
+bool esp_plan_norms(const esp_plan *plan);       /* esp_around.normed may be given */
+int esp_plan_moment_parts(const esp_plan *plan); /* and moments, of so many parts; 0: may not */
 
 /* Every byte of device memory. */
 ESP_MUST_CHECK esp_status esp_device_fill(esp_device *device, void *memory, int byte, size_t bytes,

@@ -91,6 +91,18 @@ bool esp_plan_gates(const esp_plan *plan, const esp_packed *weight)
            kernel->gates(kernel, &plan->run, weight);
 }
 
+bool esp_plan_norms(const esp_plan *plan)
+{
+    const esp_kernel *kernel = plan->kernel;
+    return kernel->norms != NULL && kernel->norms(kernel, &plan->run);
+}
+
+int esp_plan_moment_parts(const esp_plan *plan)
+{
+    const esp_kernel *kernel = plan->kernel;
+    return kernel->moment_parts != NULL ? kernel->moment_parts(kernel, &plan->run) : 0;
+}
+
 esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args, const esp_around *around,
                         esp_error *error)
 {
