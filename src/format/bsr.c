@@ -232,6 +232,18 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
     esp_buffer_text(text, shown > ESP_FORMAT_PRINT_ENTRIES ? " ...\n" : "\n");
 }
 
+static void each_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    const block_view view = view_of(sparse);
+    int64_t line = stored / view.rows, stop = esp_list_begin(&view.list, line + 1);
+    for (int64_t k = esp_list_begin(&view.list, line); k < stop; k++) {
+        int64_t column = esp_list_place(&view.list, k) * view.columns;
+        int64_t count = ESP_MIN(view.columns, view.in - column);
+        esp_format_show_columns(stored, element_of(&view, k, stored % view.rows, 0), column, count,
+                                see, user);
+    }
+}
+
 const esp_format esp_format_bsr = {
     .name = "bsr",
     .accepts = accepts,
@@ -240,4 +252,5 @@ const esp_format esp_format_bsr = {
     .decode = decode,
     .check = check,
     .print_row = print_row,
+    .each_run = each_run,
 };

@@ -138,6 +138,17 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
     esp_buffer_text(text, end - begin > ESP_FORMAT_PRINT_ENTRIES ? " ...\n" : "\n");
 }
 
+static void each_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    esp_list_view view = view_of(sparse);
+    int64_t first = esp_list_begin(&view, stored), stop = esp_list_begin(&view, stored + 1);
+    esp_run run = {.row = stored, .first = first};
+    for (int64_t k = first; k < stop; k++) {
+        esp_run_add(&run, (uint32_t)esp_list_place(&view, k), see, user);
+    }
+    esp_run_end(&run, see, user);
+}
+
 const esp_format esp_format_csr = {
     .name = "csr",
     .accepts = accepts,
@@ -146,4 +157,5 @@ const esp_format esp_format_csr = {
     .decode = decode,
     .check = check,
     .print_row = print_row,
+    .each_run = each_run,
 };

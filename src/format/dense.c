@@ -64,6 +64,11 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
     esp_buffer_text(text, in > ESP_FORMAT_PRINT_ENTRIES ? " ...\n" : "\n");
 }
 
+static void each_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    esp_format_show_columns(stored, stored * sparse->in_features, 0, sparse->in_features, see, user);
+}
+
 const esp_format esp_format_dense = {
     .name = "dense",
     .accepts = accepts,
@@ -72,4 +77,5 @@ const esp_format esp_format_dense = {
     .decode = decode,
     .check = check,
     .print_row = print_row,
+    .each_run = each_run,
 };

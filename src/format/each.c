@@ -41,6 +41,16 @@ void esp_format_live_row(const esp_tensor *dense, const esp_mask *mask, int64_t 
     }
 }
 
+void esp_format_show_columns(int64_t row, int64_t first, int64_t column, int64_t count,
+                             esp_run_fn see, void *user)
+{
+    esp_run run = {.row = row, .first = first};
+    for (int64_t i = 0; i < count; i++) {
+        esp_run_add(&run, (uint32_t)(column + i), see, user);
+    }
+    esp_run_end(&run, see, user);
+}
+
 void esp_format_set_part(esp_sparse_part *part, const char *name, esp_dtype dtype, int64_t rows,
                          int64_t columns)
 {

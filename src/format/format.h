@@ -17,6 +17,17 @@ struct esp_sparse {
     esp_sparse_part parts[ESP_SPARSE_MAX_PARTS];
 };
 
+/* Stored values of one output row that lie side by side: values[first + i] belongs to column
+ * columns[i], ESP_NO_COLUMN: to none. */
+#define ESP_RUN_MOST 256
+#define ESP_NO_COLUMN UINT32_MAX
+typedef struct esp_run {
+    int64_t row, first;
+    int count;
+    uint32_t columns[ESP_RUN_MOST];
+} esp_run;
+typedef void (*esp_run_fn)(void *user, const esp_run *run);
+
 /* One record per format: panel.c, nm.c, dense.c, csr.c, bsr.c, rows_cols.c. */
 typedef struct esp_format {
     const char *name;
@@ -30,6 +41,9 @@ typedef struct esp_format {
     esp_status (*decode)(const esp_sparse *sparse, esp_tensor *dense, esp_error *error);
     esp_status (*check)(const esp_sparse *sparse, esp_error *error);
     void (*print_row)(const esp_sparse *sparse, int64_t row, esp_buffer *text);
+    /* Shows the values of stored row 0..out_features-1 in the order in which they lie, none where
+     * fewer rows are stored. */
+    void (*each_run)(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user);
 } esp_format;
 
 /* NULL when no format takes the pattern. */
@@ -42,6 +56,15 @@ int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total);
 /* Rounds the values to another weight type; "sparse.type_overflow" where a finite one is too large
  * for it. */
 ESP_MUST_CHECK esp_status esp_sparse_retype(esp_sparse *sparse, esp_dtype dtype, esp_error *error);
+
+/* y[row] = the row's weights times x[column], summed in f64; x NULL: ones. */
+void esp_sparse_multiply(const esp_sparse *sparse, const float *x, double *y);
+/* Multiplies each column by a factor of its own; zeros stay +0.0. */
+void esp_sparse_scale(esp_sparse *sparse, const float *factors);
+/* Whether `dtype` holds what that would make as well as it holds weights: all of it is finite and
+ * rounding loses no more than it does of normal numbers. losses: scratch [2 * out_features]. */
+bool esp_sparse_can_scale(const esp_sparse *sparse, const float *factors, esp_dtype dtype,
+                          double *losses);
 
 /* V:2:5 as 2:4 over all columns in another order, which spread.c draws: 96 places for 80 columns.
  * Kernels read it (ESP_FORM_SPREAD); files never hold it. */

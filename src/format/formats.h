@@ -57,6 +57,26 @@ static inline bool esp_weight_is_negative_zero(esp_dtype dtype, const void *data
     return esp_weight_is_zero(dtype, data, index) && at[(size_t)index * width + width - 1] == 0x80;
 }
 
+/* Shows `count` values from `first` on, which belong to neighbouring columns from `column` on. */
+void esp_format_show_columns(int64_t row, int64_t first, int64_t column, int64_t count,
+                             esp_run_fn see, void *user);
+/* Adds a value to a run, which is shown before it gets too long, and behind the last one. */
+static inline void esp_run_add(esp_run *run, uint32_t column, esp_run_fn see, void *user)
+{
+    run->columns[run->count++] = column;
+    if (run->count == ESP_RUN_MOST) {
+        see(user, run);
+        run->first += run->count;
+        run->count = 0;
+    }
+}
+static inline void esp_run_end(const esp_run *run, esp_run_fn see, void *user)
+{
+    if (run->count > 0) {
+        see(user, run);
+    }
+}
+
 /* " 12:0.5" for a person. */
 void esp_format_print_entry(const esp_sparse *sparse, const esp_tensor *values, int64_t index,
                             int64_t column, esp_buffer *text);

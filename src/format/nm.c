@@ -342,6 +342,19 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
     esp_buffer_text(text, view.kept > shown ? " ...\n" : "\n");
 }
 
+static void each_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    const nm_view view = view_of(sparse);
+    bit_stream stream = stream_of(&view, stored);
+    esp_run run = {.row = stored, .first = stored * view.kept};
+    for (int64_t first = 0; first < view.in; first += view.group) {
+        for (int64_t i = 0; i < ESP_MIN(view.keep, view.in - first); i++) {
+            esp_run_add(&run, (uint32_t)(first + take_bits(&stream, view.bits)), see, user);
+        }
+    }
+    esp_run_end(&run, see, user);
+}
+
 const esp_format esp_format_nm = {
     .name = "nm",
     .accepts = accepts,
@@ -350,4 +363,5 @@ const esp_format esp_format_nm = {
     .decode = decode,
     .check = check,
     .print_row = print_row,
+    .each_run = each_run,
 };

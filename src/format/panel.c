@@ -147,6 +147,19 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
     esp_buffer_text(text, view.kept / 2 > ESP_FORMAT_PRINT_ENTRIES ? " ...\n" : "\n");
 }
 
+static void each_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    const esp_panel_view view = esp_panel_view_of(sparse);
+    int64_t panel = stored / view.v;
+    esp_run run = {.row = esp_panel_row(&view, stored), .first = stored * view.kept / 2};
+    for (int64_t quad = 0; quad < view.quads; quad++) {
+        unsigned nibble = esp_panel_nibble(&view, stored, quad);
+        esp_run_add(&run, esp_panel_column(&view, panel, 4 * quad + (nibble & 3)), see, user);
+        esp_run_add(&run, esp_panel_column(&view, panel, 4 * quad + (nibble >> 2)), see, user);
+    }
+    esp_run_end(&run, see, user);
+}
+
 const esp_format esp_format_panel = {
     .name = "panel",
     .accepts = accepts,
@@ -155,4 +168,5 @@ const esp_format esp_format_panel = {
     .decode = decode,
     .check = esp_panel_check,
     .print_row = print_row,
+    .each_run = each_run,
 };

@@ -4,8 +4,6 @@
 
 #include "format/formats.h"
 
-#define ESP_NO_COLUMN UINT32_MAX
-
 typedef struct esp_panel_view {
     int64_t out, in;
     int64_t v;              /* rows of a panel; all rows for 2:4 */

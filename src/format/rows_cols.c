@@ -271,6 +271,25 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
     esp_buffer_text(text, count > ESP_FORMAT_PRINT_ENTRIES ? " ...\n" : "\n");
 }
 
+static void each_row_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    const list_job job = job_of(sparse, NULL, NULL);
+    int64_t in = sparse->in_features;
+    if (stored < job.list.kept) {
+        esp_format_show_columns(esp_list_place(&job.list, stored), stored * in, 0, in, see, user);
+    }
+}
+
+static void each_column_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
+{
+    const list_job job = job_of(sparse, NULL, NULL);
+    esp_run run = {.row = stored, .first = stored * job.list.kept};
+    for (int64_t k = 0; k < job.list.kept; k++) {
+        esp_run_add(&run, (uint32_t)esp_list_place(&job.list, k), see, user);
+    }
+    esp_run_end(&run, see, user);
+}
+
 const esp_format esp_format_rows = {
     .name = "rows",
     .accepts = accepts_rows,
@@ -279,6 +298,7 @@ const esp_format esp_format_rows = {
     .decode = decode,
     .check = check,
     .print_row = print_row,
+    .each_run = each_row_run,
 };
 
 const esp_format esp_format_cols = {
@@ -289,4 +309,5 @@ const esp_format esp_format_cols = {
     .decode = decode,
     .check = check,
     .print_row = print_row,
+    .each_run = each_column_run,
 };
