@@ -34,6 +34,11 @@ typedef enum esp_role {
     ESP_ROLE_VECTOR      /* `out` numbers in all, widened to f32 */
 } esp_role;
 
+/* Where a norm's numbers go; bias NULL: it has none of its kind, and no mean either (RMS). */
+typedef struct esp_norm_at {
+    float **weight, **bias;
+} esp_norm_at;
+
 /* A tensor that the model needs and where it goes. */
 typedef struct esp_want {
     char name[96];
@@ -46,6 +51,7 @@ typedef struct esp_want {
     esp_linear *linear;
     esp_tensor *table; /* a view of the packed weight's own memory: no second copy */
     float **vector;    /* memory of the device */
+    esp_norm_at reads; /* of a linear layer: the norm of which it reads the output; zeros: none */
     bool inner;        /* counts among the model's linear layers: no head */
     /* Tensors that become one: their rows one behind the other, or with `pairs` in turn. The first
      * has `name`. 0 or 1: it is one. */
@@ -62,6 +68,9 @@ typedef struct esp_want_list {
     esp_want wants[ESP_MAX_WANTS];
     int count;
     char prefix[64]; /* of the names that are added */
+    /* The norm whose output the linear layers that are added read, and nothing but linear layers
+     * does; zeros: none such. */
+    esp_norm_at reads;
 } esp_want_list;
 
 void esp_want_vector(esp_want_list *list, const char *name, int64_t size, float **target);
@@ -163,6 +172,21 @@ ESP_MUST_CHECK esp_status esp_vector_take(const esp_model *model, const float *n
                                           int64_t count, const char *what, float **vector,
                                           esp_error *error);
 void esp_vector_free(const esp_model *model, float *vector);
+
+/* Linear layers that read one norm, in host memory on their way to the device (held.c). */
+#define ESP_MOST_READERS 3
+typedef struct esp_readers {
+    const esp_want *wants[ESP_MOST_READERS];
+    esp_sparse *sparse[ESP_MOST_READERS];
+    int count;
+} esp_readers;
+/* Whether norms go into the layers that read them, where numbers allow it: the device has kernels
+ * that finish a norm (esp_kernel.norms). */
+bool esp_model_holds_norms(const esp_model *model);
+/* The norm's weight goes into the layers' weights, its bias into their biases. What is left in its
+ * place has weight 1 and bias 0. */
+ESP_MUST_CHECK esp_status esp_norm_hold(esp_model *model, const esp_readers *readers,
+                                        esp_error *error);
 /* And back. */
 ESP_MUST_CHECK esp_status esp_vector_read(const esp_model *model, const float *vector,
                                           int64_t count, float *numbers, esp_error *error);
@@ -211,6 +235,12 @@ typedef struct esp_area {
 } esp_area;
 ESP_MUST_CHECK esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int count,
                                            int64_t columns, void **block, esp_error *error);
+/* The area of moments of a stream of `hidden` features, none where no norm is held; its room is
+ * `columns` long. */
+esp_area esp_moments_area(const esp_model *model, int64_t hidden, int64_t columns,
+                          esp_known_moments *moments);
+/* For esp_nn: NULL where there is no room for any. */
+esp_known_moments *esp_moments_of(esp_known_moments *moments);
 /* Device memory, at least 64 bytes; `what` is for the message. */
 ESP_MUST_CHECK esp_status esp_device_take(const esp_model *model, size_t elements, size_t width,
                                           const char *what, void **memory, esp_error *error);

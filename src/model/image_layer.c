@@ -118,6 +118,8 @@ void esp_image_layer_list(const esp_image_config *config, const esp_image_layer_
     int64_t hidden = config->hidden, inner = config->intermediate;
     esp_group_layer *attention = &layer->attention;
     esp_want_norm(list, names->norm1, hidden, &layer->norm1_weight, &layer->norm1_bias);
+    list->reads = attention->o.adds ? (esp_norm_at){&layer->norm1_weight, &layer->norm1_bias}
+                                    : (esp_norm_at){NULL, NULL}; /* what pads windows reads it */
     if (attention->projections < names->projections) {
         const esp_stack qkv = qkv_stack(config, names);
         esp_want_stack(list, &qkv, hidden, config->qkv_bias, &attention->qkv[0]);
@@ -126,9 +128,12 @@ void esp_image_layer_list(const esp_image_config *config, const esp_image_layer_
         esp_want_linear(list, names->qkv[i], 3 / names->projections * hidden, hidden,
                         config->qkv_bias, &attention->qkv[i]);
     }
+    list->reads = (esp_norm_at){NULL, NULL};
     esp_want_linear(list, names->o, hidden, hidden, true, &attention->o);
     esp_want_norm(list, names->norm2, hidden, &layer->norm2_weight, &layer->norm2_bias);
+    list->reads = (esp_norm_at){&layer->norm2_weight, &layer->norm2_bias};
     esp_want_linear(list, names->up, inner, hidden, true, &layer->up);
+    list->reads = (esp_norm_at){NULL, NULL};
     esp_want_linear(list, names->down, hidden, inner, true, &layer->down);
 }
 
@@ -151,6 +156,12 @@ esp_linear *esp_image_layer_linear(esp_image_layer *layer, int64_t number)
     esp_linear *const others[] = {&layer->attention.o, &layer->up, &layer->down};
     number -= projections;
     return number < ESP_COUNT(others) ? others[number] : NULL;
+}
+
+const esp_linear *esp_image_layer_reader(const esp_image_layer *layers, int64_t count,
+                                         int64_t index)
+{
+    return index + 1 < count ? &layers[index + 1].attention.qkv[0] : NULL;
 }
 
 void esp_image_layer_free(const esp_model *model, esp_image_layer *layer)

@@ -128,6 +128,7 @@ static esp_status embed(const pass *p, esp_error *error)
 {
     const esp_session *session = p->session;
     const esp_llama *llama = session->llama;
+    esp_moments_forget(&p->nn, session->x);
     const esp_embedding embedding = {.tables = {&llama->table},
                                      .rows = {mailed(session, 0)},
                                      .count = 1,
@@ -179,8 +180,10 @@ static esp_status run_layer(const pass *p, int64_t index, esp_error *error)
     const esp_llama_layer *layer = &session->llama->layers[index];
     esp_prepare between = norm_ahead(p, layer->post_attention_norm);
     ESP_TRY(attend(p, index, NULL, error));
-    ESP_TRY(
-        esp_mlp_run(&p->nn, &layer->mlp, &between, session->inner, session->x, p->columns, error));
+    const esp_linear *reader =
+        index + 1 < session->llama->config.layers ? &layer[1].attention.qkv[0] : NULL;
+    ESP_TRY(esp_mlp_run(&p->nn, &layer->mlp, &between, session->inner, session->x, p->columns,
+                        reader, error));
     char name[32];
     snprintf(name, sizeof name, "layer.%lld", (long long)index);
     return show(p, name, session->x, error);
@@ -199,7 +202,7 @@ static esp_status run_last(const pass *p, int64_t index, esp_error *error)
     esp_plan_options room;
     const esp_nn nn = esp_kept_nn(&p->nn, &room);
     ESP_TRY(attend(p, index, &kept, error));
-    return esp_mlp_run(&nn, &layer->mlp, &between, session->inner, kept.x, 1, error);
+    return esp_mlp_run(&nn, &layer->mlp, &between, session->inner, kept.x, 1, NULL, error);
 }
 
 /* Columns first.. of normed, `columns` of them, to rows of logits. */
@@ -377,6 +380,7 @@ esp_status esp_llama_forward(esp_session *session, const esp_llama_batch *batch,
     p.nn.workspace = session->workspace;
     p.nn.workspace_bytes = session->workspace_bytes;
     p.nn.plans = session->plans;
+    p.nn.moments = esp_moments_of(&session->moments);
     p.longest = p.by_places ? room_for_longest(&p) : 0;
     p.last_only =
         !p.by_places && batch->tokens > 1 && !batch->all_logits && session->observe == NULL;

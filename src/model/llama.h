@@ -39,6 +39,7 @@ struct esp_session {
     void *scratch;      /* all the following, [features][max_batch] each */
     void *x, *normed, *qkv, *mixed, *inner;
     float *cosines, *sines;
+    esp_known_moments moments; /* of x, or of `last` */
     void *last; /* [hidden]: of the last token, behind the last layer or its norm */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;

@@ -129,20 +129,24 @@ static void list_layer(esp_llama *llama, int64_t index, esp_want_list *list)
     const esp_stack both = mlp_stack(config, mlp->kind == ESP_MLP_PAIRED);
     prefix_of(index, list->prefix, sizeof list->prefix);
     esp_want_vector(list, "input_layernorm.weight", hidden, &layer->input_norm);
+    list->reads.weight = &layer->input_norm;
     for (int i = 0; i < 3 && attention->projections == 3; i++) {
         esp_want_linear(list, qkv.names[i], qkv.rows[i], hidden, bias, &attention->qkv[i]);
     }
     if (attention->projections == 1) {
         esp_want_stack(list, &qkv, hidden, bias, &attention->qkv[0]);
     }
+    list->reads.weight = NULL;
     esp_want_linear(list, "self_attn.o_proj", hidden, q, config->o_bias, &attention->o);
     esp_want_vector(list, "post_attention_layernorm.weight", hidden, &layer->post_attention_norm);
+    list->reads.weight = &layer->post_attention_norm;
     if (mlp->kind == ESP_MLP_APART) {
         esp_want_linear(list, both.names[0], inner, hidden, config->mlp_bias, &mlp->gate);
         esp_want_linear(list, both.names[1], inner, hidden, config->mlp_bias, &mlp->up);
     } else {
         esp_want_stack(list, &both, hidden, config->mlp_bias, &mlp->gate);
     }
+    list->reads.weight = NULL;
     esp_want_linear(list, "mlp.down_proj", hidden, inner, config->mlp_bias, &mlp->down);
 }
 

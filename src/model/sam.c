@@ -87,6 +87,7 @@ static esp_status create(esp_vision *vision, esp_error *error)
     const esp_sam *sam = sam_of(vision);
     const esp_image_config *config = &sam->config;
     int64_t hidden = config->hidden, neighbours = sam->channels * NECK_SIDE * NECK_SIDE;
+    int64_t columns = vision->max_images * ESP_MAX(vision->pitch, vision->windowed);
     const esp_area areas[] = {
         {&vision->x, hidden},
         {&vision->normed, hidden},
@@ -94,8 +95,8 @@ static esp_status create(esp_vision *vision, esp_error *error)
         {&vision->qkv, 3 * hidden},
         {&vision->picked, sam->channels},
         {&vision->inner, ESP_MAX(config->intermediate, neighbours)},
+        esp_moments_area(vision->model, hidden, columns, &vision->moments),
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
-    int64_t columns = vision->max_images * ESP_MAX(vision->pitch, vision->windowed);
     ESP_TRY(
         esp_scratch_take(vision->model, areas, ESP_COUNT(areas), columns, &vision->block, error));
     ESP_TRY(take_positions(vision, error));
@@ -136,7 +137,7 @@ static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
 static esp_group_call in_place(const esp_vision_pass *pass, int64_t window)
 {
     const esp_vision *vision = pass->vision;
-    return (esp_group_call){.x = vision->normed,
+    return (esp_group_call){.x = vision->x,
                             .y = vision->x,
                             .residual = vision->x,
                             .columns = pass->columns,
@@ -155,6 +156,8 @@ static esp_status attend_gathered(const esp_vision_pass *pass, const esp_image_l
     const esp_vision *vision = pass->vision;
     const esp_sam *sam = sam_of(vision);
     int64_t hidden = sam->config.hidden, places = pass->images * vision->windowed;
+    ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
+                            sam->config.eps, hidden, vision->normed, error));
     const esp_group_call attention = {.x = vision->mixed,
                                       .y = vision->qkv,
                                       .columns = places,
@@ -174,7 +177,12 @@ static esp_status attend_gathered(const esp_vision_pass *pass, const esp_image_l
 static esp_status attend(const esp_vision_pass *pass, const esp_image_layer *layer, bool global,
                          esp_error *error)
 {
-    const esp_group_call call = in_place(pass, global ? 0 : sam_of(pass->vision)->window);
+    const esp_vision *vision = pass->vision;
+    const esp_sam *sam = sam_of(vision);
+    esp_group_call call = in_place(pass, global ? 0 : sam->window);
+    esp_prepare norm = esp_prepare_layer_norm(layer->norm1_weight, layer->norm1_bias,
+                                              sam->config.eps, vision->normed);
+    call.prepare = &norm;
     return layer->attention.o.adds ? esp_vision_attend(pass, layer, &call, error)
                                    : attend_gathered(pass, layer, error);
 }
@@ -192,12 +200,10 @@ static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_erro
     const esp_vision *vision = pass->vision;
     const esp_sam *sam = sam_of(vision);
     const esp_image_layer *layer = &sam->layers[index];
-    int64_t hidden = sam->config.hidden;
-    ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
-                            sam->config.eps, hidden, vision->normed, error));
+    const esp_linear *reader = esp_image_layer_reader(sam->layers, sam->config.layers, index);
     ESP_TRY(attend(pass, layer, sam->global[index], error));
-    ESP_TRY(esp_vision_feed_forward(pass, layer, sam->config.eps, hidden, vision->x, error));
-    return esp_vision_show_layer(pass, index, hidden, error);
+    ESP_TRY(esp_vision_feed_forward(pass, layer, sam->config.eps, vision->x, reader, error));
+    return esp_vision_show_layer(pass, index, sam->config.hidden, error);
 }
 
 /* The result lies in `picked`. */

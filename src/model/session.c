@@ -53,7 +53,8 @@ static esp_status take_scratch(esp_session *session, esp_error *error)
                               {&session->normed, config->hidden},
                               {&session->qkv, q + 2 * kv},
                               {&session->mixed, q},
-                              {&session->inner, 2 * config->intermediate}};
+                              {&session->inner, 2 * config->intermediate},
+                              esp_moments_area(model, config->hidden, columns, &session->moments)};
     ESP_TRY(esp_scratch_take(model, areas, ESP_COUNT(areas), columns, &session->scratch, error));
     ESP_TRY(esp_device_take(model, (size_t)config->hidden, esp_model_width(model), "scratch memory",
                             &session->last, error));

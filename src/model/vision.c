@@ -240,6 +240,7 @@ esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t image
     pass.nn.workspace = vision->workspace;
     pass.nn.workspace_bytes = vision->workspace_bytes;
     pass.nn.plans = vision->plans;
+    pass.nn.moments = esp_moments_of(&vision->moments);
     ESP_TRY(lay_out(vision, images, error));
     ESP_TRY(send_pixels(vision, pixels, images, &pass.pixels, error));
     const int64_t key[4] = {images};
@@ -391,6 +392,7 @@ esp_status esp_vision_embed(const esp_vision_pass *pass, const esp_linear *proje
                                      .from_columns = columns,
                                      .columns = pass->columns};
     const esp_linear_call call = {.x = vision->pixels, .y = made, .tokens = columns};
+    esp_moments_forget(nn, vision->x);
     ESP_TRY(esp_nn_done(nn->ops->patches(nn->device, nn->stream, &cut), "patches", error));
     ESP_TRY(esp_linear_run(nn, projection, &call, error));
     return esp_nn_done(nn->ops->place_tokens(nn->device, nn->stream, &tokens), "place_tokens",
@@ -412,19 +414,25 @@ esp_status esp_vision_gather(const esp_vision_pass *pass, const void *x, int64_t
                              void *y, esp_error *error)
 {
     const esp_nn *nn = &pass->nn;
+    esp_moments_forget(nn, y);
     return esp_nn_done(
         nn->ops->gather_tokens(nn->device, nn->stream, x, features, columns, index, count, adds, y),
         "gather_tokens", error);
 }
 
 esp_status esp_vision_feed_forward(const esp_vision_pass *pass, const esp_image_layer *layer,
-                                   float eps, int64_t features, void *x, esp_error *error)
+                                   float eps, void *x, const esp_linear *reader, esp_error *error)
 {
     const esp_vision *vision = pass->vision;
-    ESP_TRY(esp_vision_norm(pass, x, layer->norm2_weight, layer->norm2_bias, eps, features,
-                            vision->normed, error));
-    esp_linear_call up = {.x = vision->normed, .y = vision->inner, .tokens = pass->columns};
-    esp_linear_call down = {.x = vision->inner, .y = x, .residual = x, .tokens = pass->columns};
+    esp_prepare norm =
+        esp_prepare_layer_norm(layer->norm2_weight, layer->norm2_bias, eps, vision->normed);
+    esp_linear_call up = {
+        .x = x, .y = vision->inner, .tokens = pass->columns, .prepare = &norm};
+    esp_linear_call down = {.x = vision->inner,
+                            .y = x,
+                            .residual = x,
+                            .tokens = pass->columns,
+                            .reader = reader};
     ESP_TRY(esp_linear_run(&pass->nn, &layer->up, &up, error));
     return esp_linear_run(&pass->nn, &layer->down, &down, error);
 }
@@ -435,6 +443,7 @@ esp_status esp_vision_attend(const esp_vision_pass *pass, const esp_image_layer 
     const esp_vision *vision = pass->vision;
     esp_group_call call = *what;
     call.qkv = vision->qkv;
+    call.reader = what->residual != NULL ? &layer->up : NULL; /* else y is not the stream */
     call.mixed = vision->mixed;
     call.workspace = vision->attention_workspace;
     return esp_group_run(&pass->nn, &layer->attention, &call, error);

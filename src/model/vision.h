@@ -46,6 +46,9 @@ void esp_image_layer_list(const esp_image_config *config, const esp_image_layer_
                           esp_image_layer *layer, esp_want_list *list);
 /* Linear layer 0, 1... of one layer; NULL behind the last. */
 esp_linear *esp_image_layer_linear(esp_image_layer *layer, int64_t number);
+/* What reads the stream behind a layer: the next one, by its norm; NULL: what comes behind all. */
+const esp_linear *esp_image_layer_reader(const esp_image_layer *layers, int64_t count,
+                                         int64_t index);
 void esp_image_layer_free(const esp_model *model, esp_image_layer *layer);
 /* Sizes and activation, before tensors are listed. */
 void esp_image_layer_prepare(const esp_image_config *config, int projections,
@@ -66,7 +69,8 @@ struct esp_vision {
     int64_t laid_out; /* images that the index tables are made for */
     void *block;      /* all of the following, [features][columns of a batch] */
     void *x, *normed, *mixed, *qkv, *inner, *pixels, *picked;
-    esp_mail index, back; /* int32 tables of gather_tokens */
+    esp_known_moments moments; /* of x, or of the kept tokens of it */
+    esp_mail index, back;      /* int32 tables of gather_tokens */
     float *positions;     /* [hidden][pitch]: what an image's tokens are added to */
     esp_mail images;      /* f32 pixels of a batch; taken on a far device, or when asked for */
     int64_t sent;         /* images whose pixels are in `images` */
@@ -136,10 +140,10 @@ ESP_MUST_CHECK esp_status esp_vision_norm(const esp_vision_pass *pass, const voi
 ESP_MUST_CHECK esp_status esp_vision_gather(const esp_vision_pass *pass, const void *x,
                                             int64_t features, int64_t columns, const int32_t *index,
                                             int64_t count, bool adds, void *y, esp_error *error);
-/* x += down(activation(up(norm2(x)))) */
+/* x += down(activation(up(norm2(x)))); reader: as in esp_linear_call. */
 ESP_MUST_CHECK esp_status esp_vision_feed_forward(const esp_vision_pass *pass,
-                                                  const esp_image_layer *layer, float eps,
-                                                  int64_t features, void *x, esp_error *error);
+                                                  const esp_image_layer *layer, float eps, void *x,
+                                                  const esp_linear *reader, esp_error *error);
 /* Attention of one layer over vision's scratch; the caller says what is read and written. */
 ESP_MUST_CHECK esp_status esp_vision_attend(const esp_vision_pass *pass,
                                             const esp_image_layer *layer,

@@ -108,6 +108,7 @@ static esp_status create(esp_vision *vision, esp_error *error)
         {&vision->qkv, 3 * hidden},
         {&vision->picked, 2 * hidden},
         {&vision->inner, config->intermediate},
+        esp_moments_area(vision->model, hidden, columns, &vision->moments),
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
     ESP_TRY(
         esp_scratch_take(vision->model, areas, ESP_COUNT(areas), columns, &vision->block, error));
@@ -163,7 +164,10 @@ static esp_status attend(const esp_vision_pass *pass, const esp_image_layer *lay
 {
     const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
-    const esp_group_call attention = {.x = vision->normed,
+    esp_prepare norm = esp_prepare_layer_norm(layer->norm1_weight, layer->norm1_bias,
+                                              vit->config.eps, vision->normed);
+    const esp_group_call attention = {.x = vision->x,
+                                      .prepare = &norm,
                                       .y = vision->x,
                                       .residual = vision->x,
                                       .columns = pass->columns,
@@ -172,8 +176,6 @@ static esp_status attend(const esp_vision_pass *pass, const esp_image_layer *lay
                                       .pitch = vision->pitch,
                                       .kept = kept,
                                       .read = kept != NULL ? vision->kept : 0};
-    ESP_TRY(esp_vision_norm(pass, vision->x, layer->norm1_weight, layer->norm1_bias,
-                            vit->config.eps, vit->config.hidden, vision->normed, error));
     return esp_vision_attend(pass, layer, &attention, error);
 }
 
@@ -181,11 +183,11 @@ static esp_status run_layer(const esp_vision_pass *pass, int64_t index, esp_erro
 {
     const esp_vision *vision = pass->vision;
     const esp_vit *vit = vit_of(vision);
-    int64_t hidden = vit->config.hidden;
-    ESP_TRY(attend(pass, &vit->layers[index], NULL, error));
-    ESP_TRY(esp_vision_feed_forward(pass, &vit->layers[index], vit->config.eps, hidden, vision->x,
-                                    error));
-    return esp_vision_show_layer(pass, index, hidden, error);
+    const esp_image_layer *layer = &vit->layers[index];
+    const esp_linear *reader = esp_image_layer_reader(vit->layers, vit->config.layers, index);
+    ESP_TRY(attend(pass, layer, NULL, error));
+    ESP_TRY(esp_vision_feed_forward(pass, layer, vit->config.eps, vision->x, reader, error));
+    return esp_vision_show_layer(pass, index, vit->config.hidden, error);
 }
 
 /* The heads, each on its columns of normed tokens, side by side in x: y [columns][labels]. */
@@ -219,8 +221,7 @@ static esp_status run_kept(const esp_vision_pass *pass, const esp_image_layer *l
     esp_vision_pass few = *pass;
     few.nn = esp_kept_nn(&pass->nn, &room);
     few.columns = kept.count;
-    ESP_TRY(
-        esp_vision_feed_forward(&few, layer, vit->config.eps, vit->config.hidden, kept.x, error));
+    ESP_TRY(esp_vision_feed_forward(&few, layer, vit->config.eps, kept.x, NULL, error));
     ESP_TRY(esp_vision_norm(&few, kept.x, vit->norm_weight, vit->norm_bias, vit->config.eps,
                             vit->config.hidden, vision->normed, error));
     return run_heads(pass, vision->normed, error);

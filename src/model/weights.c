@@ -48,6 +48,7 @@ void esp_want_linear(esp_want_list *list, const char *name, int64_t out, int64_t
     want->weight = &target->weight;
     want->linear = target;
     want->inner = !target->is_head;
+    want->reads = list->reads;
     snprintf(target->name, sizeof target->name, "%s%s", list->prefix, name);
     set_matrix(want, out, in);
     if (bias) {
@@ -141,6 +142,7 @@ void esp_weights_list(esp_model *model, int64_t part, esp_want_list *list)
 {
     list->count = 0;
     list->prefix[0] = '\0';
+    list->reads = (esp_norm_at){NULL, NULL};
     model->family->list_part(model, part, list);
 }
 
@@ -335,25 +337,59 @@ static esp_status fit_type(const esp_model *model, const esp_want *want, esp_spa
     return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "\"%s\"", want->name);
 }
 
-static esp_status read_matrix(esp_model *model, const esp_checkpoint *checkpoint, int64_t index,
-                              const esp_want *want, esp_error *error)
+static esp_status read_matrix(const esp_model *model, const esp_checkpoint *checkpoint,
+                              const esp_want *want, esp_sparse **sparse, esp_error *error)
 {
-    esp_sparse *sparse = NULL;
+    int64_t index = esp_want_find(checkpoint, want);
+    return want->stacked > 1 ? read_stack(model, checkpoint, index, want, sparse, error)
+           : want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, sparse, error)
+                             : read_convolution(model, checkpoint, index, want, sparse, error);
+}
+
+static esp_status pack_matrix(esp_model *model, const esp_want *want, const esp_sparse *sparse,
+                              esp_error *error)
+{
     esp_pack_options options = {0};
-    ESP_TRY(want->stacked > 1 ? read_stack(model, checkpoint, index, want, &sparse, error)
-            : want->rank == 2 ? esp_checkpoint_read_sparse(checkpoint, index, &sparse, error)
-                              : read_convolution(model, checkpoint, index, want, &sparse, error));
-    esp_status status = fit_type(model, want, sparse, error);
-    if (status == ESP_OK && want->role == ESP_ROLE_LINEAR) {
-        status = esp_model_forms(model, want->linear, sparse, &options.forms, error);
+    if (want->role == ESP_ROLE_LINEAR) {
+        ESP_TRY(esp_model_forms(model, want->linear, sparse, &options.forms, error));
     }
-    if (status == ESP_OK) {
-        status = esp_pack_with(model->device, sparse, &options, want->weight, error);
-    }
-    esp_sparse_free(sparse);
-    ESP_TRY(status);
+    ESP_TRY(esp_pack_with(model->device, sparse, &options, want->weight, error));
     count_matrix(model, want);
     return want->role == ESP_ROLE_TABLE ? view_table(model, want, error) : ESP_OK;
+}
+
+static esp_status finish_matrices(esp_model *model, esp_readers *readers, esp_error *error)
+{
+    for (int i = 0; i < readers->count; i++) {
+        ESP_TRY(fit_type(model, readers->wants[i], readers->sparse[i], error));
+    }
+    for (int i = 0; i < readers->count; i++) {
+        ESP_TRY(pack_matrix(model, readers->wants[i], readers->sparse[i], error));
+        esp_sparse_free(readers->sparse[i]);
+        readers->sparse[i] = NULL;
+    }
+    return ESP_OK;
+}
+
+/* Layers that read one norm are in host memory together, since all of them take it in or none. */
+static esp_status load_matrices(esp_model *model, const esp_checkpoint *checkpoint,
+                                esp_readers *readers, esp_error *error)
+{
+    esp_status status = ESP_OK;
+    for (int i = 0; i < readers->count && status == ESP_OK; i++) {
+        status = read_matrix(model, checkpoint, readers->wants[i], &readers->sparse[i], error);
+    }
+    if (status == ESP_OK && readers->count > 0 && readers->wants[0]->reads.weight != NULL &&
+        esp_model_holds_norms(model)) {
+        status = esp_norm_hold(model, readers, error);
+    }
+    if (status == ESP_OK) {
+        status = finish_matrices(model, readers, error);
+    }
+    for (int i = 0; i < readers->count; i++) {
+        esp_sparse_free(readers->sparse[i]);
+    }
+    return status;
 }
 
 esp_status esp_vector_take(const esp_model *model, const float *numbers, int64_t count,
@@ -434,20 +470,39 @@ static esp_status read_vector(esp_model *model, const esp_checkpoint *checkpoint
     return status;
 }
 
+/* A matrix, with those that take in the same norm; none where it came with one before. */
+static esp_readers readers_from(const esp_model *model, const esp_want_list *list, int first)
+{
+    const esp_want *want = &list->wants[first];
+    esp_readers readers = {.count = 0};
+    if (want->reads.weight == NULL || !esp_model_holds_norms(model)) {
+        return (esp_readers){.wants = {want}, .count = 1};
+    }
+    for (int i = 0; i < list->count && readers.count < ESP_MOST_READERS; i++) {
+        if (list->wants[i].reads.weight == want->reads.weight) {
+            readers.wants[readers.count++] = &list->wants[i];
+        }
+    }
+    readers.count = readers.wants[0] == want ? readers.count : 0;
+    return readers;
+}
+
 esp_status esp_weights_load_part(esp_model *model, const esp_checkpoint *checkpoint, int64_t part,
                                  esp_error *error)
 {
     esp_want_list list;
     esp_weights_list(model, part, &list);
-    for (int matrices = 0; matrices < 2; matrices++) { /* a bias belongs to the product */
-        for (int i = 0; i < list.count; i++) {
-            const esp_want *want = &list.wants[i];
-            bool matrix = want->role != ESP_ROLE_VECTOR;
+    for (int i = 0; i < list.count; i++) {
+        const esp_want *want = &list.wants[i];
+        if (want->role == ESP_ROLE_VECTOR) {
             int64_t index = esp_want_find(checkpoint, want);
-            if (matrix == (matrices == 1)) {
-                ESP_TRY(matrix ? read_matrix(model, checkpoint, index, want, error)
-                               : read_vector(model, checkpoint, index, want, error));
-            }
+            ESP_TRY(read_vector(model, checkpoint, index, want, error));
+        }
+    }
+    for (int i = 0; i < list.count; i++) { /* a bias belongs to the product */
+        if (list.wants[i].role != ESP_ROLE_VECTOR) {
+            esp_readers readers = readers_from(model, &list, i);
+            ESP_TRY(load_matrices(model, checkpoint, &readers, error));
         }
     }
     return ESP_OK;

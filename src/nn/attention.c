@@ -95,12 +95,13 @@ esp_status esp_attention_run(const esp_nn *nn, const esp_attention_layer *layer,
     ESP_TRY(attend(nn, layer, call, parts, error));
     if (call->kept != NULL) {
         return esp_kept_project(nn, &layer->o, call->kept, call->mixed, call->x, call->columns,
-                                error);
+                                call->next, error);
     }
     esp_linear_call back = {.x = call->mixed,
                             .y = call->x,
                             .residual = call->x,
                             .tokens = call->columns,
-                            .next = call->next};
+                            .next = call->next,
+                            .reader = call->next};
     return esp_linear_run(nn, &layer->o, &back, error);
 }

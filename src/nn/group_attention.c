@@ -20,8 +20,10 @@ static esp_status project(const esp_nn *nn, const esp_group_layer *layer,
                           const esp_group_call *call, esp_error *error)
 {
     for (int i = 0; i < layer->projections; i++) {
-        esp_linear_call product = {
-            .x = call->x, .y = part_of(nn->ops, layer, call, i), .tokens = call->columns};
+        esp_linear_call product = {.x = call->x,
+                                   .y = part_of(nn->ops, layer, call, i),
+                                   .tokens = call->columns,
+                                   .prepare = call->prepare};
         ESP_TRY(esp_linear_run(nn, &layer->qkv[i], &product, error));
     }
     return ESP_OK;
@@ -51,11 +53,12 @@ esp_group_attention esp_group_attention_of(const esp_ops *ops, const esp_group_l
                                  .workspace = call->workspace};
 }
 
-/* The bias of q, k or v; NULL: none. */
+/* What q, k or v is of zeros; NULL: zeros. */
 static const float *bias_of(const esp_group_layer *layer, int part)
 {
     bool apart = layer->projections == 3;
-    const float *bias = layer->qkv[apart ? part : 0].bias;
+    const esp_linear *linear = &layer->qkv[apart ? part : 0];
+    const float *bias = linear->holds_norm ? linear->own_bias : linear->bias;
     return apart || bias == NULL ? bias : bias + part * layer->heads * layer->head_dim;
 }
 
@@ -108,9 +111,12 @@ esp_status esp_group_run(const esp_nn *nn, const esp_group_layer *layer, const e
     ESP_TRY(attend(nn, layer, call, error));
     if (call->kept != NULL) {
         return esp_kept_project(nn, &layer->o, call->kept, call->mixed, call->residual,
-                                call->columns, error);
+                                call->columns, call->reader, error);
     }
-    esp_linear_call back = {
-        .x = call->mixed, .y = call->y, .residual = call->residual, .tokens = call->columns};
+    esp_linear_call back = {.x = call->mixed,
+                            .y = call->y,
+                            .residual = call->residual,
+                            .tokens = call->columns,
+                            .reader = call->reader};
     return esp_linear_run(nn, &layer->o, &back, error);
 }

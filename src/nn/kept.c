@@ -7,6 +7,7 @@
 static esp_status gather(const esp_nn *nn, const esp_kept_tokens *kept, const void *from,
                          int64_t features, int64_t columns, void *to, esp_error *error)
 {
+    esp_moments_forget(nn, to);
     return esp_nn_done(nn->ops->gather_tokens(nn->device, nn->stream, from, features, columns,
                                               kept->index, kept->count, false, to),
                        "gather_tokens", error);
@@ -25,10 +26,14 @@ esp_nn esp_kept_nn(const esp_nn *nn, esp_plan_options *options)
 }
 
 esp_status esp_kept_project(const esp_nn *nn, const esp_linear *o, const esp_kept_tokens *kept,
-                            const void *mixed, const void *x, int64_t columns, esp_error *error)
+                            const void *mixed, const void *x, int64_t columns,
+                            const esp_linear *reader, esp_error *error)
 {
-    esp_linear_call back = {
-        .x = kept->mixed, .y = kept->x, .residual = kept->x, .tokens = kept->count};
+    esp_linear_call back = {.x = kept->mixed,
+                            .y = kept->x,
+                            .residual = kept->x,
+                            .tokens = kept->count,
+                            .reader = reader};
     esp_plan_options room;
     const esp_nn own = esp_kept_nn(nn, &room);
     ESP_TRY(gather(nn, kept, mixed, o->weight->in_features, columns, kept->mixed, error));

@@ -5,9 +5,12 @@
 
 void esp_linear_free(esp_linear *linear, esp_device *device)
 {
+    float *const vectors[] = {linear->bias, linear->row_sums, linear->own_bias};
     esp_packed_free(linear->weight);
-    if (linear->bias != NULL) {
-        device->backend->release(device, linear->bias);
+    for (int i = 0; i < ESP_COUNT(vectors); i++) {
+        if (vectors[i] != NULL) {
+            device->backend->release(device, vectors[i]);
+        }
     }
     *linear = (esp_linear){0};
 }
@@ -98,13 +101,37 @@ esp_prepare esp_prepare_gate(const void *up, void *to)
     return (esp_prepare){.prologue = {.kind = ESP_PROLOGUE_SWIGLU, .up = up}, .to = to};
 }
 
-/* Runs the operation in front of the product, once, and has the product read what it made. */
+esp_prepare esp_prepare_layer_norm(const float *weight, const float *bias, float eps, void *to)
+{
+    return (esp_prepare){
+        .prologue = {.weight = weight, .eps = eps}, .centers = true, .bias = bias, .to = to};
+}
+
+/* The operation in front of a product, from x. */
+static esp_status run_prepare(const esp_nn *nn, const esp_prepare *ahead, const void *x,
+                              int64_t features, int64_t tokens, esp_error *error)
+{
+    const esp_prologue *of = &ahead->prologue;
+    if (of->kind == ESP_PROLOGUE_SWIGLU) {
+        return esp_nn_done(
+            nn->ops->swiglu(nn->device, nn->stream, x, of->up, features * tokens, ahead->to),
+            "swiglu", error);
+    }
+    if (ahead->centers) {
+        return esp_nn_done(nn->ops->layer_norm(nn->device, nn->stream, x, of->weight, ahead->bias,
+                                               of->eps, features, tokens, ahead->to),
+                           "layer_norm", error);
+    }
+    return esp_nn_done(nn->ops->rms_norm(nn->device, nn->stream, x, of->weight, of->eps, features,
+                                         tokens, ahead->to),
+                       "rms_norm", error);
+}
+
+/* Runs it, once, and has the product read what it made. */
 static esp_status prepare(const esp_nn *nn, const esp_linear *linear, esp_linear_call *call,
                           esp_error *error)
 {
     esp_prepare *ahead = call->prepare;
-    const esp_prologue *of = &ahead->prologue;
-    int64_t features = linear->weight->in_features;
     const void *x = call->x;
     call->x = ahead->to;
     call->prepare = NULL;
@@ -112,14 +139,37 @@ static esp_status prepare(const esp_nn *nn, const esp_linear *linear, esp_linear
         return ESP_OK;
     }
     ahead->done = true;
-    if (of->kind == ESP_PROLOGUE_SWIGLU) {
-        return esp_nn_done(
-            nn->ops->swiglu(nn->device, nn->stream, x, of->up, features * call->tokens, ahead->to),
-            "swiglu", error);
+    return run_prepare(nn, ahead, x, linear->weight->in_features, call->tokens, error);
+}
+
+/* ---- norms that the weight holds ---- */
+
+void esp_moments_forget(const esp_nn *nn, const void *x)
+{
+    if (nn->moments != NULL && nn->moments->x == x) {
+        nn->moments->x = NULL;
     }
-    return esp_nn_done(nn->ops->rms_norm(nn->device, nn->stream, x, of->weight, of->eps, features,
-                                         call->tokens, ahead->to),
-                       "rms_norm", error);
+}
+
+/* Those of what the product reads: left by the product that wrote it, or found now. */
+static esp_status find_moments(const esp_nn *nn, const esp_linear *linear,
+                               const esp_linear_call *call, esp_normed *normed, esp_error *error)
+{
+    esp_known_moments *known = nn->moments;
+    if (known->x != call->x || known->tokens != call->tokens) {
+        known->x = NULL; /* should it fail */
+        ESP_TRY(esp_nn_done(nn->ops->moments(nn->device, nn->stream, call->x,
+                                             linear->weight->in_features, call->tokens,
+                                             known->memory),
+                            "moments", error));
+        known->x = call->x;
+        known->tokens = call->tokens;
+        known->parts = 1;
+    }
+    *normed = (esp_normed){.of_x = {known->memory, known->parts},
+                           .row_sums = linear->row_sums,
+                           .eps = call->prepare->prologue.eps};
+    return ESP_OK;
 }
 
 static esp_plan_slot *slot_of(const esp_nn *nn, const esp_linear *linear, int64_t tokens,
@@ -147,20 +197,56 @@ bool esp_linear_gates(const esp_nn *nn, const esp_linear *linear, int64_t tokens
            esp_plan_gates(&slot->plan, linear->weight);
 }
 
-esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *given,
-                          esp_error *error)
+/* Whether the product of a layer finishes the norm that its weight holds. */
+static bool norms(const esp_nn *nn, const esp_linear *linear, const esp_plan_slot *slot)
 {
-    esp_plan_slot once = {.tokens = 0};
-    esp_linear_call own = *given, *call = &own;
-    esp_plan_slot *slot = slot_of(nn, linear, call->tokens, &once);
-    ESP_TRY(find_plan(nn, linear, call->tokens, slot, error));
-    if (call->prepare != NULL && (nn->tap != NULL || call->prepare->done ||
-                                  !esp_plan_takes(&slot->plan, call->prepare->prologue.kind))) {
-        ESP_TRY(prepare(nn, linear, call, error));
+    return linear->holds_norm && nn->moments != NULL && esp_plan_norms(&slot->plan);
+}
+
+/* The parts in which the product leaves moments of y for its reader; 0: it does not. */
+static int parts_left(const esp_nn *nn, const esp_linear_call *call, const esp_plan_slot *slot)
+{
+    int parts = call->reader != NULL && nn->moments != NULL && slot->later == 0
+                    ? esp_plan_moment_parts(&slot->plan)
+                    : 0;
+    if (parts == 0 || parts > nn->moments->most || call->tokens > nn->moments->columns) {
+        return 0;
     }
-    if (nn->tap != NULL) {
-        ESP_TRY(nn->tap->see(nn->tap->user, linear, call, error));
+    esp_plan_slot once = {.tokens = 0}, *reads = slot_of(nn, call->reader, call->tokens, &once);
+    esp_error ignored; /* it comes again where that layer runs */
+    return find_plan(nn, call->reader, call->tokens, reads, &ignored) == ESP_OK &&
+                   norms(nn, call->reader, reads)
+               ? parts
+               : 0;
+}
+
+/* How the operation in front of the product is done; with `normed` filled in by the product. */
+static esp_status open(const esp_nn *nn, const esp_linear *linear, const esp_plan_slot *slot,
+                       esp_linear_call *call, esp_normed *normed, esp_error *error)
+{
+    const esp_prepare *ahead = call->prepare;
+    if (ahead == NULL) {
+        return ESP_OK;
     }
+    bool alone = nn->tap != NULL || ahead->done;
+    if (!alone && !ahead->centers && esp_plan_takes(&slot->plan, ahead->prologue.kind)) {
+        return ESP_OK;
+    }
+    if (!alone && !call->gates && ahead->prologue.kind != ESP_PROLOGUE_SWIGLU &&
+        norms(nn, linear, slot)) {
+        ESP_TRY(find_moments(nn, linear, call, normed, error));
+        call->prepare = NULL;
+        return ESP_OK;
+    }
+    return prepare(nn, linear, call, error);
+}
+
+static esp_status run_product(const esp_nn *nn, const esp_linear *linear,
+                              const esp_linear_call *call, const esp_plan_slot *slot,
+                              const esp_normed *normed, esp_error *error)
+{
+    esp_moments left = {.parts = parts_left(nn, call, slot)};
+    left.values = left.parts > 0 ? nn->moments->memory : NULL;
     esp_matmul_args args = {.weight = linear->weight,
                             .x = call->x,
                             .x_stride = call->x_stride,
@@ -171,7 +257,30 @@ esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_
                             .stream = nn->stream};
     const esp_around around = {.prologue = call->prepare != NULL ? &call->prepare->prologue : NULL,
                                .next = call->next != NULL ? call->next->weight : NULL,
-                               .gates = call->gates};
+                               .gates = call->gates,
+                               .normed = normed->of_x.parts > 0 ? normed : NULL,
+                               .moments = left.parts > 0 ? &left : NULL};
+    esp_moments_forget(nn, call->y);
     ESP_TRY(esp_plan_run(&slot->plan, &args, &around, error));
+    if (left.parts > 0) {
+        nn->moments->x = call->y;
+        nn->moments->tokens = call->tokens;
+        nn->moments->parts = left.parts;
+    }
     return slot->later != 0 ? finish(nn, linear, call, slot->later, error) : ESP_OK;
+}
+
+esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *given,
+                          esp_error *error)
+{
+    esp_plan_slot once = {.tokens = 0};
+    esp_linear_call own = *given, *call = &own;
+    esp_normed normed = {.of_x = {NULL, 0}};
+    esp_plan_slot *slot = slot_of(nn, linear, call->tokens, &once);
+    ESP_TRY(find_plan(nn, linear, call->tokens, slot, error));
+    ESP_TRY(open(nn, linear, slot, call, &normed, error));
+    if (nn->tap != NULL) {
+        ESP_TRY(nn->tap->see(nn->tap->user, linear, call, error));
+    }
+    return run_product(nn, linear, call, slot, &normed, error);
 }

@@ -67,6 +67,16 @@ typedef struct esp_tap {
     void *user;
 } esp_tap;
 
+/* Of the tokens of one area of activations: what the last product that wrote it left, or an
+ * operation found. Room is for `most` parts of `columns`. */
+typedef struct esp_known_moments {
+    void *memory;
+    int64_t most, columns;
+    const void *x; /* of what; NULL: of nothing */
+    int64_t tokens;
+    int parts;
+} esp_known_moments;
+
 /* `workspace` fits the largest product of the session. */
 typedef struct esp_nn {
     esp_device *device;
@@ -78,6 +88,7 @@ typedef struct esp_nn {
     size_t workspace_bytes;      /* fits what predictions choose, whatever is measured meanwhile */
     struct esp_plan_slot *plans; /* two per linear layer, by its number; NULL: plan every call */
     const esp_tap *tap;          /* NULL: nobody looks */
+    esp_known_moments *moments;  /* NULL: no weight holds a norm */
 } esp_nn;
 
 /* A plan that was made before: slot 0 of a layer for one token, slot 1 for the last other count. */
@@ -114,6 +125,10 @@ ESP_MUST_CHECK esp_status esp_nn_done(esp_status status, const char *operation, 
 typedef struct esp_linear {
     esp_packed *weight;
     float *bias; /* [out], or NULL */
+    /* Where the weight and the bias hold the norm of what the layer reads: */
+    bool holds_norm;
+    float *row_sums; /* [out]: as esp_normed; NULL: a norm without a mean */
+    float *own_bias; /* [out]: the bias without the norm's, or NULL */
     char name[64];
     int64_t number;      /* among the layers of its model */
     bool adds;           /* its output is added to the residual stream */
@@ -122,9 +137,12 @@ typedef struct esp_linear {
 } esp_linear;
 
 /* An operation on what a product reads, or several products do: part of the product where its
- * kernel takes it, and one that runs before it where not. */
+ * kernel takes it, or finishes it (a norm that the weight holds), and one that runs before it where
+ * not. */
 typedef struct esp_prepare {
     esp_prologue prologue;
+    bool centers;      /* a layer norm, which no kernel takes; prologue: its weight and eps */
+    const float *bias; /* of one */
     void *to;  /* where it goes if it runs by itself: laid out as x; with swiglu it may be x */
     bool done; /* it is there */
 } esp_prepare;
@@ -137,11 +155,14 @@ typedef struct esp_linear_call {
     int64_t tokens;                /* columns */
     esp_prepare *prepare;          /* of x, which is tight then; NULL: x is read as it is */
     const struct esp_linear *next; /* the layer that reads its weight next; NULL: unknown */
+    /* NULL, or the layer that reads y next, behind a norm, at the same token count. */
+    const struct esp_linear *reader;
     bool gates; /* y = silu(the first half of the rows) * the second, where esp_linear_gates */
 } esp_linear_call;
 
-/* The product reads rms_norm(x), or silu(x) * up; `to` is scratch. */
+/* The product reads rms_norm(x), layer_norm(x), or silu(x) * up; `to` is scratch. */
 esp_prepare esp_prepare_norm(const float *weight, float eps, void *to);
+esp_prepare esp_prepare_layer_norm(const float *weight, const float *bias, float eps, void *to);
 esp_prepare esp_prepare_gate(const void *up, void *to);
 
 void esp_linear_free(esp_linear *linear, esp_device *device);
@@ -163,6 +184,9 @@ bool esp_linear_gates(const esp_nn *nn, const esp_linear *linear, int64_t tokens
 ESP_MUST_CHECK esp_status esp_linear_run(const esp_nn *nn, const esp_linear *linear,
                                          const esp_linear_call *call, esp_error *error);
 
+/* Something that is no linear layer writes x. */
+void esp_moments_forget(const esp_nn *nn, const void *x);
+
 /* ---- the tokens that go on behind the last layer's attention (kept.c) ---- */
 
 typedef struct esp_kept_tokens {
@@ -175,7 +199,8 @@ typedef struct esp_kept_tokens {
 /* kept->x = o(theirs of mixed) + theirs of x, both of `columns`. */
 ESP_MUST_CHECK esp_status esp_kept_project(const esp_nn *nn, const esp_linear *o,
                                            const esp_kept_tokens *kept, const void *mixed,
-                                           const void *x, int64_t columns, esp_error *error);
+                                           const void *x, int64_t columns,
+                                           const esp_linear *reader, esp_error *error);
 /* For layers on kept tokens, which may be too few for a sparse weight to win. `options` is room. */
 esp_nn esp_kept_nn(const esp_nn *nn, esp_plan_options *options);
 
@@ -206,7 +231,7 @@ typedef struct esp_attention_layer {
 typedef struct esp_attention_call {
     void *x;                /* [hidden][columns]: the residual stream, added to */
     esp_prepare *prepare;   /* what the layer reads of x: its norm */
-    const esp_linear *next; /* the layer behind; NULL: unknown */
+    const esp_linear *next; /* the layer behind, which reads x; NULL: unknown */
     const float *cosines, *sines;
     void *qkv, *mixed; /* scratch: [(heads + 2 kv_heads) * head_dim][columns], [heads * head_dim] */
     int64_t tokens, columns;
@@ -235,10 +260,10 @@ typedef struct esp_mlp_layer {
     int64_t intermediate;
 } esp_mlp_layer;
 
-/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. */
+/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. reader: as in esp_linear_call. */
 ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
                                       esp_prepare *prepare, void *inner, void *x, int64_t columns,
-                                      esp_error *error);
+                                      const esp_linear *reader, esp_error *error);
 
 /* ---- attention both ways, among the tokens of a group: a text, an image, a window of one ---- */
 
@@ -252,9 +277,11 @@ typedef struct esp_group_layer {
 
 /* hidden is heads * head_dim. */
 typedef struct esp_group_call {
-    const void *x;        /* [features][columns] */
-    void *y;              /* [features][columns] */
-    const void *residual; /* where o adds: may be y */
+    const void *x;            /* [features][columns] */
+    esp_prepare *prepare;     /* what the layer reads of x; NULL: x */
+    void *y;                  /* [features][columns] */
+    const void *residual;     /* where o adds: may be y */
+    const esp_linear *reader; /* of y, as in esp_linear_call */
     void *qkv;            /* scratch [3 * hidden][columns] */
     void *mixed;          /* scratch [hidden][columns]; may be x */
     int64_t columns;
