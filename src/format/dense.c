@@ -66,7 +66,8 @@ static void print_row(const esp_sparse *sparse, int64_t row, esp_buffer *text)
 
 static void each_run(const esp_sparse *sparse, int64_t stored, esp_run_fn see, void *user)
 {
-    esp_format_show_columns(stored, stored * sparse->in_features, 0, sparse->in_features, see, user);
+    esp_format_show_columns(stored, stored * sparse->in_features, 0, sparse->in_features, see,
+                            user);
 }
 
 const esp_format esp_format_dense = {

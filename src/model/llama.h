@@ -40,7 +40,7 @@ struct esp_session {
     void *x, *normed, *qkv, *mixed, *inner;
     float *cosines, *sines;
     esp_known_moments moments; /* of x, or of `last` */
-    void *last; /* [hidden]: of the last token, behind the last layer or its norm */
+    void *last;                /* [hidden]: of the last token, behind the last layer or its norm */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
     esp_plan_slot *plans; /* [linear layers][2] */

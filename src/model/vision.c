@@ -426,13 +426,9 @@ esp_status esp_vision_feed_forward(const esp_vision_pass *pass, const esp_image_
     const esp_vision *vision = pass->vision;
     esp_prepare norm =
         esp_prepare_layer_norm(layer->norm2_weight, layer->norm2_bias, eps, vision->normed);
-    esp_linear_call up = {
-        .x = x, .y = vision->inner, .tokens = pass->columns, .prepare = &norm};
-    esp_linear_call down = {.x = vision->inner,
-                            .y = x,
-                            .residual = x,
-                            .tokens = pass->columns,
-                            .reader = reader};
+    esp_linear_call up = {.x = x, .y = vision->inner, .tokens = pass->columns, .prepare = &norm};
+    esp_linear_call down = {
+        .x = vision->inner, .y = x, .residual = x, .tokens = pass->columns, .reader = reader};
     ESP_TRY(esp_linear_run(&pass->nn, &layer->up, &up, error));
     return esp_linear_run(&pass->nn, &layer->down, &down, error);
 }

@@ -71,10 +71,10 @@ struct esp_vision {
     void *x, *normed, *mixed, *qkv, *inner, *pixels, *picked;
     esp_known_moments moments; /* of x, or of the kept tokens of it */
     esp_mail index, back;      /* int32 tables of gather_tokens */
-    float *positions;     /* [hidden][pitch]: what an image's tokens are added to */
-    esp_mail images;      /* f32 pixels of a batch; taken on a far device, or when asked for */
-    int64_t sent;         /* images whose pixels are in `images` */
-    esp_mail output;      /* f32, of a batch, as the family makes it */
+    float *positions;          /* [hidden][pitch]: what an image's tokens are added to */
+    esp_mail images;           /* f32 pixels of a batch; taken on a far device, or when asked for */
+    int64_t sent;              /* images whose pixels are in `images` */
+    esp_mail output;           /* f32, of a batch, as the family makes it */
     void *workspace, *attention_workspace;
     size_t workspace_bytes;
     esp_plan_slot *plans; /* [linear layers][2] */

@@ -158,10 +158,10 @@ static esp_status find_moments(const esp_nn *nn, const esp_linear *linear,
     esp_known_moments *known = nn->moments;
     if (known->x != call->x || known->tokens != call->tokens) {
         known->x = NULL; /* should it fail */
-        ESP_TRY(esp_nn_done(nn->ops->moments(nn->device, nn->stream, call->x,
-                                             linear->weight->in_features, call->tokens,
-                                             known->memory),
-                            "moments", error));
+        ESP_TRY(
+            esp_nn_done(nn->ops->moments(nn->device, nn->stream, call->x,
+                                         linear->weight->in_features, call->tokens, known->memory),
+                        "moments", error));
         known->x = call->x;
         known->tokens = call->tokens;
         known->parts = 1;

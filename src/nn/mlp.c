@@ -18,8 +18,7 @@ esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer, esp_prepare
     int64_t count = layer->intermediate * columns;
     char *second = (char *)inner + (size_t)count * esp_dtype_bytes(nn->ops->type);
     esp_prepare gate = esp_prepare_gate(second, inner);
-    esp_linear_call back = {
-        .x = inner, .y = x, .residual = x, .tokens = columns, .reader = reader};
+    esp_linear_call back = {.x = inner, .y = x, .residual = x, .tokens = columns, .reader = reader};
     bool joins = layer->kind == ESP_MLP_STACKED && nn->tap == NULL &&
                  esp_linear_gates(nn, &layer->gate, columns);
     back.prepare = layer->kind == ESP_MLP_PAIRED || joins ? NULL : &gate;

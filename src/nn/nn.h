@@ -199,8 +199,8 @@ typedef struct esp_kept_tokens {
 /* kept->x = o(theirs of mixed) + theirs of x, both of `columns`. */
 ESP_MUST_CHECK esp_status esp_kept_project(const esp_nn *nn, const esp_linear *o,
                                            const esp_kept_tokens *kept, const void *mixed,
-                                           const void *x, int64_t columns,
-                                           const esp_linear *reader, esp_error *error);
+                                           const void *x, int64_t columns, const esp_linear *reader,
+                                           esp_error *error);
 /* For layers on kept tokens, which may be too few for a sparse weight to win. `options` is room. */
 esp_nn esp_kept_nn(const esp_nn *nn, esp_plan_options *options);
 
@@ -260,7 +260,8 @@ typedef struct esp_mlp_layer {
     int64_t intermediate;
 } esp_mlp_layer;
 
-/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. reader: as in esp_linear_call. */
+/* x += ...(prepare x); inner: scratch [2 * intermediate][columns]. reader: as in esp_linear_call.
+ */
 ESP_MUST_CHECK esp_status esp_mlp_run(const esp_nn *nn, const esp_mlp_layer *layer,
                                       esp_prepare *prepare, void *inner, void *x, int64_t columns,
                                       const esp_linear *reader, esp_error *error);
@@ -282,8 +283,8 @@ typedef struct esp_group_call {
     void *y;                  /* [features][columns] */
     const void *residual;     /* where o adds: may be y */
     const esp_linear *reader; /* of y, as in esp_linear_call */
-    void *qkv;            /* scratch [3 * hidden][columns] */
-    void *mixed;          /* scratch [hidden][columns]; may be x */
+    void *qkv;                /* scratch [3 * hidden][columns] */
+    void *mixed;              /* scratch [hidden][columns]; may be x */
     int64_t columns;
     int64_t groups, tokens, pitch;  /* as esp_group_attention */
     bool varied;                    /* groups lie by the two lists instead */

@@ -11,6 +11,7 @@
 #include <string.h>
 #include <sys/mman.h>
 
+#include "far_norms.h"
 #include "far_windows.h"
 #include "plan/plan.h"
 
@@ -24,7 +25,7 @@ typedef struct far_call {
     esp_status (*run)(esp_device *device, const void *what, esp_error *error);
     union {
         max_align_t align;
-        char bytes[512];
+        char bytes[640];
     } what;
 } far_call;
 
@@ -35,6 +36,8 @@ typedef struct far_state {
     bool keeping;
     far_call *kept, **end;
     int replays, sends; /* for tests */
+    far_norming norming;
+    long refused_from; /* the allocation that fails, and all behind it, counted down; 0: none */
     esp_backend backend;
     esp_ops ops;
     esp_kernel kernels[FAR_KERNELS];
@@ -63,7 +66,9 @@ static inline void *far_alloc(esp_device *device, size_t bytes)
 {
     (void)device;
     size_t room = (bytes + 4095) / 4096 * 4096;
-    if (room > FAR_BYTES - far_now->used) {
+    bool refused = far_now->refused_from == 1;
+    far_now->refused_from -= far_now->refused_from > 1;
+    if (refused || room > FAR_BYTES - far_now->used) {
         return NULL;
     }
     char *memory = far_now->memory + far_now->used;
@@ -169,6 +174,7 @@ typedef struct far_operands {
     }
 FAR_RUN(rms_norm, ops->rms_norm(device, NULL, o->a, o->b, o->eps, o->m, o->n, o->y))
 FAR_RUN(layer_norm, ops->layer_norm(device, NULL, o->a, o->b, o->c, o->eps, o->m, o->n, o->y))
+FAR_RUN(moments, ((void)device, (void)ops, far_find_moments(o->a, o->m, o->n, o->m, o->y)))
 FAR_RUN(rope_angles, ops->rope_angles(device, NULL, o->a, o->list, o->m, o->n, o->y, o->z))
 FAR_RUN(swiglu, ops->swiglu(device, NULL, o->a, o->b, o->n, o->y))
 FAR_RUN(gather_tokens,
@@ -181,6 +187,7 @@ static inline esp_status far_rms_norm(esp_device *device, void *stream, const vo
                                       int64_t tokens, void *y)
 {
     (void)stream;
+    far_now->norming.alone++;
     far_operands o = {.a = x, .b = weight, .eps = eps, .m = features, .n = tokens, .y = y};
     return far_do(device, far_run_rms_norm, &o, sizeof o, NULL);
 }
@@ -190,9 +197,19 @@ static inline esp_status far_layer_norm(esp_device *device, void *stream, const 
                                         int64_t features, int64_t tokens, void *y)
 {
     (void)stream;
+    far_now->norming.alone++;
     far_operands o = {
         .a = x, .b = weight, .c = bias, .eps = eps, .m = features, .n = tokens, .y = y};
     return far_do(device, far_run_layer_norm, &o, sizeof o, NULL);
+}
+
+static inline esp_status far_moments(esp_device *device, void *stream, const void *x,
+                                     int64_t features, int64_t tokens, float *values)
+{
+    (void)stream;
+    far_now->norming.found++;
+    far_operands o = {.a = x, .m = features, .n = tokens, .y = values};
+    return far_do(device, far_run_moments, &o, sizeof o, NULL);
 }
 
 static inline esp_status far_rope_angles(esp_device *device, void *stream, const float *frequencies,
@@ -251,19 +268,50 @@ typedef struct far_product {
     esp_matmul_problem problem;
     esp_matmul_args args;
     const esp_kernel *kernel;
+    esp_normed normed; /* of_x.parts 0: none */
+    esp_moments moments;
 } far_product;
+
+static inline bool far_norms(const esp_kernel *kernel, const esp_matmul_problem *problem)
+{
+    (void)kernel;
+    far_norm_mode mode = far_now->norming.mode;
+    return problem->tokens > 1 && problem->y_layout == ESP_FEATURE_MAJOR &&
+           (mode == FAR_NORMS_ALL ||
+            (mode == FAR_NORMS_SOME && (problem->out_features + problem->tokens / FAR_STEP) % 3));
+}
+
+static inline int far_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem)
+{
+    (void)kernel;
+    return far_now->norming.leaves ? (int)esp_ceil_div(problem->out_features, FAR_PART_ROWS) : 0;
+}
 
 static inline esp_status far_run_product(esp_device *device, const void *what, esp_error *error)
 {
     const far_product *p = what;
     const esp_matmul_call call = {p->kernel, device, &p->problem, &p->args, {0}};
-    return p->kernel->launch(&call, error);
+    esp_status status = p->normed.of_x.parts > 0
+                            ? far_run_normed(&call, &p->normed, &far_now->norming, error)
+                            : p->kernel->launch(&call, error);
+    return status == ESP_OK && p->moments.parts > 0
+               ? far_find_moments(p->args.y, p->problem.out_features, p->problem.tokens,
+                                  FAR_PART_ROWS, p->moments.values)
+               : status;
 }
 
 static inline esp_status far_launch(const esp_matmul_call *call, esp_error *error)
 {
-    const far_product p = {*call->problem, *call->args,
-                           far_now->real->kernels[call->kernel - far_now->kernels]};
+    far_product p = {*call->problem, *call->args,
+                     far_now->real->kernels[call->kernel - far_now->kernels], .normed = {{0}}};
+    if (call->around.normed != NULL) {
+        far_now->norming.finished++;
+        p.normed = *call->around.normed;
+    }
+    if (call->around.moments != NULL) {
+        far_now->norming.left++;
+        p.moments = *call->around.moments;
+    }
     return far_do(call->device, far_run_product, &p, sizeof p, error);
 }
 
@@ -442,6 +490,18 @@ static inline void far_install(far_state *made, esp_device *device)
     backend->keep_free = far_keep_free;
     backend->memory_free = far_memory_free;
     device->backend = backend;
+}
+
+/* Before a model is loaded: its norms go into the weights, and these kernels finish them. */
+static inline void far_hold_norms(far_state *made, far_norm_mode mode, bool leaves)
+{
+    made->norming.mode = mode;
+    made->norming.leaves = leaves;
+    made->ops.moments = far_moments;
+    for (int i = 0; made->list[i] != NULL; i++) {
+        made->kernels[i].norms = far_norms;
+        made->kernels[i].moment_parts = far_moment_parts;
+    }
 }
 
 static inline void far_remove(far_state *made, esp_device *device)
