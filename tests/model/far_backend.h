@@ -37,6 +37,7 @@ typedef struct far_state {
     far_call *kept, **end;
     int replays, sends; /* for tests */
     far_norming norming;
+    esp_dtype rounds;  /* activations have only what this type has; 0: they are f32 */
     long refused_from; /* the allocation that fails, and all behind it, counted down; 0: none */
     esp_backend backend;
     esp_ops ops;
@@ -108,12 +109,25 @@ static inline esp_status far_do(esp_device *device,
 
 /* ---- operations ---- */
 
-#define FAR_STRUCT(name, type)                                                                     \
+static inline void far_round(void *made, int64_t count)
+{
+    float *values = made;
+    char narrow[256 * sizeof(float)];
+    for (int64_t at = 0; at < count && far_now->rounds != ESP_DTYPE_INVALID; at += 256) {
+        esp_narrow(far_now->rounds, values + at, ESP_MIN(count - at, 256), narrow);
+        esp_widen(far_now->rounds, narrow, ESP_MIN(count - at, 256), values + at);
+    }
+}
+
+#define FAR_STRUCT(name, type, made, count)                                                        \
     static inline esp_status far_run_##name(esp_device *device, const void *what,                  \
                                             esp_error *error)                                      \
     {                                                                                              \
         (void)error;                                                                               \
-        return far_now->real->ops->name(device, NULL, what);                                       \
+        const type *of = what;                                                                     \
+        esp_status status = far_now->real->ops->name(device, NULL, what);                          \
+        far_round(made, count);                                                                    \
+        return status;                                                                             \
     }                                                                                              \
     static inline esp_status far_##name(esp_device *device, void *stream, const type *what)        \
     {                                                                                              \
@@ -121,15 +135,15 @@ static inline esp_status far_do(esp_device *device,
         return far_do(device, far_run_##name, what, sizeof *what, NULL);                           \
     }
 
-FAR_STRUCT(embed, esp_embedding)
-FAR_STRUCT(rope_append, esp_rope_append)
-FAR_STRUCT(attend_past, esp_past_attention)
-FAR_STRUCT(attend_step, esp_step_attention)
-FAR_STRUCT(attend_groups, esp_group_attention)
-FAR_STRUCT(unfold, esp_unfold)
-FAR_STRUCT(place_tokens, esp_image_tokens)
-FAR_STRUCT(patches, esp_patches)
-FAR_STRUCT(pool, esp_pool)
+FAR_STRUCT(embed, esp_embedding, of->x, of->tables[0]->shape[1] * of->columns)
+FAR_STRUCT(rope_append, esp_rope_append, of->q, of->heads * of->head_dim * of->columns)
+FAR_STRUCT(attend_past, esp_past_attention, of->y, of->heads * of->head_dim * of->columns)
+FAR_STRUCT(attend_step, esp_step_attention, of->y, of->heads * of->head_dim * of->columns)
+FAR_STRUCT(attend_groups, esp_group_attention, of->y, of->heads * of->head_dim * of->columns)
+FAR_STRUCT(unfold, esp_unfold, of->y, 0) /* moves numbers that are rounded */
+FAR_STRUCT(place_tokens, esp_image_tokens, of->x, of->features * of->columns)
+FAR_STRUCT(patches, esp_patches, of->y, of->channels * of->patch * of->patch * of->columns)
+FAR_STRUCT(pool, esp_pool, of->y, 0) /* makes f32 */
 
 /* Even windows only, so that both ways are gone. */
 static inline bool far_can_attend_windows(const esp_device *device,
@@ -163,24 +177,27 @@ typedef struct far_operands {
     bool adds;
 } far_operands;
 
-#define FAR_RUN(name, call)                                                                        \
+#define FAR_RUN(name, rounded, call)                                                               \
     static inline esp_status far_run_##name(esp_device *device, const void *what,                  \
                                             esp_error *error)                                      \
     {                                                                                              \
         (void)error;                                                                               \
         const far_operands *o = what;                                                              \
         const esp_ops *ops = far_now->real->ops;                                                   \
-        return call;                                                                               \
+        esp_status status = call;                                                                  \
+        far_round(o->y, rounded);                                                                  \
+        return status;                                                                             \
     }
-FAR_RUN(rms_norm, ops->rms_norm(device, NULL, o->a, o->b, o->eps, o->m, o->n, o->y))
-FAR_RUN(layer_norm, ops->layer_norm(device, NULL, o->a, o->b, o->c, o->eps, o->m, o->n, o->y))
-FAR_RUN(moments, ((void)device, (void)ops, far_find_moments(o->a, o->m, o->n, o->m, o->y)))
-FAR_RUN(rope_angles, ops->rope_angles(device, NULL, o->a, o->list, o->m, o->n, o->y, o->z))
-FAR_RUN(swiglu, ops->swiglu(device, NULL, o->a, o->b, o->n, o->y))
-FAR_RUN(gather_tokens,
+FAR_RUN(rms_norm, o->m * o->n, ops->rms_norm(device, NULL, o->a, o->b, o->eps, o->m, o->n, o->y))
+FAR_RUN(layer_norm, o->m * o->n,
+        ops->layer_norm(device, NULL, o->a, o->b, o->c, o->eps, o->m, o->n, o->y))
+FAR_RUN(moments, 0, ((void)device, (void)ops, far_find_moments(o->a, o->m, o->n, o->m, o->y)))
+FAR_RUN(rope_angles, 0, ops->rope_angles(device, NULL, o->a, o->list, o->m, o->n, o->y, o->z))
+FAR_RUN(swiglu, o->n, ops->swiglu(device, NULL, o->a, o->b, o->n, o->y))
+FAR_RUN(gather_tokens, 0,
         ops->gather_tokens(device, NULL, o->a, o->m, o->n, o->list, o->k, o->adds, o->y))
-FAR_RUN(widen, ops->widen(device, NULL, o->a, o->n, o->y))
-FAR_RUN(argmax, ops->argmax(device, NULL, o->a, o->m, o->n, o->y))
+FAR_RUN(widen, 0, ops->widen(device, NULL, o->a, o->n, o->y))
+FAR_RUN(argmax, 0, ops->argmax(device, NULL, o->a, o->m, o->n, o->y))
 
 static inline esp_status far_rms_norm(esp_device *device, void *stream, const void *x,
                                       const float *weight, float eps, int64_t features,
@@ -294,6 +311,10 @@ static inline esp_status far_run_product(esp_device *device, const void *what, e
     esp_status status = p->normed.of_x.parts > 0
                             ? far_run_normed(&call, &p->normed, &far_now->norming, error)
                             : p->kernel->launch(&call, error);
+    if (p->problem.y_layout == ESP_FEATURE_MAJOR) {
+        bool pairs = (p->problem.epilogue & ESP_EP_SWIGLU) != 0;
+        far_round(p->args.y, (p->problem.out_features >> pairs) * p->problem.tokens);
+    }
     return status == ESP_OK && p->moments.parts > 0
                ? far_find_moments(p->args.y, p->problem.out_features, p->problem.tokens,
                                   FAR_PART_ROWS, p->moments.values)

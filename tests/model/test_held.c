@@ -16,12 +16,15 @@ typedef struct far_way {
     const char *name;
     far_norm_mode mode;
     bool leaves;
+    bool apart;       /* norms are not held */
+    esp_dtype rounds; /* as far_state */
 } far_way;
 
-static const far_way ways[] = {{"kernels that norm and leave moments", FAR_NORMS_ALL, true},
-                               {"kernels that norm", FAR_NORMS_ALL, false},
-                               {"some that do", FAR_NORMS_SOME, true},
-                               {"none that do", FAR_NORMS_NONE, true}};
+static const far_way ways[] = {
+    {"kernels that norm and leave moments", FAR_NORMS_ALL, true, false, ESP_DTYPE_INVALID},
+    {"kernels that norm", FAR_NORMS_ALL, false, false, ESP_DTYPE_INVALID},
+    {"some that do", FAR_NORMS_SOME, true, false, ESP_DTYPE_INVALID},
+    {"none that do", FAR_NORMS_NONE, true, false, ESP_DTYPE_INVALID}};
 
 typedef struct pair {
     golden_model near, far;
@@ -34,7 +37,10 @@ static esp_status load_far(esp_context *context, const char *folder, const far_w
     esp_model_options options = {.memory = ESP_MEMORY_SPARSE};
     ESP_TRY(esp_device_open(context, "ref", &made->far.device, error));
     far_install(&made->state, made->far.device);
-    far_hold_norms(&made->state, way->mode, way->leaves);
+    made->state.rounds = way->rounds;
+    if (!way->apart) {
+        far_hold_norms(&made->state, way->mode, way->leaves);
+    }
     ESP_TRY(esp_checkpoint_open(context, folder, &made->far.checkpoint, error));
     return esp_model_load(made->far.device, made->far.checkpoint, &options, &made->far.model,
                           error);
@@ -137,32 +143,29 @@ static double unit_of(const json_t *golden)
 
 /* ---- images ---- */
 
-static void run_images(test_run *run, const pair *models, const golden_vision *golden,
-                       numbers results[2])
+static void run_images(test_run *run, const golden_model *loaded, const golden_vision *golden,
+                       numbers *results)
 {
-    const golden_model *sides[2] = {&models->near, &models->far};
     int64_t shape[3], size = 1;
-    int rank = esp_vision_output_shape(models->near.model, shape);
+    int rank = esp_vision_output_shape(loaded->model, shape);
     for (int i = 0; i < rank; i++) {
         size *= shape[i];
     }
-    for (int i = 0; i < 2; i++) {
-        esp_vision *vision = NULL;
-        float *output = calloc((size_t)(golden->images * size), sizeof *output);
-        REQUIRE_OK(esp_vision_create(sides[i]->model, golden->height, golden->width, golden->images,
-                                     &vision, error));
-        esp_vision_observe(vision, see, &results[i]);
-        CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, output, error));
-        esp_vision_observe(vision, NULL, NULL);
-        append(&results[i], output, golden->images * size);
-        for (int again = 0; again < 3; again++) { /* given, kept and given again */
-            int64_t images = again == 2 ? 1 : golden->images;
-            CHECK_OK(esp_vision_run(vision, golden->pixels, images, output, error));
-            append(&results[i], output, images * size);
-        }
-        free(output);
-        esp_vision_free(vision);
+    esp_vision *vision = NULL;
+    float *output = calloc((size_t)(golden->images * size), sizeof *output);
+    REQUIRE_OK(esp_vision_create(loaded->model, golden->height, golden->width, golden->images,
+                                 &vision, error));
+    esp_vision_observe(vision, see, results);
+    CHECK_OK(esp_vision_run(vision, golden->pixels, golden->images, output, error));
+    esp_vision_observe(vision, NULL, NULL);
+    append(results, output, golden->images * size);
+    for (int again = 0; again < 3; again++) { /* given, kept and given again */
+        int64_t images = again == 2 ? 1 : golden->images;
+        CHECK_OK(esp_vision_run(vision, golden->pixels, images, output, error));
+        append(results, output, images * size);
     }
+    free(output);
+    esp_vision_free(vision);
 }
 
 static void try_images(test_run *run, esp_context *context, const char *folder,
@@ -173,7 +176,8 @@ static void try_images(test_run *run, esp_context *context, const char *folder,
     numbers results[2] = {{NULL, 0}, {NULL, 0}};
     pair_open(run, context, folder, way, &models);
     esp_model_get_info(models.far.model, &info);
-    run_images(run, &models, golden, results);
+    run_images(run, &models.near, golden, &results[0]);
+    run_images(run, &models.far, golden, &results[1]);
     compare(run, &results[0], &results[1], 4 * info.hidden_size, info.layers,
             unit_of(golden->json));
     check_way(run, way, &models.state.norming);
@@ -350,6 +354,113 @@ static void sparse_decoders(test_run *run)
     }
 }
 
+/* ---- 16 bits ---- */
+
+/* What reads: images, or text. */
+typedef struct input {
+    const golden_vision *images;
+    const golden_data *text;
+} input;
+
+static numbers run_input(test_run *run, const golden_model *loaded, const input *read)
+{
+    numbers results = {NULL, 0};
+    if (read->images != NULL) {
+        run_images(run, loaded, read->images, &results);
+    } else {
+        run_sessions(run, loaded, read->text, &results);
+    }
+    return results;
+}
+
+static numbers run_rounded(test_run *run, esp_context *context, const char *folder,
+                           const far_way *way, const input *read)
+{
+    pair models = {.near = {0}};
+    numbers results = {NULL, 0};
+    CHECK_OK(load_far(context, folder, way, &models, error));
+    if (models.far.model != NULL) {
+        results = run_input(run, &models.far, read);
+    }
+    close_far(&models);
+    return results;
+}
+
+static double distance(const numbers *exact, const numbers *found)
+{
+    double sum = 0, all = 0;
+    for (int64_t i = 0; i < ESP_MIN(exact->count, found->count); i++) {
+        double apart = (double)found->data[i] - (double)exact->data[i];
+        sum += apart * apart, all += (double)exact->data[i] * (double)exact->data[i];
+    }
+    return sqrt(sum / all);
+}
+
+/* Against f32: a norm that is held is rounded with its weight, once, and no longer with every
+ * token. */
+static void try_rounded(test_run *run, esp_context *context, const char *folder, const char *name,
+                        esp_dtype type, const input *read)
+{
+    far_way apart = {.apart = true, .rounds = type}, held = ways[0];
+    golden_model near;
+    held.rounds = type;
+    REQUIRE_OK(golden_load(context, folder, "ref", ESP_COMPUTE_F32, &near, error));
+    const numbers results[] = {run_input(run, &near, read),
+                               run_rounded(run, context, folder, &apart, read),
+                               run_rounded(run, context, folder, &held, read)};
+    double before = distance(&results[0], &results[1]), after = distance(&results[0], &results[2]);
+    printf("%s in %s: %.2e from f32 with norms by themselves, %.2e with norms held\n", name,
+           esp_dtype_name(type), before, after);
+    CHECK(before > 0 && after <= 1.5 * before);
+    for (int i = 0; i < ESP_COUNT(results); i++) {
+        free(results[i].data);
+    }
+    golden_close(&near);
+}
+
+static void rounded_prose(test_run *run, esp_context *context)
+{
+    golden_data text = {.name = "prose", .vocabulary = 4096};
+    char folder[512];
+    snprintf(folder, sizeof folder, "%s/models/prose", test_source_dir());
+    json_t *expected = json_load_file(test_path(folder, "expected.json"), JSON_ALLOW_NUL, NULL);
+    const json_t *greedy = json_array_get(json_object_get(expected, "greedy"), 0);
+    text.count = golden_ids(json_object_get(greedy, "ids"), text.ids, GOLDEN_MAX_IDS);
+    text.count += golden_ids(json_object_get(greedy, "continuation"), text.ids + text.count,
+                             GOLDEN_MAX_IDS - text.count);
+    CHECK(text.count > PROMPT + STEPS);
+    try_rounded(run, context, folder, "prose", ESP_BF16, &(const input){NULL, &text});
+    json_decref(expected);
+}
+
+static void rounded_glyphs(test_run *run, esp_context *context)
+{
+    golden_vision images = {.images = 4, .height = 32, .width = 32};
+    char folder[512];
+    snprintf(folder, sizeof folder, "%s/models/glyphs", test_source_dir());
+    images.pixels = golden_pixels(images.images * 3 * images.height * images.width);
+    try_rounded(run, context, folder, "glyphs", ESP_BF16, &(const input){&images, NULL});
+    free(images.pixels);
+}
+
+static void rounded(test_run *run)
+{
+    golden_data text;
+    golden_vision images;
+    esp_context *context = test_context(run, 1);
+    rounded_prose(run, context);
+    rounded_glyphs(run, context);
+    REQUIRE(golden_open(&text, "a_tiny_mha_f16"));
+    try_rounded(run, context, golden_folder(run, context, text.json), text.name, ESP_F16,
+                &(const input){NULL, &text});
+    golden_free(&text);
+    REQUIRE(golden_vision_open(&images, "e_deit_tanh_no_bias"));
+    try_rounded(run, context, golden_folder(run, context, images.json), "e_deit_tanh_no_bias",
+                ESP_F16, &(const input){&images, NULL});
+    golden_vision_free(&images);
+    test_context_free(run, context);
+}
+
 /* ---- what does not fit ---- */
 
 /* Sets one f16 number of a folder's only file. */
@@ -471,6 +582,7 @@ static const test_case cases[] = {{"images", images},
                                   {"decoders", decoders},
                                   {"sparse_images", sparse_images},
                                   {"sparse_decoders", sparse_decoders},
+                                  {"rounded", rounded},
                                   {"too_large", too_large},
                                   {"no_room", no_room},
                                   {"report", report}};
