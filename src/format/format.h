@@ -57,14 +57,23 @@ int64_t esp_pattern_kept_of(const esp_pattern *pattern, int64_t total);
  * for it. */
 ESP_MUST_CHECK esp_status esp_sparse_retype(esp_sparse *sparse, esp_dtype dtype, esp_error *error);
 
-/* y[row] = the row's weights times x[column], summed in f64; x NULL: ones. */
-void esp_sparse_multiply(const esp_sparse *sparse, const float *x, double *y);
-/* Multiplies each column by a factor of its own; zeros stay +0.0. */
-void esp_sparse_scale(esp_sparse *sparse, const float *factors);
-/* Whether `dtype` holds what that would make as well as it holds weights: all of it is finite and
- * rounding loses no more than it does of normal numbers. losses: scratch [2 * out_features]. */
-bool esp_sparse_can_scale(const esp_sparse *sparse, const float *factors, esp_dtype dtype,
-                          double *losses);
+/* What is found of a row as its weight is scaled. */
+typedef struct esp_scaled_row {
+    double sum;       /* of the scaled weights, as they will be stored */
+    double addend;    /* of the weights before, each times its column's addend */
+    double lost, all; /* squares: of what storing them loses, and of the scaled weights */
+} esp_scaled_row;
+
+typedef struct esp_scaling {
+    const float *factors; /* [in_features] */
+    const float *addends; /* [in_features], or NULL */
+    esp_dtype stored;     /* the type that the weight will have in the end: its own, or narrower */
+    esp_scaled_row *rows; /* [out_features]: to be filled in */
+} esp_scaling;
+
+/* Multiplies each column by its factor; zeros are +0.0 then. Whether `stored` holds the result as
+ * well as it holds weights: all is finite, and rounding loses no more than of normal numbers. */
+bool esp_sparse_scale(esp_sparse *sparse, const esp_scaling *scaling);
 
 /* V:2:5 as 2:4 over all columns in another order, which spread.c draws: 96 places for 80 columns.
  * Kernels read it (ESP_FORM_SPREAD); files never hold it. */

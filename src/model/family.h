@@ -184,8 +184,8 @@ typedef struct esp_readers {
  * that finish a norm (esp_kernel.norms). */
 bool esp_model_holds_norms(const esp_model *model);
 /* The norm's weight goes into the layers' weights, its bias into their biases. What is left in its
- * place has weight 1 and bias 0. */
-ESP_MUST_CHECK esp_status esp_norm_hold(esp_model *model, const esp_readers *readers,
+ * place has weight 1 and bias 0. *held false: it did not fit, and the weights must be read anew. */
+ESP_MUST_CHECK esp_status esp_norm_hold(esp_model *model, const esp_readers *readers, bool *held,
                                         esp_error *error);
 /* And back. */
 ESP_MUST_CHECK esp_status esp_vector_read(const esp_model *model, const float *vector,

@@ -10,41 +10,50 @@
  * was, for all who read it. */
 #include "model/family.h"
 
-/* A norm and room for numbers of the largest layer that reads it; memory of the host. */
+/* A norm, and of each layer that reads it what its rows were found to be; memory of the host. */
 typedef struct norm_numbers {
     int64_t features;
     bool centered;
-    float *weight, *bias; /* [features] */
-    double *sums;         /* [2 * out] */
-    float *vector;        /* [out] */
+    float *weight, *bias;                   /* [features] */
+    esp_scaled_row *rows[ESP_MOST_READERS]; /* [out] of each reader */
+    float *vector;                          /* [out] of any */
 } norm_numbers;
 
 static void release_numbers(const esp_model *model, const norm_numbers *norm)
 {
     esp_release(model->context, norm->weight);
     esp_release(model->context, norm->bias);
-    esp_release(model->context, norm->sums);
     esp_release(model->context, norm->vector);
+    for (int i = 0; i < ESP_MOST_READERS; i++) {
+        esp_release(model->context, norm->rows[i]);
+    }
+}
+
+static esp_status take_numbers(const esp_model *model, const esp_readers *readers,
+                               norm_numbers *norm, esp_error *error)
+{
+    size_t features = (size_t)norm->features, most = 0;
+    bool there = true;
+    for (int i = 0; i < readers->count; i++) {
+        size_t out = (size_t)readers->wants[i]->out;
+        most = ESP_MAX(most, out);
+        norm->rows[i] = esp_alloc_array(model->context, out, sizeof *norm->rows[i]);
+        there = there && norm->rows[i] != NULL;
+    }
+    norm->weight = esp_alloc_array(model->context, features, sizeof *norm->weight);
+    norm->bias = esp_alloc_array(model->context, features, sizeof *norm->bias);
+    norm->vector = esp_alloc_array(model->context, most, sizeof *norm->vector);
+    there = there && norm->weight != NULL && norm->bias != NULL && norm->vector != NULL;
+    return there ? ESP_OK : esp_fail_memory(error, most * sizeof *norm->rows[0], "a norm");
 }
 
 static esp_status read_norm(const esp_model *model, const esp_readers *readers, norm_numbers *norm,
                             esp_error *error)
 {
     const esp_norm_at *at = &readers->wants[0]->reads;
-    int64_t out = 0;
-    for (int i = 0; i < readers->count; i++) {
-        out = ESP_MAX(out, readers->wants[i]->out);
-    }
     norm->features = readers->wants[0]->in;
     norm->centered = at->bias != NULL;
-    size_t features = (size_t)norm->features;
-    norm->weight = esp_alloc_array(model->context, features, sizeof *norm->weight);
-    norm->bias = esp_alloc_array(model->context, features, sizeof *norm->bias);
-    norm->sums = esp_alloc_array(model->context, 2 * (size_t)out, sizeof *norm->sums);
-    norm->vector = esp_alloc_array(model->context, (size_t)out, sizeof *norm->vector);
-    if (norm->weight == NULL || norm->bias == NULL || norm->sums == NULL || norm->vector == NULL) {
-        return esp_fail_memory(error, 2 * (size_t)out * sizeof *norm->sums, "a norm");
-    }
+    ESP_TRY(take_numbers(model, readers, norm, error));
     ESP_TRY(esp_vector_read(model, *at->weight, norm->features, norm->weight, error));
     return norm->centered ? esp_vector_read(model, *at->bias, norm->features, norm->bias, error)
                           : ESP_OK;
@@ -54,6 +63,24 @@ static esp_status read_norm(const esp_model *model, const esp_readers *readers, 
 static esp_dtype stored_type(const esp_model *model, const esp_sparse *sparse)
 {
     return model->ops->type == ESP_F32 ? esp_sparse_dtype(sparse) : model->ops->type;
+}
+
+static bool scale_all(const esp_model *model, const esp_readers *readers, const norm_numbers *norm)
+{
+    for (int i = 0; i < readers->count; i++) {
+        const esp_scaling scaling = {.factors = norm->weight,
+                                     .addends = norm->centered ? norm->bias : NULL,
+                                     .stored = stored_type(model, readers->sparse[i]),
+                                     .rows = norm->rows[i]};
+        if (!esp_sparse_scale(readers->sparse[i], &scaling)) {
+            esp_log(model->context, ESP_LOG_INFO,
+                    "%s: times the weight of the norm that it reads it would not fit %s well; that "
+                    "norm stays by itself",
+                    readers->wants[i]->linear->name, esp_dtype_name(scaling.stored));
+            return false;
+        }
+    }
+    return true;
 }
 
 static esp_status take_vector(esp_model *model, const norm_numbers *norm, int64_t count,
@@ -66,18 +93,16 @@ static esp_status take_vector(esp_model *model, const norm_numbers *norm, int64_
 
 /* W h joins the bias; what zeros make stays known. */
 static esp_status hold_bias(esp_model *model, const norm_numbers *norm, esp_linear *linear,
-                            const esp_sparse *sparse, esp_error *error)
+                            const esp_scaled_row *rows, int64_t out, esp_error *error)
 {
-    int64_t out = sparse->out_features;
     bool any = false;
     memset(norm->vector, 0, (size_t)out * sizeof *norm->vector);
     if (linear->bias != NULL) {
         ESP_TRY(esp_vector_read(model, linear->bias, out, norm->vector, error));
     }
-    esp_sparse_multiply(sparse, norm->bias, norm->sums);
     for (int64_t row = 0; row < out; row++) {
-        any = any || norm->sums[row] != 0;
-        norm->vector[row] = (float)((double)norm->vector[row] + norm->sums[row]);
+        any = any || rows[row].addend != 0;
+        norm->vector[row] = (float)((double)norm->vector[row] + rows[row].addend);
     }
     linear->own_bias = linear->bias;
     linear->bias = NULL; /* should there be no room */
@@ -86,23 +111,13 @@ static esp_status hold_bias(esp_model *model, const norm_numbers *norm, esp_line
                : ESP_OK;
 }
 
-static esp_status hold_weight(esp_model *model, const norm_numbers *norm, esp_linear *linear,
-                              esp_sparse *sparse, esp_error *error)
+static esp_status hold_sums(esp_model *model, const norm_numbers *norm, esp_linear *linear,
+                            const esp_scaled_row *rows, int64_t out, esp_error *error)
 {
-    esp_dtype type = stored_type(model, sparse);
-    esp_sparse_scale(sparse, norm->weight);
-    if (esp_sparse_dtype(sparse) != type) {
-        ESP_TRY(esp_sparse_retype(sparse, type, error));
+    for (int64_t row = 0; row < out; row++) {
+        norm->vector[row] = (float)rows[row].sum;
     }
-    linear->holds_norm = true;
-    if (!norm->centered) {
-        return ESP_OK;
-    }
-    esp_sparse_multiply(sparse, NULL, norm->sums);
-    for (int64_t row = 0; row < sparse->out_features; row++) {
-        norm->vector[row] = (float)norm->sums[row];
-    }
-    return take_vector(model, norm, sparse->out_features, linear->name, &linear->row_sums, error);
+    return take_vector(model, norm, out, linear->name, &linear->row_sums, error);
 }
 
 /* What is left where the norm was. */
@@ -123,21 +138,13 @@ static esp_status hold(esp_model *model, const esp_readers *readers, const norm_
                        esp_error *error)
 {
     for (int i = 0; i < readers->count; i++) {
-        esp_dtype type = stored_type(model, readers->sparse[i]);
-        if (!esp_sparse_can_scale(readers->sparse[i], norm->weight, type, norm->sums)) {
-            esp_log(model->context, ESP_LOG_INFO,
-                    "%s: times the weight of the norm that it reads it would not fit %s well; that "
-                    "norm stays by itself",
-                    readers->wants[i]->linear->name, esp_dtype_name(type));
-            return ESP_OK;
-        }
-    }
-    for (int i = 0; i < readers->count; i++) {
         esp_linear *linear = readers->wants[i]->linear;
+        int64_t out = readers->wants[i]->out;
+        linear->holds_norm = true;
         if (norm->centered) {
-            ESP_TRY(hold_bias(model, norm, linear, readers->sparse[i], error));
+            ESP_TRY(hold_bias(model, norm, linear, norm->rows[i], out, error));
+            ESP_TRY(hold_sums(model, norm, linear, norm->rows[i], out, error));
         }
-        ESP_TRY(hold_weight(model, norm, linear, readers->sparse[i], error));
     }
     return leave_plain(model, norm, &readers->wants[0]->reads, error);
 }
@@ -148,13 +155,16 @@ bool esp_model_holds_norms(const esp_model *model)
     return model->ops->moments != NULL && !model->by_layer;
 }
 
-esp_status esp_norm_hold(esp_model *model, const esp_readers *readers, esp_error *error)
+esp_status esp_norm_hold(esp_model *model, const esp_readers *readers, bool *held, esp_error *error)
 {
     norm_numbers norm = {.features = 0};
+    bool fits = false;
     esp_status status = read_norm(model, readers, &norm, error);
     if (status == ESP_OK) {
-        status = hold(model, readers, &norm, error);
+        fits = scale_all(model, readers, &norm);
+        status = fits ? hold(model, readers, &norm, error) : ESP_OK;
     }
     release_numbers(model, &norm);
+    *held = fits;
     return status;
 }

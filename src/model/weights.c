@@ -229,24 +229,41 @@ static esp_status finish_matrices(esp_model *model, esp_readers *readers, esp_er
     return ESP_OK;
 }
 
-/* Layers that read one norm are in host memory together, since all of them take it in or none. */
+static void free_matrices(esp_readers *readers)
+{
+    for (int i = 0; i < readers->count; i++) {
+        esp_sparse_free(readers->sparse[i]);
+        readers->sparse[i] = NULL;
+    }
+}
+
+static esp_status read_matrices(const esp_model *model, const esp_checkpoint *checkpoint,
+                                esp_readers *readers, esp_error *error)
+{
+    for (int i = 0; i < readers->count; i++) {
+        ESP_TRY(read_matrix(model, checkpoint, readers->wants[i], &readers->sparse[i], error));
+    }
+    return ESP_OK;
+}
+
+/* Layers that take in one norm are in host memory together, since all of them do or none. */
 static esp_status load_matrices(esp_model *model, const esp_checkpoint *checkpoint,
                                 esp_readers *readers, esp_error *error)
 {
-    esp_status status = ESP_OK;
-    for (int i = 0; i < readers->count && status == ESP_OK; i++) {
-        status = read_matrix(model, checkpoint, readers->wants[i], &readers->sparse[i], error);
-    }
-    if (status == ESP_OK && readers->count > 0 && readers->wants[0]->reads.weight != NULL &&
-        esp_model_holds_norms(model)) {
-        status = esp_norm_hold(model, readers, error);
+    bool held = readers->count == 0 || readers->wants[0]->reads.weight == NULL ||
+                !esp_model_holds_norms(model); /* nothing is to be */
+    esp_status status = read_matrices(model, checkpoint, readers, error);
+    if (status == ESP_OK && !held) {
+        status = esp_norm_hold(model, readers, &held, error);
+        if (status == ESP_OK && !held) {
+            free_matrices(readers);
+            status = read_matrices(model, checkpoint, readers, error);
+        }
     }
     if (status == ESP_OK) {
         status = finish_matrices(model, readers, error);
     }
-    for (int i = 0; i < readers->count; i++) {
-        esp_sparse_free(readers->sparse[i]);
-    }
+    free_matrices(readers);
     return status;
 }
 

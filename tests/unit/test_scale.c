@@ -1,5 +1,5 @@
-/* Compressed weights times vectors and with columns scaled, against the same on their dense form:
- * small integers, so that sums and products are exact; and what scaling would lose. */
+/* Compressed weights with columns scaled, and what is found of rows, against the same on their
+ * dense form: small integers, so that sums and products are exact; and what scaling would lose. */
 #include <math.h>
 
 #include "weights.h"
@@ -34,48 +34,41 @@ static float *decoded(test_run *run, esp_context *context, const esp_sparse *spa
     return values;
 }
 
-static void check_products(test_run *run, const esp_sparse *sparse, const float *dense,
-                           const float *x)
+static void check_values(test_run *run, const esp_sparse *sparse)
 {
-    int64_t out = sparse->out_features, in = sparse->in_features;
-    double *sums = calloc((size_t)out + 1, sizeof *sums), *ones = calloc((size_t)out + 1, 8);
-    esp_sparse_multiply(sparse, x, sums);
-    esp_sparse_multiply(sparse, NULL, ones);
-    for (int64_t row = 0; row < out; row++) {
-        double sum = 0, one = 0;
-        for (int64_t c = 0; c < in; c++) {
-            sum += (double)dense[row * in + c] * (double)x[c];
-            one += (double)dense[row * in + c];
-        }
-        CHECK(sums[row] == sum);
-        CHECK(ones[row] == one);
-    }
-    free(sums);
-    free(ones);
-}
-
-static void check_scaling(test_run *run, esp_context *context, esp_sparse *sparse,
-                          const float *dense, const float *factors)
-{
-    int64_t out = sparse->out_features, in = sparse->in_features;
-    double *losses = calloc(2 * (size_t)out + 1, sizeof *losses);
-    CHECK(esp_sparse_can_scale(sparse, factors, sparse->dtype, losses));
-    esp_sparse_scale(sparse, factors);
-    float *scaled = decoded(run, context, sparse);
-    for (int64_t i = 0; i < out * in; i++) {
-        CHECK(scaled[i] == dense[i] * factors[i % in] && (scaled[i] != 0 || !signbit(scaled[i])));
-    }
+    size_t width = esp_dtype_bytes(sparse->dtype);
     for (int i = 0; i < sparse->part_count; i++) { /* padding and missing weights too */
-        const esp_tensor *values = &sparse->parts[i].tensor;
-        size_t width = esp_dtype_bytes(sparse->dtype), bytes = tensor_bytes(values);
-        bool holds =
-            sparse->parts[i].name[0] == '\0' || strcmp(sparse->parts[i].name, "values") == 0;
-        for (size_t k = 0; holds && k < bytes / width; k++) {
-            uint32_t bits = bits_at(sparse->dtype, values->data, (int64_t)k);
+        const esp_sparse_part *part = &sparse->parts[i];
+        bool holds = part->name[0] == '\0' || strcmp(part->name, "values") == 0;
+        for (size_t k = 0; holds && k < tensor_bytes(&part->tensor) / width; k++) {
+            uint32_t bits = bits_at(sparse->dtype, part->tensor.data, (int64_t)k);
             CHECK(bits != (width == 4 ? 0x80000000u : 0x8000u));
         }
     }
-    free(losses);
+}
+
+static void check_scaling(test_run *run, esp_context *context, esp_sparse *sparse,
+                          const float *dense, const float *factors, const float *addends)
+{
+    int64_t out = sparse->out_features, in = sparse->in_features;
+    esp_scaled_row *rows = calloc((size_t)out, sizeof *rows);
+    const esp_scaling scaling = {factors, addends, sparse->dtype, rows};
+    CHECK(esp_sparse_scale(sparse, &scaling));
+    float *scaled = decoded(run, context, sparse);
+    for (int64_t row = 0; row < out; row++) {
+        double sum = 0, addend = 0, all = 0;
+        for (int64_t c = 0; c < in; c++) {
+            float value = dense[row * in + c] * factors[c];
+            CHECK(scaled[row * in + c] == value && (value != 0 || !signbit(scaled[row * in + c])));
+            sum += (double)value;
+            all += (double)value * (double)value;
+            addend += addends != NULL ? (double)dense[row * in + c] * (double)addends[c] : 0;
+        }
+        CHECK(rows[row].sum == sum && rows[row].addend == addend);
+        CHECK(rows[row].lost == 0 && rows[row].all == all);
+    }
+    check_values(run, sparse);
+    free(rows);
     free(scaled);
 }
 
@@ -86,17 +79,17 @@ static void try_one(test_run *run, esp_context *context, esp_random *random, con
              (long long)in, ordered ? " row order" : "");
     esp_pattern pattern = pattern_of(run, text);
     esp_tensor weight = make_tensor(run, context, dtype, out, in);
-    float *factors = calloc((size_t)in, sizeof *factors);
+    float *factors = calloc(2 * (size_t)in, sizeof *factors), *addends = factors + in;
     esp_sparse *sparse = NULL;
     fill(random, &weight, out * in);
     for (int64_t c = 0; c < in; c++) {
         factors[c] = (float)esp_random_below(random, 9) - 4.0f; /* 0 too */
+        addends[c] = (float)esp_random_below(random, 100) - 50.0f;
     }
     esp_mask *mask = random_mask(run, context, random, &pattern, out, in, ordered);
     REQUIRE_OK(esp_sparse_encode(context, &pattern, &weight, mask, &sparse, error));
     float *dense = decoded(run, context, sparse);
-    check_products(run, sparse, dense, factors);
-    check_scaling(run, context, sparse, dense, factors);
+    check_scaling(run, context, sparse, dense, factors, in % 2 == 0 ? NULL : addends);
     free(factors);
     free(dense);
     esp_sparse_free(sparse);
@@ -128,14 +121,15 @@ static bool can(test_run *run, esp_context *context, esp_dtype from, esp_dtype t
     esp_pattern pattern = pattern_of(run, "dense");
     esp_tensor dense = make_tensor(run, context, from, 3, 5);
     const float factors[] = {1, factor, factor, factor, factor};
-    double losses[6];
+    esp_scaled_row rows[3];
+    const esp_scaling scaling = {factors, NULL, to, rows};
     esp_sparse *sparse = NULL;
     for (int64_t i = 0; i < 15; i++) {
         float value = i % 5 == 0 ? 0.0f : weight;
         esp_narrow(from, &value, 1, (char *)dense.data + (size_t)i * esp_dtype_bytes(from));
     }
     CHECK_OK(esp_sparse_encode(context, &pattern, &dense, NULL, &sparse, error));
-    bool possible = esp_sparse_can_scale(sparse, factors, to, losses);
+    bool possible = esp_sparse_scale(sparse, &scaling);
     esp_sparse_free(sparse);
     esp_tensor_free(context, &dense);
     return possible;
