@@ -119,8 +119,9 @@ static int place_x(const esp_matmul_call *call, const panel_variant *variant,
 
 /* Swiglu through f32 sums [out][tokens]. */
 static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *variant,
-                            int64_t most_tokens, float *sums, gpu_product *product)
+                            int64_t most_tokens, float *sums, gpu_tiled *tiled)
 {
+    gpu_product *product = &tiled->product;
     const char *x = product->x;
     int64_t x_step = product->x_by_token ? product->x_stride : 1, tokens = call->problem->tokens;
     int failed = 0;
@@ -135,7 +136,7 @@ static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *va
                                            .token_step = 1,
                                            .tokens = (int)count,
                                            .aligned = count % 4 == 0};
-        failed = variant->run(variant, product, call->args->stream);
+        failed = variant->run(variant, tiled, call->args->stream);
         if (failed == 0) {
             gpu_epilogue epilogue = cuda_epilogue(call, first, count);
             failed =
@@ -145,6 +146,32 @@ static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *va
     return failed;
 }
 
+static gpu_normed normed_of(const esp_matmul_call *call)
+{
+    const esp_normed *from = call->around.normed;
+    if (from == NULL) {
+        return (gpu_normed){0};
+    }
+    return (gpu_normed){.moments = from->of_x.values,
+                        .parts = from->of_x.parts,
+                        .stride = call->problem->tokens,
+                        .features = (float)call->problem->in_features,
+                        .eps = from->eps,
+                        .row_sums = from->row_sums};
+}
+
+/* What a kernel that norms cannot know before. */
+static esp_status check_normed(const esp_matmul_call *call, esp_error *error)
+{
+    gpu_epilogue epilogue = cuda_epilogue(call, 0, call->problem->tokens);
+    if (call->around.normed != NULL && (!epilogue.aligned || epilogue.feature_step % 8 != 0)) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.misaligned",
+                        "matmul: rows of y must begin at multiples of 16 bytes where the product "
+                        "finishes a norm");
+    }
+    return ESP_OK;
+}
+
 esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 {
     const panel_variant *variant = call->kernel->variant;
@@ -152,26 +179,29 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
     const cuda_weight *weight = call->args->weight->state;
     const esp_matmul_problem *problem = call->problem;
     ESP_TRY(cuda_check_operands(call, error));
+    ESP_TRY(check_normed(call, error));
     workspace sizes = workspace_of(variant, problem);
     char *room = (char *)cuda_round_up((size_t)(uintptr_t)call->args->workspace);
-    gpu_product product = {.weight = weight->panels,
-                           .bf16 = variant->type == ESP_BF16,
-                           .tokens = (int)problem->tokens,
-                           .device = state->index,
-                           .multiprocessors = state->facts.multiprocessors};
-    product.weight.in = problem->in_features; /* spread weights have more places than X features */
+    gpu_tiled tiled = {.product = {.weight = weight->panels,
+                                   .bf16 = variant->type == ESP_BF16,
+                                   .tokens = (int)problem->tokens,
+                                   .device = state->index,
+                                   .multiprocessors = state->facts.multiprocessors},
+                       .normed = normed_of(call)};
+    gpu_product *product = &tiled.product;
+    product->weight.in = problem->in_features; /* spread weights have more places than features */
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
-    int failed = place_x(call, variant, &sizes, room, &product);
-    product.prologue = cuda_prologue(call, &product.x_aligned);
-    product.ahead = cuda_ahead(call);
-    product.gates = call->around.gates;
+    int failed = place_x(call, variant, &sizes, room, product);
+    product->prologue = cuda_prologue(call, &product->x_aligned);
+    product->ahead = cuda_ahead(call);
+    product->gates = call->around.gates;
     if (failed == 0 && (problem->epilogue & ESP_EP_SWIGLU) != 0 && !weight->pairs_together) {
         float *sums = (float *)(void *)(room + sizes.x_bytes);
-        failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &product);
+        failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &tiled);
     } else if (failed == 0) {
-        product.epilogue = cuda_epilogue(call, 0, problem->tokens);
-        failed = variant->run(variant, &product, call->args->stream);
+        product->epilogue = cuda_epilogue(call, 0, problem->tokens);
+        failed = variant->run(variant, &tiled, call->args->stream);
     }
     gpu_leave(before);
     return cuda_check(failed, call->device, call->kernel->name, error);
@@ -220,6 +250,22 @@ void panel_deal_product(const panel_variant *variant, gpu_product *product)
                   product->tokens, product->epilogue.bits, product->multiprocessors);
     panel_deal(&tiling, &product->deal);
     product->deal.overlaps = true;
+}
+
+bool panel_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                 const esp_packed *packed)
+{
+    const unsigned compiled = ESP_EP_BIAS | ESP_EP_GELU | ESP_EP_SWIGLU;
+    const panel_variant *variant = kernel->variant;
+    const cuda_weight *weight = packed->state;
+    bool pairs = (problem->epilogue & ESP_EP_SWIGLU) != 0;
+    bool by_feature =
+        problem->x_layout == ESP_FEATURE_MAJOR && problem->y_layout == ESP_FEATURE_MAJOR;
+    bool straight = weight != NULL && (weight->dense || weight->panels.straight) &&
+                    (!pairs || weight->pairs_together);
+    return !variant->few && straight && by_feature && problem->out_type == variant->type &&
+           problem->out_features % 2 == 0 && problem->tokens % 8 == 0 &&
+           (problem->epilogue & ~compiled) == 0;
 }
 
 bool panel_y_by_engine(const gpu_product *product)

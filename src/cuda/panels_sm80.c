@@ -23,8 +23,9 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, gpu_tiled *tiled, void *stream)
 {
+    gpu_product *product = &tiled->product;
     if (variant->few) {
         return gpu_sm80_few(product, stream);
     }

@@ -30,11 +30,13 @@ template <class C> struct departures {
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
     const maps *with;
     const gpu_product &p;
+    const gpu_normed &normed;
     uint32_t chunks;            // CHUNKS places of CHUNK_BYTES
     int barrier;                // of the warpgroup
     int next = 0, end = 0;      // to be sent; ready to be sent up to here
     int row = 0, token = 0;     // where the tile that leaves begins, as the engine counts rows
-    residual_ahead<C> residual; // of the tile that is multiplied, then leaves
+    residual_ahead<C> residual; // these two: of the tile that is multiplied, then leaves
+    moments_ahead<C> norm;
 
     __device__ __forceinline__ bool by_token() const
     {
@@ -80,6 +82,7 @@ template <class C> struct departures {
         if (residual.asks(p)) {
             residual.ask_next(p.epilogue);
         }
+        norm.step(normed);
     }
     __device__ __forceinline__ void send_all(int thread)
     {
@@ -89,7 +92,7 @@ template <class C> struct departures {
     }
 };
 
-template <class C, passing WHAT, bool BY_TOKEN>
+template <class C, passing WHAT, bool BY_TOKEN, bool NORMED = false>
 __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C> &leaving,
                                              const float (&sums)[C::BLOCKS][C::N / 2],
                                              row_terms terms, int thread)
@@ -111,10 +114,11 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
             leaving.residual.template lay_down<BY_TOKEN>(p.epilogue, c, leaving.place(c), thread);
         }
         if constexpr (WHAT == passing::PAIRS) {
-            write_pairs<C::N, BY_TOKEN>(p.epilogue, sums[0], c, leaving.place(c), terms, thread);
+            write_pairs<C::N, BY_TOKEN, NORMED>(p.epilogue, sums[0], c, leaving.place(c), terms,
+                                                thread);
         } else {
-            write_chunk<C::N, WHAT, BY_TOKEN>(p.epilogue, sums[0], c, leaving.place(c), terms,
-                                              thread);
+            write_chunk<C::N, WHAT, BY_TOKEN, NORMED>(p.epilogue, sums[0], c, leaving.place(c),
+                                                      terms, thread);
         }
         if (!to::LATER || (c == 0 && C::CHUNKS < to::ALL)) {
             leaving.settle();
@@ -147,6 +151,21 @@ __device__ __forceinline__ void write_tile(const gpu_product &p, departures<C> &
     }
 }
 
+// As panel_norms (panel_call.c) says.
+template <class C>
+__device__ __forceinline__ void write_normed_tile(const gpu_product &p, departures<C> &leaving,
+                                                  const float (&sums)[C::BLOCKS][C::N / 2],
+                                                  const row_terms &terms, int thread)
+{
+    if ((p.epilogue.bits & ESP_EP_SWIGLU) != 0) {
+        write_chunks<C, passing::PAIRS, false, true>(p, leaving, sums, terms, thread);
+    } else if ((p.epilogue.bits & ESP_EP_GELU) != 0) {
+        write_chunks<C, passing::GELU, false, true>(p, leaving, sums, terms, thread);
+    } else {
+        write_chunks<C, passing::LINEAR, false, true>(p, leaving, sums, terms, thread);
+    }
+}
+
 // `width` tokens of the tile, from output row `row` on.
 template <class C>
 __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C> &leaving,
@@ -163,6 +182,12 @@ __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C
     leaving.row = pairs || !leaving.by_token() ? row / 2 : row;
     leaving.token = token, leaving.next = 0;
     leaving.end = width / leaving.chunk_tokens();
+    if constexpr (C::LOADING != TOKENS) {
+        if (terms.tokens != 0) {
+            write_normed_tile<C>(p, leaving, sums, terms, thread);
+            return;
+        }
+    }
     if (p.epilogue.bits == 0 && !leaving.by_token()) {
         write_chunks<C, passing::BARE, false>(p, leaving, sums, terms, thread);
     } else if (leaving.by_token()) {

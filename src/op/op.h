@@ -131,10 +131,13 @@ struct esp_kernel {
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);
-    /* Whether it finishes esp_around.normed; NULL: no. */
-    bool (*norms)(const esp_kernel *kernel, const esp_matmul_problem *problem);
-    /* The parts in which it leaves esp_around.moments; 0: it does not. NULL: 0. */
-    int (*moment_parts)(const esp_kernel *kernel, const esp_matmul_problem *problem);
+    /* Whether it finishes esp_around.normed, X and Y being tight and their memory aligned to 16
+     * bytes; NULL: no. */
+    bool (*norms)(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                  const esp_packed *weight);
+    /* The parts in which it leaves esp_around.moments; 0: it does not. NULL: 0. Likewise. */
+    int (*moment_parts)(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                        const esp_packed *weight);
     /* Whether it joins halves, esp_around.gates; NULL: no. */
     bool (*gates)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   const esp_packed *weight);
