@@ -56,7 +56,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .format = "dense", .level = "sm90",                                                        \
         .idea = "W and X by the tensor copy engine, wgmma; every epilogue in passing",             \
         .why_not = why_not, .workspace_bytes = panel_workspace_bytes, .score_us = score_us,        \
-        .launch = panel_launch, .norms = panel_norms,                                              \
+        .launch = panel_launch, .norms = panel_norms, .moment_parts = panel_moment_parts,          \
         .variant = &(const panel_variant){__VA_ARGS__, .rows = 128, .most_split = 8,               \
                                           .part_fixed = 0.05, .run = run_product},                 \
     }

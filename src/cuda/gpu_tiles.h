@@ -28,6 +28,8 @@ typedef struct gpu_normed {
 typedef struct gpu_tiled {
     gpu_product product;
     gpu_normed normed;
+    float *moments; /* of Y as rounded, in parts of 64 rows; 8-byte aligned; NULL: none */
+    int64_t moments_stride;
 } gpu_tiled;
 
 /* By panels: all tiles that start with GPU_TILE_128X256 .. GPU_TILE_64X256, or are staggered. */

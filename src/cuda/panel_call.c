@@ -160,14 +160,15 @@ static gpu_normed normed_of(const esp_matmul_call *call)
                         .row_sums = from->row_sums};
 }
 
-/* What a kernel that norms cannot know before. */
+/* What a kernel that norms or leaves moments cannot know before. */
 static esp_status check_normed(const esp_matmul_call *call, esp_error *error)
 {
     gpu_epilogue epilogue = cuda_epilogue(call, 0, call->problem->tokens);
-    if (call->around.normed != NULL && (!epilogue.aligned || epilogue.feature_step % 8 != 0)) {
+    bool asked = call->around.normed != NULL || call->around.moments != NULL;
+    if (asked && (!epilogue.aligned || epilogue.feature_step % 8 != 0)) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.misaligned",
-                        "matmul: rows of y must begin at multiples of 16 bytes where the product "
-                        "finishes a norm");
+                        "matmul: rows of y and residual must begin at multiples of 16 bytes where "
+                        "the product finishes a norm or leaves moments");
     }
     return ESP_OK;
 }
@@ -187,7 +188,10 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
                                    .tokens = (int)problem->tokens,
                                    .device = state->index,
                                    .multiprocessors = state->facts.multiprocessors},
-                       .normed = normed_of(call)};
+                       .normed = normed_of(call),
+                       .moments =
+                           call->around.moments != NULL ? call->around.moments->values : NULL,
+                       .moments_stride = problem->tokens};
     gpu_product *product = &tiled.product;
     product->weight.in = problem->in_features; /* spread weights have more places than features */
     int before;
@@ -252,20 +256,35 @@ void panel_deal_product(const panel_variant *variant, gpu_product *product)
     product->deal.overlaps = true;
 }
 
-bool panel_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
-                 const esp_packed *packed)
+/* Its sums leave by the engine, by feature, where Y's rows begin aligned. */
+static bool leaves_by_feature(const panel_variant *variant, const esp_matmul_problem *problem,
+                              const cuda_weight *weight)
 {
-    const unsigned compiled = ESP_EP_BIAS | ESP_EP_GELU | ESP_EP_SWIGLU;
-    const panel_variant *variant = kernel->variant;
-    const cuda_weight *weight = packed->state;
     bool pairs = (problem->epilogue & ESP_EP_SWIGLU) != 0;
-    bool by_feature =
-        problem->x_layout == ESP_FEATURE_MAJOR && problem->y_layout == ESP_FEATURE_MAJOR;
     bool straight = weight != NULL && (weight->dense || weight->panels.straight) &&
                     (!pairs || weight->pairs_together);
-    return !variant->few && straight && by_feature && problem->out_type == variant->type &&
-           problem->out_features % 2 == 0 && problem->tokens % 8 == 0 &&
-           (problem->epilogue & ~compiled) == 0;
+    return !variant->few && straight && problem->y_layout == ESP_FEATURE_MAJOR &&
+           problem->out_type == variant->type && problem->out_features % 2 == 0 &&
+           problem->tokens % 8 == 0;
+}
+
+bool panel_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                 const esp_packed *weight)
+{
+    const unsigned compiled = ESP_EP_BIAS | ESP_EP_GELU | ESP_EP_SWIGLU;
+    return leaves_by_feature(kernel->variant, problem, weight->state) &&
+           problem->x_layout == ESP_FEATURE_MAJOR && (problem->epilogue & ~compiled) == 0;
+}
+
+/* Where blocks of rows, which are the parts, are whole, and a residual is added. */
+int panel_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                       const esp_packed *weight)
+{
+    const unsigned others = ESP_EP_SCALE | ESP_EP_BIAS;
+    bool adds = (problem->epilogue & ~others) == ESP_EP_RESIDUAL;
+    bool leaves = adds && leaves_by_feature(kernel->variant, problem, weight->state) &&
+                  problem->out_features % GPU_BLOCK_ROWS == 0;
+    return leaves ? (int)(problem->out_features / GPU_BLOCK_ROWS) : 0;
 }
 
 bool panel_y_by_engine(const gpu_product *product)

@@ -42,6 +42,9 @@ bool panel_y_by_engine(const gpu_product *product);
  * with a norm. */
 bool panel_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
                  const esp_packed *weight);
+/* esp_kernel.moment_parts: where, besides, a residual is added. */
+int panel_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                       const esp_packed *weight);
 /* What memory takes for the weights: `step_bytes` for each step of GPU_BLOCK_ROWS rows. */
 double panel_reading_us(const esp_device *device, int64_t panels, int64_t panel_rows, int64_t steps,
                         int64_t step_bytes);

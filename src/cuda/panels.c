@@ -91,7 +91,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_panel_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "panel", .level = "sm90", .idea = about, .why_not = why_not,                     \
         .workspace_bytes = panel_workspace_bytes, .score_us = score_us, .launch = panel_launch,    \
-        .takes = takes, .norms = panel_norms, .gates = gates, .spread = of_spread,                 \
+        .takes = takes, .norms = panel_norms, .moment_parts = panel_moment_parts, .gates = gates,  \
+        .spread = of_spread,                                                                       \
         .variant = &(const panel_variant){__VA_ARGS__, .spread = of_spread, .launch_us = 2.5,      \
                                           .run = run_product},                                     \
     }

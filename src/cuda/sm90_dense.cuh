@@ -200,7 +200,7 @@ template <class C> struct consumer {
             multiply_step<N>(sums, step == 0);
             if (BY_ENGINE) {
                 residual.step(leaving, thread);
-                leaving.norm.step(leaving.normed);
+                leaving.norm.step(leaving.tiled.normed);
             }
         } while (++step < steps);
         meanwhile();
@@ -245,7 +245,7 @@ __device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with
                                         int thread)
 {
     const gpu_product &p = tiled.product;
-    departures<C> leaving = {&with.panel, p, tiled.normed, at.chunks(group), 1 + group};
+    departures<C> leaving = {&with.panel, p, tiled, at.chunks(group), 1 + group};
     arrivals<C> residual = {&with.residual, at.base + C::RESIDUALS_AT + group * 8};
     consumer<C> self = {at, group, thread, leaving, residual, {}};
     panel::split_sums<C> all = {at,    p.deal.split, (int)blockIdx.x % p.deal.split,

@@ -91,7 +91,7 @@ __device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with
 {
     const gpu_product &p = tiled.product;
     constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
-    departures<C> leaving = {&with, p, tiled.normed, at.chunks(group), 1 + group};
+    departures<C> leaving = {&with, p, tiled, at.chunks(group), 1 + group};
     consumer<C, WAY> self = {at, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0, 0, thread, leaving,
                              {}};
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;

@@ -117,7 +117,14 @@ template <class C> struct half_departures {
                                                                  terms, thread);
             }
         }
+        uint32_t sent = place(0);
         send(row, h.token + part * PART_TOKENS, CHUNKS, TOKENS);
+        if (WHAT == passing::ADD && !BY_TOKEN && tiled.moments != nullptr) {
+            for (int i = 0; i < CHUNKS; i++) {
+                leave_moments<C::BF16>(tiled, sent + i * CHUNK_BYTES, row / 32,
+                                       h.token + part * PART_TOKENS + i * TOKENS, thread);
+            }
+        }
     }
     template <bool BY_TOKEN>
     __device__ __forceinline__ void leave_by_engine(const float (&sums)[HALF_SUMS],

@@ -18,6 +18,7 @@
 #define ESP_CUDA_SM90_PANEL_LEAVE_CUH
 
 #include "cuda/sm90_panel_chunk.cuh"
+#include "cuda/sm90_panel_moments.cuh"
 #include "cuda/sm90_panel_residual.cuh"
 
 namespace panel
@@ -30,7 +31,7 @@ template <class C> struct departures {
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
     const maps *with;
     const gpu_product &p;
-    const gpu_normed &normed;
+    const gpu_tiled &tiled;
     uint32_t chunks;            // CHUNKS places of CHUNK_BYTES
     int barrier;                // of the warpgroup
     int next = 0, end = 0;      // to be sent; ready to be sent up to here
@@ -82,7 +83,12 @@ template <class C> struct departures {
         if (residual.asks(p)) {
             residual.ask_next(p.epilogue);
         }
-        norm.step(normed);
+        norm.step(tiled.normed);
+    }
+    // Of chunk c, which all have written; by feature.
+    __device__ __forceinline__ void count_moments(int c, int thread) const
+    {
+        leave_moments<C::BF16>(tiled, place(c), row / 32, token + c * 32, thread);
     }
     __device__ __forceinline__ void send_all(int thread)
     {
@@ -99,6 +105,8 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
 {
     using to = departures<C>;
     leaving.template wait_read<0>(thread); // those of the tile before, sent long ago
+    constexpr bool EARLY = C::CHUNKS < to::ALL; // the first leaves before the last is written
+    bool counts = WHAT == passing::ADD && !BY_TOKEN && leaving.tiled.moments != nullptr;
     constexpr int CHUNKS_OF_TILE = WHAT == passing::PAIRS ? to::ALL / 2 : to::ALL;
 #pragma unroll
     for (int c = 0; c < CHUNKS_OF_TILE; c++) {
@@ -120,13 +128,19 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
             write_chunk<C::N, WHAT, BY_TOKEN, NORMED>(p.epilogue, sums[0], c, leaving.place(c),
                                                       terms, thread);
         }
-        if (!to::LATER || (c == 0 && C::CHUNKS < to::ALL)) {
+        if (!to::LATER || (c == 0 && EARLY)) {
             leaving.settle();
             leaving.send_next(thread);
+            if (counts) {
+                leaving.count_moments(c, thread);
+            }
         }
     }
     if constexpr (to::LATER) {
         leaving.settle();
+        for (int c = EARLY ? 1 : 0; counts && c < leaving.end; c++) {
+            leaving.count_moments(c, thread);
+        }
     }
 }
 
