@@ -438,11 +438,183 @@ static void some(test_run *run)
     run_cases(run, all, ESP_COUNT(all), REALS, false);
 }
 
+/* ---- moments that products leave ---- */
+
+#define MOMENTS_GUARD 64 /* floats */
+
+/* Poisoned; nothing beyond the parts is written, and two runs leave the same bits. */
+static void take_left(test_run *run, const product *p, esp_device *device, const char *kernel,
+                      const device_layout *layout, int parts, float *actual, float *left)
+{
+    size_t count = (size_t)(parts * p->problem.tokens) * 2, bytes = (count + MOMENTS_GUARD) * 4;
+    float *poison = malloc(bytes), *after[2] = {malloc(bytes), malloc(bytes)};
+    memset(poison, 0xff, bytes);
+    for (int i = 0; i < 2; i++) {
+        esp_moments moments = {there(run, device, poison, bytes), parts};
+        const esp_around around = {.moments = &moments};
+        run_around_on_gpu(run, p, device, kernel, layout, &around, actual);
+        CHECK_OK(esp_device_download(device, after[i], moments.values, bytes, error));
+        esp_device_release(device, moments.values);
+    }
+    CHECK(memcmp(after[0], after[1], bytes) == 0);
+    CHECK(memcmp(after[0] + count, poison + count, bytes - count * 4) == 0);
+    memcpy(left, after[0], count * 4);
+    free(poison);
+    free(after[0]);
+    free(after[1]);
+}
+
+/* Against those of Y as it was written. Tensor cores may cut what is below 2^-23 of the largest
+ * term. */
+static void check_left(test_run *run, const product *p, const float *actual, const float *left,
+                       int parts, inputs kind)
+{
+    int64_t tokens = p->problem.tokens, rows = p->out_rows / parts;
+    for (int64_t i = 0; i < parts * tokens; i++) {
+        double sum = 0, squares = 0, size = 0;
+        for (int64_t o = i / tokens * rows; o < (i / tokens + 1) * rows; o++) {
+            double y = (double)actual[o * tokens + i % tokens];
+            sum += y, squares += y * y, size += fabs(y);
+        }
+        if (isnan(sum)) {
+            CHECK(isnan(left[2 * i]) && isnan(left[2 * i + 1]));
+            continue;
+        }
+        bool exact = kind == INTEGERS && squares < 0x1p22;
+        double depth = exact ? 0 : (double)(rows + 2) * 0x1p-23;
+        if (!(fabs((double)left[2 * i] - sum) <= depth * size) ||
+            !(fabs((double)left[2 * i + 1] - squares) <= depth * squares)) {
+            test_fail(run, __FILE__, __LINE__,
+                      "part %lld token %lld: %.9g %.9g, expected %.9g %.9g",
+                      (long long)(i / tokens), (long long)(i % tokens), (double)left[2 * i],
+                      (double)left[2 * i + 1], sum, squares);
+            return;
+        }
+    }
+}
+
+static int parts_of(test_run *run, const product *p, esp_device *device, const char *kernel)
+{
+    esp_plan *plan = NULL;
+    esp_packed *packed = NULL;
+    esp_plan_options wish = {.kernel_glob = kernel, .forms = ESP_FORM_SPARSE | ESP_FORM_SPREAD};
+    CHECK_OK(esp_plan_create_with(device, &p->problem, &wish, &plan, error));
+    const esp_pack_options one = {.forms = plan != NULL ? esp_plan_form(plan) : 0};
+    CHECK_OK(esp_pack_with(device, p->sparse, &one, &packed, error));
+    int parts = plan != NULL && packed != NULL ? esp_plan_moment_parts(plan, packed) : 0;
+    esp_plan_free(plan);
+    esp_packed_free(packed);
+    return parts;
+}
+
+typedef struct left_case {
+    const char *text;
+    int gap;
+    bool in_place, nan, none; /* none: no kernel leaves any */
+} left_case;
+
+static void run_left(test_run *run, esp_device *device, esp_context *context, const left_case *c,
+                     inputs kind)
+{
+    esp_matmul_problem problem = problem_of(run, c->text);
+    const char *names[64];
+    int count = usable_on(device, &problem, names), leave = 0;
+    product p = product_make(run, context, &problem, test_seed(run), kind, false, false);
+    p.in_place = c->in_place;
+    for (int64_t f = 0; c->nan && f < problem.in_features; f++) {
+        put(problem.act_type, p.x, element_at(true, p.x_stride, f, 77), NAN);
+    }
+    device_layout layout = {problem.tokens + (8 - problem.tokens % 8) % 8, problem.tokens + c->gap,
+                            0, 0};
+    float *actual = result_of(&p);
+    float *left = malloc((size_t)(problem.out_features * problem.tokens) * 2 * sizeof *left);
+    for (int k = 0; k < count; k++) {
+        int parts = parts_of(run, &p, device, names[k]);
+        test_sub(run, "%s %s", c->text, names[k]);
+        if (parts > 0) {
+            leave++;
+            CHECK_INT(problem.out_features % parts, 0);
+            take_left(run, &p, device, names[k], &layout, parts, actual, left);
+            check_left(run, &p, actual, left, parts, kind);
+        }
+    }
+    CHECK((leave == 0) == c->none || getenv("TEST_KERNEL") != NULL);
+    free(actual);
+    free(left);
+    product_free(&p);
+}
+
+static void left_exact(test_run *run)
+{
+    static const left_case all[] = {
+        {"matmul/dense/f16/768x64x1672/ep:bias+residual", 0, true, false, false},
+        {"matmul/dense/bf16/2304x128x2056/ep:bias+residual", 8, false, false, false},
+        {"matmul/dense/f16/256x2048x200/ep:bias+residual", 0, true, false, false},
+        {"matmul/2:4/f16/768x64x1672/ep:bias+residual", 0, true, false, false},
+        {"matmul/2:4/bf16/1344x200x1672/ep:residual", 0, false, false, false},
+        {"matmul/2:4/f16/256x2048x136/ep:bias+residual", 0, true, false, false},
+        {"matmul/64:2:8/f16/704x128x2056/ep:bias+residual", 0, true, false, false},
+        {"matmul/128:2:8/bf16/768x256x2056/ep:scale+bias+residual", 8, true, false, false},
+        {"matmul/128:2:8/f16/256x4096x200/ep:bias+residual", 0, true, false, false},
+        {"matmul/256:2:8/f16/1024x512x1040/ep:bias+residual", 0, true, false, false},
+        {"matmul/256:2:16/bf16/1024x256x2056/ep:residual", 0, false, false, false},
+        {"matmul/64:2:5/f16/320x130x520/ep:bias+residual", 0, true, false, false},
+        {"matmul/2:4/f16/800x64x328/ep:bias+residual", 0, true, false, true},
+        {"matmul/2:4/f16/768x64x328/ep:bias", 0, false, false, true},
+        {"matmul/128:2:8/f16/768x64x328/ep:bias+gelu+residual", 0, false, false, true},
+        {"matmul/dense/f16/768x64x330/ep:bias+residual", 0, false, false, true}};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(all); i++) {
+        run_left(run, device, context, &all[i], INTEGERS);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+static void left_bounded(test_run *run)
+{
+    static const left_case all[] = {
+        {"matmul/dense/f16/768x776x2184/ep:bias+residual", 0, true, true, false},
+        {"matmul/2:4/bf16/768x3072x200/ep:bias+residual", 0, true, true, false},
+        {"matmul/128:2:8/f16/2304x1100x2064/ep:bias+residual", 0, true, true, false},
+        {"matmul/256:2:8/bf16/2304x1100x2064/ep:bias+residual", 0, true, true, false}};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(all); i++) {
+        run_left(run, device, context, &all[i], REALS);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* Few enough for the tools that watch every access to memory. */
+static void left_some(test_run *run)
+{
+    static const left_case all[] = {
+        {"matmul/dense/f16/256x64x328/ep:bias+residual", 0, true, false, false},
+        {"matmul/2:4/f16/256x64x520/ep:bias+residual", 0, true, false, false},
+        {"matmul/256:2:8/f16/512x512x264/ep:bias+residual", 0, true, false, false}};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(all); i++) {
+        run_left(run, device, context, &all[i], REALS);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 ON_GPU(moments_on_gpu, moments_of_shapes)
 
-static const test_case cases[] = {{"moments", moments_on_gpu}, {"exact", exact},
-                                  {"bounded", bounded},        {"not_finite", not_finite},
-                                  {"declined", declined},      {"some_for_sanitizers", some}};
+static const test_case cases[] = {{"moments", moments_on_gpu},
+                                  {"exact", exact},
+                                  {"bounded", bounded},
+                                  {"not_finite", not_finite},
+                                  {"declined", declined},
+                                  {"left_exact", left_exact},
+                                  {"left_bounded", left_bounded},
+                                  {"some_for_sanitizers", some},
+                                  {"left_for_sanitizers", left_some}};
 #else
 #include "without_cuda.h"
 #endif
