@@ -32,10 +32,11 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                : "it has too many tiles to count";
 }
 
-static int run_product(const panel_variant *variant, gpu_tiled *tiled, void *stream)
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_tiled *tiled,
+                       void *stream)
 {
     gpu_product *product = &tiled->product;
-    panel_deal_product(variant, product);
+    panel_deal_product(variant, state, product);
     product->y_by_engine = panel_y_by_engine(product);
     return product->bf16 ? gpu_sm90_dense_bf16(tiled, variant->tile, stream)
                          : gpu_sm90_dense_f16(tiled, variant->tile, stream);

@@ -91,7 +91,7 @@ bool esp_plan_gates(const esp_plan *plan, const esp_packed *weight)
            kernel->gates(kernel, &plan->run, weight);
 }
 
-/* In the form that the plan reads. */
+/* In the form that the plan reads; NULL: not held. */
 static const esp_packed *form_of(const esp_plan *plan, const esp_packed *weight)
 {
     bool dense = plan->form == ESP_FORM_DENSE && weight->dense != NULL;
@@ -101,14 +101,16 @@ static const esp_packed *form_of(const esp_plan *plan, const esp_packed *weight)
 bool esp_plan_norms(const esp_plan *plan, const esp_packed *weight)
 {
     const esp_kernel *kernel = plan->kernel;
-    return kernel->norms != NULL && kernel->norms(kernel, &plan->run, form_of(plan, weight));
+    const esp_packed *form = form_of(plan, weight);
+    return kernel->norms != NULL && form != NULL && kernel->norms(kernel, &plan->run, form);
 }
 
 int esp_plan_moment_parts(const esp_plan *plan, const esp_packed *weight)
 {
     const esp_kernel *kernel = plan->kernel;
-    return kernel->moment_parts != NULL
-               ? kernel->moment_parts(kernel, &plan->run, form_of(plan, weight))
+    const esp_packed *form = form_of(plan, weight);
+    return kernel->moment_parts != NULL && form != NULL
+               ? kernel->moment_parts(kernel, &plan->run, form)
                : 0;
 }
 

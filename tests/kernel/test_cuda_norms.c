@@ -604,6 +604,61 @@ static void left_some(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- wrong arguments ---- */
+
+static void wrong_arguments(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *device = open_gpu(run, context);
+    esp_matmul_problem problem = problem_of(run, "matmul/2:4/f16/128x256x512/ep:residual");
+    esp_plan_options wish = {.kernel_glob = "*whole_128x128"};
+    esp_plan *plan = NULL;
+    esp_packed *packed = NULL;
+    if (device == NULL) {
+        test_context_free(run, context);
+        return;
+    }
+    product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
+    CHECK_OK(esp_pack(device, p.sparse, &packed, error));
+    if (esp_plan_create_with(device, &problem, &wish, &plan, NULL) == ESP_OK) {
+        float host[8];
+        char *memory = esp_device_alloc(device, 1 << 20);
+        esp_matmul_args args = {.weight = packed, .x = memory, .y = memory + (1 << 19)};
+        args.residual = args.y;
+        esp_moments right = {(float *)(void *)(memory + (1 << 18)), 2}, wrong = {host, 2};
+        esp_normed normed = {wrong, NULL, 0};
+        esp_around around = {.moments = &right};
+        CHECK_OK(esp_plan_run(plan, &args, &around, error));
+        test_sub(run, "in host memory");
+        around.moments = &wrong;
+        CHECK_FAILS(esp_plan_run(plan, &args, &around, error), ESP_BAD_ARGUMENT,
+                    "matmul.not_on_device");
+        around = (esp_around){.normed = &normed};
+        CHECK_FAILS(esp_plan_run(plan, &args, &around, error), ESP_BAD_ARGUMENT,
+                    "matmul.not_on_device");
+        normed = (esp_normed){right, host, 0};
+        CHECK_FAILS(esp_plan_run(plan, &args, &around, error), ESP_BAD_ARGUMENT,
+                    "matmul.not_on_device");
+        test_sub(run, "half a pair, and Y half a word off");
+        wrong.values = right.values + 1;
+        around = (esp_around){.moments = &wrong};
+        CHECK_FAILS(esp_plan_run(plan, &args, &around, error), ESP_BAD_ARGUMENT,
+                    "matmul.misaligned");
+        around.moments = &right;
+        args.y = memory + (1 << 19) + 2;
+        args.residual = args.y;
+        CHECK_FAILS(esp_plan_run(plan, &args, &around, error), ESP_BAD_ARGUMENT,
+                    "matmul.misaligned");
+        CHECK_OK(esp_device_wait(device, error));
+        esp_device_release(device, memory);
+    }
+    esp_plan_free(plan);
+    esp_packed_free(packed);
+    product_free(&p);
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 ON_GPU(moments_on_gpu, moments_of_shapes)
 
 static const test_case cases[] = {{"moments", moments_on_gpu},
@@ -614,7 +669,8 @@ static const test_case cases[] = {{"moments", moments_on_gpu},
                                   {"left_exact", left_exact},
                                   {"left_bounded", left_bounded},
                                   {"some_for_sanitizers", some},
-                                  {"left_for_sanitizers", left_some}};
+                                  {"left_for_sanitizers", left_some},
+                                  {"wrong_arguments", wrong_arguments}};
 #else
 #include "without_cuda.h"
 #endif
