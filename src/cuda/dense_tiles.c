@@ -32,12 +32,14 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                : "it has too many tiles to count";
 }
 
-static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_tiled *tiled,
+                       void *stream)
 {
-    panel_deal_product(variant, product);
+    gpu_product *product = &tiled->product;
+    panel_deal_product(variant, state, product);
     product->y_by_engine = panel_y_by_engine(product);
-    return product->bf16 ? gpu_sm90_dense_bf16(product, variant->tile, stream)
-                         : gpu_sm90_dense_f16(product, variant->tile, stream);
+    return product->bf16 ? gpu_sm90_dense_bf16(tiled, variant->tile, stream)
+                         : gpu_sm90_dense_f16(tiled, variant->tile, stream);
 }
 
 static double score_us(const esp_kernel *kernel, const esp_device *device,
@@ -55,7 +57,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .format = "dense", .level = "sm90",                                                        \
         .idea = "W and X by the tensor copy engine, wgmma; every epilogue in passing",             \
         .why_not = why_not, .workspace_bytes = panel_workspace_bytes, .score_us = score_us,        \
-        .launch = panel_launch,                                                                    \
+        .launch = panel_launch, .norms = panel_norms, .moment_parts = panel_moment_parts,          \
         .variant = &(const panel_variant){__VA_ARGS__, .rows = 128, .most_split = 8,               \
                                           .part_fixed = 0.05, .run = run_product},                 \
     }

@@ -3,7 +3,7 @@
 #ifndef ESP_CUDA_GPU_DENSE_H
 #define ESP_CUDA_GPU_DENSE_H
 
-#include "cuda/gpu.h"
+#include "cuda/gpu_tiles.h"
 
 #ifdef __cplusplus
 extern "C" {
@@ -11,8 +11,8 @@ extern "C" {
 
 /* X by feature; `weight` is one panel whose data are [out][in], out a multiple of 16, in of 8.
  * Tiles: 128x256, 128x128. */
-int gpu_sm90_dense_f16(const gpu_product *product, gpu_tile tile, void *stream);
-int gpu_sm90_dense_bf16(const gpu_product *product, gpu_tile tile, void *stream);
+int gpu_sm90_dense_f16(const gpu_tiled *tiled, gpu_tile tile, void *stream);
+int gpu_sm90_dense_bf16(const gpu_tiled *tiled, gpu_tile tile, void *stream);
 
 #ifdef __cplusplus
 }

@@ -81,6 +81,43 @@ static esp_status not_on_device(const esp_matmul_call *call, const char *name, c
                     name, call->device->name);
 }
 
+/* What a model's norms add to the operands: moments in pairs, sums of rows. */
+static esp_status check_norms(const esp_matmul_call *call, esp_error *error)
+{
+    const esp_normed *normed = call->around.normed;
+    const esp_moments *left = call->around.moments;
+    const cuda_state *state = call->device->state;
+    size_t part = (size_t)call->problem->tokens * 2 * sizeof(float);
+    size_t sums = (size_t)call->problem->out_features * sizeof(float);
+    const struct {
+        const char *name;
+        const float *memory;
+        size_t bytes, alignment;
+        bool used;
+    } operands[] = {{"moments of x", normed != NULL ? normed->of_x.values : NULL,
+                     normed != NULL ? part * (size_t)ESP_MAX(1, normed->of_x.parts) : 0, 8,
+                     normed != NULL},
+                    {"row sums", normed != NULL ? normed->row_sums : NULL, sums, 4,
+                     normed != NULL && normed->row_sums != NULL},
+                    {"moments of y", left != NULL ? left->values : NULL,
+                     left != NULL ? part * (size_t)ESP_MAX(1, left->parts) : 0, 8, left != NULL}};
+    for (int i = 0; i < ESP_COUNT(operands); i++) {
+        if (!operands[i].used) {
+            continue;
+        }
+        if (!cuda_holds(state, operands[i].memory, operands[i].bytes)) {
+            return not_on_device(call, operands[i].name, operands[i].memory, operands[i].bytes,
+                                 error);
+        }
+        if ((uintptr_t)operands[i].memory % operands[i].alignment != 0) {
+            return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.misaligned",
+                            "matmul: %s must be aligned to %zu bytes", operands[i].name,
+                            operands[i].alignment);
+        }
+    }
+    return ESP_OK;
+}
+
 esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error)
 {
     const esp_matmul_args *args = call->args;
@@ -117,7 +154,7 @@ esp_status cuda_check_operands(const esp_matmul_call *call, esp_error *error)
                         "matmul: x, y, residual, scale and bias must be aligned to their own "
                         "elements");
     }
-    return ESP_OK;
+    return check_norms(call, error);
 }
 
 /* More tokens than this: each block would find the same sums and gates once more, which takes

@@ -1,10 +1,12 @@
 /* What a model does besides products, on a GPU: the tables of operations over f16 and over bf16
  * activations, each entry a few lines over the kernels of gpu_ops.h and gpu_attention.h. Every call
  * launches on the stream that it is given and returns. */
+#include "cuda/gpu_tiles.h"
 #include "cuda/gpu_windows.h"
 #include "cuda/room.h"
 
-#define STEP 8 /* columns: 16 bytes, which is what the kernels and the copy engine read at once */
+#define STEP 8  /* columns: 16 bytes, which is what the kernels and the copy engine read at once */
+#define LINE 64 /* 128 bytes */
 
 _Static_assert(sizeof(esp_cache_place) == sizeof(gpu_place) &&
                    offsetof(esp_cache_place, past) == offsetof(gpu_place, past) &&
@@ -117,6 +119,12 @@ static int run_layer_norm(const cuda_state *state, gpu_type type, const void *wh
 {
     (void)state, (void)type;
     return gpu_layer_norm(what, stream);
+}
+
+static int run_moments(const cuda_state *state, gpu_type type, const void *what, void *stream)
+{
+    (void)state, (void)type;
+    return gpu_take_moments(what, stream);
 }
 
 /* ---- positions and caches ---- */
@@ -389,6 +397,12 @@ static int run_pool(const cuda_state *state, gpu_type type, const void *what, vo
         const gpu_norm norm = {TYPE, x, tokens, weight, bias, eps, features, tokens, y, tokens};   \
         return launch(device, TYPE, run_layer_norm, &norm, stream);                                \
     }                                                                                              \
+    static esp_status moments_##name(esp_device *device, void *stream, const void *x,              \
+                                     int64_t features, int64_t tokens, float *values)              \
+    {                                                                                              \
+        const gpu_moments moments = {TYPE, x, tokens, features, tokens, features, values, tokens}; \
+        return launch(device, TYPE, run_moments, &moments, stream);                                \
+    }                                                                                              \
     static esp_status rope_append_##name(esp_device *device, void *stream,                         \
                                          const esp_rope_append *append)                            \
     {                                                                                              \
@@ -492,8 +506,9 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
 
 #define TABLE(name, dtype)                                                                         \
     {                                                                                              \
-        .type = (dtype), .step = STEP, .widest_grid = GPU_WIDEST_GRID, .embed = embed_##name,      \
-        .rms_norm = rms_norm_##name, .layer_norm = layer_norm_##name, .rope_angles = rope_angles,  \
+        .type = (dtype), .step = STEP, .line = LINE, .few = GPU_FEW_TOKENS,                        \
+        .widest_grid = GPU_WIDEST_GRID, .embed = embed_##name, .rms_norm = rms_norm_##name,        \
+        .layer_norm = layer_norm_##name, .moments = moments_##name, .rope_angles = rope_angles,    \
         .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \
         .attend_past = attend_past_##name, .attend_step = attend_step_##name,                      \
         .step_appends = true, .group_workspace_bytes = no_group_workspace,                         \

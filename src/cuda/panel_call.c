@@ -119,8 +119,10 @@ static int place_x(const esp_matmul_call *call, const panel_variant *variant,
 
 /* Swiglu through f32 sums [out][tokens]. */
 static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *variant,
-                            int64_t most_tokens, float *sums, gpu_product *product)
+                            int64_t most_tokens, float *sums, gpu_tiled *tiled)
 {
+    gpu_product *product = &tiled->product;
+    const cuda_state *state = call->device->state;
     const char *x = product->x;
     int64_t x_step = product->x_by_token ? product->x_stride : 1, tokens = call->problem->tokens;
     int failed = 0;
@@ -135,7 +137,7 @@ static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *va
                                            .token_step = 1,
                                            .tokens = (int)count,
                                            .aligned = count % 4 == 0};
-        failed = variant->run(variant, product, call->args->stream);
+        failed = variant->run(variant, state, tiled, call->args->stream);
         if (failed == 0) {
             gpu_epilogue epilogue = cuda_epilogue(call, first, count);
             failed =
@@ -145,6 +147,33 @@ static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *va
     return failed;
 }
 
+static gpu_normed normed_of(const esp_matmul_call *call)
+{
+    const esp_normed *from = call->around.normed;
+    if (from == NULL) {
+        return (gpu_normed){0};
+    }
+    return (gpu_normed){.moments = from->of_x.values,
+                        .parts = from->of_x.parts,
+                        .stride = call->problem->tokens,
+                        .features = (float)call->problem->in_features,
+                        .eps = from->eps,
+                        .row_sums = from->row_sums};
+}
+
+/* What a kernel that norms or leaves moments cannot know before. */
+static esp_status check_normed(const esp_matmul_call *call, esp_error *error)
+{
+    gpu_epilogue epilogue = cuda_epilogue(call, 0, call->problem->tokens);
+    bool asked = call->around.normed != NULL || call->around.moments != NULL;
+    if (asked && (!epilogue.aligned || epilogue.feature_step % 8 != 0)) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "matmul.misaligned",
+                        "matmul: rows of y and residual must begin at multiples of 16 bytes where "
+                        "the product finishes a norm or leaves moments");
+    }
+    return ESP_OK;
+}
+
 esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 {
     const panel_variant *variant = call->kernel->variant;
@@ -152,26 +181,32 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
     const cuda_weight *weight = call->args->weight->state;
     const esp_matmul_problem *problem = call->problem;
     ESP_TRY(cuda_check_operands(call, error));
+    ESP_TRY(check_normed(call, error));
     workspace sizes = workspace_of(variant, problem);
     char *room = (char *)cuda_round_up((size_t)(uintptr_t)call->args->workspace);
-    gpu_product product = {.weight = weight->panels,
-                           .bf16 = variant->type == ESP_BF16,
-                           .tokens = (int)problem->tokens,
-                           .device = state->index,
-                           .multiprocessors = state->facts.multiprocessors};
-    product.weight.in = problem->in_features; /* spread weights have more places than X features */
+    gpu_tiled tiled = {.product = {.weight = weight->panels,
+                                   .bf16 = variant->type == ESP_BF16,
+                                   .tokens = (int)problem->tokens,
+                                   .device = state->index,
+                                   .multiprocessors = state->facts.multiprocessors},
+                       .normed = normed_of(call),
+                       .moments =
+                           call->around.moments != NULL ? call->around.moments->values : NULL,
+                       .moments_stride = problem->tokens};
+    gpu_product *product = &tiled.product;
+    product->weight.in = problem->in_features; /* spread weights have more places than features */
     int before;
     ESP_TRY(cuda_check(gpu_enter(state->index, &before), call->device, "entering it", error));
-    int failed = place_x(call, variant, &sizes, room, &product);
-    product.prologue = cuda_prologue(call, &product.x_aligned);
-    product.ahead = cuda_ahead(call);
-    product.gates = call->around.gates;
+    int failed = place_x(call, variant, &sizes, room, product);
+    product->prologue = cuda_prologue(call, &product->x_aligned);
+    product->ahead = cuda_ahead(call);
+    product->gates = call->around.gates;
     if (failed == 0 && (problem->epilogue & ESP_EP_SWIGLU) != 0 && !weight->pairs_together) {
         float *sums = (float *)(void *)(room + sizes.x_bytes);
-        failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &product);
+        failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &tiled);
     } else if (failed == 0) {
-        product.epilogue = cuda_epilogue(call, 0, problem->tokens);
-        failed = variant->run(variant, &product, call->args->stream);
+        product->epilogue = cuda_epilogue(call, 0, problem->tokens);
+        failed = variant->run(variant, state, &tiled, call->args->stream);
     }
     gpu_leave(before);
     return cuda_check(failed, call->device, call->kernel->name, error);
@@ -189,7 +224,7 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 #define SHARE_TOKENS 128
 
 static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int64_t panel_rows,
-                              int64_t steps, int64_t tokens, unsigned bits, int multiprocessors)
+                              int64_t steps, int64_t tokens, unsigned bits, const cuda_state *state)
 {
     panel_tiling made = {.panels = panels,
                          .of_panel = esp_ceil_div(panel_rows, variant->rows),
@@ -197,10 +232,11 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .tile_tokens = variant->tokens,
                          .most_shift = variant->halvings,
                          .most_group = variant->rows <= 64 ? 96 : GROUP_ROWS / variant->rows,
-                         .multiprocessors = multiprocessors,
+                         .multiprocessors = state->facts.multiprocessors,
                          .most_split = variant->most_split,
                          .least_share = (bits & ESP_EP_SWIGLU) != 0 ? 64 : 32, /* as chunks have */
                          .steps = steps};
+    memcpy(made.most_clusters, state->most_clusters, sizeof made.most_clusters);
     double fixed = variant->part_fixed > 0 ? variant->part_fixed : PART_FIXED;
     for (int shift = 0; shift <= variant->halvings; shift++) {
         double part = fixed + (1 - fixed) / (1 << shift);
@@ -212,14 +248,45 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
     return made;
 }
 
-void panel_deal_product(const panel_variant *variant, gpu_product *product)
+void panel_deal_product(const panel_variant *variant, const cuda_state *state, gpu_product *product)
 {
     const gpu_panels *weight = &product->weight;
     panel_tiling tiling =
         tiling_of(variant, weight->panels, (int64_t)weight->blocks * GPU_BLOCK_ROWS, weight->steps,
-                  product->tokens, product->epilogue.bits, product->multiprocessors);
+                  product->tokens, product->epilogue.bits, state);
     panel_deal(&tiling, &product->deal);
     product->deal.overlaps = true;
+}
+
+/* Its sums leave by the engine, by feature, where Y's rows begin aligned. */
+static bool leaves_by_feature(const panel_variant *variant, const esp_matmul_problem *problem,
+                              const cuda_weight *weight)
+{
+    bool pairs = (problem->epilogue & ESP_EP_SWIGLU) != 0;
+    bool straight = weight != NULL && (weight->dense || weight->panels.straight) &&
+                    (!pairs || weight->pairs_together);
+    return !variant->few && straight && problem->y_layout == ESP_FEATURE_MAJOR &&
+           problem->out_type == variant->type && problem->out_features % 2 == 0 &&
+           problem->tokens % 8 == 0;
+}
+
+bool panel_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                 const esp_packed *weight)
+{
+    const unsigned compiled = ESP_EP_BIAS | ESP_EP_GELU | ESP_EP_SWIGLU;
+    return leaves_by_feature(kernel->variant, problem, weight->state) &&
+           problem->x_layout == ESP_FEATURE_MAJOR && (problem->epilogue & ~compiled) == 0;
+}
+
+/* Where blocks of rows, which are the parts, are whole, and a residual is added. */
+int panel_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                       const esp_packed *weight)
+{
+    const unsigned others = ESP_EP_SCALE | ESP_EP_BIAS;
+    bool adds = (problem->epilogue & ~others) == ESP_EP_RESIDUAL;
+    bool leaves = adds && leaves_by_feature(kernel->variant, problem, weight->state) &&
+                  problem->out_features % GPU_BLOCK_ROWS == 0;
+    return leaves ? (int)(problem->out_features / GPU_BLOCK_ROWS) : 0;
 }
 
 bool panel_y_by_engine(const gpu_product *product)
@@ -264,8 +331,8 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
                    : variant->spread ? esp_spread_places(problem->in_features)
                                      : esp_pattern_kept(&problem->pattern, problem->in_features);
     int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
-    panel_tiling tiling = tiling_of(variant, panels, panel_rows, steps, problem->tokens,
-                                    problem->epilogue, state->facts.multiprocessors);
+    panel_tiling tiling =
+        tiling_of(variant, panels, panel_rows, steps, problem->tokens, problem->epilogue, state);
     gpu_deal deal;
     double tile = (double)steps * variant->clocks + variant->finish_clocks;
     double tiles_us = ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;

@@ -2,6 +2,7 @@
 #ifndef ESP_CUDA_PANEL_CALL_H
 #define ESP_CUDA_PANEL_CALL_H
 
+#include "cuda/gpu_tiles.h"
 #include "cuda/panel_deal.h"
 #include "cuda/room.h"
 
@@ -23,7 +24,8 @@ struct panel_variant {
     double alone;         /* as often as that a tile takes which shares a multiprocessor with none,
                              where tiles are meant to; 0: they are not */
     double part_fixed;    /* what of a tile's time a part takes however narrow; 0: as panels */
-    int (*run)(const panel_variant *variant, gpu_product *product, void *stream);
+    int (*run)(const panel_variant *variant, const cuda_state *state, gpu_tiled *tiled,
+               void *stream);
 };
 
 /* Rows of the packed blocks of the problem's weight. */
@@ -33,10 +35,18 @@ const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem
 /* X may have to be laid out anew before the product. */
 bool panel_moves_x(const panel_variant *variant, const esp_matmul_problem *problem);
 /* Fills product->deal. */
-void panel_deal_product(const panel_variant *variant, gpu_product *product);
+void panel_deal_product(const panel_variant *variant, const cuda_state *state,
+                        gpu_product *product);
 /* Whether the copy engine can store Y, rows being in their order: it knows 16-bit elements only,
  * takes rows of Y that begin aligned, and cuts them at multiples of 16 bytes only. */
 bool panel_y_by_engine(const gpu_product *product);
+/* esp_kernel.norms of Hopper's tiles: where sums leave by the copy engine in a way that is compiled
+ * with a norm. */
+bool panel_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                 const esp_packed *weight);
+/* esp_kernel.moment_parts: where, besides, a residual is added. */
+int panel_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                       const esp_packed *weight);
 /* What memory takes for the weights: `step_bytes` for each step of GPU_BLOCK_ROWS rows. */
 double panel_reading_us(const esp_device *device, int64_t panels, int64_t panel_rows, int64_t steps,
                         int64_t step_bytes);

@@ -21,19 +21,21 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_tiled *tiled,
+                       void *stream)
 {
+    gpu_product *product = &tiled->product;
     if (variant->few) {
         return gpu_sm90_few(product, stream);
     }
-    panel_deal_product(variant, product);
+    panel_deal_product(variant, state, product);
     product->y_by_engine = product->weight.straight && panel_y_by_engine(product);
     if (variant->spread) {
-        return product->bf16 ? gpu_sm90_panel_spread_bf16(product, variant->tile, stream)
-                             : gpu_sm90_panel_spread_f16(product, variant->tile, stream);
+        return product->bf16 ? gpu_sm90_panel_spread_bf16(tiled, variant->tile, stream)
+                             : gpu_sm90_panel_spread_f16(tiled, variant->tile, stream);
     }
-    return product->bf16 ? gpu_sm90_panel_bf16(product, variant->tile, stream)
-                         : gpu_sm90_panel_f16(product, variant->tile, stream);
+    return product->bf16 ? gpu_sm90_tiles_bf16(tiled, variant->tile, stream)
+                         : gpu_sm90_tiles_f16(tiled, variant->tile, stream);
 }
 
 /* Pairs that are parted are computed some tokens at a time, but few tokens are one piece. */
@@ -90,7 +92,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_panel_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "panel", .level = "sm90", .idea = about, .why_not = why_not,                     \
         .workspace_bytes = panel_workspace_bytes, .score_us = score_us, .launch = panel_launch,    \
-        .takes = takes, .gates = gates, .spread = of_spread,                                       \
+        .takes = takes, .norms = panel_norms, .moment_parts = panel_moment_parts, .gates = gates,  \
+        .spread = of_spread,                                                                       \
         .variant = &(const panel_variant){__VA_ARGS__, .spread = of_spread, .launch_us = 2.5,      \
                                           .run = run_product},                                     \
     }

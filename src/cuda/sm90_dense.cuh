@@ -64,8 +64,9 @@ template <bool BF16_, int N_, int STAGES_, int CHUNKS_> struct config {
     static constexpr uint32_t LEAVING_BYTES =
         CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
     static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
-    static constexpr uint32_t RESIDUALS_AT = BARRIERS_AT + STAGES * 16;  // barriers
-    static constexpr uint32_t SHARED = RESIDUALS_AT + GROUPS * 8 + 1024; // 1024: to align
+    static constexpr uint32_t RESIDUALS_AT = BARRIERS_AT + STAGES * 16; // barriers
+    static constexpr uint32_t NORMS_AT = RESIDUALS_AT + GROUPS * 8;
+    static constexpr uint32_t SHARED = NORMS_AT + GROUPS * N * 8 + 1024 - 128; // to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
@@ -199,6 +200,7 @@ template <class C> struct consumer {
             multiply_step<N>(sums, step == 0);
             if (BY_ENGINE) {
                 residual.step(leaving, thread);
+                leaving.norm.step(leaving.tiled.normed);
             }
         } while (++step < steps);
         meanwhile();
@@ -222,27 +224,28 @@ template <class C> struct consumer {
 
 // A warp's sixteen rows by its strip.
 template <class C>
-__device__ __forceinline__ void leave_by_strips(const gpu_product &p, const float (&sums)[C::N / 2],
-                                                int row, int token, int width,
-                                                unsigned char *memory, int warp, int lane)
+__device__ __forceinline__ void
+leave_by_strips(const gpu_tiled &tiled, const float (&sums)[C::N / 2], int row, int token,
+                int width, unsigned char *memory, int warp, int lane)
 {
     float *strip = (float *)(memory + C::LEAVING_AT) + warp * panel::STRIP_FLOATS;
     int32_t *rows = (int32_t *)(memory + C::ROWS_AT) + warp * 16;
     int mine = row + warp % 4 * 16 + lane;
     if (lane < 16) {
-        rows[lane] = mine < p.weight.out ? mine : -1;
+        rows[lane] = mine < tiled.product.weight.out ? mine : -1;
     }
     __syncwarp();
-    panel::leave<C::N>(p.epilogue, sums, rows, token, token + width, strip, lane);
+    panel::leave<C::N>(tiled.product.epilogue, sums, rows, token, token + width, strip, lane);
     __syncwarp();
 }
 
 template <class C, bool BY_ENGINE>
-__device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
+__device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with,
                                         const shared_map<C> &at, unsigned char *memory, int group,
                                         int thread)
 {
-    departures<C> leaving = {&with.panel, p, at.chunks(group), 1 + group};
+    const gpu_product &p = tiled.product;
+    departures<C> leaving = {&with.panel, p, tiled, at.chunks(group), 1 + group};
     arrivals<C> residual = {&with.residual, at.base + C::RESIDUALS_AT + group * 8};
     consumer<C> self = {at, group, thread, leaving, residual, {}};
     panel::split_sums<C> all = {at,    p.deal.split, (int)blockIdx.x % p.deal.split,
@@ -261,9 +264,13 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         bool leaves = row < p.weight.out && width > 0;
         row_terms terms;
         residual.begin(leaving, row, token, adds && leaves ? width : 0);
+        if (BY_ENGINE) {
+            leaving.norm.begin(tiled.normed, token, width, p.tokens, thread);
+        }
         self.template multiply_tile<BY_ENGINE>(sums[0], t.shift, steps.end - steps.first, [&] {
             if (BY_ENGINE) {
-                terms.load(p, row, thread);
+                terms.load(tiled, row, thread, at.norms(group));
+                leaving.norm.finish(tiled.normed, at.norms(group), thread);
             }
             there = tiles.next(&coming);
         });
@@ -275,7 +282,7 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         } else if (leaves && BY_ENGINE) {
             panel::leave_at_once<C>(p, leaving, sums, row, token, width, terms, thread);
         } else if (leaves) {
-            dense::leave_by_strips<C>(p, sums[0], row, token, width, memory,
+            dense::leave_by_strips<C>(tiled, sums[0], row, token, width, memory,
                                       group * 4 + thread / 32, thread % 32);
         }
         if (p.deal.split > 1) {
@@ -290,9 +297,10 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
-    kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps with)
+    kernel(const __grid_constant__ gpu_tiled tiled, const __grid_constant__ maps with)
 {
-    extern __shared__ unsigned char memory[];
+    const gpu_product &p = tiled.product;
+    extern __shared__ __align__(128) unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
     shared_map<C> at = {aligned};
     // The same in all lanes of a warp, and known to be.
@@ -323,9 +331,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
         if (p.y_by_engine) {
-            consume<C, true>(p, with, at, here, group, thread);
+            consume<C, true>(tiled, with, at, here, group, thread);
         } else {
-            consume<C, false>(p, with, at, here, group, thread);
+            consume<C, false>(tiled, with, at, here, group, thread);
         }
     }
     if (p.deal.split > 1) {
@@ -371,8 +379,9 @@ template <class C> int describe_all(const gpu_product &p, maps *with)
     return failed;
 }
 
-template <class C> int launch(const gpu_product &p, void *stream)
+template <class C> int launch(const gpu_tiled &tiled, void *stream)
 {
+    const gpu_product &p = tiled.product;
     static std::atomic<uint64_t> prepared;
     maps with = {};
     int failed = gpu_prepare((const void *)kernel<C>, C::SHARED, p.device, &prepared);
@@ -384,11 +393,11 @@ template <class C> int launch(const gpu_product &p, void *stream)
     }
     return gpu_launch_clusters(kernel<C>, (unsigned)(p.deal.multiprocessors * p.deal.split),
                                (unsigned)p.deal.split, C::THREADS, C::SHARED, p.deal.overlaps,
-                               stream, p, with);
+                               stream, tiled, with);
 }
 
 // The smaller tile has the deeper ring: few tokens are bound by the way to memory.
-template <bool BF16> int launch_tile(const gpu_product &p, gpu_tile tile, void *stream)
+template <bool BF16> int launch_tile(const gpu_tiled &p, gpu_tile tile, void *stream)
 {
     return tile == GPU_TILE_128X128 ? launch<config<BF16, 128, 6, 4>>(p, stream)
                                     : launch<config<BF16, 256, 3, 8>>(p, stream);

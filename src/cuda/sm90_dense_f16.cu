@@ -2,7 +2,7 @@
 #include "cuda/gpu_dense.h"
 #include "cuda/sm90_dense.cuh"
 
-extern "C" int gpu_sm90_dense_f16(const gpu_product *product, gpu_tile tile, void *stream)
+extern "C" int gpu_sm90_dense_f16(const gpu_tiled *tiled, gpu_tile tile, void *stream)
 {
-    return dense::launch_tile<false>(*product, tile, stream);
+    return dense::launch_tile<false>(*tiled, tile, stream);
 }

@@ -97,6 +97,12 @@ __device__ __forceinline__ void leave_added(const gpu_product &p, departures<C> 
         add_chunks<C, false>(p, leaving, sums, terms, thread);
     }
     leaving.settle();
+    if (leaving.tiled.moments != nullptr) {
+        for (int c = 0; c < leaving.end && !leaving.by_token(); c++) {
+            leaving.count_moments(c, thread);
+        }
+        ptx::named_barrier(leaving.barrier, 128); // the engine will bring the next residual there
+    }
 }
 
 } // namespace dense

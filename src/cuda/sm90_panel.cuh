@@ -56,40 +56,42 @@ __device__ __forceinline__ int first_row(const gpu_panels &w, const share &s)
 }
 
 template <class C>
-__device__ __forceinline__ void leave_by_strips(const gpu_product &p,
+__device__ __forceinline__ void leave_by_strips(const gpu_tiled &tiled,
                                                 const float (&sums)[C::BLOCKS][C::N / 2],
                                                 const share &s, float *strip, int thread)
 {
-    const int32_t *rows =
-        p.weight.rows + ((int64_t)s.panel * p.weight.blocks + s.block) * GPU_BLOCK_ROWS;
+    const gpu_panels &w = tiled.product.weight;
+    const int32_t *rows = w.rows + ((int64_t)s.panel * w.blocks + s.block) * GPU_BLOCK_ROWS;
 #pragma unroll
     for (int i = 0; i < C::BLOCKS; i++) {
         if (i < s.blocks) {
             const int32_t *mine = rows + i * GPU_BLOCK_ROWS + thread / 32 * 16;
-            leave<C::N>(p.epilogue, sums[i], mine, s.token, s.token + s.width, strip, thread % 32);
+            leave<C::N>(tiled.product.epilogue, sums[i], mine, s.token, s.token + s.width, strip, thread % 32);
         }
     }
 }
 
 template <class C, way WAY>
-__device__ __forceinline__ void leave_tile(const gpu_product &p, consumer<C, WAY> &self,
+__device__ __forceinline__ void leave_tile(const gpu_tiled &tiled, consumer<C, WAY> &self,
                                            const float (&sums)[C::BLOCKS][C::N / 2], const share &s,
                                            int row, const row_terms &terms, float *strip)
 {
     if constexpr (WAY == BY_ENGINE) {
-        leave_at_once<C>(p, self.leaving, sums, row, s.token, s.width, terms, self.thread);
+        leave_at_once<C>(tiled.product, self.leaving, sums, row, s.token, s.width, terms,
+                         self.thread);
     } else {
-        leave_by_strips<C>(p, sums, s, strip, self.thread);
+        leave_by_strips<C>(tiled, sums, s, strip, self.thread);
     }
 }
 
 template <class C, way WAY>
-__device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
+__device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with,
                                         const shared_map<C> &at, unsigned char *memory, int group,
                                         int thread)
 {
+    const gpu_product &p = tiled.product;
     constexpr bool CAN_SPLIT = C::SHARING != IN_TURNS;
-    departures<C> leaving = {&with, p, at.chunks(group), 1 + group};
+    departures<C> leaving = {&with, p, tiled, at.chunks(group), 1 + group};
     consumer<C, WAY> self = {at, C::SHARING == BY_ROWS ? group * C::BLOCKS : 0, 0, thread, leaving,
                              {}};
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
@@ -131,9 +133,15 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         if (adds && mine.blocks > 0) {
             leaving.residual.begin(p, row, mine.token, mine.width, count, thread);
         }
+        if (WAY == BY_ENGINE) {
+            leaving.norm.begin(tiled.normed, mine.token, mine.width, p.tokens, thread);
+        }
         self.multiply_tile(sums, t.shift, count, group, turns && follows, [&] {
             if (WAY != BY_STRIPS) {
-                terms.load(p, row, thread);
+                terms.load(tiled, row, thread, at.norms(group));
+            }
+            if (WAY == BY_ENGINE) {
+                leaving.norm.finish(tiled.normed, at.norms(group), thread);
             }
             if (adds) {
                 leaving.residual.load_first(p.epilogue);
@@ -149,12 +157,12 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
         if (CAN_SPLIT && p.deal.split > 1) {
             all.share(sums[0], width);
             if (mine.blocks > 0) {
-                leave_tile<C, WAY>(p, self, sums, mine, row, terms, strip);
+                leave_tile<C, WAY>(tiled, self, sums, mine, row, terms, strip);
             }
             break; // no other follows, which spares the products sums that are not theirs
         }
         if (mine.blocks > 0) {
-            leave_tile<C, WAY>(p, self, sums, mine, row, terms, strip);
+            leave_tile<C, WAY>(tiled, self, sums, mine, row, terms, strip);
         }
         there = turns ? more : follows;
         t = turns ? later : coming;
@@ -171,21 +179,22 @@ __device__ __forceinline__ void consume(const gpu_product &p, const maps &with,
 }
 
 template <class C, way WAY>
-__device__ __forceinline__ void consume_as(const gpu_product &p, const maps &with,
+__device__ __forceinline__ void consume_as(const gpu_tiled &tiled, const maps &with,
                                            const shared_map<C> &at, unsigned char *memory,
                                            int group, int thread)
 {
     if constexpr (C::STAGGERED) {
-        consume_staggered<C, WAY>(p, with, at, memory, group, thread);
+        consume_staggered<C, WAY>(tiled, with, at, memory, group, thread);
     } else {
-        consume<C, WAY>(p, with, at, memory, group, thread);
+        consume<C, WAY>(tiled, with, at, memory, group, thread);
     }
 }
 
 template <class C>
 __global__ void __launch_bounds__(C::THREADS, 1)
-    kernel(const __grid_constant__ gpu_product p, const __grid_constant__ maps_of<C> with)
+    kernel(const __grid_constant__ gpu_tiled tiled, const __grid_constant__ maps_of<C> with)
 {
+    const gpu_product &p = tiled.product;
     extern __shared__ unsigned char memory[];
     uint32_t start = ptx::shared_address(memory), aligned = (start + 1023) & ~1023u;
     shared_map<C> at = {aligned};
@@ -222,11 +231,11 @@ __global__ void __launch_bounds__(C::THREADS, 1)
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
         if constexpr (C::BARE) {
-            consume_as<C, BY_ENGINE>(p, with, at, here, group, thread);
+            consume_as<C, BY_ENGINE>(tiled, with, at, here, group, thread);
         } else if (!p.y_by_engine) {
-            consume_as<C, BY_STRIPS>(p, with, at, here, group, thread);
+            consume_as<C, BY_STRIPS>(tiled, with, at, here, group, thread);
         } else {
-            consume_as<C, BY_ENGINE>(p, with, at, here, group, thread);
+            consume_as<C, BY_ENGINE>(tiled, with, at, here, group, thread);
         }
     }
     if (p.deal.split > 1) {
@@ -315,8 +324,9 @@ template <class C> int describe_all(const gpu_product &p, maps_of<C> *with)
     return failed;
 }
 
-template <class C> int launch(const gpu_product &p, void *stream)
+template <class C> int launch(const gpu_tiled &tiled, void *stream)
 {
+    const gpu_product &p = tiled.product;
     static std::atomic<uint64_t> prepared;
     int failed = gpu_prepare((const void *)kernel<C>, C::SHARED, p.device, &prepared);
     maps_of<C> with = {};
@@ -338,17 +348,19 @@ template <class C> int launch(const gpu_product &p, void *stream)
     how.stream = (cudaStream_t)stream;
     how.attrs = attributes;
     how.numAttrs = p.deal.overlaps ? 2 : 1;
-    return cudaLaunchKernelEx(&how, kernel<C>, p, with);
+    return cudaLaunchKernelEx(&how, kernel<C>, tiled, with);
 }
 
-template <bool BF16> int launch_staggered(const gpu_product &p, void *stream)
+template <bool BF16> int launch_staggered(const gpu_tiled &tiled, void *stream)
 {
-    bool bare = p.y_by_engine && p.epilogue.bits == 0 && p.epilogue.token_step == 1;
-    return bare ? launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true, true>>(p, stream)
-                : launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(p, stream);
+    const gpu_product &p = tiled.product;
+    bool bare = p.y_by_engine && p.epilogue.bits == 0 && p.epilogue.token_step == 1 &&
+                tiled.normed.moments == nullptr;
+    return bare ? launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true, true>>(tiled, stream)
+                : launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(tiled, stream);
 }
 
-template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, void *stream)
+template <bool BF16> int launch_gathered(const gpu_tiled &p, gpu_tile tile, void *stream)
 {
     switch (tile) {
     case GPU_TILE_128X256:
@@ -367,7 +379,7 @@ template <bool BF16> int launch_gathered(const gpu_product &p, gpu_tile tile, vo
 }
 
 template <bool BF16, loading LOADING>
-int launch_whole(const gpu_product &p, gpu_tile tile, void *stream)
+int launch_whole(const gpu_tiled &p, gpu_tile tile, void *stream)
 {
     if (tile == GPU_TILE_128X128) {
         return launch<config<BF16, 1, 128, BY_ROWS, 7, 4, LOADING>>(p, stream);

@@ -13,31 +13,49 @@
 #define ESP_CUDA_SM90_PANEL_CHUNK_CUH
 
 #include "cuda/sm90_activate.cuh"
-#include "cuda/sm90_panel_parts.cuh"
+#include "cuda/sm90_panel_normed.cuh"
 
 namespace panel
 {
 
-// Scale and bias of the two rows of a thread.
+// Scale and bias of the two rows of a thread, and what norms take.
 struct row_terms {
     float scale[2], bias[2];
+    float minus_sums[2]; // of the row's weights, times -1
+    uint32_t tokens;     // {mean, 1 / deviation} of each, in shared memory; 0: no norm
 
     // `row`: the block's first. To be called before they are needed: memory is far.
-    __device__ __forceinline__ void load(const gpu_product &p, int row, int thread)
+    __device__ __forceinline__ void load(const gpu_tiled &tiled, int row, int thread,
+                                         uint32_t norms)
     {
+        const gpu_product &p = tiled.product;
         const gpu_epilogue &e = p.epilogue;
+        tokens = tiled.normed.moments != nullptr ? norms : 0;
         int mine = row + thread / 32 * 16 + thread % 32 / 4 * 2;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             bool there = mine + i < p.weight.out;
             scale[i] = there && (e.bits & ESP_EP_SCALE) != 0 ? e.scale[mine + i] : 1.0f;
             bias[i] = there && (e.bits & ESP_EP_BIAS) != 0 ? e.bias[mine + i] : 0.0f;
+            bool sums = there && tokens != 0 && tiled.normed.row_sums != nullptr;
+            minus_sums[i] = sums ? -tiled.normed.row_sums[mine + i] : 0.0f;
         }
     }
     // Exact where there is neither.
     __device__ __forceinline__ float apply(float sum, int i) const
     {
         return fmaf(sum, scale[i], bias[i]);
+    }
+    // Of the thread's two tokens of an eight.
+    __device__ __forceinline__ float4 of_tokens(int eight, int thread) const
+    {
+        return ptx::load_shared_4(tokens + eight * 64 + thread % 4 * 16);
+    }
+    // A sum of the first or the second of these, without a scale.
+    __device__ __forceinline__ float norm(float sum, int i, const float4 &both, int which) const
+    {
+        float mean = which == 0 ? both.x : both.z, factor = which == 0 ? both.y : both.w;
+        return fmaf(fmaf(minus_sums[i], mean, sum), factor, bias[i]);
     }
 };
 
@@ -106,8 +124,9 @@ template <bool BY_TOKEN> struct chunk_words {
     }
 };
 
-// 32 tokens of a warp into a chunk, which for ADD has the residual.
-template <int N, passing WHAT, bool BY_TOKEN>
+// 32 tokens of a warp into a chunk, which for ADD has the residual. NORMED: by feature, neither
+// BARE nor ADD.
+template <int N, passing WHAT, bool BY_TOKEN, bool NORMED = false>
 __device__ __forceinline__ void write_chunk(const gpu_epilogue &e, const float (&sums)[N / 2],
                                             int c, uint32_t chunk, const row_terms &terms,
                                             int thread)
@@ -117,8 +136,13 @@ __device__ __forceinline__ void write_chunk(const gpu_epilogue &e, const float (
 #pragma unroll
     for (int half = 0; half < 2; half++) {
         uint32_t words[4], more[4];
+        float4 tokens[2];
         if constexpr (WHAT == passing::ADD) {
             mine.read(half, more);
+        }
+        if constexpr (NORMED) {
+            tokens[0] = terms.of_tokens(c * 4 + half * 2, thread);
+            tokens[1] = terms.of_tokens(c * 4 + half * 2 + 1, thread);
         }
 #pragma unroll
         for (int i = 0; i < 4; i++) {
@@ -126,7 +150,10 @@ __device__ __forceinline__ void write_chunk(const gpu_epilogue &e, const float (
             int from = (c * 4 + half * 2 + i / 2) * 4;
             int at = BY_TOKEN ? i % 2 : i % 2 * 2, next = BY_TOKEN ? at + 2 : at + 1;
             float low = sums[from + at], high = sums[from + next];
-            if constexpr (WHAT != passing::BARE) {
+            if constexpr (NORMED) {
+                low = pass<WHAT>(terms.norm(low, i % 2, tokens[i / 2], 0), gate);
+                high = pass<WHAT>(terms.norm(high, i % 2, tokens[i / 2], 1), gate);
+            } else if constexpr (WHAT != passing::BARE) {
                 low = pass<WHAT>(terms.apply(low, at / 2), gate);
                 high = pass<WHAT>(terms.apply(high, next / 2), gate);
             }
@@ -141,7 +168,7 @@ __device__ __forceinline__ void write_chunk(const gpu_epilogue &e, const float (
 }
 
 // Swiglu of 64 tokens of a warp into a chunk.
-template <int N, bool BY_TOKEN>
+template <int N, bool BY_TOKEN, bool NORMED = false>
 __device__ __forceinline__ void write_pairs(const gpu_epilogue &e, const float (&sums)[N / 2],
                                             int c, uint32_t chunk, const row_terms &terms,
                                             int thread)
@@ -156,9 +183,19 @@ __device__ __forceinline__ void write_pairs(const gpu_epilogue &e, const float (
 #pragma unroll
         for (int i = 0; i < 4; i++) {
             int at = (c * 8 + half * 4 + i) * 4;
-            float low = silu.apply(terms.apply(sums[at], 0)) * terms.apply(sums[at + 2], 1);
-            float high = silu.apply(terms.apply(sums[at + 1], 0)) * terms.apply(sums[at + 3], 1);
-            words[i] = epilogue::round_pair(e.type, low, high);
+            float4 tokens;
+            if constexpr (NORMED) {
+                tokens = terms.of_tokens(at / 4, thread);
+            }
+            float both[2];
+#pragma unroll
+            for (int k = 0; k < 2; k++) {
+                float left = sums[at + k], right = sums[at + 2 + k];
+                left = NORMED ? terms.norm(left, 0, tokens, k) : terms.apply(left, 0);
+                right = NORMED ? terms.norm(right, 1, tokens, k) : terms.apply(right, 1);
+                both[k] = silu.apply(left) * right;
+            }
+            words[i] = epilogue::round_pair(e.type, both[0], both[1]);
         }
         if constexpr (BY_TOKEN) {
             ptx::store_matrices_transposed(to + half * 2048, words);

@@ -24,6 +24,7 @@ struct half_tile {
 template <class C> struct half_departures {
     static constexpr int PAIRS = C::CHUNKS / 2; // of chunks that may be on their way
     const maps &with;
+    const gpu_tiled &tiled;
     const gpu_product &p;
     uint32_t chunks;
     float *strip; // the warp's
@@ -31,6 +32,7 @@ template <class C> struct half_departures {
     int pair = 0;    // where the next one goes
     row_terms terms; // these two: of the half that leaves next
     residual_ahead<C> residual;
+    moments_ahead<C> norm; // of the tile that is multiplied
 
     __device__ __forceinline__ bool by_token() const
     {
@@ -59,11 +61,11 @@ template <class C> struct half_departures {
             }
         }
     }
-    // What will be applied to the half that leaves next; to be called before it is multiplied to
-    // its end.
-    __device__ __forceinline__ void load_terms(const half_tile &h)
+    // What will be applied to the half that leaves next, `norms` being its tokens' terms; to be
+    // called before it is multiplied to its end.
+    __device__ __forceinline__ void load_terms(const half_tile &h, uint32_t norms)
     {
-        terms.load(p, row_of(h), thread);
+        terms.load(tiled, row_of(h), thread, norms);
         residual = residual_ahead<C>();
         if (adds() && h.width > 0) {
             residual.begin(p, row_of(h), h.token, h.width, HALF_TOKENS, thread);
@@ -93,7 +95,7 @@ template <class C> struct half_departures {
         pair = pair + 1 == PAIRS ? 0 : pair + 1;
     }
 
-    template <passing WHAT, bool BY_TOKEN>
+    template <passing WHAT, bool BY_TOKEN, bool NORMED = false>
     __device__ __forceinline__ void leave_as(const float (&sums)[HALF_SUMS], const half_tile &h,
                                              int part)
     {
@@ -108,13 +110,21 @@ template <class C> struct half_departures {
                 residual.template lay_down<BY_TOKEN>(p.epilogue, c, place(i), thread);
             }
             if constexpr (PAIRED) {
-                write_pairs<HALF_TOKENS, BY_TOKEN>(p.epilogue, sums, c, place(i), terms, thread);
+                write_pairs<HALF_TOKENS, BY_TOKEN, NORMED>(p.epilogue, sums, c, place(i), terms,
+                                                           thread);
             } else {
-                write_chunk<HALF_TOKENS, WHAT, BY_TOKEN>(p.epilogue, sums, c, place(i), terms,
-                                                         thread);
+                write_chunk<HALF_TOKENS, WHAT, BY_TOKEN, NORMED>(p.epilogue, sums, c, place(i),
+                                                                 terms, thread);
             }
         }
+        uint32_t sent = place(0);
         send(row, h.token + part * PART_TOKENS, CHUNKS, TOKENS);
+        if (WHAT == passing::ADD && !BY_TOKEN && tiled.moments != nullptr) {
+            for (int i = 0; i < CHUNKS; i++) {
+                leave_moments<C::BF16>(tiled, sent + i * CHUNK_BYTES, row / 32,
+                                       h.token + part * PART_TOKENS + i * TOKENS, thread);
+            }
+        }
     }
     template <bool BY_TOKEN>
     __device__ __forceinline__ void leave_by_engine(const float (&sums)[HALF_SUMS],
@@ -135,13 +145,25 @@ template <class C> struct half_departures {
             leave_as<passing::GATE, false>(sums, h, part);
         }
     }
+    // As panel_norms (panel_call.c) says.
+    __device__ __forceinline__ void leave_normed(const float (&sums)[HALF_SUMS], const half_tile &h,
+                                                 int part)
+    {
+        if ((p.epilogue.bits & ESP_EP_SWIGLU) != 0) {
+            leave_as<passing::PAIRS, false, true>(sums, h, part);
+        } else if ((p.epilogue.bits & ESP_EP_GELU) != 0) {
+            leave_as<passing::GELU, false, true>(sums, h, part);
+        } else {
+            leave_as<passing::LINEAR, false, true>(sums, h, part);
+        }
+    }
     __device__ __forceinline__ void leave_by_strips(const float (&sums)[HALF_SUMS],
                                                     const half_tile &h) const
     {
         const int32_t *rows =
             p.weight.rows + ((int64_t)h.panel * p.weight.blocks + h.block) * GPU_BLOCK_ROWS;
-        leave<HALF_TOKENS>(p.epilogue, sums, rows + thread / 32 * 16, h.token, h.token + h.width,
-                           strip, thread % 32);
+        leave<HALF_TOKENS>(p.epilogue, sums, rows + thread / 32 * 16, h.token, h.token + h.width, strip,
+                           thread % 32);
     }
     // By strips, all with the first part.
     template <way WAY>
@@ -158,7 +180,9 @@ template <class C> struct half_departures {
         } else {
             // As in leave_at_once: so that places are worked out anew, not kept in registers.
             asm volatile("" : "+r"(thread));
-            if (p.epilogue.bits == 0 && !by_token()) {
+            if (terms.tokens != 0) {
+                leave_normed(sums, h, part);
+            } else if (p.epilogue.bits == 0 && !by_token()) {
                 leave_as<passing::BARE, false>(sums, h, part);
             } else if (by_token()) {
                 leave_by_engine<true>(sums, h, part);

@@ -18,6 +18,7 @@
 #define ESP_CUDA_SM90_PANEL_LEAVE_CUH
 
 #include "cuda/sm90_panel_chunk.cuh"
+#include "cuda/sm90_panel_moments.cuh"
 #include "cuda/sm90_panel_residual.cuh"
 
 namespace panel
@@ -30,11 +31,13 @@ template <class C> struct departures {
     static constexpr bool LATER = C::SHARING != IN_TURNS && C::CHUNKS >= ALL - 1;
     const maps *with;
     const gpu_product &p;
+    const gpu_tiled &tiled;
     uint32_t chunks;            // CHUNKS places of CHUNK_BYTES
     int barrier;                // of the warpgroup
     int next = 0, end = 0;      // to be sent; ready to be sent up to here
     int row = 0, token = 0;     // where the tile that leaves begins, as the engine counts rows
-    residual_ahead<C> residual; // of the tile that is multiplied, then leaves
+    residual_ahead<C> residual; // these two: of the tile that is multiplied, then leaves
+    moments_ahead<C> norm;
 
     __device__ __forceinline__ bool by_token() const
     {
@@ -80,6 +83,12 @@ template <class C> struct departures {
         if (residual.asks(p)) {
             residual.ask_next(p.epilogue);
         }
+        norm.step(tiled.normed);
+    }
+    // Of chunk c, which all have written; by feature.
+    __device__ __forceinline__ void count_moments(int c, int thread) const
+    {
+        leave_moments<C::BF16>(tiled, place(c), row / 32, token + c * 32, thread);
     }
     __device__ __forceinline__ void send_all(int thread)
     {
@@ -89,13 +98,15 @@ template <class C> struct departures {
     }
 };
 
-template <class C, passing WHAT, bool BY_TOKEN>
+template <class C, passing WHAT, bool BY_TOKEN, bool NORMED = false>
 __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C> &leaving,
                                              const float (&sums)[C::BLOCKS][C::N / 2],
                                              row_terms terms, int thread)
 {
     using to = departures<C>;
     leaving.template wait_read<0>(thread); // those of the tile before, sent long ago
+    constexpr bool EARLY = C::CHUNKS < to::ALL; // the first leaves before the last is written
+    bool counts = WHAT == passing::ADD && !BY_TOKEN && leaving.tiled.moments != nullptr;
     constexpr int CHUNKS_OF_TILE = WHAT == passing::PAIRS ? to::ALL / 2 : to::ALL;
 #pragma unroll
     for (int c = 0; c < CHUNKS_OF_TILE; c++) {
@@ -111,18 +122,25 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
             leaving.residual.template lay_down<BY_TOKEN>(p.epilogue, c, leaving.place(c), thread);
         }
         if constexpr (WHAT == passing::PAIRS) {
-            write_pairs<C::N, BY_TOKEN>(p.epilogue, sums[0], c, leaving.place(c), terms, thread);
+            write_pairs<C::N, BY_TOKEN, NORMED>(p.epilogue, sums[0], c, leaving.place(c), terms,
+                                                thread);
         } else {
-            write_chunk<C::N, WHAT, BY_TOKEN>(p.epilogue, sums[0], c, leaving.place(c), terms,
-                                              thread);
+            write_chunk<C::N, WHAT, BY_TOKEN, NORMED>(p.epilogue, sums[0], c, leaving.place(c),
+                                                      terms, thread);
         }
-        if (!to::LATER || (c == 0 && C::CHUNKS < to::ALL)) {
+        if (!to::LATER || (c == 0 && EARLY)) {
             leaving.settle();
             leaving.send_next(thread);
+            if (counts) {
+                leaving.count_moments(c, thread);
+            }
         }
     }
     if constexpr (to::LATER) {
         leaving.settle();
+        for (int c = EARLY ? 1 : 0; counts && c < leaving.end; c++) {
+            leaving.count_moments(c, thread);
+        }
     }
 }
 
@@ -147,6 +165,21 @@ __device__ __forceinline__ void write_tile(const gpu_product &p, departures<C> &
     }
 }
 
+// As panel_norms (panel_call.c) says.
+template <class C>
+__device__ __forceinline__ void write_normed_tile(const gpu_product &p, departures<C> &leaving,
+                                                  const float (&sums)[C::BLOCKS][C::N / 2],
+                                                  const row_terms &terms, int thread)
+{
+    if ((p.epilogue.bits & ESP_EP_SWIGLU) != 0) {
+        write_chunks<C, passing::PAIRS, false, true>(p, leaving, sums, terms, thread);
+    } else if ((p.epilogue.bits & ESP_EP_GELU) != 0) {
+        write_chunks<C, passing::GELU, false, true>(p, leaving, sums, terms, thread);
+    } else {
+        write_chunks<C, passing::LINEAR, false, true>(p, leaving, sums, terms, thread);
+    }
+}
+
 // `width` tokens of the tile, from output row `row` on.
 template <class C>
 __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C> &leaving,
@@ -163,6 +196,12 @@ __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C
     leaving.row = pairs || !leaving.by_token() ? row / 2 : row;
     leaving.token = token, leaving.next = 0;
     leaving.end = width / leaving.chunk_tokens();
+    if constexpr (C::LOADING != TOKENS) {
+        if (terms.tokens != 0) {
+            write_normed_tile<C>(p, leaving, sums, terms, thread);
+            return;
+        }
+    }
     if (p.epilogue.bits == 0 && !leaving.by_token()) {
         write_chunks<C, passing::BARE, false>(p, leaving, sums, terms, thread);
     } else if (leaving.by_token()) {

@@ -47,14 +47,15 @@ struct config {
     static constexpr int LOADER_REGISTERS = SUMS == 128 ? 40 : 88; // together 64512 of a block
     static constexpr uint32_t X_BYTES = TILE_TOKENS * 128, W_BYTES = TILE_BLOCKS * GPU_STEP_BYTES;
     static constexpr uint32_t W_AT = STAGES * X_BYTES;
-    static constexpr uint32_t LEAVING_AT = (W_AT + STAGES * W_BYTES + 1023) / 1024 * 1024;
-    static constexpr uint32_t STRIP_BYTES =
-        WARPS * STRIP_FLOATS * 4; // chunks and strips share the place
-    static constexpr uint32_t CHUNKS_BYTES = GROUPS * CHUNKS * CHUNK_BYTES;
+    static constexpr uint32_t BARRIERS_AT = W_AT + STAGES * W_BYTES;
+    static constexpr uint32_t LEAVING_AT = (BARRIERS_AT + STAGES * 16 + 1023) / 1024 * 1024;
+    // Chunks, terms of norms behind them, and strips share the place.
+    static constexpr uint32_t STRIP_BYTES = WARPS * STRIP_FLOATS * 4;
+    static constexpr uint32_t NORMS_AT = LEAVING_AT + GROUPS * CHUNKS * CHUNK_BYTES;
+    static constexpr uint32_t CHUNKS_BYTES = NORMS_AT - LEAVING_AT + GROUPS * N * 8;
     static constexpr uint32_t LEAVING_BYTES =
         CHUNKS_BYTES > STRIP_BYTES ? CHUNKS_BYTES : STRIP_BYTES;
-    static constexpr uint32_t BARRIERS_AT = LEAVING_AT + LEAVING_BYTES;
-    static constexpr uint32_t SHARED = BARRIERS_AT + STAGES * 16 + 1024; // 1024: to align
+    static constexpr uint32_t SHARED = LEAVING_AT + LEAVING_BYTES + 1024; // 1024: to align
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 };
 
@@ -170,6 +171,10 @@ template <class C> struct shared_map {
     __device__ __forceinline__ uint32_t chunks(int group) const
     {
         return base + C::LEAVING_AT + group * C::CHUNKS * CHUNK_BYTES;
+    }
+    __device__ __forceinline__ uint32_t norms(int group) const
+    {
+        return base + C::NORMS_AT + group * C::N * 8;
     }
 };
 

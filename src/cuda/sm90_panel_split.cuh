@@ -35,7 +35,7 @@ template <class C> struct split_sums {
     int group, thread;                     // of the consumer
     int least;                             // tokens that leave together
     static constexpr int QUADS = C::N / 8; // of four sums, of a thread
-    static_assert(2 * QUADS * 128 * 16 <= C::LEAVING_AT || C::SHARING == IN_TURNS,
+    static_assert(2 * QUADS * 128 * 16 <= C::BARRIERS_AT || C::SHARING == IN_TURNS,
                   "sums fit into the ring");
 
     __device__ __forceinline__ uint32_t place(int of_group, int quad) const

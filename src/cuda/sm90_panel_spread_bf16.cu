@@ -3,7 +3,7 @@
 #include "cuda/gpu_spread.h"
 #include "cuda/sm90_panel_spread.cuh"
 
-extern "C" int gpu_sm90_panel_spread_bf16(const gpu_product *product, gpu_tile tile, void *stream)
+extern "C" int gpu_sm90_panel_spread_bf16(const gpu_tiled *tiled, gpu_tile tile, void *stream)
 {
-    return panel::launch_whole<true, panel::SPREAD>(*product, tile, stream);
+    return panel::launch_whole<true, panel::SPREAD>(*tiled, tile, stream);
 }

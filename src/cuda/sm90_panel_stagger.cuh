@@ -94,7 +94,7 @@ template <class C, way WAY> struct staggered {
     {
         uint32_t first[BEHIND] = {}, of_0[2] = {}, of_1[2] = {};
         if (ADDS) {
-            leaving.load_terms(last);
+            leaving.load_terms(last, at.norms(group));
         }
 #pragma unroll
         for (int k = 0; k < BEHIND; k++) {
@@ -121,10 +121,14 @@ template <class C, way WAY> struct staggered {
                     hold_next();
                 }
             }
+            if (ADDS) {
+                leaving.norm.step(leaving.tiled.normed);
+            }
         }
         meanwhile();
         if (ADDS) {
-            leaving.load_terms(coming);
+            leaving.norm.finish(leaving.tiled.normed, at.norms(group), thread);
+            leaving.load_terms(coming, at.norms(group));
         }
 #pragma unroll
         for (int k = 0; k < BEHIND; k++) {
@@ -162,12 +166,13 @@ __device__ __forceinline__ void find_halves(const gpu_product &p, const tile &t,
 }
 
 template <class C, way WAY>
-__device__ __forceinline__ void consume_staggered(const gpu_product &p, const maps &with,
+__device__ __forceinline__ void consume_staggered(const gpu_tiled &tiled, const maps &with,
                                                   const shared_map<C> &at, unsigned char *memory,
                                                   int group, int thread)
 {
+    const gpu_product &p = tiled.product;
     float *strip = (float *)(memory + C::LEAVING_AT) + (group * 4 + thread / 32) * STRIP_FLOATS;
-    half_departures<C> leaving = {with, p, at.chunks(group), strip, group, thread};
+    half_departures<C> leaving = {with, tiled, p, at.chunks(group), strip, group, thread};
     staggered<C, WAY> self = {at, leaving, group, thread};
     float sums[2][HALF_SUMS] = {};
     walk<C> tiles = {p.deal};
@@ -184,13 +189,14 @@ __device__ __forceinline__ void consume_staggered(const gpu_product &p, const ma
         if (self.ADDS) {
             self.leaving.ask(halves[0]);
             self.leaving.ask(halves[1]);
+            self.leaving.norm.begin(tiled.normed, t.token, C::N >> t.shift, p.tokens, thread);
         }
         self.multiply_tile(sums[0], sums[1], p.weight.steps, last, halves[0],
                            [&] { there = tiles.next(&t); });
         last = halves[1];
     }
     if (self.ADDS) {
-        self.leaving.load_terms(last);
+        self.leaving.load_terms(last, at.norms(group));
     }
     ptx::product_wait<0>();
     ptx::sums_arrive(sums[1]);

@@ -200,14 +200,15 @@ bool esp_linear_gates(const esp_nn *nn, const esp_linear *linear, int64_t tokens
 /* Whether the product of a layer finishes the norm that its weight holds. */
 static bool norms(const esp_nn *nn, const esp_linear *linear, const esp_plan_slot *slot)
 {
-    return linear->holds_norm && nn->moments != NULL && esp_plan_norms(&slot->plan);
+    return linear->holds_norm && nn->moments != NULL && esp_plan_norms(&slot->plan, linear->weight);
 }
 
 /* The parts in which the product leaves moments of y for its reader; 0: it does not. */
-static int parts_left(const esp_nn *nn, const esp_linear_call *call, const esp_plan_slot *slot)
+static int parts_left(const esp_nn *nn, const esp_linear *linear, const esp_linear_call *call,
+                      const esp_plan_slot *slot)
 {
     int parts = call->reader != NULL && nn->moments != NULL && slot->later == 0
-                    ? esp_plan_moment_parts(&slot->plan)
+                    ? esp_plan_moment_parts(&slot->plan, linear->weight)
                     : 0;
     if (parts == 0 || parts > nn->moments->most || call->tokens > nn->moments->columns) {
         return 0;
@@ -245,7 +246,7 @@ static esp_status run_product(const esp_nn *nn, const esp_linear *linear,
                               const esp_linear_call *call, const esp_plan_slot *slot,
                               const esp_normed *normed, esp_error *error)
 {
-    esp_moments left = {.parts = parts_left(nn, call, slot)};
+    esp_moments left = {.parts = parts_left(nn, linear, call, slot)};
     left.values = left.parts > 0 ? nn->moments->memory : NULL;
     esp_matmul_args args = {.weight = linear->weight,
                             .x = call->x,

@@ -131,10 +131,13 @@ struct esp_kernel {
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);
-    /* Whether it finishes esp_around.normed; NULL: no. */
-    bool (*norms)(const esp_kernel *kernel, const esp_matmul_problem *problem);
-    /* The parts in which it leaves esp_around.moments; 0: it does not. NULL: 0. */
-    int (*moment_parts)(const esp_kernel *kernel, const esp_matmul_problem *problem);
+    /* Whether it finishes esp_around.normed, X and Y being tight and their memory aligned to 16
+     * bytes; NULL: no. */
+    bool (*norms)(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                  const esp_packed *weight);
+    /* The parts in which it leaves esp_around.moments; 0: it does not. NULL: 0. Likewise. */
+    int (*moment_parts)(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                        const esp_packed *weight);
     /* Whether it joins halves, esp_around.gates; NULL: no. */
     bool (*gates)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   const esp_packed *weight);
@@ -143,11 +146,12 @@ struct esp_kernel {
 /* ---- everything else ---- */
 
 /* Activations of an operation have the type of its table and are feature-major
- * [features][columns], tight. There is one column, or a multiple of the table's `step`; columns
- * beyond the tokens that there are (and between groups of tokens) are computed like the others,
- * from whatever they hold, and read by nothing that counts. Numbers that belong to weights (norms,
- * positions, tables, angles) are f32. Where `stream` is not NULL the work is given to it and may
- * not be done when the call returns. */
+ * [features][columns], tight. There is one column, or a multiple of the table's `step`, and models
+ * take a multiple of its `line` from more than `few` columns on; columns beyond the tokens that
+ * there are (and between groups of tokens) are computed like the others, from whatever they hold,
+ * and read by nothing that counts. Numbers that belong to weights (norms, positions, tables,
+ * angles) are f32. Where `stream` is not NULL the work is given to it and may not be done when the
+ * call returns. */
 
 /* Sum of rows of several tables, all [...][hidden]. */
 #define ESP_MOST_TABLES 3
@@ -307,6 +311,9 @@ typedef struct esp_attention {
 typedef struct esp_ops {
     esp_dtype type;      /* of activations and caches */
     int step;            /* see above */
+    int line;            /* columns of which a row is whole lines of memory: products whose rows
+                            begin in the middle of one take up to twice as long; 0: `step` */
+    int few;             /* so many columns have products that do not mind */
     int64_t widest_grid; /* rows and columns of attend_groups's at most; 0: no bound */
 
     /* x[:, t] = the sum of table[rows[t], :]; tables: F32/F16/BF16 row-major, of the activations'

@@ -40,8 +40,9 @@ ESP_MUST_CHECK esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_ar
                                        const esp_around *around, esp_error *error);
 bool esp_plan_takes(const esp_plan *plan, esp_prologue_kind kind);
 bool esp_plan_gates(const esp_plan *plan, const esp_packed *weight);
-bool esp_plan_norms(const esp_plan *plan);       /* esp_around.normed may be given */
-int esp_plan_moment_parts(const esp_plan *plan); /* and moments, of so many parts; 0: may not */
+/* esp_around.normed may be given; moments, of so many parts (0: may not). */
+bool esp_plan_norms(const esp_plan *plan, const esp_packed *weight);
+int esp_plan_moment_parts(const esp_plan *plan, const esp_packed *weight);
 
 /* Every byte of device memory. */
 ESP_MUST_CHECK esp_status esp_device_fill(esp_device *device, void *memory, int byte, size_t bytes,

@@ -91,16 +91,27 @@ bool esp_plan_gates(const esp_plan *plan, const esp_packed *weight)
            kernel->gates(kernel, &plan->run, weight);
 }
 
-bool esp_plan_norms(const esp_plan *plan)
+/* In the form that the plan reads; NULL: not held. */
+static const esp_packed *form_of(const esp_plan *plan, const esp_packed *weight)
 {
-    const esp_kernel *kernel = plan->kernel;
-    return kernel->norms != NULL && kernel->norms(kernel, &plan->run);
+    bool dense = plan->form == ESP_FORM_DENSE && weight->dense != NULL;
+    return plan->form == ESP_FORM_SPREAD ? weight->spread : dense ? weight->dense : weight;
 }
 
-int esp_plan_moment_parts(const esp_plan *plan)
+bool esp_plan_norms(const esp_plan *plan, const esp_packed *weight)
 {
     const esp_kernel *kernel = plan->kernel;
-    return kernel->moment_parts != NULL ? kernel->moment_parts(kernel, &plan->run) : 0;
+    const esp_packed *form = form_of(plan, weight);
+    return kernel->norms != NULL && form != NULL && kernel->norms(kernel, &plan->run, form);
+}
+
+int esp_plan_moment_parts(const esp_plan *plan, const esp_packed *weight)
+{
+    const esp_kernel *kernel = plan->kernel;
+    const esp_packed *form = form_of(plan, weight);
+    return kernel->moment_parts != NULL && form != NULL
+               ? kernel->moment_parts(kernel, &plan->run, form)
+               : 0;
 }
 
 esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args, const esp_around *around,
@@ -116,12 +127,7 @@ esp_status esp_plan_run(const esp_plan *plan, const esp_matmul_args *args, const
     ESP_TRY(check_stride("x", x_by_feature ? problem->tokens : problem->in_features, &full.x_stride,
                          error));
     ESP_TRY(check_stride("y", y_by_feature ? problem->tokens : out, &full.y_stride, error));
-    if (plan->form == ESP_FORM_DENSE && full.weight->dense != NULL) {
-        full.weight = full.weight->dense;
-    }
-    if (plan->form == ESP_FORM_SPREAD) {
-        full.weight = full.weight->spread;
-    }
+    full.weight = form_of(plan, full.weight);
     esp_matmul_call call = {plan->kernel, plan->device, &plan->run, &full, *around};
     return plan->kernel->launch(&call, error);
 }

@@ -177,7 +177,7 @@ static void read_result(const product *p, int64_t stride, const char *y, float *
 
 static void run_once(test_run *run, const product *p, esp_device *device, const esp_plan *plan,
                      const esp_packed *weight, const operands *all, const device_layout *layout,
-                     char *after)
+                     const esp_around *around, char *after)
 {
     const block *residual = p->in_place ? &all->y : &all->residual;
     esp_matmul_args args = {
@@ -191,7 +191,7 @@ static void run_once(test_run *run, const product *p, esp_device *device, const 
         .residual = residual->device + residual->begin,
         .workspace = all->workspace.device + all->workspace.begin};
     upload_outputs(run, device, all);
-    CHECK_OK(esp_matmul_run(plan, &args, error));
+    CHECK_OK(esp_plan_run(plan, &args, around, error));
     CHECK_OK(esp_device_wait(device, error));
     CHECK_OK(esp_device_download(device, after, all->y.device, all->y.bytes, error));
     CHECK(gaps_untouched(p, all, layout->y_stride, after));
@@ -200,6 +200,12 @@ static void run_once(test_run *run, const product *p, esp_device *device, const 
 
 void run_on_gpu(test_run *run, const product *p, esp_device *device, const char *kernel,
                 const device_layout *layout, float *result)
+{
+    run_around_on_gpu(run, p, device, kernel, layout, &(const esp_around){0}, result);
+}
+
+void run_around_on_gpu(test_run *run, const product *p, esp_device *device, const char *kernel,
+                       const device_layout *layout, const esp_around *around, float *result)
 {
     esp_packed *packed = NULL;
     esp_plan *plan = NULL;
@@ -211,8 +217,8 @@ void run_on_gpu(test_run *run, const product *p, esp_device *device, const char 
         operands all = operands_make(run, p, device, layout, esp_plan_workspace_bytes(plan));
         char *first = malloc(all.y.bytes), *second = malloc(all.y.bytes);
         upload_inputs(run, device, &all);
-        run_once(run, p, device, plan, packed, &all, layout, first);
-        run_once(run, p, device, plan, packed, &all, layout, second);
+        run_once(run, p, device, plan, packed, &all, layout, around, first);
+        run_once(run, p, device, plan, packed, &all, layout, around, second);
         CHECK(memcmp(first, second, all.y.bytes) == 0);
         read_result(p, layout->y_stride, first + all.y.begin, result);
         free(first);

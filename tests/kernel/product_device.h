@@ -18,6 +18,9 @@ esp_device *open_gpu(test_run *run, esp_context *context);
  * same bits. Y, residual and workspace lie between guards, gaps hold NaN. */
 void run_on_gpu(test_run *run, const product *p, esp_device *device, const char *kernel,
                 const device_layout *layout, float *result);
+/* As it, in a model: see esp_around. */
+void run_around_on_gpu(test_run *run, const product *p, esp_device *device, const char *kernel,
+                       const device_layout *layout, const esp_around *around, float *result);
 
 /* Names of the device's kernels that can run the problem and, where TEST_KERNEL is set, contain it.
  */

@@ -17,6 +17,8 @@
 
 #define FAR_BYTES ((size_t)1 << 30) /* reserved, not used */
 #define FAR_STEP 8
+#define FAR_LINE 32
+#define FAR_FEW 16
 #define FAR_KERNELS 32
 
 /* One call of an operation or of a product. */
@@ -289,18 +291,20 @@ typedef struct far_product {
     esp_moments moments;
 } far_product;
 
-static inline bool far_norms(const esp_kernel *kernel, const esp_matmul_problem *problem)
+static inline bool far_norms(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                             const esp_packed *weight)
 {
-    (void)kernel;
+    (void)kernel, (void)weight;
     far_norm_mode mode = far_now->norming.mode;
     return problem->tokens > 1 && problem->y_layout == ESP_FEATURE_MAJOR &&
            (mode == FAR_NORMS_ALL ||
             (mode == FAR_NORMS_SOME && (problem->out_features + problem->tokens / FAR_STEP) % 3));
 }
 
-static inline int far_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem)
+static inline int far_moment_parts(const esp_kernel *kernel, const esp_matmul_problem *problem,
+                                   const esp_packed *weight)
 {
-    (void)kernel;
+    (void)kernel, (void)weight;
     return far_now->norming.leaves ? (int)esp_ceil_div(problem->out_features, FAR_PART_ROWS) : 0;
 }
 
@@ -454,6 +458,8 @@ static inline esp_status far_keep_replay(esp_device *device, void *stream, void 
 static inline void far_fill_ops(esp_ops *ops)
 {
     ops->step = FAR_STEP;
+    ops->line = FAR_LINE;
+    ops->few = FAR_FEW;
     ops->embed = far_embed;
     ops->rms_norm = far_rms_norm;
     ops->layer_norm = far_layer_norm;
