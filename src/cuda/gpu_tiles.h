@@ -46,6 +46,8 @@ typedef struct gpu_moments {
     int64_t stride;
 } gpu_moments;
 int gpu_take_moments(const gpu_moments *moments, void *stream);
+/* Of `parts` one: to[t * 2] and behind it, the sums over parts of tokens 0 .. tokens - 1. */
+int gpu_sum_moments(const float *values, int parts, int64_t tokens, float *to, void *stream);
 
 #ifdef __cplusplus
 }

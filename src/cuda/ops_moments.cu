@@ -119,7 +119,35 @@ template <class T> int launch_as(const task &t, void *stream)
     }
 }
 
+// A thread has a token.
+__global__ void __launch_bounds__(THREADS)
+    sum_kernel(const float2 *values, int parts, int64_t tokens, float2 *to)
+{
+    int64_t token = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+    float2 sum = {0.0f, 0.0f};
+    ops::begin();
+    if (token < tokens) {
+#pragma unroll 8
+        for (int i = 0; i < parts; i++) {
+            float2 more = __ldcg(values + i * tokens + token);
+            sum.x += more.x, sum.y += more.y;
+        }
+        to[token] = sum;
+    }
+}
+
 } // namespace
+
+extern "C" int gpu_sum_moments(const float *values, int parts, int64_t tokens, float *to,
+                               void *stream)
+{
+    int64_t blocks = ops::divide_up(tokens, THREADS);
+    if (blocks == 0 || blocks > INT32_MAX) {
+        return blocks == 0 ? cudaSuccess : cudaErrorInvalidValue;
+    }
+    return ops::launch(sum_kernel, dim3((unsigned)blocks), THREADS, 1, stream,
+                       (const float2 *)values, parts, tokens, (float2 *)to);
+}
 
 extern "C" int gpu_take_moments(const gpu_moments *moments, void *stream)
 {

@@ -16,7 +16,7 @@
 // multiple of 16.
 //
 // Shared memory, bytes: STAGES x 128 N of X | STAGES x 16384 of W, both in pieces of 16 bytes
-// swizzled over 128 | sums on their way out | barriers.
+// swizzled over 128 | sums on their way out | barriers | terms of norms.
 //
 // Tails. The engine writes zeros for columns past `in`, rows past `out` and tokens past the end,
 // so that NaN behind them does no harm. X that the engine cannot take is loaded element by element;

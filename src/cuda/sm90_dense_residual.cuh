@@ -98,8 +98,8 @@ __device__ __forceinline__ void leave_added(const gpu_product &p, departures<C> 
     }
     leaving.settle();
     if (leaving.tiled.moments != nullptr) {
-        for (int c = 0; c < leaving.end && !leaving.by_token(); c++) {
-            leaving.count_moments(c, thread);
+        for (int c = 0; c < leaving.end && !leaving.by_token(); c += 4) {
+            leaving.template count_moments<4>(c, thread);
         }
         ptx::named_barrier(leaving.barrier, 128); // the engine will bring the next residual there
     }

@@ -19,8 +19,8 @@
 // flight and free a stage (`empty`) when the next but one is issued.
 //
 // Shared memory, bytes: STAGES x TILE_TOKENS * 128 of X | STAGES x TILE_BLOCKS * 4608 of weights |
-// sums on their way out | barriers. Registers: 128 accumulators a thread (232 in all), 40 a loader;
-// 64 accumulators leave more to the loaders.
+// barriers | sums on their way out, terms of norms. Registers: 128 accumulators a thread (232 in
+// all), 40 a loader; 64 accumulators leave more to the loaders.
 //
 // Tails. Weights are padded with zeros; columns past the list, features past `in` and tokens past
 // the end are written as zero into shared memory and never read from X, so that NaN there does no
@@ -66,7 +66,8 @@ __device__ __forceinline__ void leave_by_strips(const gpu_tiled &tiled,
     for (int i = 0; i < C::BLOCKS; i++) {
         if (i < s.blocks) {
             const int32_t *mine = rows + i * GPU_BLOCK_ROWS + thread / 32 * 16;
-            leave<C::N>(tiled.product.epilogue, sums[i], mine, s.token, s.token + s.width, strip, thread % 32);
+            leave<C::N>(tiled.product.epilogue, sums[i], mine, s.token, s.token + s.width, strip,
+                        thread % 32);
         }
     }
 }

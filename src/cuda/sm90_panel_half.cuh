@@ -117,13 +117,11 @@ template <class C> struct half_departures {
                                                                  terms, thread);
             }
         }
-        uint32_t sent = place(0);
+        const uint32_t sent[2] = {place(0), place(1)};
         send(row, h.token + part * PART_TOKENS, CHUNKS, TOKENS);
         if (WHAT == passing::ADD && !BY_TOKEN && tiled.moments != nullptr) {
-            for (int i = 0; i < CHUNKS; i++) {
-                leave_moments<C::BF16>(tiled, sent + i * CHUNK_BYTES, row / 32,
-                                       h.token + part * PART_TOKENS + i * TOKENS, thread);
-            }
+            int token = h.token + part * PART_TOKENS;
+            leave_moments<C::BF16, 2>(tiled, sent, row / 32, token, token + PART_TOKENS, thread);
         }
     }
     template <bool BY_TOKEN>
@@ -162,8 +160,8 @@ template <class C> struct half_departures {
     {
         const int32_t *rows =
             p.weight.rows + ((int64_t)h.panel * p.weight.blocks + h.block) * GPU_BLOCK_ROWS;
-        leave<HALF_TOKENS>(p.epilogue, sums, rows + thread / 32 * 16, h.token, h.token + h.width, strip,
-                           thread % 32);
+        leave<HALF_TOKENS>(p.epilogue, sums, rows + thread / 32 * 16, h.token, h.token + h.width,
+                           strip, thread % 32);
     }
     // By strips, all with the first part.
     template <way WAY>

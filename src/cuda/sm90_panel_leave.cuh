@@ -85,10 +85,16 @@ template <class C> struct departures {
         }
         norm.step(tiled.normed);
     }
-    // Of chunk c, which all have written; by feature.
-    __device__ __forceinline__ void count_moments(int c, int thread) const
+    // Of COUNT chunks from c on, which all have written, up to the tile's last one; by feature.
+    template <int COUNT> __device__ __forceinline__ void count_moments(int c, int thread) const
     {
-        leave_moments<C::BF16>(tiled, place(c), row / 32, token + c * 32, thread);
+        uint32_t places[COUNT];
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            places[i] = place(c + i);
+        }
+        leave_moments<C::BF16, COUNT>(tiled, places, row / 32, token + c * 32, token + end * 32,
+                                      thread);
     }
     __device__ __forceinline__ void send_all(int thread)
     {
@@ -132,14 +138,14 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
             leaving.settle();
             leaving.send_next(thread);
             if (counts) {
-                leaving.count_moments(c, thread);
+                leaving.template count_moments<1>(c, thread);
             }
         }
     }
     if constexpr (to::LATER) {
         leaving.settle();
-        for (int c = EARLY ? 1 : 0; counts && c < leaving.end; c++) {
-            leaving.count_moments(c, thread);
+        for (int c = EARLY ? 1 : 0; counts && c < leaving.end; c += 4) {
+            leaving.template count_moments<4>(c, thread);
         }
     }
 }

@@ -15,28 +15,41 @@
 namespace panel
 {
 
-// Of a chunk that all threads of the warpgroup have written: its rows are part `part`, its tokens
-// begin at `token`.
-template <bool BF16>
-__device__ __forceinline__ void leave_moments(const gpu_tiled &tiled, uint32_t chunk, int part,
-                                              int token, int thread)
+// Of COUNT chunks that all threads of the warpgroup have written: their rows are part `part`, the
+// first one's tokens begin at `token`, and those from `end` on are not there. Several at a time, or
+// each product waits for the one before it.
+template <bool BF16, int COUNT>
+__device__ __forceinline__ void leave_moments(const gpu_tiled &tiled,
+                                              const uint32_t (&chunks)[COUNT], int part, int token,
+                                              int end, int thread)
 {
     constexpr uint32_t ONES = BF16 ? 0x3f803f80 : 0x3c003c00;
     int warp = thread / 32, lane = thread % 32;
-    float found[4] = {};
+    uint32_t mine = lane * 64 + ((warp ^ lane / 2 % 4) << 4), y[COUNT][2][4];
+    float found[COUNT][4] = {};
 #pragma unroll
-    for (int half = 0; half < 2; half++) {
-        uint32_t y[4], line = half * 32 + lane;
-        ptx::load_matrices_transposed(chunk + line * 64 + ((warp ^ lane / 2 % 4) << 4), y);
-        mma::product_16x8<BF16>(found, make_uint4(y[0], ONES, y[1], ONES), y[0], y[1]);
-        mma::product_16x8<BF16>(found, make_uint4(y[2], ONES, y[3], ONES), y[2], y[3]);
+    for (int i = 0; i < COUNT; i++) {
+        ptx::load_matrices_transposed(chunks[i] + mine, y[i][0]);
+        ptx::load_matrices_transposed(chunks[i] + mine + 2048, y[i][1]);
+    }
+#pragma unroll
+    for (int k = 0; k < 4; k++) { // of 16 rows
+#pragma unroll
+        for (int i = 0; i < COUNT; i++) {
+            uint32_t low = y[i][k / 2][k % 2 * 2], high = y[i][k / 2][k % 2 * 2 + 1];
+            mma::product_16x8<BF16>(found[i], make_uint4(low, ONES, high, ONES), low, high);
+        }
     }
     // A lane has columns 2 (lane % 4) and the next one of rows lane / 4 and 8 more.
     token += warp * 8 + lane / 4;
-    if (lane / 8 == lane % 4 && token < tiled.product.tokens) {
-        bool second = lane / 4 % 2 != 0;
-        float2 *to = (float2 *)tiled.moments + part * tiled.moments_stride + token;
-        *to = {second ? found[3] : found[2], second ? found[1] : found[0]};
+    end = min(end, tiled.product.tokens);
+    bool second = lane / 4 % 2 != 0;
+    float2 *to = (float2 *)tiled.moments + part * tiled.moments_stride + token;
+#pragma unroll
+    for (int i = 0; i < COUNT; i++) {
+        if (lane / 8 == lane % 4 && token + i * 32 < end) {
+            to[i * 32] = {second ? found[i][3] : found[i][2], second ? found[i][1] : found[i][0]};
+        }
     }
 }
 

@@ -2,10 +2,10 @@
 // kernels on their way out: s - row_sum mean, over the deviation.
 //
 // A warpgroup finds mean and 1 / deviation of its tile's tokens once, a token or two a thread, and
-// leaves them in shared memory for the threads that have those tokens' sums. Moments come in parts;
-// a step of products adds some of them and asks for the next ones, so that nothing waits for
-// memory. Barriers of leaving lie between one tile's terms and the next ones': before chunks are
-// written, and behind.
+// leaves them in shared memory for the threads that have those tokens' sums. Moments that come in
+// one part, as for many tokens, are under way while the tile is multiplied. Of several parts a step
+// of products adds some and asks for the next ones. Barriers of leaving lie between one tile's
+// terms and the next ones': before chunks are written, and behind.
 //
 // Strips do not norm: panel_norms (panel_call.c) says whose sums leave by the engine. There, behind
 // 128 sums a thread, it cost registers that products need.
@@ -35,10 +35,10 @@ __device__ __forceinline__ float2 load_moments(const gpu_normed &n, int part, in
 }
 
 template <class C> struct moments_ahead {
-    static constexpr int EACH = C::N / 128; // tokens of a thread
+    static constexpr int EACH = C::N / 128;  // tokens of a thread
     static constexpr int AT_ONCE = 4 / EACH; // parts; more would cost others registers
-    int token, count; // the first one; of a thread's that there are
-    int next;         // `coming` is from this part on
+    int token, count;                        // the first one; of a thread's that there are
+    int next;                                // `coming` is from this part on
     float2 sums[EACH], coming[AT_ONCE][EACH];
 
     // Of `width` tokens from `first` on.
@@ -66,7 +66,14 @@ template <class C> struct moments_ahead {
             }
         }
     }
+    // What is under way from the beginning on is waited for at the end.
     __device__ __forceinline__ void step(const gpu_normed &n)
+    {
+        if (n.parts > AT_ONCE) {
+            add(n);
+        }
+    }
+    __device__ __forceinline__ void add(const gpu_normed &n)
     {
         if (next < n.parts) {
 #pragma unroll
@@ -85,7 +92,7 @@ template <class C> struct moments_ahead {
     __device__ __forceinline__ void finish(const gpu_normed &n, uint32_t terms, int thread)
     {
         while (next < n.parts) {
-            step(n);
+            add(n);
         }
         if (n.parts > 0) {
 #pragma unroll
