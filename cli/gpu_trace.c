@@ -50,7 +50,7 @@ static trace_kind kind_of(const char *name)
         {"dense_few", TRACE_DENSE},    {"attention", TRACE_ATTENTION}, {"decode", TRACE_ATTENTION},
         {"panel", TRACE_SPARSE},       {"blocks", TRACE_SPARSE},       {"few_kernel", TRACE_SPARSE},
         {"tile_kernel", TRACE_SPARSE}, {"block_kernel", TRACE_SPARSE}, {"norm_kernel", TRACE_NORM},
-        {"moments", TRACE_NORM},       {"_kernel", TRACE_OTHER},
+        {"moments", TRACE_NORM},       {"sum_kernel", TRACE_NORM},     {"_kernel", TRACE_OTHER},
     };
     for (int i = 0; i < (int)COUNT(list); i++) {
         if (strstr(name, list[i].part) != NULL) {
