@@ -46,7 +46,10 @@ struct maps {
 };
 
 // CHUNKS of each consumer may be on their way out.
-template <bool BF16_, int N_, int STAGES_, int CHUNKS_> struct config {
+template <bool BF16_, int N_, int STAGES_, int CHUNKS_, panel::around AROUND_ = panel::around::NOTHING>
+struct config {
+    static constexpr bool NORMS = AROUND_ == panel::around::NORMS;
+    static constexpr bool LEAVES = AROUND_ == panel::around::LEAVES;
     static constexpr bool BF16 = BF16_;
     static constexpr int BLOCKS = 1, N = N_, STAGES = STAGES_, CHUNKS = CHUNKS_;
     static constexpr panel::sharing SHARING = panel::BY_ROWS;
@@ -200,7 +203,9 @@ template <class C> struct consumer {
             multiply_step<N>(sums, step == 0);
             if (BY_ENGINE) {
                 residual.step(leaving, thread);
-                leaving.norm.step(leaving.tiled.normed);
+                if constexpr (C::NORMS) {
+                    leaving.norm.step(leaving.tiled.normed);
+                }
             }
         } while (++step < steps);
         meanwhile();
@@ -254,7 +259,7 @@ __device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with
     panel::stretch steps = panel::steps_of(p);
     walk<C> tiles = {p.deal};
     tile t, coming;
-    bool there = tiles.next(&t), adds = BY_ENGINE && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0;
+    bool there = tiles.next(&t), adds = BY_ENGINE && !C::NORMS && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0;
     ptx::stream_order_wait();
     for (; there; t = coming) {
         int row = (t.block + group) * GPU_BLOCK_ROWS, token = t.token, width = C::N >> t.shift;
@@ -264,12 +269,14 @@ __device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with
         bool leaves = row < p.weight.out && width > 0;
         row_terms terms;
         residual.begin(leaving, row, token, adds && leaves ? width : 0);
-        if (BY_ENGINE) {
+        if constexpr (C::NORMS) {
             leaving.norm.begin(tiled.normed, token, width, p.tokens, thread);
         }
         self.template multiply_tile<BY_ENGINE>(sums[0], t.shift, steps.end - steps.first, [&] {
             if (BY_ENGINE) {
-                terms.load(tiled, row, thread, at.norms(group));
+                terms.template load<C::NORMS>(tiled, row, thread, at.norms(group));
+            }
+            if constexpr (C::NORMS) {
                 leaving.norm.finish(tiled.normed, at.norms(group), thread);
             }
             there = tiles.next(&coming);
@@ -330,7 +337,9 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     } else {
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
-        if (p.y_by_engine) {
+        if constexpr (C::NORMS || C::LEAVES) {
+            consume<C, true>(tiled, with, at, here, group, thread);
+        } else if (p.y_by_engine) {
             consume<C, true>(tiled, with, at, here, group, thread);
         } else {
             consume<C, false>(tiled, with, at, here, group, thread);
@@ -396,11 +405,22 @@ template <class C> int launch(const gpu_tiled &tiled, void *stream)
                                stream, tiled, with);
 }
 
-// The smaller tile has the deeper ring: few tokens are bound by the way to memory.
-template <bool BF16> int launch_tile(const gpu_tiled &p, gpu_tile tile, void *stream)
+template <bool BF16, int N, int STAGES, int CHUNKS>
+int launch_around(const gpu_tiled &tiled, void *stream)
 {
-    return tile == GPU_TILE_128X128 ? launch<config<BF16, 128, 6, 4>>(p, stream)
-                                    : launch<config<BF16, 256, 3, 8>>(p, stream);
+    using panel::around;
+    return tiled.normed.moments != nullptr
+               ? launch<config<BF16, N, STAGES, CHUNKS, around::NORMS>>(tiled, stream)
+           : tiled.moments != nullptr
+               ? launch<config<BF16, N, STAGES, CHUNKS, around::LEAVES>>(tiled, stream)
+               : launch<config<BF16, N, STAGES, CHUNKS>>(tiled, stream);
+}
+
+// The smaller tile has the deeper ring: few tokens are bound by the way to memory.
+template <bool BF16> int launch_tile(const gpu_tiled &tiled, gpu_tile tile, void *stream)
+{
+    return tile == GPU_TILE_128X128 ? launch_around<BF16, 128, 6, 4>(tiled, stream)
+                                    : launch_around<BF16, 256, 3, 8>(tiled, stream);
 }
 
 } // namespace dense

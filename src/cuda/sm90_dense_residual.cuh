@@ -97,8 +97,8 @@ __device__ __forceinline__ void leave_added(const gpu_product &p, departures<C> 
         add_chunks<C, false>(p, leaving, sums, terms, thread);
     }
     leaving.settle();
-    if (leaving.tiled.moments != nullptr) {
-        for (int c = 0; c < leaving.end && !leaving.by_token(); c += 4) {
+    if constexpr (C::LEAVES) {
+        for (int c = 0; c < leaving.end; c += 4) {
             leaving.template count_moments<4>(c, thread);
         }
         ptx::named_barrier(leaving.barrier, 128); // the engine will bring the next residual there

@@ -129,19 +129,20 @@ __device__ __forceinline__ void consume(const gpu_tiled &tiled, const maps &with
         }
         int row = first_row(p.weight, mine);
         row_terms terms;
-        bool adds = WAY == BY_ENGINE && (p.epilogue.bits & ESP_EP_RESIDUAL) != 0;
+        bool adds = WAY == BY_ENGINE && !C::NORMS &&
+                    (C::LEAVES || (p.epilogue.bits & ESP_EP_RESIDUAL) != 0);
         leaving.residual = residual_ahead<C>();
         if (adds && mine.blocks > 0) {
             leaving.residual.begin(p, row, mine.token, mine.width, count, thread);
         }
-        if (WAY == BY_ENGINE) {
+        if constexpr (C::NORMS) {
             leaving.norm.begin(tiled.normed, mine.token, mine.width, p.tokens, thread);
         }
         self.multiply_tile(sums, t.shift, count, group, turns && follows, [&] {
             if (WAY != BY_STRIPS) {
-                terms.load(tiled, row, thread, at.norms(group));
+                terms.template load<C::NORMS>(tiled, row, thread, at.norms(group));
             }
-            if (WAY == BY_ENGINE) {
+            if constexpr (C::NORMS) {
                 leaving.norm.finish(tiled.normed, at.norms(group), thread);
             }
             if (adds) {
@@ -231,7 +232,7 @@ __global__ void __launch_bounds__(C::THREADS, 1)
     } else {
         ptx::take_registers<C::CONSUMER_REGISTERS>();
         unsigned char *here = memory + (aligned - start);
-        if constexpr (C::BARE) {
+        if constexpr (C::BARE || C::AROUND != around::NOTHING) {
             consume_as<C, BY_ENGINE>(tiled, with, at, here, group, thread);
         } else if (!p.y_by_engine) {
             consume_as<C, BY_STRIPS>(tiled, with, at, here, group, thread);
@@ -352,40 +353,58 @@ template <class C> int launch(const gpu_tiled &tiled, void *stream)
     return cudaLaunchKernelEx(&how, kernel<C>, tiled, with);
 }
 
+// By the kernel for what is around the product.
+template <bool BF16, int BLOCKS, int N, sharing SHARING, int STAGES, int CHUNKS, loading LOADING,
+          bool STAGGERED = false>
+int launch_around(const gpu_tiled &tiled, void *stream)
+{
+    if constexpr (LOADING != TOKENS) {
+        if (tiled.normed.moments != nullptr) {
+            return launch<config<BF16, BLOCKS, N, SHARING, STAGES, CHUNKS, LOADING, STAGGERED,
+                                 false, around::NORMS>>(tiled, stream);
+        }
+        if (tiled.moments != nullptr) {
+            return launch<config<BF16, BLOCKS, N, SHARING, STAGES, CHUNKS, LOADING, STAGGERED,
+                                 false, around::LEAVES>>(tiled, stream);
+        }
+    }
+    return launch<config<BF16, BLOCKS, N, SHARING, STAGES, CHUNKS, LOADING, STAGGERED>>(tiled,
+                                                                                       stream);
+}
+
 template <bool BF16> int launch_staggered(const gpu_tiled &tiled, void *stream)
 {
     const gpu_product &p = tiled.product;
     bool bare = p.y_by_engine && p.epilogue.bits == 0 && p.epilogue.token_step == 1 &&
                 tiled.normed.moments == nullptr;
     return bare ? launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true, true>>(tiled, stream)
-                : launch<config<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>>(tiled, stream);
+                : launch_around<BF16, 2, 128, BY_ROWS, 6, 2, GATHER, true>(tiled, stream);
 }
 
-template <bool BF16> int launch_gathered(const gpu_tiled &p, gpu_tile tile, void *stream)
+template <bool BF16> int launch_gathered(const gpu_tiled &tiled, gpu_tile tile, void *stream)
 {
     switch (tile) {
     case GPU_TILE_128X256:
-        return launch<config<BF16, 1, 256, BY_ROWS, 4, 7, GATHER>>(p, stream);
+        return launch_around<BF16, 1, 256, BY_ROWS, 4, 7, GATHER>(tiled, stream);
     case GPU_TILE_128X128:
-        return launch<config<BF16, 1, 128, BY_ROWS, 7, 4, GATHER>>(p, stream);
+        return launch_around<BF16, 1, 128, BY_ROWS, 7, 4, GATHER>(tiled, stream);
     case GPU_STAGGERED_256X128:
-        return launch_staggered<BF16>(p, stream);
+        return launch_staggered<BF16>(tiled, stream);
     case GPU_TILE_64X512:
-        return launch<config<BF16, 1, 256, BY_TOKENS, 3, 2, GATHER>>(p, stream);
+        return launch_around<BF16, 1, 256, BY_TOKENS, 3, 2, GATHER>(tiled, stream);
     case GPU_TILE_64X256:
-        return launch<config<BF16, 1, 256, IN_TURNS, 5, 4, GATHER>>(p, stream);
+        return launch_around<BF16, 1, 256, IN_TURNS, 5, 4, GATHER>(tiled, stream);
     default:
         return cudaErrorInvalidValue;
     }
 }
 
 template <bool BF16, loading LOADING>
-int launch_whole(const gpu_tiled &p, gpu_tile tile, void *stream)
+int launch_whole(const gpu_tiled &tiled, gpu_tile tile, void *stream)
 {
-    if (tile == GPU_TILE_128X128) {
-        return launch<config<BF16, 1, 128, BY_ROWS, 7, 4, LOADING>>(p, stream);
-    }
-    return launch<config<BF16, 1, 256, BY_ROWS, 4, 7, LOADING>>(p, stream);
+    return tile == GPU_TILE_128X128
+               ? launch_around<BF16, 1, 128, BY_ROWS, 7, 4, LOADING>(tiled, stream)
+               : launch_around<BF16, 1, 256, BY_ROWS, 4, 7, LOADING>(tiled, stream);
 }
 
 } // namespace panel

@@ -22,22 +22,23 @@ namespace panel
 struct row_terms {
     float scale[2], bias[2];
     float minus_sums[2]; // of the row's weights, times -1
-    uint32_t tokens;     // {mean, 1 / deviation} of each, in shared memory; 0: no norm
+    uint32_t tokens;     // {mean, 1 / deviation} of each, in shared memory
 
     // `row`: the block's first. To be called before they are needed: memory is far.
+    template <bool NORMS>
     __device__ __forceinline__ void load(const gpu_tiled &tiled, int row, int thread,
                                          uint32_t norms)
     {
         const gpu_product &p = tiled.product;
         const gpu_epilogue &e = p.epilogue;
-        tokens = tiled.normed.moments != nullptr ? norms : 0;
+        tokens = norms;
         int mine = row + thread / 32 * 16 + thread % 32 / 4 * 2;
 #pragma unroll
         for (int i = 0; i < 2; i++) {
             bool there = mine + i < p.weight.out;
             scale[i] = there && (e.bits & ESP_EP_SCALE) != 0 ? e.scale[mine + i] : 1.0f;
             bias[i] = there && (e.bits & ESP_EP_BIAS) != 0 ? e.bias[mine + i] : 0.0f;
-            bool sums = there && tokens != 0 && tiled.normed.row_sums != nullptr;
+            bool sums = NORMS && there && tiled.normed.row_sums != nullptr;
             minus_sums[i] = sums ? -tiled.normed.row_sums[mine + i] : 0.0f;
         }
     }

@@ -40,7 +40,7 @@ template <class C> struct half_departures {
     }
     __device__ __forceinline__ bool adds() const
     {
-        return (p.epilogue.bits & ESP_EP_RESIDUAL) != 0;
+        return !C::NORMS && (C::LEAVES || (p.epilogue.bits & ESP_EP_RESIDUAL) != 0);
     }
     __device__ __forceinline__ int row_of(const half_tile &h) const
     {
@@ -65,7 +65,7 @@ template <class C> struct half_departures {
     // called before it is multiplied to its end.
     __device__ __forceinline__ void load_terms(const half_tile &h, uint32_t norms)
     {
-        terms.load(tiled, row_of(h), thread, norms);
+        terms.template load<C::NORMS>(tiled, row_of(h), thread, norms);
         residual = residual_ahead<C>();
         if (adds() && h.width > 0) {
             residual.begin(p, row_of(h), h.token, h.width, HALF_TOKENS, thread);
@@ -119,7 +119,7 @@ template <class C> struct half_departures {
         }
         const uint32_t sent[2] = {place(0), place(1)};
         send(row, h.token + part * PART_TOKENS, CHUNKS, TOKENS);
-        if (WHAT == passing::ADD && !BY_TOKEN && tiled.moments != nullptr) {
+        if constexpr (C::LEAVES) {
             int token = h.token + part * PART_TOKENS;
             leave_moments<C::BF16, 2>(tiled, sent, row / 32, token, token + PART_TOKENS, thread);
         }
@@ -175,12 +175,14 @@ template <class C> struct half_departures {
             leave_by_strips(sums, h);
         } else if constexpr (C::BARE) {
             leave_as<passing::BARE, false>(sums, h, part);
+        } else if constexpr (C::LEAVES) {
+            leave_as<passing::ADD, false>(sums, h, part);
+        } else if constexpr (C::NORMS) {
+            leave_normed(sums, h, part);
         } else {
             // As in leave_at_once: so that places are worked out anew, not kept in registers.
             asm volatile("" : "+r"(thread));
-            if (terms.tokens != 0) {
-                leave_normed(sums, h, part);
-            } else if (p.epilogue.bits == 0 && !by_token()) {
+            if (p.epilogue.bits == 0 && !by_token()) {
                 leave_as<passing::BARE, false>(sums, h, part);
             } else if (by_token()) {
                 leave_by_engine<true>(sums, h, part);

@@ -83,7 +83,9 @@ template <class C> struct departures {
         if (residual.asks(p)) {
             residual.ask_next(p.epilogue);
         }
-        norm.step(tiled.normed);
+        if constexpr (C::NORMS) {
+            norm.step(tiled.normed);
+        }
     }
     // Of COUNT chunks from c on, which all have written, up to the tile's last one; by feature.
     template <int COUNT> __device__ __forceinline__ void count_moments(int c, int thread) const
@@ -112,7 +114,6 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
     using to = departures<C>;
     leaving.template wait_read<0>(thread); // those of the tile before, sent long ago
     constexpr bool EARLY = C::CHUNKS < to::ALL; // the first leaves before the last is written
-    bool counts = WHAT == passing::ADD && !BY_TOKEN && leaving.tiled.moments != nullptr;
     constexpr int CHUNKS_OF_TILE = WHAT == passing::PAIRS ? to::ALL / 2 : to::ALL;
 #pragma unroll
     for (int c = 0; c < CHUNKS_OF_TILE; c++) {
@@ -120,6 +121,9 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
             break;
         }
         if (c == C::CHUNKS && to::LATER) { // the place of the first
+            if constexpr (C::LEAVES) { // now that most sums have left their registers
+                leaving.template count_moments<1>(0, thread);
+            }
             leaving.template wait_read<0>(thread);
         } else if (c >= C::CHUNKS) {
             leaving.template wait_read<C::CHUNKS - 1>(thread);
@@ -137,14 +141,14 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
         if (!to::LATER || (c == 0 && EARLY)) {
             leaving.settle();
             leaving.send_next(thread);
-            if (counts) {
+            if constexpr (C::LEAVES && !to::LATER) {
                 leaving.template count_moments<1>(c, thread);
             }
         }
     }
     if constexpr (to::LATER) {
         leaving.settle();
-        for (int c = EARLY ? 1 : 0; counts && c < leaving.end; c += 4) {
+        for (int c = EARLY ? 1 : 0; C::LEAVES && c < leaving.end; c += 4) {
             leaving.template count_moments<4>(c, thread);
         }
     }
@@ -202,13 +206,11 @@ __device__ __forceinline__ void leave_at_once(const gpu_product &p, departures<C
     leaving.row = pairs || !leaving.by_token() ? row / 2 : row;
     leaving.token = token, leaving.next = 0;
     leaving.end = width / leaving.chunk_tokens();
-    if constexpr (C::LOADING != TOKENS) {
-        if (terms.tokens != 0) {
-            write_normed_tile<C>(p, leaving, sums, terms, thread);
-            return;
-        }
-    }
-    if (p.epilogue.bits == 0 && !leaving.by_token()) {
+    if constexpr (C::NORMS) {
+        write_normed_tile<C>(p, leaving, sums, terms, thread);
+    } else if constexpr (C::LEAVES) {
+        write_chunks<C, passing::ADD, false>(p, leaving, sums, terms, thread);
+    } else if (p.epilogue.bits == 0 && !leaving.by_token()) {
         write_chunks<C, passing::BARE, false>(p, leaving, sums, terms, thread);
     } else if (leaving.by_token()) {
         write_tile<C, true>(p, leaving, sums, terms, thread);

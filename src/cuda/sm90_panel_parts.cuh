@@ -26,17 +26,29 @@ enum sharing {
     IN_TURNS   // each has its own tiles, so that one multiplies while the other's sums leave
 };
 
+// What a kernel does for the norms around its product. Each has a kernel of its own, which has few
+// ways out: beside all others these cost registers in every way, and spilled residuals, which are
+// loaded ahead, are waited for at once.
+enum class around {
+    NOTHING,
+    NORMS, // finishes one: by the engine, by feature, bias, gelu or swiglu
+    LEAVES // moments: by the engine, by feature, with a residual
+};
+
 // CHUNKS of each consumer may be on their way out. STAGGERED: its sums are two halves of 64 rows x
 // 128 tokens (sm90_panel_stagger.cuh). BARE: Y by feature and by the engine, without an epilogue; a
 // staggered loop that holds the code of every way out beside this one takes 5 % longer.
 template <bool BF16_, int BLOCKS_, int N_, sharing SHARING_, int STAGES_, int CHUNKS_,
-          loading LOADING_, bool STAGGERED_ = false, bool BARE_ = false>
+          loading LOADING_, bool STAGGERED_ = false, bool BARE_ = false,
+          around AROUND_ = around::NOTHING>
 struct config {
     static constexpr bool BF16 = BF16_;
     static constexpr int BLOCKS = BLOCKS_, N = N_, STAGES = STAGES_, CHUNKS = CHUNKS_;
     static constexpr sharing SHARING = SHARING_;
     static constexpr loading LOADING = LOADING_;
     static constexpr bool STAGGERED = STAGGERED_, BARE = BARE_;
+    static constexpr around AROUND = AROUND_;
+    static constexpr bool NORMS = AROUND == around::NORMS, LEAVES = AROUND == around::LEAVES;
     static constexpr int GROUPS = 2, WARPS = 4 * GROUPS, THREADS = 128 * GROUPS + LOADERS;
     static constexpr int READERS = SHARING == IN_TURNS ? 4 : WARPS; // warps that free a stage
     static constexpr int TILE_BLOCKS = SHARING == BY_ROWS ? 2 * BLOCKS : BLOCKS;

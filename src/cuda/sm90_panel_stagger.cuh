@@ -121,13 +121,15 @@ template <class C, way WAY> struct staggered {
                     hold_next();
                 }
             }
-            if (ADDS) {
+            if constexpr (C::NORMS) {
                 leaving.norm.step(leaving.tiled.normed);
             }
         }
         meanwhile();
         if (ADDS) {
-            leaving.norm.finish(leaving.tiled.normed, at.norms(group), thread);
+            if constexpr (C::NORMS) {
+                leaving.norm.finish(leaving.tiled.normed, at.norms(group), thread);
+            }
             leaving.load_terms(coming, at.norms(group));
         }
 #pragma unroll
@@ -189,6 +191,8 @@ __device__ __forceinline__ void consume_staggered(const gpu_tiled &tiled, const 
         if (self.ADDS) {
             self.leaving.ask(halves[0]);
             self.leaving.ask(halves[1]);
+        }
+        if constexpr (C::NORMS) {
             self.leaving.norm.begin(tiled.normed, t.token, C::N >> t.shift, p.tokens, thread);
         }
         self.multiply_tile(sums[0], sums[1], p.weight.steps, last, halves[0],
