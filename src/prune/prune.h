@@ -14,6 +14,16 @@
 ESP_MUST_CHECK esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,
                                              const esp_pattern *pattern, esp_mask *mask,
                                              esp_mask_report *report, esp_error *error);
+/* finite.c: how many weights [out][in] are zeros, and the place of the first that is infinite or
+ * NaN, INT64_MAX where all are numbers. */
+typedef struct esp_weight_count {
+    int64_t zeros, odd;
+} esp_weight_count;
+ESP_MUST_CHECK esp_status esp_count_weights(esp_context *context, const esp_tensor *weights,
+                                            esp_weight_count *count, esp_error *error);
+/* That all are numbers: "prune.not_finite", naming the place. */
+ESP_MUST_CHECK esp_status esp_prune_check_finite(esp_context *context, const esp_tensor *weights,
+                                                 esp_error *error);
 /* Whether masks by these options carry a row order for a weight of `out` rows. */
 bool esp_prune_stores_rows(const esp_mask_options *options, const esp_pattern *pattern,
                            int64_t out);
