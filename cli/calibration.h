@@ -13,7 +13,7 @@ typedef struct calibration_args {
     int method, targets; /* esp_method, esp_targets */
     int inputs;          /* index into calibration_inputs */
     bool refit, gradual, respect, turn;
-    double damping;
+    double damping, norm_power;
     int64_t tokens, context, seed;
 } calibration_args;
 
@@ -65,6 +65,15 @@ extern const char *const calibration_methods[], *const calibration_targets[],
          .help = "with --calibrate: how masks are chosen",                                         \
          .fallback = "sparsegpt",                                                                  \
          .choices = calibration_methods},                                                          \
+        {.name = "norm-power",                                                                     \
+         .kind = OPTION_NUMBER,                                                                    \
+         .offset = CALIBRATION_FIELD(type, norm_power),                                            \
+         .argument = "A",                                                                          \
+         .help = "with --method wanda or ria: the power of the inputs' norm; 0: 1 and 0.5, as "    \
+                 "their papers have it",                                                           \
+         .fallback = "0",                                                                          \
+         .least = 0,                                                                               \
+         .most = 8},                                                                               \
         {.name = "refit",                                                                          \
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, refit),                                                 \
@@ -73,7 +82,7 @@ extern const char *const calibration_methods[], *const calibration_targets[],
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, gradual),                                               \
          .help = "with --refit: V:2:M in steps that keep ever less (5, 4, 3, 2 of 8), each "       \
-                 "refitted before the next; not with obs and joint, which do so anyway"},          \
+                 "refitted before the next; not with obs, joint and venom"},                       \
         {.name = "turn-values",                                                                    \
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, turn),                                                  \

@@ -147,7 +147,6 @@ static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *
 {
     esp_calibration *calibration = &job->calibration;
     ESP_TRY(esp_calibration_open(calibration, model_dir, error));
-    ESP_TRY(esp_calibration_check_rows(calibration, job->method, error));
     size_t count = (size_t)calibration->linear_count;
     job->inputs = esp_alloc_zero(calibration->context, count * sizeof(kept_inputs *));
     job->groups = esp_alloc_zero(calibration->context, count * sizeof *job->groups);
@@ -316,6 +315,7 @@ esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
     plain.user = permute->user;
     look.method = ESP_METHOD_OBD; /* of the inputs, their moments alone */
     look.refit = look.gradual = look.turn_values = false;
+    look.norm_power = 0;
     method.targets = ESP_TARGETS_LAYER; /* the inputs are the dense model's */
     method.turn_values = false;
     order_job job = {.method = &method,
