@@ -57,7 +57,7 @@ static double y_of(const axis_ranges *axes, double loss)
     return TOP + HIGH - HIGH * loss / axes->most_y;
 }
 
-static void put_axes(whole_file *file, const axis_ranges *axes)
+static void put_axes(whole_file *file, const axis_ranges *axes, const char *loss)
 {
     double dx = step_of(axes->most_x - axes->least_x), dy = step_of(axes->most_y);
     for (double x = ceil(axes->least_x / dx) * dx; x <= axes->most_x + dx / 1e6; x += dx) {
@@ -75,8 +75,8 @@ static void put_axes(whole_file *file, const axis_ranges *axes)
     put(file,
         "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">linear layers, times as fast as "
         "dense</text>\n<text transform=\"translate(18 %.1f) rotate(-90)\" "
-        "text-anchor=\"middle\">share of the weights' squares lost</text>\n",
-        LEFT + WIDE / 2, TOP + HIGH + 40, TOP + HIGH / 2);
+        "text-anchor=\"middle\">%s</text>\n",
+        LEFT + WIDE / 2, TOP + HIGH + 40, TOP + HIGH / 2, loss);
 }
 
 static void put_figure(whole_file *file, const frontier_view *view)
@@ -93,7 +93,7 @@ static void put_figure(whole_file *file, const frontier_view *view)
               "fill=\"white\"/>\n<text x=\"70\" y=\"28\" font-size=\"14\">");
     put_text(file, view->title);
     put(file, "</text>\n");
-    put_axes(file, &axes);
+    put_axes(file, &axes, view->loss);
     put(file, "<polyline fill=\"none\" stroke=\"#1b6ca8\" stroke-width=\"2\" points=\"");
     for (int i = 0; i < view->count; i++) {
         put(file, "%.1f,%.1f ", x_of(&axes, view->points[i].speedup),

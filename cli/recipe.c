@@ -38,6 +38,7 @@ static esp_status read_rule(const char *path, const char *name, const json_t *va
 {
     esp_error why = {0};
     rule->glob = name;
+    rule->source = path;
     if (name[0] == '\0' || strpbrk(name, "*?[") != NULL) {
         return cli_fail(error, ESP_BAD_FILE, "recipe.bad_layer",
                         "%s: '%.128s' is no layer's name (a recipe takes no globs)", path, name);

@@ -208,6 +208,7 @@ static esp_status make(esp_advice *advice, esp_error *error)
     if (whole) {
         ESP_TRY(esp_advice_time_whole(advice, error));
     }
+    esp_advice_sift(advice);
     return esp_advice_choose(advice, error);
 }
 
@@ -263,6 +264,11 @@ esp_advised_layer esp_advice_layer(const esp_advice *advice, int64_t index)
 esp_advised_point esp_advice_chosen(const esp_advice *advice)
 {
     return advice->chosen;
+}
+
+esp_advised_uniform esp_advice_uniform(const esp_advice *advice, int index)
+{
+    return advice->uniform[index + 1];
 }
 
 esp_advised_whole esp_advice_whole(const esp_advice *advice, int index)

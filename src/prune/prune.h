@@ -33,6 +33,8 @@ ESP_MUST_CHECK esp_status esp_regroup_rows(esp_context *context, const esp_patte
 ESP_MUST_CHECK esp_status esp_mask_of_stored(esp_context *context, const esp_mask *stored,
                                              const uint32_t *rows, esp_mask **mask,
                                              esp_error *error);
+/* ln of the number of masks that V:2:M, or 2:4 as M = 4, allows; NAN of other patterns. */
+double esp_pattern_log_diversity(const esp_pattern *pattern, int64_t out, int64_t in);
 /* Whether masks by these options carry a row order for a weight of `out` rows. */
 bool esp_prune_stores_rows(const esp_mask_options *options, const esp_pattern *pattern,
                            int64_t out);

@@ -248,7 +248,8 @@ static esp_status regroup(test_run *run, bool groups, const char *pattern, const
     esp_device *device = NULL;
     esp_calibration_options options = with_text(method, gradual);
     esp_prune_options prune = with_pattern(run, pattern);
-    const esp_pattern_rule rules[] = {{"*q_proj*", with_pattern(run, rule).pattern}};
+    const esp_pattern_rule rules[] = {
+        {.glob = "*q_proj*", .pattern = with_pattern(run, rule).pattern}};
     char out[1100];
     snprintf(out, sizeof out, "%s/regrouped", test_folder(run));
     options.gradual = gradual;
