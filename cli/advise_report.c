@@ -172,10 +172,8 @@ static void add_uniform(const advise_job *job, cli_table *table, int index, doub
     } else {
         table_cell(table, "%.4f", uniform.log_mask_diversity / weights);
     }
-    if (uniform.point.whole_speedup > 0) {
+    if (uniform.point.whole_speedup > 0) { /* of all or of none */
         table_cell(table, "%.3fx", uniform.point.whole_speedup);
-    } else {
-        table_cell(table, "-");
     }
     table_cell(table, "%s",
                uniform.sifted     ? "sifted: of these the most masks"
@@ -186,10 +184,15 @@ static void add_uniform(const advise_job *job, cli_table *table, int index, doub
 
 static esp_status print_uniform(const advise_job *job, esp_error *error)
 {
-    static const char *const heads[] = {"<pattern",         ">speed-up",    ">bytes", ">loss",
-                                        ">ln masks/weight", ">whole model", "<"};
+    const char *heads[] = {"<pattern",         ">speed-up", ">bytes", ">loss",
+                           ">ln masks/weight", "<",         "<"};
+    int columns = 6;
+    if (job->points[0].whole_speedup > 0) {
+        heads[5] = ">whole model";
+        columns++;
+    }
     cli_table table;
-    table_begin(&table, COUNT(heads), heads);
+    table_begin(&table, columns, heads);
     double weights = weights_of(job);
     for (int i = 0; i < job->options.pattern_count; i++) {
         add_uniform(job, &table, i, weights);
