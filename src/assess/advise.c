@@ -7,6 +7,7 @@
 #include "assess/assess.h"
 #include "io/io.h"
 #include "pipeline/pipeline.h"
+#include "prune/prune.h"
 
 esp_status esp_advice_step(esp_advice *advice, const char *what, esp_error *error)
 {
@@ -176,13 +177,16 @@ static esp_status lose(esp_advice *advice, int64_t layer, esp_error *error)
     esp_tensor dense = {0};
     ESP_TRY(esp_tensor_create(advice->context, here->dtype, 2, shape, &dense, error));
     esp_status status = esp_checkpoint_read_dense(advice->checkpoint, index, &dense, error);
+    status = status == ESP_OK ? esp_prune_check_finite(advice->context, &dense, error) : status;
     for (int k = 1; k < advice->ways && status == ESP_OK; k++) {
         esp_advised_way *way = &advice->table[layer * advice->ways + k];
         status = way->possible ? lose_one(advice, &dense, way, error) : (esp_status)ESP_OK;
         status = status == ESP_OK ? esp_advice_step(advice, "masking", error) : status;
     }
     esp_tensor_free(advice->context, &dense);
-    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", here->name);
+    return status == ESP_OK ? ESP_OK
+                            : esp_fail_within(error, status, "%s: %s",
+                                              esp_checkpoint_path(advice->checkpoint), here->name);
 }
 
 /* ---- public ---- */

@@ -6,8 +6,6 @@
 
 #include "assess/calibrate.h"
 
-#define ALREADY_PRUNED 0.25 /* share of zeros that is no accident */
-
 static const char *const method_names[] = {"magnitude", "square", "obd",   "wanda", "ria",
                                            "sparsegpt", "obs",    "joint", "venom"};
 static const char *const targets_names[] = {"stream", "dense", "layer"};
@@ -105,20 +103,6 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
 }
 
 /* ---- one layer ---- */
-
-static esp_status check_weights(const esp_calibration *calibration, const esp_tensor *values,
-                                esp_error *error)
-{
-    double zeros = 0;
-    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
-    if (zeros >= ALREADY_PRUNED && !calibration->options->respect) {
-        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.already_pruned",
-                        "%.0f%% of the weights are zeros already, so the model is no dense one to "
-                        "aim at; start from the dense model, or keep these zeros (--respect)",
-                        100 * zeros);
-    }
-    return ESP_OK;
-}
 
 static void report_layer(esp_calibration *calibration, esp_calibrated_linear *linear,
                          const esp_calibrated_layer *layer, char *note)
@@ -219,7 +203,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);
-    ESP_TRY(check_weights(calibration, values, error));
+    ESP_TRY(esp_calibration_check_dense(calibration, values, error));
     if (looks) {
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     }

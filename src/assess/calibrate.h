@@ -143,7 +143,10 @@ static inline const char *esp_calibration_source(const esp_calibration_options *
 ESP_MUST_CHECK esp_status esp_calibration_check_weights(const esp_calibration *calibration,
                                                         const esp_tensor *values, double *zeros,
                                                         esp_error *error);
-/* The same of the second moments that were summed. */
+/* And that the model is a dense one, or its zeros are to stay: "calibrate.already_pruned". */
+ESP_MUST_CHECK esp_status esp_calibration_check_dense(const esp_calibration *calibration,
+                                                      const esp_tensor *values, esp_error *error);
+/* The first of the second moments that were summed. */
 ESP_MUST_CHECK esp_status esp_calibration_check_inputs(const esp_calibration *calibration,
                                                        esp_error *error);
 

@@ -7,22 +7,9 @@
  * is. For targets of the layer itself T is W. */
 #include <math.h>
 
-#include "assess/calibrate.h"
+#include "assess/calibrate_layer.h"
 
 #define ROWS_AT_ONCE 16
-
-typedef struct layer_job {
-    esp_calibration *calibration;
-    const esp_pattern *pattern;   /* of a pruning */
-    const esp_unit_choice *units; /* of what a layer is to do without */
-    int64_t out, in;
-    double *weights; /* [out][in]: as they were */
-    double *goal;    /* T H */
-    double *target;  /* T */
-    double *result;
-    float *scores;
-    esp_layer_inputs inputs;
-} layer_job;
 
 bool esp_calibration_looks(const esp_calibration_options *options)
 {
@@ -48,14 +35,13 @@ static void copy_rows(void *user, int64_t begin, int64_t end, int thread)
            (size_t)((end - begin) * copy->in) * sizeof *copy->to);
 }
 
-/* to = from, of the layer's shape. */
-static void copy(const layer_job *job, double *to, const double *from)
+void esp_layer_copy(const esp_layer_job *job, double *to, const double *from)
 {
     matrix_copy both = {to, from, job->in};
     esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, copy_rows, &both);
 }
 
-static esp_status multiply(const layer_job *job, const double *a, const double *b, double *c,
+static esp_status multiply(const esp_layer_job *job, const double *a, const double *b, double *c,
                            esp_error *error)
 {
     const esp_algebra *algebra = job->calibration->algebra;
@@ -78,14 +64,14 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
 }
 
 /* What several calls in a row read stays with a device that does the algebra. */
-static esp_status hold(const layer_job *job, const double *matrix, esp_error *error)
+static esp_status hold(const esp_layer_job *job, const double *matrix, esp_error *error)
 {
     esp_device_algebra *device = esp_algebra_device(job->calibration->algebra);
     return device != NULL ? device->ops->hold(device, matrix, job->out * job->in, false, error)
                           : ESP_OK;
 }
 
-static void drop(const layer_job *job, const double *matrix)
+static void drop(const esp_layer_job *job, const double *matrix)
 {
     esp_device_algebra *device = esp_algebra_device(job->calibration->algebra);
     if (device != NULL) {
@@ -136,7 +122,7 @@ esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error
 
 static void add_to_goal(void *user, int64_t begin, int64_t end, int thread)
 {
-    const layer_job *job = user;
+    const esp_layer_job *job = user;
     const esp_group_inputs *inputs = &job->calibration->inputs;
     (void)thread;
     for (int64_t i = begin * job->in; i < end * job->in; i++) {
@@ -146,11 +132,11 @@ static void add_to_goal(void *user, int64_t begin, int64_t end, int thread)
 }
 
 /* goal and target; without other inputs than the pruned model's, T is W exactly. */
-static esp_status find_target(layer_job *job, esp_error *error)
+static esp_status find_target(esp_layer_job *job, esp_error *error)
 {
     const esp_group_inputs *inputs = &job->calibration->inputs;
     if (inputs->cross == NULL) {
-        copy(job, job->target, job->weights);
+        esp_layer_copy(job, job->target, job->weights);
         return multiply(job, job->weights, inputs->gram, job->goal, error);
     }
     ESP_TRY(multiply(job, job->weights, inputs->cross, job->goal, error));
@@ -159,278 +145,15 @@ static esp_status find_target(layer_job *job, esp_error *error)
     return multiply(job, job->goal, inputs->inverse, job->target, error);
 }
 
-/* ---- masks ---- */
-
-/* job->scores of weights. */
-static esp_status score(const layer_job *job, esp_layer_score by, const double *weights,
-                        esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    double *diagonal = NULL;
-    if (by == ESP_LAYER_OBS) {
-        ESP_TRY(esp_calibration_invert(job->calibration, error));
-        diagonal = esp_alloc_array(calibration->context, (size_t)job->in, sizeof *diagonal);
-        if (diagonal == NULL) {
-            return esp_fail_memory(error, (size_t)job->in * sizeof *diagonal, "scores");
-        }
-        for (int64_t j = 0; j < job->in; j++) {
-            diagonal[j] = calibration->inputs.inverse[j * job->in + j];
-        }
-    }
-    esp_status status = esp_score_layer(calibration->context, by, &job->inputs, diagonal, job->out,
-                                        job->in, weights, job->scores, error);
-    esp_release(calibration->context, diagonal);
-    return status;
-}
-
-static esp_status mask_of(const layer_job *job, esp_layer_score by, const double *weights,
-                          const esp_mask_options *options, esp_mask **mask, esp_error *error)
-{
-    esp_mask_options how = *options;
-    ESP_TRY(score(job, by, weights, error));
-    const esp_tensor scores = {
-        .dtype = ESP_F32, .rank = 2, .shape = {job->out, job->in}, .data = job->scores};
-    how.score = ESP_SCORE_ABS;
-    return esp_prune_mask(job->calibration->context, &scores, job->pattern, &how, mask, NULL,
-                          error);
-}
-
-static esp_status mask_by_score(const layer_job *job, esp_layer_score by, const double *weights,
-                                esp_mask **mask, esp_error *error)
-{
-    return mask_of(job, by, weights, &job->calibration->prune->mask, mask, error);
-}
-
-/* The result becomes the least squares of a mask that keeps more than the pattern does, and from
- * there of one that keeps less, until the pattern's own is next. */
-static esp_status tighten(const layer_job *job, esp_layer_score by, const esp_gradual_step *step,
-                          esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    esp_mask *mask = NULL;
-    ESP_TRY(score(job, by, job->result, error));
-    ESP_TRY(esp_gradual_mask(calibration->context, job->pattern, step, job->out, job->in,
-                             job->scores, &mask, error));
-    esp_status status = esp_refit(calibration->algebra, &job->inputs, mask, job->goal, job->result,
-                                  NULL, NULL, error);
-    esp_mask_free(mask);
-    return status;
-}
-
-/* Mask and values by updates, from the result as it is. */
-typedef esp_status updating_fn(const esp_algebra *algebra, const esp_pattern *pattern,
-                               const esp_mask_options *options, int64_t out, int64_t in,
-                               const double *inverse, double *weights, esp_mask **mask,
-                               esp_error *error);
-
-static esp_status by_panel_obs(const esp_algebra *algebra, const esp_pattern *pattern,
-                               const esp_mask_options *options, int64_t out, int64_t in,
-                               const double *inverse, double *weights, esp_mask **mask,
-                               esp_error *error)
-{
-    (void)options;
-    return esp_panel_obs(algebra, pattern, out, in, inverse, weights, mask, error);
-}
-
-static esp_status by_joint_search(const esp_algebra *algebra, const esp_pattern *pattern,
-                                  const esp_mask_options *options, int64_t out, int64_t in,
-                                  const double *inverse, double *weights, esp_mask **mask,
-                                  esp_error *error)
-{
-    (void)options;
-    return esp_joint_panels(algebra, pattern, out, in, inverse, weights, mask, error);
-}
-
-static updating_fn *updating_by(esp_method method, const esp_pattern *pattern)
-{
-    return method == ESP_METHOD_JOINT && esp_joint_takes(pattern)       ? by_joint_search
-           : method == ESP_METHOD_OBS && esp_panel_obs_takes(pattern)   ? by_panel_obs
-           : method == ESP_METHOD_VENOM && esp_group_obs_takes(pattern) ? esp_group_obs
-                                                                        : esp_sparse_gpt_of;
-}
-
-/* how: an updating_fn */
-static esp_status run_updates(const layer_job *job, const void *how, esp_mask **mask,
-                              esp_error *error)
-{
-    updating_fn *const *by = how;
-    const esp_calibration *calibration = job->calibration;
-    esp_mask_options options = calibration->prune->mask;
-    options.score = ESP_SCORE_ABS;
-    options.regroup = false;
-    return (*by)(calibration->algebra, job->pattern, &options, job->out, job->in,
-                 calibration->inputs.inverse, job->result, mask, error);
-}
-
-/* An order of rows: stored row i is row rows[i] of the layer. */
-typedef struct row_order {
-    uint32_t *rows;
-    double *row; /* [in] */
-    bool *seen;  /* [out] */
-} row_order;
-
-/* Row rows[i] of matrix [out][in] becomes row i. */
-static void gather_rows(const layer_job *job, const row_order *order, double *matrix)
-{
-    size_t bytes = (size_t)job->in * sizeof *matrix;
-    memset(order->seen, 0, (size_t)job->out * sizeof *order->seen);
-    for (int64_t first = 0; first < job->out; first++) {
-        int64_t at = first;
-        if (order->seen[first]) {
-            continue;
-        }
-        memcpy(order->row, matrix + first * job->in, bytes);
-        for (int64_t from = order->rows[at]; from != first; from = order->rows[at]) {
-            memcpy(matrix + at * job->in, matrix + from * job->in, bytes);
-            order->seen[at] = true;
-            at = from;
-        }
-        memcpy(matrix + at * job->in, order->row, bytes);
-        order->seen[at] = true;
-    }
-}
-
-/* And back: row i becomes row rows[i]. */
-static void scatter_rows(const layer_job *job, const row_order *order, double *matrix)
-{
-    memset(order->seen, 0, (size_t)job->out * sizeof *order->seen);
-    for (int64_t first = 0; first < job->out; first++) {
-        memcpy(order->row, matrix + first * job->in, (size_t)job->in * sizeof *matrix);
-        for (int64_t at = first; !order->seen[at]; at = order->rows[at]) {
-            double *to = matrix + (int64_t)order->rows[at] * job->in;
-            for (int64_t j = 0; j < job->in; j++) {
-                double held = to[j];
-                to[j] = order->row[j];
-                order->row[j] = held;
-            }
-            order->seen[at] = true;
-        }
-    }
-}
-
-/* What runs on a result whose rows lie in the order that panels will have. */
-typedef esp_status ordered_fn(const layer_job *job, const void *how, esp_mask **mask,
-                              esp_error *error);
-
-/* Panels of rows that go well together, by scores of `from`: whatever chooses their columns then
- * sees them as neighbours. */
-static esp_status run_in_groups(const layer_job *job, esp_layer_score by, const double *from,
-                                const row_order *order, ordered_fn *run, const void *how,
-                                esp_mask **mask, esp_error *error)
-{
-    esp_context *context = job->calibration->context;
-    esp_mask *stored = NULL;
-    ESP_TRY(score(job, by, from, error));
-    ESP_TRY(esp_regroup_rows(context, job->pattern, &job->calibration->prune->mask, job->out,
-                             job->in, job->scores, order->rows, error));
-    copy(job, job->result, from);
-    gather_rows(job, order, job->result);
-    gather_rows(job, order, job->goal);
-    esp_status status = run(job, how, &stored, error);
-    scatter_rows(job, order, job->result);
-    scatter_rows(job, order, job->goal);
-    if (status == ESP_OK) {
-        status = esp_mask_of_stored(context, stored, order->rows, mask, error);
-    }
-    esp_mask_free(stored);
-    return status;
-}
-
-static esp_status in_groups(const layer_job *job, esp_layer_score by, const double *from,
-                            ordered_fn *run, const void *how, esp_mask **mask, esp_error *error)
-{
-    esp_context *context = job->calibration->context;
-    size_t out = (size_t)job->out;
-    const row_order order = {esp_alloc_array(context, out, sizeof *order.rows),
-                             esp_alloc_array(context, (size_t)job->in, sizeof *order.row),
-                             esp_alloc_array(context, out, sizeof *order.seen)};
-    esp_status status = order.rows != NULL && order.row != NULL && order.seen != NULL
-                            ? run_in_groups(job, by, from, &order, run, how, mask, error)
-                            : esp_fail_memory(error, out * sizeof *order.rows, "an order of rows");
-    esp_release(context, order.rows);
-    esp_release(context, order.row);
-    esp_release(context, order.seen);
-    return status;
-}
-
-static bool stores_rows(const layer_job *job)
-{
-    return esp_prune_stores_rows(&job->calibration->prune->mask, job->pattern, job->out);
-}
-
-typedef struct steps_job {
-    esp_layer_score by;
-    const esp_gradual_step *steps;
-    int count;
-} steps_job;
-
-/* how: a steps_job; from the result as it is. */
-static esp_status run_steps(const layer_job *job, const void *how, esp_mask **mask,
-                            esp_error *error)
-{
-    const steps_job *steps = how;
-    esp_mask_options options = job->calibration->prune->mask;
-    options.regroup = false;
-    for (int i = 0; i < steps->count; i++) {
-        ESP_TRY(tighten(job, steps->by, &steps->steps[i], error));
-    }
-    return mask_of(job, steps->by, job->result, &options, mask, error);
-}
-
-static esp_status by_steps(const layer_job *job, esp_layer_score by, const esp_gradual_step *steps,
-                           int count, esp_mask **mask, esp_error *error)
-{
-    const steps_job how = {by, steps, count};
-    if (stores_rows(job)) {
-        return in_groups(job, by, job->weights, run_steps, &how, mask, error);
-    }
-    copy(job, job->result, job->weights);
-    return run_steps(job, &how, mask, error);
-}
-
-/* Methods with updates. Where they take a mask, it is one by scores, which groups rows itself. */
-static esp_status by_updates(const layer_job *job, esp_mask **mask, esp_error *error)
-{
-    const esp_calibration *calibration = job->calibration;
-    updating_fn *by = updating_by(calibration->options->method, job->pattern);
-    ESP_TRY(esp_calibration_invert(job->calibration, error));
-    if (by == esp_sparse_gpt_of && !esp_sparse_gpt_chooses(job->pattern)) {
-        ESP_TRY(mask_by_score(job, ESP_LAYER_OBS, job->target, mask, error));
-    } else if (stores_rows(job)) {
-        return in_groups(job, ESP_LAYER_OBS, job->target, run_updates, &by, mask, error);
-    }
-    copy(job, job->result, job->target);
-    return run_updates(job, &by, mask, error);
-}
-
-static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error)
-{
-    static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
-                                             ESP_LAYER_WANDA, ESP_LAYER_RIA};
-    esp_method method = job->calibration->options->method;
-    esp_gradual_step steps[ESP_GRADUAL_MAX_STEPS];
-    int count = job->calibration->options->gradual ? esp_gradual_steps(job->pattern, steps) : 0;
-    if (count > 0) {
-        return by_steps(job, method < ESP_METHOD_SPARSE_GPT ? scores[method] : ESP_LAYER_OBS, steps,
-                        count, mask, error);
-    }
-    if (method >= ESP_METHOD_SPARSE_GPT) {
-        return by_updates(job, mask, error);
-    }
-    ESP_TRY(mask_by_score(job, scores[method], job->weights, mask, error));
-    copy(job, job->result, job->weights);
-    return ESP_OK;
-}
-
 typedef struct cut_job {
-    const layer_job *layer;
+    const esp_layer_job *layer;
     esp_mask *mask;
 } cut_job;
 
 static void cut_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const cut_job *cut = user;
-    const layer_job *job = cut->layer;
+    const esp_layer_job *job = cut->layer;
     bool respect = job->calibration->options->respect;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
@@ -448,7 +171,7 @@ static void cut_rows(void *user, int64_t begin, int64_t end, int thread)
 }
 
 /* Zeros of the weights leave the mask, where they are to stay. */
-static void cut_to_mask(const layer_job *job, esp_mask *mask)
+static void cut_to_mask(const esp_layer_job *job, esp_mask *mask)
 {
     cut_job cut = {job, mask};
     esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, cut_rows, &cut);
@@ -456,7 +179,7 @@ static void cut_to_mask(const layer_job *job, esp_mask *mask)
 
 /* ---- values ---- */
 
-static esp_status error_of(const layer_job *job, double energy, double *share, esp_error *error)
+static esp_status error_of(const esp_layer_job *job, double energy, double *share, esp_error *error)
 {
     double squared = 0;
     ESP_TRY(esp_layer_error(job->calibration->algebra, &job->inputs, job->out, job->result,
@@ -466,11 +189,11 @@ static esp_status error_of(const layer_job *job, double energy, double *share, e
 }
 
 /* What it does to what it reads; leaves the weights as they were in the target's place. */
-static esp_status find_own_error(const layer_job *job, double *share, esp_error *error)
+static esp_status find_own_error(const esp_layer_job *job, double *share, esp_error *error)
 {
     double energy = 0;
     drop(job, job->target);
-    copy(job, job->target, job->weights);
+    esp_layer_copy(job, job->target, job->weights);
     ESP_TRY(hold(job, job->target, error));
     ESP_TRY(esp_layer_energy(job->calibration->algebra, &job->inputs, job->out, job->target,
                              &energy, error));
@@ -478,14 +201,14 @@ static esp_status find_own_error(const layer_job *job, double *share, esp_error 
 }
 
 typedef struct round_job {
-    const layer_job *layer;
+    const esp_layer_job *layer;
     esp_tensor *values;
 } round_job;
 
 static void round_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const round_job *rounding = user;
-    const layer_job *job = rounding->layer;
+    const esp_layer_job *job = rounding->layer;
     esp_dtype dtype = rounding->values->dtype;
     size_t width = esp_dtype_bytes(dtype);
     float row[256];
@@ -504,7 +227,7 @@ static void round_rows(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
-static void round_into(const layer_job *job, esp_tensor *values)
+static void round_into(const esp_layer_job *job, esp_tensor *values)
 {
     round_job rounding = {job, values};
     esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, round_rows, &rounding);
@@ -513,7 +236,7 @@ static void round_into(const layer_job *job, esp_tensor *values)
 static void widen_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const round_job *widening = user;
-    const layer_job *job = widening->layer;
+    const esp_layer_job *job = widening->layer;
     const esp_tensor *values = widening->values;
     int64_t first = begin * job->in, count = (end - begin) * job->in;
     const char *from = values->data;
@@ -533,7 +256,7 @@ static double since(double *start)
     return *start - before;
 }
 
-static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
+static esp_status prune(esp_layer_job *job, esp_tensor *values, esp_mask **mask,
                         esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -543,10 +266,10 @@ static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
     if (needs_target(calibration->options)) {
         ESP_TRY(find_target(job, error));
     } else {
-        copy(job, job->target, job->weights);
+        esp_layer_copy(job, job->target, job->weights);
     }
     report->target_seconds = since(&start);
-    ESP_TRY(choose(job, mask, error));
+    ESP_TRY(esp_layer_choose(job, mask, error));
     cut_to_mask(job, *mask);
     report->mask_seconds = since(&start);
     if (looks) {
@@ -572,7 +295,7 @@ static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
 }
 
 /* The weights without some of their columns. */
-static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
+static esp_status do_without(esp_layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
                              esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -580,7 +303,7 @@ static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_
     double energy = 0;
     ESP_TRY(find_target(job, error));
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    copy(job, job->result, job->target);
+    esp_layer_copy(job, job->result, job->target);
     ESP_TRY(esp_unit_obs(calibration->algebra, job->out, units->units, units->width, units->keep,
                          calibration->inputs.inverse, job->result, units->kept, error));
     ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
@@ -592,7 +315,7 @@ static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_
 }
 
 /* With room for it all; mask: of a pruning. */
-static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
+static esp_status work(esp_layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
                        esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
 {
     round_job widening = {job, values};
@@ -604,7 +327,7 @@ static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_
 }
 
 /* Kept from layer to layer, since the system takes long to give so much memory anew. */
-static esp_status take_room(layer_job *job, esp_error *error)
+static esp_status take_room(esp_layer_job *job, esp_error *error)
 {
     esp_calibration *calibration = job->calibration;
     size_t count = (size_t)(job->out * job->in), wanted = 4 * count + (count + 1) / 2;
@@ -625,7 +348,7 @@ static esp_status take_room(layer_job *job, esp_error *error)
     return ESP_OK;
 }
 
-static esp_status run(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
+static esp_status run(esp_layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
                       esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -645,7 +368,7 @@ esp_status esp_calibration_prune(esp_calibration *calibration, const esp_calibra
                                  const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
                                  esp_calibrated_layer *report, esp_error *error)
 {
-    layer_job job = {.calibration = calibration, .pattern = pattern};
+    esp_layer_job job = {.calibration = calibration, .pattern = pattern};
     esp_mask *made = NULL;
     esp_status status = run(&job, linear, values, &made, report, error);
     if (status != ESP_OK) {
@@ -660,6 +383,6 @@ esp_status esp_calibration_remove(esp_calibration *calibration, const esp_calibr
                                   const esp_unit_choice *units, esp_tensor *values,
                                   esp_calibrated_layer *report, esp_error *error)
 {
-    layer_job job = {.calibration = calibration, .units = units};
+    esp_layer_job job = {.calibration = calibration, .units = units};
     return run(&job, linear, values, NULL, report, error);
 }

@@ -239,7 +239,7 @@ static esp_status prune_one(order_job *job, int64_t number, const esp_pattern *p
     esp_calibrated_layer report = {0};
     esp_mask *mask = NULL;
     ESP_TRY(esp_checkpoint_read_dense(calibration->checkpoint, linear->index, values, error));
-    ESP_TRY(esp_calibration_check_weights(calibration, values, NULL, error));
+    ESP_TRY(esp_calibration_check_dense(calibration, values, error));
     ESP_TRY(esp_permutation_apply(orders, linear->name, values, error));
     ESP_TRY(take_inputs(job, number, orders, error));
     ESP_TRY(esp_calibration_prune(calibration, linear, pattern, values, &mask, &report, error));

@@ -14,14 +14,9 @@
 ESP_MUST_CHECK esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,
                                              const esp_pattern *pattern, esp_mask *mask,
                                              esp_mask_report *report, esp_error *error);
-/* finite.c: how many weights [out][in] are zeros, and the place of the first that is infinite or
- * NaN, INT64_MAX where all are numbers. */
-typedef struct esp_weight_count {
-    int64_t zeros, odd;
-} esp_weight_count;
-ESP_MUST_CHECK esp_status esp_count_weights(esp_context *context, const esp_tensor *weights,
-                                            esp_weight_count *count, esp_error *error);
-/* That all are numbers: "prune.not_finite", naming the place. */
+/* finite.c: that all weights are numbers, "prune.not_finite" naming the place of the first that is
+ * none. Masks rank such above everything, so that none is hidden; whole models that hold any are
+ * refused. */
 ESP_MUST_CHECK esp_status esp_prune_check_finite(esp_context *context, const esp_tensor *weights,
                                                  esp_error *error);
 /* regroup.c: the order in which rows share panels so that these keep more of scores [out][in], not

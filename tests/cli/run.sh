@@ -630,6 +630,7 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 . "$source/tests/cli/images.sh"
 
 # ---- smaller dense models ----
+t "shrink what holds NaN" 5 shrink nan -o never --hidden 0.25; err_has 'nan: model.layers.1.mlp.up_proj.weight: entry .0, 0. is -?nan.*\[prune.not_finite\]'
 t "shrink" 0 shrink plain --hidden 0.5 -o shrunk; out_has '^hidden features: 176 -> 88 in each of 2 layers$'; out_has 'of the squares of the weights'
 t "it is a model" 0 verify shrunk --strict -q
 name="its config.json says so"; if grep -q '"intermediate_size": 88' shrunk/config.json && grep -q '"rms_norm_eps": 1e-05' shrunk/config.json; then ok; else bad "config.json"; fi
