@@ -55,13 +55,12 @@ static esp_status write_files(const advise_job *job, esp_error *error)
     if (job->args->figure == NULL) {
         return ESP_OK;
     }
-    char title[512];
-    snprintf(title, sizeof title, "%s on %s", job->model, esp_device_identity(job->cli->device));
     frontier_view view = {.points = job->points,
                           .count = job->point_count,
                           .chosen = esp_advice_chosen(job->advice),
                           .has_chosen = advise_has_wish(job),
-                          .title = title,
+                          .title = job->model,
+                          .device = esp_device_identity(job->cli->device),
                           .loss = job->args->calibration.path != NULL
                                       ? "squared error of outputs, share of their square"
                                       : "share of the weights' squares lost"};

@@ -7,10 +7,11 @@
 #include "whole_file.h"
 
 #define LEFT 70.0
-#define TOP 50.0
+#define TOP 55.0
 #define WIDE 560.0
 #define HIGH 300.0
 #define MARKS 6
+#define MOST_OF_DEVICE 110 /* bytes of its name: the figure is no wider */
 
 static void put(whole_file *file, const char *format, ...) ESP_PRINTF(2, 3);
 static void put(whole_file *file, const char *format, ...)
@@ -23,10 +24,10 @@ static void put(whole_file *file, const char *format, ...)
     whole_file_write(file, text, strlen(text));
 }
 
-/* A text in which no byte means anything to XML. */
-static void put_text(whole_file *file, const char *text)
+/* `length` bytes in which none means anything to XML. */
+static void put_text(whole_file *file, const char *text, size_t length)
 {
-    for (; *text != '\0'; text++) {
+    for (const char *end = text + length; text < end; text++) {
         unsigned char byte = (unsigned char)*text;
         const char *name = byte == '<' ? "&lt;" : byte == '&' ? "&amp;" : byte < ' ' ? "?" : NULL;
         whole_file_write(file, name != NULL ? name : text, name != NULL ? strlen(name) : 1);
@@ -41,6 +42,15 @@ static double step_of(double range)
            : range / (2 * step) <= MARKS ? 2 * step
            : range / (5 * step) <= MARKS ? 5 * step
                                          : 10 * step;
+}
+
+/* "cuda | NVIDIA H100..., 132 multiprocessors | threads...": what comes before the second bar. */
+static size_t short_length(const char *identity)
+{
+    const char *bar = strchr(identity, '|');
+    bar = bar != NULL ? strchr(bar + 1, '|') : NULL;
+    size_t length = bar != NULL ? (size_t)(bar - identity) : strlen(identity);
+    return length < MOST_OF_DEVICE ? length : MOST_OF_DEVICE;
 }
 
 typedef struct axis_ranges {
@@ -88,10 +98,12 @@ static void put_figure(whole_file *file, const frontier_view *view)
         axes.most_y = fmax(axes.most_y, view->points[i].error * 1.05);
     }
     axes.most_x = fmax(axes.most_x, axes.least_x + 0.1);
-    put(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 660 410\" "
-              "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"660\" height=\"410\" "
+    put(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 660 415\" "
+              "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"660\" height=\"415\" "
               "fill=\"white\"/>\n<text x=\"70\" y=\"28\" font-size=\"14\">");
-    put_text(file, view->title);
+    put_text(file, view->title, strlen(view->title));
+    put(file, "</text>\n<text x=\"70\" y=\"42\" font-size=\"10\">");
+    put_text(file, view->device, short_length(view->device));
     put(file, "</text>\n");
     put_axes(file, &axes, view->loss);
     put(file, "<polyline fill=\"none\" stroke=\"#1b6ca8\" stroke-width=\"2\" points=\"");
