@@ -187,6 +187,7 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 #define PART_FIXED 0.65
 #define MEET_CLOCKS 2300
 #define SHARE_CLOCKS 40
+#define EDGE 2 /* a gathered step takes so often as long where tokens end within the part */
 #define SMOOTH_CLOCKS (3200.0 / (128 * 256)) /* of an activation's instructions, for each sum */
 
 static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int64_t panel_rows,
@@ -201,7 +202,8 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .multiprocessors = state->facts.multiprocessors,
                          .most_split = variant->most_split,
                          .least_share = (bits & ESP_EP_SWIGLU) != 0 ? 64 : 32, /* as chunks have */
-                         .steps = steps};
+                         .steps = steps,
+                         .edge = variant->listed ? EDGE : 1};
     memcpy(made.most_clusters, state->most_clusters, sizeof made.most_clusters);
     const unsigned activations = ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
     double smooth = (bits & activations) != 0 ? SMOOTH_CLOCKS * variant->rows * variant->tokens : 0;
