@@ -186,8 +186,9 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
  * and for each token of the tile. */
 #define PART_FIXED 0.65
 #define MEET_CLOCKS 2300
-#define SHARE_CLOCKS 40
-#define EDGE 2 /* a gathered step takes so often as long where tokens end within the part */
+#define SHARE_CLOCKS 38
+#define BESIDE 0.4 /* of the time that memory takes is not hidden by products */
+#define EDGE 2     /* a gathered step takes so often as long where tokens end within the part */
 #define SMOOTH_CLOCKS (3200.0 / (128 * 256)) /* of an activation's instructions, for each sum */
 
 static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int64_t panel_rows,
@@ -266,7 +267,7 @@ static double off_line(const panel_variant *variant, const esp_matmul_problem *p
     return 1 + (times - 1) * ESP_MIN(1, (double)problem->tokens / many);
 }
 
-/* X and Y, which products hide as far as they take longer; residuals come on top of both. */
+/* X and Y, which products hide in part; residuals come on top of both. */
 static double moving_us(const esp_device *device, const esp_matmul_problem *problem)
 {
     double features = (double)problem->in_features + (double)problem->out_features;
@@ -301,6 +302,7 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
     double us = variant->launch_us > 0 ? variant->launch_us : 4;
     double weights_us = dense ? cuda_memory_us(device, 2 * in * (double)problem->out_features)
                               : tiles_reading_us(device, panels, panel_rows, steps, tokens);
-    us += ESP_MAX(tiles_us, weights_us + moving_us(device, problem)) + residual_us(device, problem);
+    double memory_us = weights_us + moving_us(device, problem);
+    us += ESP_MAX(tiles_us + BESIDE * memory_us, memory_us) + residual_us(device, problem);
     return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }

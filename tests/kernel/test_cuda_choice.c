@@ -298,7 +298,42 @@ static void as_an_h100_read(test_run *run)
     }
 }
 
+/* Whole models of one image or text on an H100, all layers sparse beside all dense, ms: what wins
+ * is chosen layer by layer. */
+static void small_models_on_hopper(test_run *run)
+{
+    static const struct {
+        const char *pattern;
+        int hidden, tokens;
+        double sparse_ms, dense_ms;
+    } rows[] = {{"2:4", 384, 256, 0.467, 0.452},    /* DeiT-small */
+                {"64:2:8", 384, 256, 0.462, 0.452}, /* likewise */
+                {"2:4", 768, 256, 0.563, 0.589},    /* DeiT-base */
+                {"64:2:8", 768, 256, 0.629, 0.589},   {"128:2:5", 768, 256, 0.627, 0.589},
+                {"2:4", 1024, 256, 1.301, 1.420}, /* ViT-large */
+                {"64:2:8", 1024, 256, 1.377, 1.420},  {"2:4", 1024, 128, 1.079, 1.182}, /* BERT */
+                {"128:2:5", 1024, 128, 1.338, 1.182}, {"2:4", 1024, 512, 1.748, 1.949}};
+    static const char *const ends[] = {"bias", "bias+residual", "bias+gelu", "bias+residual"};
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        for (int layer = 0; layer < ESP_COUNT(ends); layer++) {
+            const int hidden = rows[i].hidden, outs[] = {3, 1, 4, 1};
+            char text[160];
+            esp_plan plan;
+            snprintf(text, sizeof text, "matmul/%s/f16/%dx%dx%d/ep:%s", rows[i].pattern,
+                     outs[layer] * hidden, layer == 3 ? 4 * hidden : hidden, rows[i].tokens,
+                     ends[layer]);
+            test_sub(run, "%s", text);
+            choose(run, text, ESP_FORM_SPARSE | ESP_FORM_DENSE | ESP_FORM_SPREAD, &plan);
+            CHECK(plan.runs_dense == (rows[i].dense_ms < rows[i].sparse_ms));
+        }
+    }
+}
+
 #else
+static void small_models_on_hopper(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
 static void as_an_h100_read(test_run *run)
 {
     test_skip(run, "built without CUDA");
@@ -325,8 +360,11 @@ static void kernels_for_any_gpu(test_run *run)
 }
 #endif
 
-static const test_case cases[] = {
-    {"blocks_on_hopper", blocks_on_hopper},         {"panels_on_hopper", panels_on_hopper},
-    {"few_tokens_on_hopper", few_tokens_on_hopper}, {"blocks_beside_dense", blocks_beside_dense},
-    {"kernels_for_any_gpu", kernels_for_any_gpu},   {"as_an_h100_read", as_an_h100_read}};
+static const test_case cases[] = {{"blocks_on_hopper", blocks_on_hopper},
+                                  {"panels_on_hopper", panels_on_hopper},
+                                  {"few_tokens_on_hopper", few_tokens_on_hopper},
+                                  {"blocks_beside_dense", blocks_beside_dense},
+                                  {"kernels_for_any_gpu", kernels_for_any_gpu},
+                                  {"as_an_h100_read", as_an_h100_read},
+                                  {"small_models_on_hopper", small_models_on_hopper}};
 TEST_MAIN(cases)
