@@ -96,7 +96,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     }
 #define RECORD(short_name, suffix, about, among, ...)                                              \
     RECORD_OF(false, short_name, suffix, about, among, __VA_ARGS__)
-/* Clocks: fitted to 4000 times of an H100, 64 to 51200 tokens of 384 to 11008 features with and
+/* Clocks: fitted to 7000 readings of an H100, 64 to 51200 tokens of 384 to 11008 features with and
  * without what models do to sums, at the rate of panel_call.c: 5 to 10 % off, root mean square.
  * Among other kernels: what models of one image or text took longer beside their dense form than
  * such times said, a product. */
