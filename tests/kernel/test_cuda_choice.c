@@ -118,6 +118,27 @@ static void few_tokens_on_hopper(test_run *run)
     }
 }
 
+/* Dense weights likewise: 34, 36 and 66 us by the streaming kernel, cuBLASLt and tiles. */
+static void few_dense_on_hopper(test_run *run)
+{
+    static const char *const shapes[] = {"12288x4096", "22016x4096", "4096x4096",
+                                         "4096x11008", "2304x768",   "768x3072"};
+    static const int tokens[] = {1, 8, 16};
+    for (int i = 0; i < ESP_COUNT(shapes) * ESP_COUNT(tokens) * 2; i++) {
+        char text[160];
+        esp_plan plan;
+        snprintf(text, sizeof text, "matmul/dense/f16/%sx%d", shapes[i / 2 % ESP_COUNT(shapes)],
+                 tokens[i / 2 / ESP_COUNT(shapes)]);
+        test_sub(run, "%s, memory of %s", text, i % 2 == 0 ? "3.35 TB/s" : "4.8 TB/s");
+        choose_at(run, text, 0, i % 2 == 0 ? 3350 : 4800, &plan);
+        CHECK(strstr(plan.kernel->name, "__cuda_sm90_few") != NULL);
+        const esp_kernel *library = &cuda_dense_kernels[0];
+        cuda_state state = {.facts = {.major = 9, .gb_per_s = i % 2 == 0 ? 3350 : 4800}};
+        esp_device device = {.backend = &esp_cuda_backend, .state = &state};
+        CHECK(library->score_us(library, &device, &plan.run) > plan.reason.us);
+    }
+}
+
 /* Where the weight is held in both forms, too, feed-forward products of nine tenths zeros in blocks
  * run sparse. */
 static void blocks_beside_dense(test_run *run)
@@ -334,6 +355,10 @@ static void small_models_on_hopper(test_run *run)
 {
     test_skip(run, "built without CUDA");
 }
+static void few_dense_on_hopper(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
 static void as_an_h100_read(test_run *run)
 {
     test_skip(run, "built without CUDA");
@@ -366,5 +391,6 @@ static const test_case cases[] = {{"blocks_on_hopper", blocks_on_hopper},
                                   {"blocks_beside_dense", blocks_beside_dense},
                                   {"kernels_for_any_gpu", kernels_for_any_gpu},
                                   {"as_an_h100_read", as_an_h100_read},
-                                  {"small_models_on_hopper", small_models_on_hopper}};
+                                  {"small_models_on_hopper", small_models_on_hopper},
+                                  {"few_dense_on_hopper", few_dense_on_hopper}};
 TEST_MAIN(cases)
