@@ -83,6 +83,8 @@ extern const esp_kernel cuda_dense_few_kernels[CUDA_DENSE_FEW_KERNELS];
 extern const esp_kernel cuda_dense_tile_kernels[CUDA_DENSE_TILE_KERNELS];
 extern const esp_kernel *const esp_cuda_kernels[];
 
+#define CUDA_LINE 64 /* tokens of 128 bytes: where rows of activations want to begin */
+
 /* The device's cuBLASLt, or NULL; dense.c. */
 cuda_cublaslt *cuda_cublaslt_of(const esp_device *device);
 void cuda_cublaslt_close(cuda_cublaslt *lt);
@@ -98,6 +100,9 @@ double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *
  * what it takes longer than cuBLASLt takes without the epilogue; dense_tiles.c. */
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem);
 double cuda_dense_passing_us(const esp_matmul_problem *problem);
+/* What instructions of smooth activations add to a product that does them in passing: measured on
+ * an H100, alike for dense tiles and those of panels. */
+double cuda_smooth_us(const esp_matmul_problem *problem);
 
 /* ---- times that ship; default_times.c ---- */
 

@@ -3,7 +3,8 @@
  *
  * Measured times win over predicted ones, but the two are never compared with each other: if any
  * candidate that can run has been measured, only measured ones are considered. All times of a
- * search come from one measurement (one group of the table), so they were taken side by side. */
+ * search come from one measurement (one group of the table), so they were taken side by side.
+ * Both are of a product repeated; what it takes longer among others' code comes on top. */
 #include "plan/search.h"
 
 static bool is_sparse(const esp_matmul_problem *problem)
@@ -126,8 +127,10 @@ plan_view plan_search_look(const plan_search *search, const esp_kernel *kernel)
         view.why_not = kernel->why_not(kernel, search->device, view.problem);
     }
     if (view.why_not == NULL) {
-        view.predicted_us = kernel->score_us(kernel, search->device, view.problem);
-        view.tuned_us = measured_us(search, kernel);
+        double measured = measured_us(search, kernel);
+        view.predicted_us =
+            kernel->score_us(kernel, search->device, view.problem) + kernel->among_us;
+        view.tuned_us = measured > 0 ? measured + kernel->among_us : 0;
     }
     return view;
 }
