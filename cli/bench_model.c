@@ -206,34 +206,38 @@ esp_status bench_row_open(cli_state *cli, model_row *row, bool with_tokenizer, e
     return take_memory(cli->args, row, error);
 }
 
+static esp_model_call phase_call(const model_row *row, int phase)
+{
+    return (esp_model_call){.tokens = bench_phase_tokens(row, phase),
+                            .last_only = phase == 0 && !is_encoder(row)};
+}
+
 static void remember_kernels(const cli_state *cli, model_row *row)
 {
     const esp_model *model = row->loaded.model;
-    /* A decoder's prompt is more than one product. */
-    int64_t first = is_encoder(row) ? bench_phase_tokens(row, 0) : row->prompt_tokens;
-    int64_t second = bench_phase_tokens(row, 1);
+    const esp_model_call first = phase_call(row, 0), second = phase_call(row, 1);
     model_kernels_text(model, first, row->prefill_kernels);
     model_kernels_text(model, second, row->decode_kernels);
     record_free(&row->kernels);
     row->kernels = record_object();
     record_child(&row->kernels, bench_phase(row, 0), model_kernels_json(model, first));
     record_child(&row->kernels, bench_phase(row, 1), model_kernels_json(model, second));
-    row->prefill_layers = explain_count(cli, model, bench_phase_tokens(row, 0));
+    row->prefill_layers = explain_count(cli, model, first);
     row->decode_layers = explain_count(cli, model, second);
 }
 
 /* While the model is there. */
 static esp_status explain_row(const cli_state *cli, model_row *row, esp_error *error)
 {
-    const int64_t counts[] = {bench_phase_tokens(row, 0), bench_phase_tokens(row, 1)};
+    const esp_model_call calls[] = {phase_call(row, 0), phase_call(row, 1)};
     record_free(&row->explained);
     row->explained = record_list();
-    for (int i = 0; i < (counts[0] == counts[1] ? 1 : 2); i++) {
+    for (int i = 0; i < (calls[0].tokens == calls[1].tokens ? 1 : 2); i++) {
         if (cli->common.json) {
-            TRY(explain_model_json(cli, row->loaded.model, counts[i], &row->explained, error));
+            TRY(explain_model_json(cli, row->loaded.model, calls[i], &row->explained, error));
         } else {
-            fprintf(stderr, "\n%s at %lld tokens\n", row->path, (long long)counts[i]);
-            TRY(explain_model(cli, row->loaded.model, counts[i], stderr, error));
+            fprintf(stderr, "\n%s at %lld tokens\n", row->path, (long long)calls[i].tokens);
+            TRY(explain_model(cli, row->loaded.model, calls[i], stderr, error));
         }
     }
     return ESP_OK;

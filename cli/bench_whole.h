@@ -87,6 +87,13 @@ void whole_print_traces(const whole_model *models, int count);
 /* bench_whole_tune.c: measures the kernels of a model's layers at the phases' token counts. */
 ESP_MUST_CHECK esp_status whole_tune(cli_state *cli, whole_model *model, esp_error *error);
 
+/* As its products see it. */
+static inline esp_model_call whole_call(const whole_model *model, int phase)
+{
+    return (esp_model_call){.tokens = model->phases[phase].product_tokens,
+                            .last_only = model->sessions != NULL && phase == 0};
+}
+
 /* bench_whole_report.c */
 void whole_look(const cli_state *cli, whole_model *model); /* while it is loaded */
 ESP_MUST_CHECK esp_status whole_print_json(const cli_state *cli, whole_model *models, int count,

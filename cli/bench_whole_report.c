@@ -30,22 +30,19 @@ static void count_layer(const cli_state *cli, const esp_model_layer *layer, doub
     esp_plan_free(plan);
 }
 
-/* A prefill asks its head for one token; every other product is as large as the phase says. */
-static void look_at_phase(const cli_state *cli, const whole_model *model, whole_phase *phase)
+/* A prompt that goes in pieces asks its head once. */
+static void look_at_phase(const cli_state *cli, const whole_model *model, int index,
+                          whole_phase *phase)
 {
-    bool prefill = model->sessions != NULL && phase == &model->phases[0];
-    int64_t tokens = phase->product_tokens, layers = 0;
-    double runs = prefill ? ceil((double)phase->tokens / (double)tokens) : 1;
-    esp_model_layer layer;
-    while (esp_model_get_layer(model->loaded.model, layers, tokens, &layer)) {
-        layers++;
-    }
+    const esp_model_call call = whole_call(model, index);
+    double runs = call.last_only ? ceil((double)phase->tokens / (double)call.tokens) : 1;
+    esp_model_layer layer, next;
+    bool more = esp_model_get_layer(model->loaded.model, 0, call, &layer);
     phase->products = (whole_products){.measured = true};
-    for (int64_t i = 0; i < layers; i++) {
-        bool head = prefill && i == layers - 1;
-        if (esp_model_get_layer(model->loaded.model, i, head ? 1 : tokens, &layer)) {
-            count_layer(cli, &layer, head ? 1 : runs, &phase->products);
-        }
+    for (int64_t i = 0; more; i++) {
+        more = esp_model_get_layer(model->loaded.model, i + 1, call, &next);
+        count_layer(cli, &layer, call.last_only && !more ? 1 : runs, &phase->products);
+        layer = next;
     }
 }
 
@@ -55,9 +52,9 @@ void whole_look(const cli_state *cli, whole_model *model)
     model->kernels = record_object();
     for (int i = 0; i < model->phase_count; i++) {
         whole_phase *phase = &model->phases[i];
-        look_at_phase(cli, model, phase);
+        look_at_phase(cli, model, i, phase);
         record_child(&model->kernels, phase->name,
-                     model_kernels_json(model->loaded.model, phase->product_tokens));
+                     model_kernels_json(model->loaded.model, whole_call(model, i)));
     }
 }
 

@@ -52,9 +52,10 @@ static esp_status open_weights(cli_state *cli, whole_model *model, esp_error *er
 /* Of the first compressed layer, else "dense"; the type of the first layer. */
 static void label_model(whole_model *model)
 {
+    const esp_model_call one = {.tokens = 1};
     esp_model_layer layer;
     esp_pattern pattern = {.kind = ESP_PATTERN_DENSE};
-    for (int64_t i = 0; esp_model_get_layer(model->loaded.model, i, 1, &layer); i++) {
+    for (int64_t i = 0; esp_model_get_layer(model->loaded.model, i, one, &layer); i++) {
         if (i == 0 || (pattern.kind == ESP_PATTERN_DENSE &&
                        layer.problem.pattern.kind != ESP_PATTERN_DENSE)) {
             pattern = layer.problem.pattern;

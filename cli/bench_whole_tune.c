@@ -12,29 +12,16 @@
  * tokens. */
 #define TUNE_TOKENS 12608
 
-/* A prefill asks its head, the last layer, for one token. */
-static esp_status list_phase(const whole_model *model, int64_t tokens, bool prefill,
-                             problem_list *list, esp_error *error)
-{
-    esp_model_layer layer, next;
-    bool more = esp_model_get_layer(model->loaded.model, 0, tokens, &layer);
-    for (int64_t i = 0; more; i++) {
-        more = esp_model_get_layer(model->loaded.model, i + 1, tokens, &next);
-        if (!more && prefill) {
-            layer.problem.tokens = 1;
-        }
-        TRY(problem_list_add(list, &layer.problem, error));
-        layer = next;
-    }
-    return ESP_OK;
-}
-
 static esp_status list_layers(const whole_model *model, problem_list *list, esp_error *error)
 {
-    for (int i = 0; i < model->phase_count; i++) {
-        int64_t tokens = model->phases[i].product_tokens;
-        bool prefill = model->sessions != NULL && i == 0;
-        TRY(list_phase(model, tokens < TUNE_TOKENS ? tokens : TUNE_TOKENS, prefill, list, error));
+    for (int phase = 0; phase < model->phase_count; phase++) {
+        const esp_model_call call = whole_call(model, phase);
+        esp_model_layer layer;
+        for (int64_t i = 0; esp_model_get_layer(model->loaded.model, i, call, &layer); i++) {
+            int64_t tokens = layer.problem.tokens;
+            layer.problem.tokens = tokens < TUNE_TOKENS ? tokens : TUNE_TOKENS;
+            TRY(problem_list_add(list, &layer.problem, error));
+        }
     }
     return ESP_OK;
 }

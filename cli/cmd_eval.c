@@ -30,6 +30,12 @@ typedef struct eval_job {
     esp_eval_result result;
 } eval_job;
 
+/* Every token of a window is scored but the first. */
+static esp_model_call window_of(const eval_job *job)
+{
+    return (esp_model_call){.tokens = job->result.context - 1};
+}
+
 static void print_text(const eval_job *job)
 {
     const esp_eval_result *result = &job->result;
@@ -56,15 +62,14 @@ static void print_text(const eval_job *job)
            esp_device_name(job->cli->device), model_compute(&job->model.info),
            esp_context_threads(job->cli->context), result->seconds,
            (double)result->tokens / fmax(result->seconds, 1e-9));
-    printf("%-16s %s\n", "kernels",
-           model_kernels_text(job->model.model, result->context - 1, kernels));
+    printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, window_of(job), kernels));
     if (job->model.info.sparse_layers > 0) {
         char memory[WHY_TEXT_MAX];
         printf("%-16s %s; %s resident\n", "memory",
                explain_memory(job->cli, &job->model.info, memory),
                size_bytes((double)job->model.info.resident_bytes, size));
     }
-    explain_note(job->cli, job->model.model, "", "note", result->context - 1, stdout);
+    explain_note(job->cli, job->model.model, "", "note", window_of(job), stdout);
 }
 
 static esp_status print_json(eval_job *job, esp_error *error)
@@ -96,15 +101,15 @@ static esp_status print_json(eval_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, result->context - 1));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, window_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
-    layer_counts counts = explain_count(job->cli, job->model.model, result->context - 1);
+    layer_counts counts = explain_count(job->cli, job->model.model, window_of(job));
     record_int(&record, "layers_run_dense", counts.runs_dense);
     if (job->args->plan.explain) {
         cli_record list = record_list();
         esp_status status =
-            explain_model_json(job->cli, job->model.model, result->context - 1, &list, error);
+            explain_model_json(job->cli, job->model.model, window_of(job), &list, error);
         record_child(&record, "explain", list);
         if (status != ESP_OK) {
             record_free(&record);
@@ -138,7 +143,7 @@ static esp_status evaluate(eval_job *job, esp_error *error)
     }
     print_text(job);
     return job->args->plan.explain
-               ? explain_model(cli, job->model.model, job->result.context - 1, stdout, error)
+               ? explain_model(cli, job->model.model, window_of(job), stdout, error)
                : (esp_status)ESP_OK;
 }
 

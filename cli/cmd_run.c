@@ -129,11 +129,14 @@ static double decode_rate(const esp_generation *result)
     return rate(result->new_tokens - 1, result->decode_seconds);
 }
 
-/* Tokens of its first product. */
-static int64_t prefill_batch(const run_job *job)
+/* A prompt goes in pieces. */
+static esp_model_call prefill_of(const run_job *job)
 {
-    return job->result.prompt_tokens < BATCH ? job->result.prompt_tokens : BATCH;
+    int64_t tokens = job->result.prompt_tokens < BATCH ? job->result.prompt_tokens : BATCH;
+    return (esp_model_call){.tokens = tokens, .last_only = true};
 }
+
+static const esp_model_call decode = {.tokens = 1};
 
 static void print_statistics(const run_job *job)
 {
@@ -148,25 +151,25 @@ static void print_statistics(const run_job *job)
             esp_device_name(job->cli->device), model_compute(&job->model.info),
             esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: prefill kernels: %s\n",
-            model_kernels_text(job->model.model, result->prompt_tokens, kernels));
+            model_kernels_text(job->model.model, prefill_of(job), kernels));
     fprintf(stderr, "espalier: decode kernels: %s\n",
-            model_kernels_text(job->model.model, 1, kernels));
+            model_kernels_text(job->model.model, decode, kernels));
     if (job->model.info.sparse_layers > 0) {
         char memory[WHY_TEXT_MAX];
         fprintf(stderr, "espalier: memory %s; %s resident\n",
                 explain_memory(job->cli, &job->model.info, memory),
                 size_bytes((double)job->model.info.resident_bytes, a));
     }
-    explain_note(job->cli, job->model.model, "espalier: ", "prefill", prefill_batch(job), stderr);
-    explain_note(job->cli, job->model.model, "espalier: ", "decode", 1, stderr);
+    explain_note(job->cli, job->model.model, "espalier: ", "prefill", prefill_of(job), stderr);
+    explain_note(job->cli, job->model.model, "espalier: ", "decode", decode, stderr);
 }
 
 static esp_status explain_text(const run_job *job, esp_error *error)
 {
-    const int64_t counts[] = {prefill_batch(job), 1};
-    for (int i = 0; i < (counts[0] == 1 ? 1 : 2); i++) {
-        fprintf(stderr, "\nespalier: kernels at %lld tokens\n", (long long)counts[i]);
-        TRY(explain_model(job->cli, job->model.model, counts[i], stderr, error));
+    const esp_model_call calls[] = {prefill_of(job), decode};
+    for (int i = 0; i < (calls[0].tokens == 1 ? 1 : 2); i++) {
+        fprintf(stderr, "\nespalier: kernels at %lld tokens\n", (long long)calls[i].tokens);
+        TRY(explain_model(job->cli, job->model.model, calls[i], stderr, error));
     }
     return ESP_OK;
 }
@@ -191,18 +194,18 @@ static esp_status print_json(run_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&kernels, "prefill", model_kernels_json(job->model.model, result->prompt_tokens));
-    record_child(&kernels, "decode", model_kernels_json(job->model.model, 1));
+    record_child(&kernels, "prefill", model_kernels_json(job->model.model, prefill_of(job)));
+    record_child(&kernels, "decode", model_kernels_json(job->model.model, decode));
     record_child(&record, "kernels", kernels);
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
-    explain_dense_json(job->cli, job->model.model, prefill_batch(job), &record);
+    explain_dense_json(job->cli, job->model.model, prefill_of(job), &record);
     esp_status status = ESP_OK;
     if (job->args->plan.explain) {
         cli_record list = record_list();
-        status = explain_model_json(job->cli, job->model.model, prefill_batch(job), &list, error);
-        if (status == ESP_OK && prefill_batch(job) != 1) {
-            status = explain_model_json(job->cli, job->model.model, 1, &list, error);
+        status = explain_model_json(job->cli, job->model.model, prefill_of(job), &list, error);
+        if (status == ESP_OK && prefill_of(job).tokens != 1) {
+            status = explain_model_json(job->cli, job->model.model, decode, &list, error);
         }
         record_child(&record, "explain", list);
     }

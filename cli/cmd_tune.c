@@ -43,8 +43,9 @@ static esp_status add_model(cli_state *cli, const char *path, problem_list *list
     TRY(parse_token_counts(args->tokens, MAX_TOKEN_COUNTS, counts, &count, error));
     esp_status status = load_model(cli, path, false, &loaded, error);
     for (int i = 0; i < count && status == ESP_OK; i++) {
-        for (int64_t k = 0;
-             status == ESP_OK && esp_model_get_layer(loaded.model, k, counts[i], &layer); k++) {
+        const esp_model_call call = {.tokens = counts[i]};
+        for (int64_t k = 0; status == ESP_OK && esp_model_get_layer(loaded.model, k, call, &layer);
+             k++) {
             status = problem_list_add(list, &layer.problem, error);
         }
     }

@@ -7,7 +7,8 @@
 #include "texts.h"
 
 #define MOST_CHOICES 1024
-#define TYPICAL_TOKENS 64 /* of a context and a choice */
+/* Of a context and a choice. */
+static const esp_model_call typical = {.tokens = 64};
 
 typedef struct choices_job {
     cli_state *cli;
@@ -156,14 +157,14 @@ static void print_text(const choices_job *job)
            esp_device_name(job->cli->device), model_compute(&job->model.info),
            esp_context_threads(job->cli->context), result->seconds,
            (double)result->questions / fmax(result->seconds, 1e-9));
-    printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, TYPICAL_TOKENS, kernels));
+    printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, typical, kernels));
     if (job->model.info.sparse_layers > 0) {
         char memory[WHY_TEXT_MAX];
         printf("%-16s %s; %s resident\n", "memory",
                explain_memory(job->cli, &job->model.info, memory),
                size_bytes((double)job->model.info.resident_bytes, size));
     }
-    explain_note(job->cli, job->model.model, "", "note", TYPICAL_TOKENS, stdout);
+    explain_note(job->cli, job->model.model, "", "note", typical, stdout);
 }
 
 static esp_status print_json(const choices_job *job, esp_error *error)
@@ -189,7 +190,7 @@ static esp_status print_json(const choices_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, TYPICAL_TOKENS));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, typical));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
     return record_print(&record, error);
@@ -212,14 +213,14 @@ static esp_status evaluate(choices_job *job, esp_error *error)
         return print_json(job, error);
     }
     print_text(job);
-    return cli->plan->explain ? explain_model(cli, job->model.model, TYPICAL_TOKENS, stdout, error)
+    return cli->plan->explain ? explain_model(cli, job->model.model, typical, stdout, error)
                               : (esp_status)ESP_OK;
 }
 
 esp_status eval_choices(cli_state *cli, const char *file, const char *baseline, esp_error *error)
 {
     choices_job job = {.cli = cli, .file = file, .baseline_path = baseline};
-    cli->plan_tokens = TYPICAL_TOKENS;
+    cli->plan_tokens = typical.tokens;
     esp_status status = evaluate(&job, error);
     loaded_model_free(&job.baseline);
     loaded_model_free(&job.model);

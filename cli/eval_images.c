@@ -16,6 +16,12 @@ typedef struct eval_job {
 
 /* ---- results ---- */
 
+/* An image as products see it. */
+static esp_model_call call_of(const eval_job *job)
+{
+    return (esp_model_call){.tokens = job->model.info.context};
+}
+
 static bool classifies(const eval_job *job)
 {
     return job->model.info.kind == ESP_MODEL_CLASSIFIER;
@@ -70,9 +76,8 @@ static void print_text(const eval_job *job)
            esp_device_name(job->cli->device), model_compute(&job->model.info),
            esp_context_threads(job->cli->context), result->seconds,
            (double)result->images / fmax(result->seconds, 1e-9));
-    printf("%-16s %s\n", "kernels",
-           model_kernels_text(job->model.model, job->model.info.context, kernels));
-    explain_note(job->cli, job->model.model, "", "note", job->model.info.context, stdout);
+    printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, call_of(job), kernels));
+    explain_note(job->cli, job->model.model, "", "note", call_of(job), stdout);
 }
 
 static esp_status print_json(eval_job *job, esp_error *error)
@@ -103,7 +108,7 @@ static esp_status print_json(eval_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, job->model.info.context));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, call_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
     return record_print(&record, error);
@@ -129,9 +134,8 @@ static esp_status evaluate(eval_job *job, int64_t limit, const eval_parts_args *
         return print_json(job, error);
     }
     print_text(job);
-    return cli->plan->explain
-               ? explain_model(cli, job->model.model, job->model.info.context, stdout, error)
-               : (esp_status)ESP_OK;
+    return cli->plan->explain ? explain_model(cli, job->model.model, call_of(job), stdout, error)
+                              : (esp_status)ESP_OK;
 }
 
 esp_status eval_images(cli_state *cli, const char *path, const char *baseline, int64_t limit,

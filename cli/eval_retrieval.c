@@ -6,7 +6,8 @@
 #include "sizes.h"
 #include "texts.h"
 
-#define TYPICAL_TOKENS 2048 /* of a batch */
+/* Of a batch. */
+static const esp_model_call typical = {.tokens = 2048};
 
 typedef struct retrieval_job {
     cli_state *cli;
@@ -65,14 +66,14 @@ static void print_text(const retrieval_job *job)
            esp_device_name(job->cli->device), model_compute(&job->model.info),
            esp_context_threads(job->cli->context), (long long)result->tokens, result->seconds,
            (double)result->tokens / fmax(result->seconds, 1e-9));
-    printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, TYPICAL_TOKENS, kernels));
+    printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, typical, kernels));
     if (job->model.info.sparse_layers > 0) {
         char memory[WHY_TEXT_MAX];
         printf("%-16s %s; %s resident\n", "memory",
                explain_memory(job->cli, &job->model.info, memory),
                size_bytes((double)job->model.info.resident_bytes, size));
     }
-    explain_note(job->cli, job->model.model, "", "note", TYPICAL_TOKENS, stdout);
+    explain_note(job->cli, job->model.model, "", "note", typical, stdout);
 }
 
 static void scores_json(cli_record *record, const char *prefix, const esp_retrieval_scores *scores,
@@ -109,7 +110,7 @@ static esp_status print_json(const retrieval_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, TYPICAL_TOKENS));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, typical));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
     return record_print(&record, error);
@@ -133,14 +134,14 @@ static esp_status evaluate(retrieval_job *job, esp_error *error)
         return print_json(job, error);
     }
     print_text(job);
-    return cli->plan->explain ? explain_model(cli, job->model.model, TYPICAL_TOKENS, stdout, error)
+    return cli->plan->explain ? explain_model(cli, job->model.model, typical, stdout, error)
                               : (esp_status)ESP_OK;
 }
 
 esp_status eval_retrieval(cli_state *cli, const char *file, const char *baseline, esp_error *error)
 {
     retrieval_job job = {.cli = cli, .file = file, .baseline_path = baseline};
-    cli->plan_tokens = TYPICAL_TOKENS;
+    cli->plan_tokens = typical.tokens;
     esp_status status = evaluate(&job, error);
     loaded_model_free(&job.baseline);
     loaded_model_free(&job.model);

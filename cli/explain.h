@@ -54,26 +54,27 @@ ESP_MUST_CHECK esp_status explain_check_sparse(const cli_state *cli,
 
 /* ---- models ---- */
 
-/* How the sparse layers of a model run at a token count. */
+/* How the sparse layers of a model run in a call. */
 typedef struct layer_counts {
     int64_t sparse;      /* layers that the checkpoint holds sparse */
     int64_t runs_dense;  /* of them */
     int64_t would_dense; /* run sparse, though dense would be faster if it were held */
     bool measured;       /* by measured times, one of them at least */
 } layer_counts;
-layer_counts explain_count(const cli_state *cli, const esp_model *model, int64_t tokens);
+layer_counts explain_count(const cli_state *cli, const esp_model *model, esp_model_call call);
 /* What the counts say that a reader should know, as lines that begin with `prefix`. */
 void explain_note(const cli_state *cli, const esp_model *model, const char *prefix,
-                  const char *phase, int64_t tokens, FILE *stream);
+                  const char *phase, esp_model_call call, FILE *stream);
 void explain_counts(const cli_state *cli, const layer_counts *counts, const char *prefix,
                     const char *phase, int64_t tokens, FILE *stream);
 /* Every distinct product of the model. */
 ESP_MUST_CHECK esp_status explain_model(const cli_state *cli, const esp_model *model,
-                                        int64_t tokens, FILE *stream, esp_error *error);
+                                        esp_model_call call, FILE *stream, esp_error *error);
 ESP_MUST_CHECK esp_status explain_model_json(const cli_state *cli, const esp_model *model,
-                                             int64_t tokens, cli_record *list, esp_error *error);
+                                             esp_model_call call, cli_record *list,
+                                             esp_error *error);
 /* layers_run_dense: {prefill, decode}. */
-void explain_dense_json(const cli_state *cli, const esp_model *model, int64_t prefill_tokens,
+void explain_dense_json(const cli_state *cli, const esp_model *model, esp_model_call prefill,
                         cli_record *record);
 /* memory, sparse_layers, dense_form_layers, two_form_layers. */
 void explain_memory_json(const cli_state *cli, const esp_model_info *info, cli_record *record);

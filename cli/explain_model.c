@@ -31,11 +31,11 @@ static void count_layer(const cli_state *cli, const esp_model_layer *layer, laye
     esp_plan_free(free_plan);
 }
 
-layer_counts explain_count(const cli_state *cli, const esp_model *model, int64_t tokens)
+layer_counts explain_count(const cli_state *cli, const esp_model *model, esp_model_call call)
 {
     layer_counts counts = {0};
     esp_model_layer layer;
-    for (int64_t i = 0; esp_model_get_layer(model, i, tokens, &layer); i++) {
+    for (int64_t i = 0; esp_model_get_layer(model, i, call, &layer); i++) {
         if (is_sparse(&layer)) {
             count_layer(cli, &layer, &counts);
         }
@@ -67,18 +67,19 @@ void explain_counts(const cli_state *cli, const layer_counts *counts, const char
 }
 
 void explain_note(const cli_state *cli, const esp_model *model, const char *prefix,
-                  const char *phase, int64_t tokens, FILE *stream)
+                  const char *phase, esp_model_call call, FILE *stream)
 {
-    layer_counts counts = explain_count(cli, model, tokens);
-    explain_counts(cli, &counts, prefix, phase, tokens, stream);
+    layer_counts counts = explain_count(cli, model, call);
+    explain_counts(cli, &counts, prefix, phase, call.tokens, stream);
 }
 
-void explain_dense_json(const cli_state *cli, const esp_model *model, int64_t prefill_tokens,
+void explain_dense_json(const cli_state *cli, const esp_model *model, esp_model_call prefill,
                         cli_record *record)
 {
+    const esp_model_call decode = {.tokens = 1};
     cli_record counts = record_object();
-    record_int(&counts, "prefill", explain_count(cli, model, prefill_tokens).runs_dense);
-    record_int(&counts, "decode", explain_count(cli, model, 1).runs_dense);
+    record_int(&counts, "prefill", explain_count(cli, model, prefill).runs_dense);
+    record_int(&counts, "decode", explain_count(cli, model, decode).runs_dense);
     record_child(record, "layers_run_dense", counts);
 }
 
@@ -123,11 +124,11 @@ typedef struct distinct {
 } distinct;
 
 /* Layers that are the same product, held in the same forms, are one entry. */
-static int list_distinct(const esp_model *model, int64_t tokens, distinct list[MAX_DISTINCT])
+static int list_distinct(const esp_model *model, esp_model_call call, distinct list[MAX_DISTINCT])
 {
     esp_model_layer layer;
     int count = 0;
-    for (int64_t i = 0; esp_model_get_layer(model, i, tokens, &layer); i++) {
+    for (int64_t i = 0; esp_model_get_layer(model, i, call, &layer); i++) {
         char name[ESP_PROBLEM_TEXT_MAX];
         int at = 0;
         esp_matmul_problem_print(&layer.problem, name);
@@ -147,11 +148,11 @@ static int list_distinct(const esp_model *model, int64_t tokens, distinct list[M
     return count;
 }
 
-esp_status explain_model(const cli_state *cli, const esp_model *model, int64_t tokens, FILE *stream,
-                         esp_error *error)
+esp_status explain_model(const cli_state *cli, const esp_model *model, esp_model_call call,
+                         FILE *stream, esp_error *error)
 {
     distinct list[MAX_DISTINCT];
-    int count = list_distinct(model, tokens, list);
+    int count = list_distinct(model, call, list);
     for (int i = 0; i < count; i++) {
         fprintf(stream, "\n%lld layers like %s\n", (long long)list[i].count, list[i].layer.name);
         TRY(explain_problem(cli, &list[i].layer.problem, list[i].layer.forms, stream, error));
@@ -159,11 +160,11 @@ esp_status explain_model(const cli_state *cli, const esp_model *model, int64_t t
     return ESP_OK;
 }
 
-esp_status explain_model_json(const cli_state *cli, const esp_model *model, int64_t tokens,
+esp_status explain_model_json(const cli_state *cli, const esp_model *model, esp_model_call call,
                               cli_record *records, esp_error *error)
 {
     distinct list[MAX_DISTINCT];
-    int count = list_distinct(model, tokens, list);
+    int count = list_distinct(model, call, list);
     for (int i = 0; i < count; i++) {
         cli_record record = record_object();
         record_int(&record, "layers", list[i].count);

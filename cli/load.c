@@ -152,11 +152,12 @@ const char *model_compute(const esp_model_info *info)
     }
 }
 
-const char *model_kernels_text(const esp_model *model, int64_t tokens, char text[KERNELS_TEXT_MAX])
+const char *model_kernels_text(const esp_model *model, esp_model_call call,
+                               char text[KERNELS_TEXT_MAX])
 {
     const char *names[MAX_KERNELS];
     int counts[MAX_KERNELS];
-    int total = esp_model_kernels(model, tokens, names, counts, MAX_KERNELS);
+    int total = esp_model_kernels(model, call, names, counts, MAX_KERNELS);
     size_t used = 0;
     text[0] = '\0';
     for (int i = 0; i < total && i < MAX_KERNELS && used < KERNELS_TEXT_MAX; i++) {
@@ -166,11 +167,11 @@ const char *model_kernels_text(const esp_model *model, int64_t tokens, char text
     return text;
 }
 
-cli_record model_kernels_json(const esp_model *model, int64_t tokens)
+cli_record model_kernels_json(const esp_model *model, esp_model_call call)
 {
     const char *names[MAX_KERNELS];
     int counts[MAX_KERNELS];
-    int total = esp_model_kernels(model, tokens, names, counts, MAX_KERNELS);
+    int total = esp_model_kernels(model, call, names, counts, MAX_KERNELS);
     cli_record list = record_list();
     for (int i = 0; i < total && i < MAX_KERNELS; i++) {
         cli_record kernel = record_object();

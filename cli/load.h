@@ -34,7 +34,8 @@ const char *model_compute(const esp_model_info *info);
 
 /* "matmul_panel_bf16 x28, matmul_dense_bf16 x1": kernels of the linear layers at a token count. */
 #define KERNELS_TEXT_MAX 512
-const char *model_kernels_text(const esp_model *model, int64_t tokens, char text[KERNELS_TEXT_MAX]);
-cli_record model_kernels_json(const esp_model *model, int64_t tokens);
+const char *model_kernels_text(const esp_model *model, esp_model_call call,
+                               char text[KERNELS_TEXT_MAX]);
+cli_record model_kernels_json(const esp_model *model, esp_model_call call);
 
 #endif

@@ -200,9 +200,10 @@ static esp_status write_maps(const run_job *job, esp_error *error)
 
 /* ---- all images ---- */
 
-static int64_t tokens_of(const run_job *job)
+/* An image is a call. */
+static esp_model_call call_of(const run_job *job)
 {
-    return job->model.info.context;
+    return (esp_model_call){.tokens = job->model.info.context};
 }
 
 static esp_status print_json(const run_job *job, esp_error *error)
@@ -226,12 +227,12 @@ static esp_status print_json(const run_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, tokens_of(job)));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, call_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
     if (status == ESP_OK && job->cli->plan->explain) {
         cli_record list = record_list();
-        status = explain_model_json(job->cli, job->model.model, tokens_of(job), &list, error);
+        status = explain_model_json(job->cli, job->model.model, call_of(job), &list, error);
         record_child(&record, "explain", list);
     }
     if (status != ESP_OK) {
@@ -248,8 +249,8 @@ static void print_statistics(const run_job *job)
             job->count == 1 ? "" : "s", job->seconds, esp_device_name(job->cli->device),
             model_compute(&job->model.info), esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: kernels: %s\n",
-            model_kernels_text(job->model.model, tokens_of(job), kernels));
-    explain_note(job->cli, job->model.model, "espalier: ", "note", tokens_of(job), stderr);
+            model_kernels_text(job->model.model, call_of(job), kernels));
+    explain_note(job->cli, job->model.model, "espalier: ", "note", call_of(job), stderr);
 }
 
 static esp_status print_text(const run_job *job, esp_error *error)
@@ -266,7 +267,7 @@ static esp_status print_text(const run_job *job, esp_error *error)
         print_statistics(job);
     }
     return job->cli->plan->explain
-               ? explain_model(job->cli, job->model.model, tokens_of(job), stderr, error)
+               ? explain_model(job->cli, job->model.model, call_of(job), stderr, error)
                : (esp_status)ESP_OK;
 }
 

@@ -140,6 +140,11 @@ static void print_text(const many_job *job)
     fflush(stdout);
 }
 
+static esp_model_call step_of(const many_job *job)
+{
+    return (esp_model_call){.tokens = job->prompts.count};
+}
+
 static void print_statistics(const many_job *job)
 {
     const esp_generation *first = &job->results[0];
@@ -154,8 +159,8 @@ static void print_statistics(const many_job *job)
             esp_device_name(job->cli->device), model_compute(&job->model.info),
             esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: decode kernels: %s\n",
-            model_kernels_text(job->model.model, job->prompts.count, kernels));
-    explain_note(job->cli, job->model.model, "espalier: ", "decode", job->prompts.count, stderr);
+            model_kernels_text(job->model.model, step_of(job), kernels));
+    explain_note(job->cli, job->model.model, "espalier: ", "decode", step_of(job), stderr);
 }
 
 static cli_record sequence_json(const many_job *job, int64_t index)
@@ -183,7 +188,7 @@ static esp_status print_json(const many_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(&job->model.info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, job->prompts.count));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, step_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     explain_memory_json(job->cli, &job->model.info, &record);
     for (int64_t i = 0; i < job->prompts.count; i++) {
@@ -218,9 +223,8 @@ static esp_status run_opened(many_job *job, esp_error *error)
     if (!cli->common.quiet) {
         print_statistics(job);
     }
-    return cli->plan->explain
-               ? explain_model(cli, job->model.model, job->prompts.count, stderr, error)
-               : (esp_status)ESP_OK;
+    return cli->plan->explain ? explain_model(cli, job->model.model, step_of(job), stderr, error)
+                              : (esp_status)ESP_OK;
 }
 
 static void close_sequences(many_job *job)

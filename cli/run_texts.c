@@ -66,10 +66,10 @@ static esp_status embed(texts_job *job, esp_error *error)
     return status;
 }
 
-static int64_t mean_tokens(const texts_job *job)
+static esp_model_call mean_call(const texts_job *job)
 {
     int64_t batch = job->result.tokens < 2048 ? job->result.tokens : 2048;
-    return batch > 0 ? batch : 1;
+    return (esp_model_call){.tokens = batch > 0 ? batch : 1};
 }
 
 static void print_statistics(const texts_job *job)
@@ -89,13 +89,13 @@ static void print_statistics(const texts_job *job)
                 (long long)job->result.cut_texts, (long long)info->context);
     }
     fprintf(stderr, "espalier: kernels: %s\n",
-            model_kernels_text(job->model.model, mean_tokens(job), kernels));
+            model_kernels_text(job->model.model, mean_call(job), kernels));
     if (info->sparse_layers > 0) {
         fprintf(stderr, "espalier: memory %s; %s resident\n",
                 explain_memory(job->cli, info, memory),
                 size_bytes((double)info->resident_bytes, rate));
     }
-    explain_note(job->cli, job->model.model, "espalier: ", "batch", mean_tokens(job), stderr);
+    explain_note(job->cli, job->model.model, "espalier: ", "batch", mean_call(job), stderr);
 }
 
 static void print_text(const texts_job *job)
@@ -140,7 +140,7 @@ static esp_status print_json(const texts_job *job, esp_error *error)
     record_text(&record, "device", esp_device_name(job->cli->device));
     record_text(&record, "compute", model_compute(info));
     record_int(&record, "threads", esp_context_threads(job->cli->context));
-    record_child(&record, "kernels", model_kernels_json(job->model.model, mean_tokens(job)));
+    record_child(&record, "kernels", model_kernels_json(job->model.model, mean_call(job)));
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
     explain_memory_json(job->cli, info, &record);
     for (int64_t i = 0; i < job->count; i++) {
@@ -150,7 +150,7 @@ static esp_status print_json(const texts_job *job, esp_error *error)
     if (job->cli->plan->explain) {
         cli_record explained = record_list();
         esp_status status =
-            explain_model_json(job->cli, job->model.model, mean_tokens(job), &explained, error);
+            explain_model_json(job->cli, job->model.model, mean_call(job), &explained, error);
         record_child(&record, "explain", explained);
         if (status != ESP_OK) {
             record_free(&record);
@@ -176,9 +176,8 @@ static esp_status run_opened(texts_job *job, const run_texts_args *args, esp_err
     if (!cli->common.quiet) {
         print_statistics(job);
     }
-    return cli->plan->explain
-               ? explain_model(cli, job->model.model, mean_tokens(job), stderr, error)
-               : (esp_status)ESP_OK;
+    return cli->plan->explain ? explain_model(cli, job->model.model, mean_call(job), stderr, error)
+                              : (esp_status)ESP_OK;
 }
 
 esp_status run_texts(cli_state *cli, const run_texts_args *args, esp_error *error)

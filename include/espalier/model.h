@@ -110,9 +110,15 @@ ESP_MUST_CHECK ESP_API esp_status esp_model_load(esp_device *device,
                                                  esp_model **model, esp_error *error);
 ESP_API void esp_model_free(esp_model *model);
 ESP_API void esp_model_get_info(const esp_model *model, esp_model_info *info);
-/* Names of the kernels that linear layers use at a token count, most used first; returns how many
+
+/* A call of a model, as far as it decides which kernels run. */
+typedef struct esp_model_call {
+    int64_t tokens; /* that run together: of all images, texts or sequences */
+    bool last_only; /* a decoder's prompt, of which only the last token is read */
+} esp_model_call;
+/* Names of the kernels that linear layers use in a call, most used first; returns how many
  * distinct ones there are, writes at most capacity; counts[i] is the number of layers. */
-ESP_API int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names,
+ESP_API int esp_model_kernels(const esp_model *model, esp_model_call call, const char **names,
                               int *counts, int capacity);
 
 /* One linear layer. */
@@ -121,11 +127,14 @@ typedef struct esp_model_layer {
     esp_matmul_problem problem;
     unsigned forms; /* esp_form bits that the weight holds */
     size_t resident_bytes;
+    bool few; /* it stands behind the last attention and works on the tokens that are read only;
+                 require_sparse does not ask what is fastest for these */
 } esp_model_layer;
-/* Linear layer `index` (from 0, lm_head last) as it runs at a token count, which may become a
- * larger one, as the model aligns its activations on the device; false behind the last: what
- * esp_plan_explain and esp_tune take. */
-ESP_API bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
+/* Linear layer `index` (from 0, lm_head last) as it runs in a call; false behind the last: what
+ * esp_plan_explain and esp_tune take. Its token count may be larger than the call's, as the model
+ * aligns its activations on the device, or smaller: behind the last attention only tokens go on
+ * that are read, those of an image's classes or, with last_only, the last. */
+ESP_API bool esp_model_get_layer(const esp_model *model, int64_t index, esp_model_call call,
                                  esp_model_layer *layer);
 
 /* Weights of random numbers, for measuring a shape of which there are none. */

@@ -194,14 +194,14 @@ static bool same_product(const esp_matmul_problem *a, const esp_matmul_problem *
     return strcmp(first, second) == 0;
 }
 
-static bool is_first_product(const esp_model *model, int64_t index, int64_t tokens)
+static bool is_first_product(const esp_model *model, int64_t index, esp_model_call call)
 {
     esp_model_layer own, other;
-    if (!esp_model_get_layer(model, index, tokens, &own)) {
+    if (!esp_model_get_layer(model, index, call, &own)) {
         return false;
     }
     for (int64_t i = 0; i < index; i++) {
-        if (esp_model_get_layer(model, i, tokens, &other) &&
+        if (esp_model_get_layer(model, i, call, &other) &&
             same_product(&own.problem, &other.problem)) {
             return false;
         }
@@ -216,11 +216,11 @@ static void tune(whole_run *run)
 {
     const esp_advise_options *options = run->advice->options;
     esp_tune_options how = {.rounds = TUNE_ROUNDS};
+    const esp_model_call call = {.tokens = options->tokens[0]};
     esp_model_layer layer;
     bool far = esp_device_is_far(run->advice->device);
-    for (int64_t i = 0; far && esp_model_get_layer(run->model, i, options->tokens[0], &layer);
-         i++) {
-        if (is_first_product(run->model, i, options->tokens[0])) {
+    for (int64_t i = 0; far && esp_model_get_layer(run->model, i, call, &layer); i++) {
+        if (is_first_product(run->model, i, call)) {
             esp_error ignored;
             (void)!esp_tune_tokens(run->advice->device, &layer.problem, options->tokens,
                                    options->token_count, &how, &ignored);

@@ -80,6 +80,9 @@ static esp_status open_device(esp_device *device, esp_error *error)
     }
     if (failed == 0) {
         failed = gpu_wait(); /* makes the context now, not in the first product */
+        if (state->facts.major >= 9) {
+            gpu_most_clusters(state->most_clusters);
+        }
         gpu_leave(before);
     }
     if (failed != 0) {

@@ -32,9 +32,10 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
                : "it has too many tiles to count";
 }
 
-static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_product *product,
+                       void *stream)
 {
-    panel_deal_product(variant, product);
+    panel_deal_product(variant, state, product);
     product->y_by_engine = panel_y_by_engine(product);
     return product->bf16 ? gpu_sm90_dense_bf16(product, variant->tile, stream)
                          : gpu_sm90_dense_f16(product, variant->tile, stream);

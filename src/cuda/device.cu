@@ -7,6 +7,7 @@
 #include <cuda_runtime.h>
 
 #include "cuda/gpu.h"
+#include "cuda/gpu_clusters.h"
 
 extern "C" const char *gpu_error_text(int error)
 {
@@ -61,6 +62,36 @@ extern "C" int gpu_get_facts(int index, gpu_facts *facts)
         facts->gb_per_s = 2.0 * khz * (shown.memoryBusWidth / 8) * 1e-6;
     }
     return 0;
+}
+
+// ---- clusters ----
+
+// Stands for kernels whose blocks take most of a multiprocessor's shared memory.
+static __global__ void large_block()
+{
+}
+
+extern "C" void gpu_most_clusters(int most[GPU_CLUSTER_SIZES])
+{
+    const int shared = 200 << 10;
+    cudaLaunchAttribute attribute = {};
+    cudaLaunchConfig_t how = {};
+    attribute.id = cudaLaunchAttributeClusterDimension;
+    how.blockDim = dim3(128);
+    how.dynamicSmemBytes = shared;
+    how.attrs = &attribute;
+    how.numAttrs = 1;
+    bool large = cudaFuncSetAttribute(large_block, cudaFuncAttributeMaxDynamicSharedMemorySize,
+                                      shared) == cudaSuccess;
+    for (int i = 0; i < GPU_CLUSTER_SIZES; i++) {
+        how.gridDim = dim3(1024);
+        attribute.val.clusterDim = {1u << i, 1, 1};
+        most[i] = 0;
+        if (!large || cudaOccupancyMaxActiveClusters(&most[i], large_block, &how) != cudaSuccess) {
+            most[i] = 0;
+        }
+    }
+    (void)cudaGetLastError(); // no clusters before 9.0: nothing that a later launch should hear of
 }
 
 extern "C" int gpu_enter(int index, int *before)

@@ -121,6 +121,7 @@ static int place_x(const esp_matmul_call *call, const panel_variant *variant,
 static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *variant,
                             int64_t most_tokens, float *sums, gpu_product *product)
 {
+    const cuda_state *state = call->device->state;
     const char *x = product->x;
     int64_t x_step = product->x_by_token ? product->x_stride : 1, tokens = call->problem->tokens;
     int failed = 0;
@@ -135,7 +136,7 @@ static int run_parted_pairs(const esp_matmul_call *call, const panel_variant *va
                                            .token_step = 1,
                                            .tokens = (int)count,
                                            .aligned = count % 4 == 0};
-        failed = variant->run(variant, product, call->args->stream);
+        failed = variant->run(variant, state, product, call->args->stream);
         if (failed == 0) {
             gpu_epilogue epilogue = cuda_epilogue(call, first, count);
             failed =
@@ -171,7 +172,7 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
         failed = run_parted_pairs(call, variant, sizes.sum_tokens, sums, &product);
     } else if (failed == 0) {
         product.epilogue = cuda_epilogue(call, 0, problem->tokens);
-        failed = variant->run(variant, &product, call->args->stream);
+        failed = variant->run(variant, state, &product, call->args->stream);
     }
     gpu_leave(before);
     return cuda_check(failed, call->device, call->kernel->name, error);
@@ -189,7 +190,7 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 #define SHARE_TOKENS 128
 
 static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int64_t panel_rows,
-                              int64_t steps, int64_t tokens, unsigned bits, int multiprocessors)
+                              int64_t steps, int64_t tokens, unsigned bits, const cuda_state *state)
 {
     panel_tiling made = {.panels = panels,
                          .of_panel = esp_ceil_div(panel_rows, variant->rows),
@@ -197,10 +198,11 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .tile_tokens = variant->tokens,
                          .most_shift = variant->halvings,
                          .most_group = variant->rows <= 64 ? 96 : GROUP_ROWS / variant->rows,
-                         .multiprocessors = multiprocessors,
+                         .multiprocessors = state->facts.multiprocessors,
                          .most_split = variant->most_split,
                          .least_share = (bits & ESP_EP_SWIGLU) != 0 ? 64 : 32, /* as chunks have */
                          .steps = steps};
+    memcpy(made.most_clusters, state->most_clusters, sizeof made.most_clusters);
     double fixed = variant->part_fixed > 0 ? variant->part_fixed : PART_FIXED;
     for (int shift = 0; shift <= variant->halvings; shift++) {
         double part = fixed + (1 - fixed) / (1 << shift);
@@ -212,12 +214,12 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
     return made;
 }
 
-void panel_deal_product(const panel_variant *variant, gpu_product *product)
+void panel_deal_product(const panel_variant *variant, const cuda_state *state, gpu_product *product)
 {
     const gpu_panels *weight = &product->weight;
     panel_tiling tiling =
         tiling_of(variant, weight->panels, (int64_t)weight->blocks * GPU_BLOCK_ROWS, weight->steps,
-                  product->tokens, product->epilogue.bits, product->multiprocessors);
+                  product->tokens, product->epilogue.bits, state);
     panel_deal(&tiling, &product->deal);
     product->deal.overlaps = true;
 }
@@ -264,8 +266,8 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
                    : variant->spread ? esp_spread_places(problem->in_features)
                                      : esp_pattern_kept(&problem->pattern, problem->in_features);
     int64_t steps = esp_ceil_div(kept, GPU_STEP_COLUMNS);
-    panel_tiling tiling = tiling_of(variant, panels, panel_rows, steps, problem->tokens,
-                                    problem->epilogue, state->facts.multiprocessors);
+    panel_tiling tiling =
+        tiling_of(variant, panels, panel_rows, steps, problem->tokens, problem->epilogue, state);
     gpu_deal deal;
     double tile = (double)steps * variant->clocks + variant->finish_clocks;
     double tiles_us = ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;

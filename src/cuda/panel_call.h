@@ -23,7 +23,8 @@ struct panel_variant {
     double alone;         /* as often as that a tile takes which shares a multiprocessor with none,
                              where tiles are meant to; 0: they are not */
     double part_fixed;    /* what of a tile's time a part takes however narrow; 0: as panels */
-    int (*run)(const panel_variant *variant, gpu_product *product, void *stream);
+    int (*run)(const panel_variant *variant, const cuda_state *state, gpu_product *product,
+               void *stream);
 };
 
 /* Rows of the packed blocks of the problem's weight. */
@@ -33,7 +34,8 @@ const char *panel_why_not(const panel_variant *variant, const esp_matmul_problem
 /* X may have to be laid out anew before the product. */
 bool panel_moves_x(const panel_variant *variant, const esp_matmul_problem *problem);
 /* Fills product->deal. */
-void panel_deal_product(const panel_variant *variant, gpu_product *product);
+void panel_deal_product(const panel_variant *variant, const cuda_state *state,
+                        gpu_product *product);
 /* Whether the copy engine can store Y, rows being in their order: it knows 16-bit elements only,
  * takes rows of Y that begin aligned, and cuts them at multiples of 16 bytes only. */
 bool panel_y_by_engine(const gpu_product *product);

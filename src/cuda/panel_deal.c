@@ -93,11 +93,22 @@ static double deal_so(const panel_tiling *t, int64_t whole, int narrow, int shif
     return far.high;
 }
 
+/* Clusters that find no place at once would take a round of their own. */
+static int64_t most_clusters(const panel_tiling *t, int split)
+{
+    int size = 0;
+    while (1 << size < split) {
+        size++;
+    }
+    int known = size < GPU_CLUSTER_SIZES ? t->most_clusters[size] : 0;
+    return known > 0 ? known : t->multiprocessors / split;
+}
+
 /* Parts of one width, each of a cluster that shares out its steps; negative: not so. */
 static double deal_split(const panel_tiling *t, int shift, int split, gpu_deal *deal)
 {
     int64_t parts = deal->rows * esp_ceil_div(t->tokens, t->tile_tokens >> shift);
-    if (parts * split > t->multiprocessors || t->steps < 2 * split ||
+    if (parts > most_clusters(t, split) || t->steps < 2 * split ||
         t->tile_tokens >> shift < t->least_share * split / 2) {
         return -1;
     }

@@ -3,6 +3,7 @@
 #define ESP_CUDA_PANEL_DEAL_H
 
 #include "cuda/gpu.h"
+#include "cuda/gpu_clusters.h"
 
 #define PANEL_MOST_SHIFT 2
 
@@ -13,7 +14,8 @@ typedef struct panel_tiling {
     int most_shift; /* a tile's tokens may be halved so often */
     int most_group; /* row tiles whose weights the L2 holds */
     int multiprocessors;
-    int most_split;  /* multiprocessors that can share out the steps of a tile; a power of two */
+    int most_split; /* multiprocessors that can share out the steps of a tile; a power of two */
+    int most_clusters[GPU_CLUSTER_SIZES]; /* that run at a time; 0: as many as there is room for */
     int least_share; /* tokens of a consumer that one of them must finish at least */
     int64_t steps;
     /* By tiles of tile_tokens >> shift: of a step, of its end, of adding up what was shared out. */

@@ -21,12 +21,13 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_product *product,
+                       void *stream)
 {
     if (variant->few) {
         return gpu_sm90_few(product, stream);
     }
-    panel_deal_product(variant, product);
+    panel_deal_product(variant, state, product);
     product->y_by_engine = product->weight.straight && panel_y_by_engine(product);
     if (variant->spread) {
         return product->bf16 ? gpu_sm90_panel_spread_bf16(product, variant->tile, stream)

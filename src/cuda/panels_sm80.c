@@ -23,8 +23,10 @@ static const char *why_not(const esp_kernel *kernel, const esp_device *device,
     return NULL;
 }
 
-static int run_product(const panel_variant *variant, gpu_product *product, void *stream)
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_product *product,
+                       void *stream)
 {
+    (void)state;
     if (variant->few) {
         return gpu_sm80_few(product, stream);
     }

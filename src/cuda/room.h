@@ -7,6 +7,7 @@
 #include "cuda/cuda.h"
 #include "cuda/gpu.h"
 #include "cuda/gpu_blocks.h"
+#include "cuda/gpu_clusters.h"
 
 typedef struct cuda_cublaslt cuda_cublaslt;
 
@@ -14,6 +15,7 @@ typedef struct cuda_cublaslt cuda_cublaslt;
 typedef struct cuda_state {
     int index;
     gpu_facts facts;
+    int most_clusters[GPU_CLUSTER_SIZES];
     pthread_mutex_t lock;    /* guards the two below */
     bool cublaslt_asked;     /* looked for when a plan first asks */
     cuda_cublaslt *cublaslt; /* NULL: not there */

@@ -36,7 +36,7 @@ static int32_t *to_mail(const esp_embedder *embedder, int list)
 }
 
 /* Texts one behind the other, each from a multiple of the step on and from position 0. Columns
- * between them are token 0. */
+ * between and behind them are token 0. */
 static esp_status send_mail(pass *p, esp_error *error)
 {
     esp_embedder *embedder = p->embedder;
@@ -56,6 +56,9 @@ static esp_status send_mail(pass *p, esp_error *error)
             positions[column] = t < length ? (int32_t)t : 0;
             to_mail(embedder, TYPES)[column] = 0;
         }
+    }
+    for (; column < batch->columns; column++) {
+        ids[column] = positions[column] = to_mail(embedder, TYPES)[column] = 0;
     }
     return esp_mail_send(&embedder->lane, &embedder->mail.mail, 5 * embedder->mail.step, error);
 }
@@ -197,7 +200,7 @@ static void release_runner(void *runner)
 static esp_walk_places places_of(const void *runner, const esp_walk_batch *batch)
 {
     const esp_embedder *embedder = runner;
-    int64_t columns = esp_ops_pitch(embedder->model->ops, batch->tokens);
+    int64_t columns = esp_ops_columns(embedder->model->ops, batch->tokens);
     return (esp_walk_places){batch->tokens, columns, batch->tokens, columns};
 }
 

@@ -88,7 +88,7 @@ esp_status esp_embedder_create(const esp_model *model, int64_t max_tokens, esp_e
     }
     made->model = model;
     made->bert = model->parts;
-    made->max_tokens = esp_ops_pitch(
+    made->max_tokens = esp_ops_columns(
         model->ops, ESP_MAX(max_tokens > 0 ? max_tokens : DEFAULT_BATCH, model->info.context));
     made->max_texts = made->max_tokens / model->ops->step;
     esp_status status = take_all(made, error);
@@ -171,6 +171,7 @@ esp_status esp_embed_ids(esp_embedder *embedder, const int32_t *ids, const int64
             batch.texts++;
             ids += length;
         }
+        batch.columns = esp_ops_columns(embedder->model->ops, batch.columns);
         ESP_TRY(esp_bert_forward(embedder, &batch, error));
         done += batch.texts;
     }

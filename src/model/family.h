@@ -137,6 +137,10 @@ struct esp_family {
     void (*finish)(esp_model *model);
     /* Linear layer `number`, the head last; NULL behind it. */
     esp_linear *(*linear_at)(esp_model *model, int64_t number);
+    /* Columns of a layer in a call, where they are not those of all tokens: else, and always where
+     * this is NULL, 0. *few: as esp_model_layer has it. */
+    int64_t (*columns_at)(const esp_model *model, const esp_linear *linear, esp_model_call call,
+                          bool *few);
     void (*release)(esp_model *model); /* all but parts */
     const esp_image_net *images;       /* NULL: takes no images */
     const esp_layer_net *layers;

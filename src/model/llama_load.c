@@ -237,6 +237,17 @@ static esp_linear *linear_at(esp_model *model, int64_t number)
     return number == 0 ? &llama->head : NULL;
 }
 
+static int64_t columns_at(const esp_model *model, const esp_linear *linear, esp_model_call call,
+                          bool *few)
+{
+    const esp_llama *llama = model->parts;
+    const esp_llama_layer *last = &llama->layers[llama->config.layers - 1];
+    *few = call.last_only && call.tokens > 1 &&
+           (linear == &last->attention.o || linear == &last->mlp.gate || linear == &last->mlp.up ||
+            linear == &last->mlp.down || linear == &llama->head);
+    return *few ? 1 : 0;
+}
+
 static void release(esp_model *model)
 {
     esp_llama *llama = llama_of(model);
@@ -266,8 +277,8 @@ static const char *const qwen2_names[] = {"Qwen2ForCausalLM", NULL};
         .model_type = (type), .architectures = (names), .kind = ESP_MODEL_DECODER,                 \
         .parts_bytes = sizeof(esp_llama), .configure = configure, .prepare = prepare,              \
         .part_count = part_count, .list_part = list_part, .stack = stack, .is_spare = is_spare,    \
-        .fold = fold, .finish = finish, .linear_at = linear_at, .release = release,                \
-        .layers = &esp_llama_layers,                                                               \
+        .fold = fold, .finish = finish, .linear_at = linear_at, .columns_at = columns_at,          \
+        .release = release, .layers = &esp_llama_layers,                                           \
     }
 
 const esp_family esp_llama_family = DECODER("llama", llama_names);

@@ -6,7 +6,7 @@ int64_t esp_model_columns(const esp_model *model, int64_t tokens)
 {
     int64_t each = model->info.context;
     if (model->family->images != NULL && tokens > 0 && tokens % each == 0) {
-        return tokens / each * esp_ops_pitch(model->ops, each);
+        tokens = tokens / each * esp_ops_pitch(model->ops, each);
     }
     return esp_ops_columns(model->ops, tokens);
 }
@@ -216,6 +216,17 @@ int64_t esp_model_linears(const esp_model *model)
     return count;
 }
 
+static int64_t columns_in(const esp_model *model, const esp_linear *linear, esp_model_call call,
+                          bool *few)
+{
+    int64_t own = 0;
+    *few = false;
+    if (model->family->columns_at != NULL) {
+        own = model->family->columns_at(model, linear, call, few);
+    }
+    return own > 0 ? own : esp_model_columns(model, call.tokens);
+}
+
 #define MAX_KERNELS 64
 
 typedef struct kernel_use {
@@ -250,18 +261,21 @@ static void sort_uses(kernel_use *uses, int used)
     }
 }
 
-int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names, int *counts,
+int esp_model_kernels(const esp_model *model, esp_model_call call, const char **names, int *counts,
                       int capacity)
 {
     kernel_use uses[MAX_KERNELS];
     const esp_linear *linear;
     int used = 0;
     for (int64_t i = 0; (linear = esp_model_linear(model, i)) != NULL; i++) {
-        esp_matmul_problem problem = esp_linear_problem(linear, model->compute, model->ops->type,
-                                                        esp_model_columns(model, tokens));
+        esp_plan_options options = model->plan_options;
         esp_plan plan;
-        if (esp_linear_plan(model->device, linear, &problem, &model->plan_options, &plan, NULL) ==
-            ESP_OK) {
+        unsigned later;
+        bool few;
+        int64_t columns = columns_in(model, linear, call, &few);
+        options.require_sparse = options.require_sparse && !few;
+        if (esp_linear_choose(model->device, linear, model->ops, model->compute, columns, &options,
+                              &plan, &later, NULL) == ESP_OK) {
             used = count_kernel(uses, used, plan.kernel->name);
         }
     }
@@ -273,18 +287,20 @@ int esp_model_kernels(const esp_model *model, int64_t tokens, const char **names
     return used;
 }
 
-bool esp_model_get_layer(const esp_model *model, int64_t index, int64_t tokens,
+bool esp_model_get_layer(const esp_model *model, int64_t index, esp_model_call call,
                          esp_model_layer *layer)
 {
     const esp_linear *linear = index >= 0 ? esp_model_linear(model, index) : NULL;
     if (linear == NULL) {
         return false;
     }
-    *layer =
-        (esp_model_layer){.name = linear->name,
-                          .problem = esp_linear_problem(linear, model->compute, model->ops->type,
-                                                        esp_model_columns(model, tokens)),
-                          .forms = esp_packed_forms(linear->weight),
-                          .resident_bytes = esp_packed_bytes(linear->weight)};
+    bool few;
+    int64_t columns = columns_in(model, linear, call, &few);
+    *layer = (esp_model_layer){
+        .name = linear->name,
+        .problem = esp_linear_problem(linear, model->compute, model->ops->type, columns),
+        .forms = esp_packed_forms(linear->weight),
+        .resident_bytes = esp_packed_bytes(linear->weight),
+        .few = few};
     return true;
 }

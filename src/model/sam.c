@@ -26,14 +26,18 @@ static int64_t window_pitch(const esp_vision *vision)
     return esp_ops_pitch(vision->model->ops, window * window);
 }
 
+int64_t esp_sam_windowed(const esp_model *model, int64_t rows, int64_t columns)
+{
+    const esp_sam *sam = model->parts;
+    int64_t down = esp_ceil_div(rows, sam->window), across = esp_ceil_div(columns, sam->window);
+    return down * across * esp_ops_pitch(model->ops, sam->window * sam->window);
+}
+
 static void measure(esp_vision *vision)
 {
-    int64_t window = sam_of(vision)->window;
-    int64_t down = esp_ceil_div(vision->rows, window),
-            across = esp_ceil_div(vision->columns, window);
     vision->tokens = vision->patches;
     vision->pitch = esp_ops_pitch(vision->model->ops, vision->tokens);
-    vision->windowed = down * across * window_pitch(vision);
+    vision->windowed = esp_sam_windowed(vision->model, vision->rows, vision->columns);
 }
 
 /* ---- what is made once ---- */
@@ -95,7 +99,8 @@ static esp_status create(esp_vision *vision, esp_error *error)
         {&vision->picked, sam->channels},
         {&vision->inner, ESP_MAX(config->intermediate, neighbours)},
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
-    int64_t columns = vision->max_images * ESP_MAX(vision->pitch, vision->windowed);
+    int64_t columns = esp_ops_columns(
+        vision->model->ops, vision->max_images * ESP_MAX(vision->pitch, vision->windowed));
     ESP_TRY(
         esp_scratch_take(vision->model, areas, ESP_COUNT(areas), columns, &vision->block, error));
     ESP_TRY(take_positions(vision, error));
@@ -104,6 +109,11 @@ static esp_status create(esp_vision *vision, esp_error *error)
 
 /* ---- one batch ---- */
 
+static int64_t windowed_columns(const esp_vision *vision, int64_t images)
+{
+    return esp_ops_columns(vision->model->ops, images * vision->windowed);
+}
+
 /* index: which column of the batch is at a place of a window, -1 for what is added; back: the place
  * of each token, -1 for columns that are none. */
 static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
@@ -111,8 +121,12 @@ static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
     int64_t window = sam_of(vision)->window, columns = vision->columns;
     int64_t across = esp_ceil_div(columns, window), pitch = window_pitch(vision);
     int32_t *index = vision->index.host, *back = vision->back.host;
-    for (int64_t column = 0; column < images * vision->pitch; column++) {
+    int64_t all = esp_vision_columns(vision, images), places = windowed_columns(vision, images);
+    for (int64_t column = 0; column < all; column++) {
         back[column] = -1;
+    }
+    for (int64_t place = images * vision->windowed; place < places; place++) {
+        index[place] = -1;
     }
     for (int64_t place = 0; place < images * vision->windowed; place++) {
         int64_t image = place / vision->windowed, in_image = place % vision->windowed;
@@ -126,10 +140,9 @@ static esp_status lay_out(esp_vision *vision, int64_t images, esp_error *error)
             back[token] = (int32_t)place;
         }
     }
-    size_t places = (size_t)(images * vision->windowed) * sizeof *index;
-    ESP_TRY(esp_mail_send(&vision->lane, &vision->index, places, error));
-    return esp_mail_send(&vision->lane, &vision->back,
-                         (size_t)(images * vision->pitch) * sizeof *back, error);
+    size_t bytes = (size_t)places * sizeof *index;
+    ESP_TRY(esp_mail_send(&vision->lane, &vision->index, bytes, error));
+    return esp_mail_send(&vision->lane, &vision->back, (size_t)all * sizeof *back, error);
 }
 
 /* Tokens as they lie, each seeing its image or, in one, its window. */
@@ -154,11 +167,12 @@ static esp_status attend_gathered(const esp_vision_pass *pass, const esp_image_l
 {
     const esp_vision *vision = pass->vision;
     const esp_sam *sam = sam_of(vision);
-    int64_t hidden = sam->config.hidden, places = pass->images * vision->windowed;
+    int64_t hidden = sam->config.hidden, places = windowed_columns(vision, pass->images);
     const esp_group_call attention = {.x = vision->mixed,
                                       .y = vision->qkv,
                                       .columns = places,
-                                      .groups = places / window_pitch(vision),
+                                      .groups =
+                                          pass->images * vision->windowed / window_pitch(vision),
                                       .tokens = sam->window * sam->window,
                                       .pitch = window_pitch(vision),
                                       .grid_width = sam->window};
@@ -244,18 +258,18 @@ static esp_status run(const esp_vision_pass *pass, esp_error *error)
 
 static int64_t output_floats(const esp_vision *vision, int64_t images)
 {
-    return sam_of(vision)->channels * images * vision->pitch;
+    return sam_of(vision)->channels * esp_vision_columns(vision, images);
 }
 
 /* Image before channel. */
 static void deliver(const esp_vision *vision, int64_t images, const float *from, float *output)
 {
-    int64_t channels = sam_of(vision)->channels;
+    int64_t channels = sam_of(vision)->channels, columns = esp_vision_columns(vision, images);
     size_t plane = (size_t)vision->tokens * sizeof(float);
     for (int64_t image = 0; image < images; image++) {
         for (int64_t c = 0; c < channels; c++) {
             memcpy(output + (image * channels + c) * vision->tokens,
-                   from + (c * images + image) * vision->pitch, plane);
+                   from + c * columns + image * vision->pitch, plane);
         }
     }
 }

@@ -19,6 +19,9 @@ typedef struct esp_sam {
     float *neck_weight[2], *neck_bias[2];
 } esp_sam;
 
+/* Columns of an image of such a grid cut into windows. */
+int64_t esp_sam_windowed(const esp_model *model, int64_t rows, int64_t columns);
+
 extern const esp_image_net esp_sam_net; /* sam.c; the rest is in sam_load.c */
 
 #endif

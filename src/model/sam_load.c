@@ -276,10 +276,11 @@ static void fold(const esp_model *model, esp_fold *fold)
 
 /* ---- the linear layers ---- */
 
+enum { EACH = 4 }; /* linear layers of a layer: qkv, o, up, down */
+
 /* The projection of patches, the layers', the neck's. */
 static esp_linear *linear_at(esp_model *model, int64_t number)
 {
-    enum { EACH = 4 };
     esp_sam *sam = sam_of(model);
     int64_t behind = number - 1 - sam->config.layers * EACH;
     if (number == 0) {
@@ -289,6 +290,27 @@ static esp_linear *linear_at(esp_model *model, int64_t number)
         return behind < 2 ? &sam->neck[behind] : NULL;
     }
     return esp_image_layer_linear(&sam->layers[(number - 1) / EACH], (number - 1) % EACH);
+}
+
+/* An image's patches, before they have a pitch; and windows, where attention has them put together
+ * first. */
+static int64_t columns_at(const esp_model *model, const esp_linear *linear, esp_model_call call,
+                          bool *few)
+{
+    const esp_sam *sam = model->parts;
+    int64_t each = model->info.context, images = call.tokens / each;
+    int64_t layer = (linear->number - 1) / EACH, side = sam->config.side / sam->config.patch;
+    (void)few;
+    if (call.tokens % each != 0) {
+        return 0;
+    }
+    if (linear == &sam->patches) {
+        return esp_ops_columns(model->ops, call.tokens);
+    }
+    bool attends = layer < sam->config.layers && (linear->number - 1) % EACH < 2;
+    return attends && !sam->global[layer] && !sam->layers[layer].attention.o.adds
+               ? esp_ops_columns(model->ops, images * esp_sam_windowed(model, side, side))
+               : 0;
 }
 
 static void release(esp_model *model)
@@ -314,8 +336,8 @@ static const char *const alone[] = {"SamVisionModel", NULL};
 #define FAMILY                                                                                     \
     .kind = ESP_MODEL_IMAGE_ENCODER, .parts_bytes = sizeof(esp_sam), .configure = configure,       \
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .is_spare = is_spare,    \
-    .fold = fold, .linear_at = linear_at, .release = release, .images = &esp_sam_net,              \
-    .layers = &esp_vision_layers
+    .fold = fold, .linear_at = linear_at, .columns_at = columns_at, .release = release,            \
+    .images = &esp_sam_net, .layers = &esp_vision_layers
 
 const esp_family esp_sam_family = {.model_type = "sam", .architectures = whole, FAMILY};
 const esp_family esp_sam_vision_family = {

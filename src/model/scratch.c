@@ -56,7 +56,7 @@ esp_status esp_product_workspace_at(const esp_model *model, const int64_t *token
     return ESP_OK;
 }
 
-/* Token counts are numbers of columns: one, and multiples of the step. */
+/* Token counts are numbers of columns. */
 esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, size_t *bytes,
                                  esp_error *error)
 {
@@ -65,7 +65,7 @@ esp_status esp_product_workspace(const esp_model *model, int64_t max_tokens, siz
     size_t most = 0;
     for (int64_t next = 1; next <= max_tokens;) {
         int counts = 0;
-        for (; counts < CHUNK && next <= max_tokens; next = esp_ops_pitch(model->ops, next + 1)) {
+        for (; counts < CHUNK && next <= max_tokens; next = esp_ops_columns(model->ops, next + 1)) {
             tokens[counts++] = next;
         }
         ESP_TRY(esp_product_workspace_at(model, tokens, counts, bytes, error));

@@ -93,7 +93,7 @@ static esp_status take_rows(esp_session *session, esp_error *error)
         return ESP_OK;
     }
     void *rows = NULL;
-    session->row_count = esp_ops_pitch(model->ops, ESP_MIN(session->max_batch, MOST_ROWS));
+    session->row_count = esp_ops_columns(model->ops, ESP_MIN(session->max_batch, MOST_ROWS));
     ESP_TRY(esp_device_take(model, (size_t)session->row_count * (size_t)model->info.vocabulary,
                             sizeof(float), "logits", &rows, error));
     session->rows = rows;

@@ -42,10 +42,10 @@ static esp_status product_workspace(esp_vision *vision, esp_error *error)
     const esp_ops *ops = vision->model->ops;
     size_t most = 64;
     for (int64_t images = 1; images <= vision->max_images; images++) {
-        const int64_t counts[] = {esp_ops_columns(ops, images),
-                                  ESP_MAX(vision->kept, 1) * esp_ops_columns(ops, images),
-                                  esp_ops_columns(ops, images * vision->patches),
-                                  images * vision->pitch, images * vision->windowed};
+        const int64_t counts[] = {
+            esp_ops_columns(ops, images), ESP_MAX(vision->kept, 1) * esp_ops_columns(ops, images),
+            esp_ops_columns(ops, images * vision->patches), esp_vision_columns(vision, images),
+            esp_ops_columns(ops, images * vision->windowed)};
         size_t bytes = 0;
         ESP_TRY(esp_product_workspace_at(vision->model, counts, ESP_COUNT(counts), &bytes, error));
         most = ESP_MAX(most, bytes);
@@ -59,7 +59,7 @@ static esp_status take_tables(esp_vision *vision, int64_t longest, esp_error *er
     esp_context *context = vision->model->context;
     esp_device *device = vision->model->device;
     size_t linears = (size_t)esp_model_linears(vision->model);
-    size_t bytes = (size_t)(longest + vision->model->ops->step) * sizeof(int32_t);
+    size_t bytes = (size_t)esp_ops_columns(vision->model->ops, longest + 1) * sizeof(int32_t);
     vision->plans = esp_alloc_array(context, 2 * linears, sizeof *vision->plans);
     if (vision->plans == NULL) {
         return esp_fail_memory(error, 2 * linears * sizeof *vision->plans, "plans");
@@ -235,7 +235,7 @@ esp_status esp_vision_run(esp_vision *vision, const float *pixels, int64_t image
     esp_vision_pass pass = {.vision = vision,
                             .nn = esp_model_nn(model, &vision->lane),
                             .images = images,
-                            .columns = images * vision->pitch,
+                            .columns = esp_vision_columns(vision, images),
                             .output = vision->output.device};
     pass.nn.workspace = vision->workspace;
     pass.nn.workspace_bytes = vision->workspace_bytes;
@@ -289,7 +289,7 @@ static esp_walk_places places_of(const void *runner, const esp_walk_batch *batch
 {
     const esp_vision *vision = runner;
     return (esp_walk_places){.tokens = batch->images * vision->tokens,
-                             .columns = batch->images * vision->pitch,
+                             .columns = esp_vision_columns(vision, batch->images),
                              .run = vision->tokens,
                              .pitch = vision->pitch};
 }
@@ -304,7 +304,7 @@ static esp_vision_pass pass_of(esp_vision *vision, const esp_walk_batch *batch, 
     esp_vision_pass pass = {.vision = vision,
                             .nn = esp_model_nn(vision->model, &vision->lane),
                             .images = batch->images,
-                            .columns = batch->images * vision->pitch};
+                            .columns = esp_vision_columns(vision, batch->images)};
     pass.nn.workspace = vision->workspace;
     pass.nn.workspace_bytes = vision->workspace_bytes;
     pass.nn.plans = vision->plans;

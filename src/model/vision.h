@@ -78,12 +78,18 @@ struct esp_vision {
     void *observe_user;
 };
 
+/* Of so many images that run together: image i begins at column i * pitch. */
+static inline int64_t esp_vision_columns(const esp_vision *vision, int64_t images)
+{
+    return esp_ops_columns(vision->model->ops, images * vision->pitch);
+}
+
 /* A batch on its way. */
 typedef struct esp_vision_pass {
     esp_vision *vision;
     esp_nn nn;
     int64_t images;
-    int64_t columns;     /* of all images: images * pitch */
+    int64_t columns;     /* of all images: esp_vision_columns */
     const float *pixels; /* device memory, as output */
     float *output;       /* [output_floats] */
 } esp_vision_pass;

@@ -100,7 +100,7 @@ static esp_status create(esp_vision *vision, esp_error *error)
 {
     const esp_vit *vit = vit_of(vision);
     const esp_image_config *config = &vit->config;
-    int64_t hidden = config->hidden, columns = vision->max_images * vision->pitch;
+    int64_t hidden = config->hidden, columns = esp_vision_columns(vision, vision->max_images);
     const esp_area areas[] = {
         {&vision->x, hidden},
         {&vision->normed, hidden},

@@ -253,6 +253,25 @@ static esp_linear *linear_at(esp_model *model, int64_t number)
     return number < (vit->two_heads ? 2 : 1) ? &vit->heads[number] : NULL;
 }
 
+/* An image's patches, without its special tokens; behind the last attention what heads read. */
+static int64_t columns_at(const esp_model *model, const esp_linear *linear, esp_model_call call,
+                          bool *few)
+{
+    const esp_vit *vit = model->parts;
+    const esp_image_layer *last = &vit->layers[vit->config.layers - 1];
+    int64_t each = model->info.context, images = call.tokens / each;
+    if (call.tokens == 0 || call.tokens % each != 0) {
+        return 0;
+    }
+    if (linear == &vit->patches) {
+        return esp_ops_columns(model->ops, images * (each - vit->specials));
+    }
+    bool is_head = linear == &vit->heads[0] || linear == &vit->heads[1];
+    *few = is_head || linear == &last->attention.o || linear == &last->up || linear == &last->down;
+    int64_t heads = vit->two_heads && !is_head ? 2 : 1;
+    return *few ? heads * esp_ops_columns(model->ops, images) : 0;
+}
+
 static void release(esp_model *model)
 {
     esp_vit *vit = vit_of(model);
@@ -281,8 +300,8 @@ static const char *const deit_architectures[] = {"DeiTForImageClassification",
 #define FAMILY                                                                                     \
     .kind = ESP_MODEL_CLASSIFIER, .parts_bytes = sizeof(esp_vit), .configure = configure,          \
     .prepare = prepare, .part_count = part_count, .list_part = list_part, .stack = stack,          \
-    .is_spare = is_spare, .fold = fold, .linear_at = linear_at, .release = release,                \
-    .images = &esp_vit_net, .layers = &esp_vision_layers
+    .is_spare = is_spare, .fold = fold, .linear_at = linear_at, .columns_at = columns_at,          \
+    .release = release, .images = &esp_vit_net, .layers = &esp_vision_layers
 
 const esp_family esp_vit_family = {.model_type = "vit", .architectures = vit_architectures, FAMILY};
 const esp_family esp_deit_family = {

@@ -87,10 +87,11 @@ typedef struct esp_plan_slot {
     unsigned later; /* esp_epilogue bits that follow as an operation */
 } esp_plan_slot;
 
-/* The columns that so many tokens take; `pitch` is the same for groups that lie side by side. */
+/* The columns that so many tokens take; `pitch`: each of the groups that lie side by side. */
 static inline int64_t esp_ops_columns(const esp_ops *ops, int64_t tokens)
 {
-    return tokens == 1 ? 1 : esp_ceil_div(tokens, ops->step) * ops->step;
+    int64_t step = tokens > ops->few && ops->line > 0 ? ops->line : ops->step;
+    return tokens == 1 ? 1 : esp_ceil_div(tokens, step) * step;
 }
 
 static inline int64_t esp_ops_pitch(const esp_ops *ops, int64_t tokens)

@@ -118,11 +118,12 @@ struct esp_kernel {
 /* ---- everything else ---- */
 
 /* Activations of an operation have the type of its table and are feature-major
- * [features][columns], tight. There is one column, or a multiple of the table's `step`; columns
- * beyond the tokens that there are (and between groups of tokens) are computed like the others,
- * from whatever they hold, and read by nothing that counts. Numbers that belong to weights (norms,
- * positions, tables, angles) are f32. Where `stream` is not NULL the work is given to it and may
- * not be done when the call returns. */
+ * [features][columns], tight. There is one column, or a multiple of the table's `step`, and models
+ * take a multiple of its `line` from more than `few` columns on; columns beyond the tokens that
+ * there are (and between groups of tokens) are computed like the others, from whatever they hold,
+ * and read by nothing that counts. Numbers that belong to weights (norms, positions, tables,
+ * angles) are f32. Where `stream` is not NULL the work is given to it and may not be done when the
+ * call returns. */
 
 /* Sum of rows of several tables, all [...][hidden]. */
 #define ESP_MOST_TABLES 3
@@ -282,6 +283,9 @@ typedef struct esp_attention {
 typedef struct esp_ops {
     esp_dtype type;      /* of activations and caches */
     int step;            /* see above */
+    int line;            /* columns of which a row is whole lines of memory: products whose rows
+                            begin in the middle of one take up to twice as long; 0: `step` */
+    int few;             /* so many columns have products that do not mind */
     int64_t widest_grid; /* rows and columns of attend_groups's at most; 0: no bound */
 
     /* x[:, t] = the sum of table[rows[t], :]; tables: F32/F16/BF16 row-major, of the activations'

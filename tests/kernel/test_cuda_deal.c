@@ -140,7 +140,32 @@ static void steps_are_shared(test_run *run)
     panel_deal(&t, &deal);
     CHECK(deal.split == 1);
 }
+
+/* An H100 of 132 multiprocessors has places for 30 clusters of four and 15 of eight: one more waits
+ * for a round of its own. */
+static void clusters_find_places(test_run *run)
+{
+    const int most[GPU_CLUSTER_SIZES] = {132, 66, 30, 15};
+    for (int rows = 1; rows <= 66; rows++) {
+        panel_tiling t = tiling_of(rows, 128, 128, 132);
+        gpu_deal deal;
+        t.most_shift = 0;
+        t.most_split = 8;
+        t.steps = 256;
+        test_sub(run, "%d tiles", rows);
+        panel_deal(&t, &deal);
+        CHECK_INT(deal.split, rows <= 16 ? 8 : rows <= 33 ? 4 : 2);
+        memcpy(t.most_clusters, most, sizeof most);
+        panel_deal(&t, &deal);
+        CHECK_INT(deal.split, rows <= 15 ? 8 : rows <= 30 ? 4 : 2);
+        deal_and_walk(run, &t);
+    }
+}
 #else
+static void clusters_find_places(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
 static void steps_are_shared(test_run *run)
 {
     test_skip(run, "built without CUDA");
@@ -157,5 +182,6 @@ static void rounds_are_full(test_run *run)
 
 static const test_case cases[] = {{"everything_once", everything_once},
                                   {"rounds_are_full", rounds_are_full},
-                                  {"steps_are_shared", steps_are_shared}};
+                                  {"steps_are_shared", steps_are_shared},
+                                  {"clusters_find_places", clusters_find_places}};
 TEST_MAIN(cases)

@@ -16,6 +16,8 @@
 
 #define FAR_BYTES ((size_t)1 << 30) /* reserved, not used */
 #define FAR_STEP 8
+#define FAR_LINE 32
+#define FAR_FEW 16
 #define FAR_KERNELS 32
 
 /* One call of an operation or of a product. */
@@ -385,6 +387,8 @@ static inline esp_status far_keep_replay(esp_device *device, void *stream, void 
 static inline void far_fill_ops(esp_ops *ops)
 {
     ops->step = FAR_STEP;
+    ops->line = FAR_LINE;
+    ops->few = FAR_FEW;
     ops->embed = far_embed;
     ops->rms_norm = far_rms_norm;
     ops->layer_norm = far_layer_norm;

@@ -6,6 +6,8 @@
 #include "far_backend.h"
 #include "golden_vision.h"
 #include "greedy.h"
+#include "model/llama.h"
+#include "model/vision.h"
 
 typedef struct pair {
     golden_model near, far;
@@ -73,6 +75,26 @@ static void compare_shown(test_run *run, shown seen[2])
     free(seen[1].data);
 }
 
+/* What is told of each layer's columns is what ran last. */
+static void check_told(test_run *run, const esp_model *model, const esp_plan_slot *plans,
+                       esp_model_call call)
+{
+    esp_model_layer layer;
+    int64_t few = 0;
+    for (int64_t i = 0; esp_model_get_layer(model, i, call, &layer); i++) {
+        int64_t tokens = layer.problem.tokens, ran = plans[2 * i + (tokens != 1)].tokens;
+        few += layer.few;
+        if (ran != tokens) {
+            test_fail(run, __FILE__, __LINE__, "%s: %lld columns are told, %lld ran", layer.name,
+                      (long long)tokens, (long long)ran);
+        }
+    }
+    esp_model_info info;
+    esp_model_get_info(model, &info);
+    bool keeps = info.kind == ESP_MODEL_CLASSIFIER || (call.last_only && call.tokens > 1);
+    CHECK(keeps ? few >= 4 : few == 0);
+}
+
 /* ---- decoders ---- */
 
 enum { SEQUENCES = 3, STEPS = 4, PROMPT = 13, BATCH = 11 };
@@ -89,6 +111,23 @@ static void feed_both(test_run *run, esp_session *const sessions[2], const int32
     check_equal(run, logits[0], logits[1], (int64_t)floats);
     free(logits[0]);
     free(logits[1]);
+}
+
+/* A prompt of which the last token is read, then one token; the sessions end where they were. */
+static void check_prompt(test_run *run, esp_session *const sessions[2], const golden_data *golden)
+{
+    for (int i = 0; i < 2; i++) {
+        int64_t before = esp_session_length(sessions[i]);
+        const esp_model_call calls[2] = {{.tokens = BATCH, .last_only = true}, {.tokens = 1}};
+        for (int k = 0; k < 2; k++) {
+            float *logits = calloc((size_t)golden->vocabulary, sizeof *logits);
+            CHECK_OK(
+                esp_session_feed(sessions[i], golden->ids, calls[k].tokens, logits, false, error));
+            check_told(run, sessions[i]->model, sessions[i]->plans, calls[k]);
+            free(logits);
+        }
+        esp_session_truncate(sessions[i], before);
+    }
 }
 
 /* Prompts in pieces, logits of all tokens and of the last, steps alone and together, given and
@@ -112,6 +151,7 @@ static void check_sessions(test_run *run, pair *models, const golden_data *golde
         feed_both(run, both, golden->ids, PROMPT - k, vocabulary, k == 0);
         esp_session_observe(both[0], NULL, NULL);
         esp_session_observe(both[1], NULL, NULL);
+        check_prompt(run, both, golden);
         for (int step = 0; step < STEPS; step++) {
             feed_both(run, both, golden->ids + PROMPT + step, 1, vocabulary, step % 2 == 1);
         }
@@ -234,27 +274,37 @@ static void check_pixels(test_run *run, esp_vision *vision, const golden_vision 
     free(again);
 }
 
-/* Each image begins at a multiple of the device's step, and so products are chosen and tuned. */
+static int64_t tokens_of(test_run *run, const esp_model *model, int64_t index, int64_t tokens)
+{
+    esp_model_layer layer = {.name = ""};
+    CHECK(esp_model_get_layer(model, index, (esp_model_call){.tokens = tokens}, &layer));
+    return layer.problem.tokens;
+}
+
+/* Each image begins at a multiple of the device's step, all of them end at one of its lines, and so
+ * products are chosen and tuned. */
 static void check_columns(test_run *run, const pair *models)
 {
     esp_model_info info;
-    esp_model_layer layer;
     esp_model_get_info(models->far.model, &info);
     int64_t pitch = esp_ceil_div(info.context, FAR_STEP) * FAR_STEP;
+    int64_t index = info.kind == ESP_MODEL_IMAGE_ENCODER ? 3 : 1; /* no product on windows */
     for (int64_t images = 1; images < 4; images++) {
-        REQUIRE(esp_model_get_layer(models->far.model, 1, images * info.context, &layer));
-        CHECK_INT(layer.problem.tokens, images * pitch);
-        REQUIRE(esp_model_get_layer(models->near.model, 1, images * info.context, &layer));
-        CHECK_INT(layer.problem.tokens, images * info.context);
+        int64_t all = images * pitch, step = all > FAR_FEW ? FAR_LINE : FAR_STEP;
+        CHECK_INT(tokens_of(run, models->far.model, index, images * info.context),
+                  esp_ceil_div(all, step) * step);
+        CHECK_INT(tokens_of(run, models->near.model, index, images * info.context),
+                  images * info.context);
     }
-    REQUIRE(esp_model_get_layer(models->far.model, 1, 1, &layer));
-    CHECK_INT(layer.problem.tokens, 1);
+    CHECK_INT(tokens_of(run, models->far.model, 1, 1), 1);
 }
 
 static void check_images(test_run *run, pair *models, const golden_vision *golden)
 {
     const golden_model *sides[2] = {&models->near, &models->far};
     int64_t shape[3], size = 1;
+    esp_model_info info;
+    esp_model_get_info(models->far.model, &info);
     int rank = esp_vision_output_shape(models->near.model, shape);
     for (int i = 0; i < rank; i++) {
         size *= shape[i];
@@ -274,6 +324,10 @@ static void check_images(test_run *run, pair *models, const golden_vision *golde
         for (int again = 1; again < 3; again++) {
             CHECK_OK(esp_vision_run(vision, golden->pixels, images,
                                     outputs[i] + (size_t)again * floats, error));
+        }
+        if (golden->height == info.image_size && golden->width == info.image_size) {
+            check_told(run, sides[i]->model, vision->plans,
+                       (esp_model_call){.tokens = images * info.context});
         }
         CHECK_OK(esp_vision_run(vision, golden->pixels, 1, outputs[i] + 3 * floats, error));
         check_pixels(run, vision, golden, outputs[i], size);

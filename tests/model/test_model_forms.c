@@ -54,10 +54,11 @@ static void put_times(test_run *run, const bench_model *opened, int64_t tokens, 
 {
     const esp_model_options options = {.memory = ESP_MEMORY_SPARSE};
     const esp_plan_options both = {.forms = ESP_FORM_SPARSE | ESP_FORM_DENSE};
+    const esp_model_call call = {.tokens = tokens};
     esp_model *model = NULL;
     esp_model_layer layer;
     REQUIRE_OK(esp_model_load(opened->device, opened->checkpoint, &options, &model, error));
-    for (int64_t i = 0; esp_model_get_layer(model, i, tokens, &layer); i++) {
+    for (int64_t i = 0; esp_model_get_layer(model, i, call, &layer); i++) {
         esp_plan_candidate list[128];
         int count = 0;
         CHECK_OK(esp_plan_explain(opened->device, &layer.problem, &both, list, 128, &count, error));
@@ -95,7 +96,8 @@ static void check_close(test_run *run, const float *found, const float *expected
 static bool runs(const esp_model *model, int64_t tokens, const char *word, int layers)
 {
     const char *names[8];
-    int counts[8], total = esp_model_kernels(model, tokens, names, counts, 8), found = 0;
+    const esp_model_call call = {.tokens = tokens};
+    int counts[8], total = esp_model_kernels(model, call, names, counts, 8), found = 0;
     for (int i = 0; i < total && i < 8; i++) {
         found += strstr(names[i], word) != NULL ? counts[i] : 0;
     }
@@ -211,10 +213,10 @@ static void sparse_required(test_run *run)
 
 static void greedy_is_fastest(test_run *run, const bench_model *opened, const esp_model *model)
 {
-    static const int64_t counts[] = {1, MANY};
+    static const esp_model_call calls[] = {{.tokens = 1}, {.tokens = MANY}};
     esp_model_layer layer;
     for (int i = 0; i < 2; i++) {
-        for (int64_t k = 0; esp_model_get_layer(model, k, counts[i], &layer); k++) {
+        for (int64_t k = 0; esp_model_get_layer(model, k, calls[i], &layer); k++) {
             const esp_plan_candidate times[] = {{.kernel = MODEST, .tuned_us = 2},
                                                 {.kernel = GREEDY, .tuned_us = 1}};
             CHECK_OK(esp_tuning_put(opened->device, &layer.problem, times, 2, error));

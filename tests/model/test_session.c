@@ -188,6 +188,7 @@ static void nan_weights(test_run *run)
 
 static void info_and_kernels(test_run *run)
 {
+    const esp_model_call seven = {.tokens = 7};
     esp_context *context = test_context(run, 1);
     golden_data opened;
     golden_model loaded = {0};
@@ -214,7 +215,7 @@ static void info_and_kernels(test_run *run)
     CHECK_INT(info.parameters, linear + embedding + norms);
     CHECK_INT(info.linear_resident_bytes, 2 * linear);
     CHECK_INT(info.resident_bytes, 2 * (linear + embedding) + 4 * norms);
-    CHECK_INT(esp_model_kernels(loaded.model, 7, names, counts, 16), 1);
+    CHECK_INT(esp_model_kernels(loaded.model, seven, names, counts, 16), 1);
     CHECK_TEXT(names[0], "matmul_dense_any_any__ref_scalar");
     CHECK_INT(counts[0], 8);
     golden_close(&loaded);
