@@ -51,4 +51,9 @@ size_t panel_workspace_bytes(const esp_kernel *kernel, const esp_device *device,
                              const esp_matmul_problem *problem);
 esp_status panel_launch(const esp_matmul_call *call, esp_error *error);
 
+/* A dense product in small tiles, predicted; *split: blocks that share out the steps of a tile;
+ * dense_split.c. */
+double dense_split_us(const panel_variant *variant, const cuda_state *state, int64_t out,
+                      int64_t in, int64_t tokens, int *split);
+
 #endif

@@ -74,7 +74,7 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 #define CUDA_BLOCK_KERNELS 10
 #define CUDA_DENSE_KERNELS 3
 #define CUDA_DENSE_FEW_KERNELS 4
-#define CUDA_DENSE_TILE_KERNELS 4
+#define CUDA_DENSE_TILE_KERNELS 8
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
 extern const esp_kernel cuda_sm80_panel_kernels[CUDA_SM80_PANEL_KERNELS];
 extern const esp_kernel cuda_block_kernels[CUDA_BLOCK_KERNELS];

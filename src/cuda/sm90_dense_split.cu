@@ -17,7 +17,6 @@ __device__ __forceinline__ void consume(const gpu_product &p, const task &mine, 
     exchange<C> all(base, mine, warp, lane);
     ending<C> item = {p.epilogue};
     item.place(p, mine, all, threadIdx.x);
-    ptx::cluster_wait(); // all blocks of the cluster have their barriers
     STAMP(0);
     ptx::stream_order_wait();
     STAMP(1);
@@ -68,6 +67,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     }
     __syncthreads();
     ptx::cluster_has_come();
+    ptx::cluster_wait(); // all blocks of the cluster have their barriers
     if (!loading) {
         consume<C>(p, mine, base);
         return;
@@ -79,8 +79,6 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
         }
         loads.load();
     }
-    __syncwarp();
-    ptx::cluster_wait();
 }
 
 // ---- launching ----
