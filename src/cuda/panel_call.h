@@ -22,6 +22,7 @@ struct panel_variant {
     double launch_us;     /* of a launch, predicted; 0: 4 */
     double alone;         /* as often as that a tile takes which shares a multiprocessor with none,
                              where tiles are meant to; 0: they are not */
+    double off_line;      /* how often as long where rows begin in the middle of 128 bytes; 0: 1 */
     double part_fixed;    /* what of a tile's time a part takes however narrow; 0: as panels */
     int (*run)(const panel_variant *variant, const cuda_state *state, gpu_product *product,
                void *stream);
@@ -50,10 +51,5 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
 size_t panel_workspace_bytes(const esp_kernel *kernel, const esp_device *device,
                              const esp_matmul_problem *problem);
 esp_status panel_launch(const esp_matmul_call *call, esp_error *error);
-
-/* A dense product in small tiles, predicted; *split: blocks that share out the steps of a tile;
- * dense_split.c. */
-double dense_split_us(const panel_variant *variant, const cuda_state *state, int64_t out,
-                      int64_t in, int64_t tokens, int *split);
 
 #endif

@@ -2,11 +2,6 @@
 #include "cuda/gpu_dense.h"
 #include "cuda/sm90_dense_split_end.cuh"
 
-#ifndef STAMP
-#define STAMP(i)
-#define STAMP_END()
-#endif
-
 namespace dense_split
 {
 
@@ -17,20 +12,13 @@ __device__ __forceinline__ void consume(const gpu_product &p, const task &mine, 
     exchange<C> all(base, mine, warp, lane);
     ending<C> item = {p.epilogue};
     item.place(p, mine, all, threadIdx.x);
-    STAMP(0);
     ptx::stream_order_wait();
-    STAMP(1);
-    if (C::LATE) {
-        ptx::launch_next();
-    }
+    ptx::launch_next();
     item.load(); // memory is far
     float sums[C::N / 2];
     multiply<C>(sums, base, mine.steps.end - mine.steps.first, warp, lane);
-    STAMP(3);
     all.send(sums, lane);
-    STAMP(4);
     all.wait();
-    STAMP(5);
     int items = all.bands * 8 * C::EIGHTS;
     for (int i = threadIdx.x;;) {
         item.finish(all);
@@ -41,8 +29,6 @@ __device__ __forceinline__ void consume(const gpu_product &p, const task &mine, 
         item.place(p, mine, all, i);
         item.load();
     }
-    STAMP(6);
-    STAMP_END();
 }
 
 template <class C>
@@ -54,9 +40,6 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     task mine = task::of<C>(p);
     loader<C> loads(p, with, mine, base);
     bool loading = threadIdx.x >= C::CONSUMERS;
-    if (!C::LATE) {
-        ptx::launch_next();
-    }
     if (threadIdx.x == C::CONSUMERS) {
         for (int i = 0; i < C::STAGES; i++) {
             ptx::barrier_init(C::full(base, i), 1);
@@ -74,9 +57,7 @@ __global__ void __launch_bounds__(C::THREADS, C::BLOCKS)
     }
     if (threadIdx.x == C::CONSUMERS) {
         ptx::stream_order_wait();
-        if (C::LATE) {
-            ptx::launch_next();
-        }
+        ptx::launch_next();
         loads.load();
     }
 }
@@ -110,8 +91,8 @@ template <class C> int launch(const gpu_product &p, void *stream)
 
 template <bool BF16> int launch_tile(const gpu_product &p, int tile_tokens, void *stream)
 {
-    return tile_tokens == 128 ? launch<config<BF16, 128, 6, false>>(p, stream)
-                                    : launch<config<BF16, 64, 7, true>>(p, stream);
+    return tile_tokens == 128 ? launch<config<BF16, 128, 4, true>>(p, stream)
+                                    : launch<config<BF16, 64, 4, false>>(p, stream);
 }
 
 } // namespace dense_split

@@ -52,8 +52,9 @@ struct maps {
     CUtensorMap weights, x;
 };
 
-template <bool BF16_, int N_, int STAGES_, bool APART_, bool LATE_ = true> struct config {
-    static constexpr bool BF16 = BF16_, APART = APART_, LATE = LATE_;
+// APART: sums that are sent have a place of their own, not the ring's.
+template <bool BF16_, int N_, int STAGES_, bool APART_> struct config {
+    static constexpr bool BF16 = BF16_, APART = APART_;
     static constexpr int N = N_, STAGES = STAGES_;
     static constexpr int CONSUMERS = 32 * BANDS, THREADS = CONSUMERS + 32;
     static constexpr uint32_t X_BYTES = N * 128, W_BYTES = 128 * 128;
@@ -165,9 +166,6 @@ __device__ __forceinline__ void multiply(float (&sums)[C::N / 2], uint32_t base,
     int step = 0;
     do {
         ptx::barrier_wait(C::full(base, place.stage), place.parity);
-#ifdef STAMPED
-        if (step == 0) STAMP(2);
-#endif
         uint64_t a = ptx::descriptor(C::weights(base, place.stage) + warp / 4 * 8192, 16, 1024, 1);
         uint64_t b = ptx::descriptor(C::x(base, place.stage), 8192, 1024, 1);
         ptx::product_fence();
