@@ -17,6 +17,8 @@ typedef struct split_costs {
 static const split_costs costs_of_64 = {2, 1.9, 0.0, 0.20, 0.0017, 0.45};
 static const split_costs costs_of_128 = {1, 3.2, 0.3, 0.31, 0.0008, 0.0};
 
+#define ROUND_US 2.5 /* between rounds of blocks */
+
 static const int splits[] = {1, 2, 3, 4, 8};
 
 /* Clusters that run at a time; three blocks take a place for four. */
@@ -35,9 +37,10 @@ static double split_us(const split_costs *costs, const cuda_state *state, int64_
     double blocks = (double)(ESP_MIN(tiles, room) * split);
     double step = costs->step + costs->step_per_block * blocks;
     bool crowded = blocks > state->facts.multiprocessors || split == 8;
+    double round = (double)esp_ceil_div(steps, split) * step;
     return costs->launch + (split > 1 ? costs->each * split : 0) +
-           (crowded ? costs->crowded * split : 0) +
-           (double)rounds * (double)esp_ceil_div(steps, split) * step;
+           (crowded ? costs->crowded * split : 0) + round +
+           (double)(rounds - 1) * (round + ROUND_US);
 }
 
 /* The best of the splits, and what it takes. */

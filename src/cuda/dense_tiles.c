@@ -99,8 +99,11 @@ double cuda_smooth_us(const esp_matmul_problem *problem)
     return (problem->epilogue & smooth) != 0 ? 0.5e-6 * outputs : 0;
 }
 
-/* Measured on an H100: a small product takes longer than cuBLASLt's. */
-double cuda_dense_passing_us(const esp_matmul_problem *problem)
+/* Measured on an H100: a small product takes longer than cuBLASLt's, but for the kernels that are
+ * made for them. */
+double cuda_dense_passing_us(const esp_kernel *own, const esp_matmul_problem *problem)
 {
-    return 2 + cuda_smooth_us(problem);
+    bool small = own >= cuda_dense_split_kernels &&
+                 own < cuda_dense_split_kernels + CUDA_DENSE_SPLIT_KERNELS;
+    return (small ? 0.5 : 2) + cuda_smooth_us(problem);
 }

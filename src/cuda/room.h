@@ -101,7 +101,7 @@ double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *
 /* Our own dense kernel that is predicted to be the fastest, NULL: none can run the problem; and
  * what it takes longer than cuBLASLt takes without the epilogue; dense_tiles.c. */
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem);
-double cuda_dense_passing_us(const esp_matmul_problem *problem);
+double cuda_dense_passing_us(const esp_kernel *own, const esp_matmul_problem *problem);
 /* What instructions of smooth activations add to a product that does them in passing: measured on
  * an H100, alike for dense tiles and those of panels. */
 double cuda_smooth_us(const esp_matmul_problem *problem);
