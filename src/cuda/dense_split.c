@@ -1,6 +1,6 @@
 /* Dense products of some hundred tokens in small tiles, whose steps a cluster of blocks shares out
- * (sm90_dense_split.cuh): how many blocks that are, and what it takes. The steps of a call are those
- * of panels (panel_call.c). */
+ * (sm90_dense_split.cuh): how many blocks that are, and what it takes. The steps of a call are
+ * those of panels (panel_call.c). */
 #include "cuda/dense_tiles.h"
 #include "cuda/gpu_dense.h"
 

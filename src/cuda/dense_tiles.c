@@ -52,8 +52,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_dense_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "dense", .level = "sm90",                                                        \
         .idea = "W and X by the tensor copy engine, wgmma; every epilogue in passing",             \
-        .why_not = dense_tiles_why_not, .workspace_bytes = panel_workspace_bytes, .score_us = score_us,        \
-        .launch = panel_launch,                                                                    \
+        .why_not = dense_tiles_why_not, .workspace_bytes = panel_workspace_bytes,                  \
+        .score_us = score_us, .launch = panel_launch,                                              \
         .variant = &(const panel_variant){__VA_ARGS__, .rows = 128, .most_split = 8,               \
                                           .off_line = 1.25, .run = run_product},                   \
     }

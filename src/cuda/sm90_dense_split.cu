@@ -86,13 +86,14 @@ template <class C> int launch(const gpu_product &p, void *stream)
         return failed;
     }
     return gpu_launch_clusters(kernel<C>, (unsigned)(p.deal.multiprocessors * p.deal.split),
-                               (unsigned)p.deal.split, C::THREADS, C::SHARED, true, stream, p, with);
+                               (unsigned)p.deal.split, C::THREADS, C::SHARED, true, stream, p,
+                               with);
 }
 
 template <bool BF16> int launch_tile(const gpu_product &p, int tile_tokens, void *stream)
 {
     return tile_tokens == 128 ? launch<config<BF16, 128, 4, true>>(p, stream)
-                                    : launch<config<BF16, 64, 4, false>>(p, stream);
+                              : launch<config<BF16, 64, 4, false>>(p, stream);
 }
 
 } // namespace dense_split

@@ -17,8 +17,8 @@
 //
 // Shared memory, bytes: STAGES x 128 N of X | STAGES x 16384 of W | barriers. What has been sent
 // lies where the ring was, once all blocks of the cluster have said that they need theirs no more:
-// [block][16 rows][8 tokens][32 lanes][16], each 512 bytes 16 further than the ones before, or those
-// who read them would meet in the same banks.
+// [block][16 rows][8 tokens][32 lanes][16], each 512 bytes 16 further than the ones before, or
+// those who read them would meet in the same banks.
 //
 // Tails. As sm90_dense.cuh; X that the engine cannot take is left to it. Y that does not take
 // 16-byte stores, f32 Y and the last tokens leave one number at a time.
@@ -66,7 +66,7 @@ template <bool BF16_, int N_, int STAGES_, bool APART_> struct config {
     static constexpr uint32_t BARRIERS_AT = (RING_BYTES + (APART ? SUMS_BYTES : 0) + 7) / 8 * 8;
     static constexpr uint32_t READY_AT = BARRIERS_AT + STAGES * 16, ARRIVED_AT = READY_AT + 8;
     static constexpr uint32_t SHARED = ARRIVED_AT + 8 + 1024; // 1024: to align
-    static constexpr int BLOCKS = SHARED <= 115712 ? 2 : 1; // of a multiprocessor
+    static constexpr int BLOCKS = SHARED <= 115712 ? 2 : 1;   // of a multiprocessor
     static_assert(SHARED <= 232448, "more shared memory than a block can have");
 
     __device__ static __forceinline__ uint32_t x(uint32_t base, int stage)
@@ -159,8 +159,8 @@ template <class C> struct loader {
 // ---- multiplying ----
 
 template <class C>
-__device__ __forceinline__ void multiply(float (&sums)[C::N / 2], uint32_t base, int steps, int warp,
-                                         int lane)
+__device__ __forceinline__ void multiply(float (&sums)[C::N / 2], uint32_t base, int steps,
+                                         int warp, int lane)
 {
     panel::ring<C::STAGES> place;
     int step = 0;
@@ -202,9 +202,9 @@ template <class T> __device__ __forceinline__ void work_out_now(T &v)
 template <class C> struct exchange {
     uint32_t base;
     int rank, split;
-    int first, bands;   // that are finished here
-    uint32_t of_sender; // from what one has sent to what the next has
-    bool keeps;         // this warp's band is finished here
+    int first, bands;     // that are finished here
+    uint32_t of_sender;   // from what one has sent to what the next has
+    bool keeps;           // this warp's band is finished here
     uint32_t to, barrier; // where its sums go, and the barrier there
 
     __device__ __forceinline__ int first_band(int block) const
@@ -236,7 +236,8 @@ template <class C> struct exchange {
         ptx::barrier_init(base + C::READY_AT, BANDS * mine.split);
         ptx::barrier_init(base + C::ARRIVED_AT, 1);
         ptx::barrier_init_fence();
-        ptx::barrier_expect(base + C::ARRIVED_AT, (mine.split - 1) * (end - first) * C::EIGHTS * 512);
+        ptx::barrier_expect(base + C::ARRIVED_AT,
+                            (mine.split - 1) * (end - first) * C::EIGHTS * 512);
     }
     // Until nobody reads the ring any more that sums are sent to.
     __device__ __forceinline__ void meet(int lane) const

@@ -124,14 +124,14 @@ template <class C> struct ending {
     }
     __device__ __forceinline__ void store_eight(int i, const float (&v)[8]) const
     {
-        *(uint4 *)((uint16_t *)e.y + at_row(i)) =
-            make_uint4(epilogue::round_pair(TYPE, v[0], v[1]), epilogue::round_pair(TYPE, v[2], v[3]),
-                       epilogue::round_pair(TYPE, v[4], v[5]), epilogue::round_pair(TYPE, v[6], v[7]));
+        *(uint4 *)((uint16_t *)e.y + at_row(i)) = make_uint4(
+            epilogue::round_pair(TYPE, v[0], v[1]), epilogue::round_pair(TYPE, v[2], v[3]),
+            epilogue::round_pair(TYPE, v[4], v[5]), epilogue::round_pair(TYPE, v[6], v[7]));
     }
     __device__ __forceinline__ void finish_whole(const exchange<C> &sums) const
     {
-        constexpr unsigned PASSING = ESP_EP_GELU | ESP_EP_SILU | ESP_EP_GELU_TANH | ESP_EP_RELU |
-                                     ESP_EP_SWIGLU;
+        constexpr unsigned PASSING =
+            ESP_EP_GELU | ESP_EP_SILU | ESP_EP_GELU_TANH | ESP_EP_RELU | ESP_EP_SWIGLU;
         float v[2][8];
         add_up(sums, v);
 #pragma unroll
