@@ -12,31 +12,38 @@ typedef struct split_costs {
     double step, step_per_block; /* 64 columns; for each block that runs */
     double crowded;              /* for each block of a cluster, where the next launch's find no
                                     place beside them */
+    double weights;              /* of what memory takes for them: not hidden */
 } split_costs;
 
-static const split_costs costs_of_64 = {2, 1.9, 0.0, 0.20, 0.0017, 0.45};
-static const split_costs costs_of_128 = {1, 3.2, 0.3, 0.31, 0.0008, 0.0};
+static const split_costs costs_of_64 = {2, 1.9, 0.0, 0.16, 0.0015, 0.45, 0.5};
+static const split_costs costs_of_128 = {1, 3.2, 0.2, 0.31, 0.0008, 0.0, 0.0};
 
-#define ROUND_US 2.5 /* between rounds of blocks */
+static const split_costs *costs_of(const panel_variant *variant)
+{
+    return variant->tokens == 64 ? &costs_of_64 : &costs_of_128;
+}
+
+#define MEASURED_TOKENS 640 /* beyond, scores are less sure than those of the other family */
+#define ROUND_US 2.5        /* between rounds of blocks */
 
 static const int splits[] = {1, 2, 3, 4, 8};
 
-/* Clusters that run at a time; three blocks take a place for four. */
-static int64_t places(const cuda_state *state, const split_costs *costs, int split)
+/* Clusters that run at a time, one block a multiprocessor; three blocks take a place for four. */
+static int64_t places(const cuda_state *state, int split)
 {
     static const int sizes[] = {0, 0, 1, 2, 2, 3, 3, 3, 3};
     int known = state->most_clusters[sizes[split]];
-    int64_t alone = known > 0 ? known : state->facts.multiprocessors / split;
-    return ESP_MAX(1, alone * costs->at_once);
+    return known > 0 ? known : ESP_MAX(1, state->facts.multiprocessors / split);
 }
 
 static double split_us(const split_costs *costs, const cuda_state *state, int64_t tiles,
                        int64_t steps, int split)
 {
-    int64_t room = places(state, costs, split), rounds = esp_ceil_div(tiles, room);
+    int64_t alone = places(state, split), room = alone * costs->at_once;
+    int64_t rounds = esp_ceil_div(tiles, room);
     double blocks = (double)(ESP_MIN(tiles, room) * split);
     double step = costs->step + costs->step_per_block * blocks;
-    bool crowded = blocks > state->facts.multiprocessors || split == 8;
+    bool crowded = tiles > alone || split == 8;
     double round = (double)esp_ceil_div(steps, split) * step;
     return costs->launch + (split > 1 ? costs->each * split : 0) +
            (crowded ? costs->crowded * split : 0) + round +
@@ -47,7 +54,7 @@ static double split_us(const split_costs *costs, const cuda_state *state, int64_
 static double find_split(const panel_variant *variant, const cuda_state *state, int64_t out,
                          int64_t in, int64_t tokens, int *split)
 {
-    const split_costs *costs = variant->tokens == 64 ? &costs_of_64 : &costs_of_128;
+    const split_costs *costs = costs_of(variant);
     int64_t tiles = esp_ceil_div(out, variant->rows) * esp_ceil_div(tokens, variant->tokens);
     int64_t steps = esp_ceil_div(in, GPU_STEP_COLUMNS);
     double best = -1;
@@ -95,12 +102,15 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     const panel_variant *variant = kernel->variant;
     double out = (double)problem->out_features, in = (double)problem->in_features;
     double tokens = (double)problem->tokens;
-    double memory_us = cuda_memory_us(device, 2 * (out * in + in * tokens + out * tokens));
+    double weights_us = cuda_memory_us(device, 2 * out * in);
+    double memory_us = weights_us + cuda_memory_us(device, 2 * (in + out) * tokens);
     int split;
     double us = find_split(variant, device->state, problem->out_features, problem->in_features,
                            problem->tokens, &split);
     bool off_line = problem->tokens % CUDA_LINE != 0;
-    return ESP_MAX(us + (off_line ? 0.1 * us : 0), 2.5 + memory_us);
+    us += costs_of(variant)->weights * weights_us + cuda_smooth_us(problem);
+    double unknown = problem->tokens > MEASURED_TOKENS ? 0.15 : 0;
+    return ESP_MAX(us * (1 + (off_line ? 0.1 : 0) + unknown), 2.5 + memory_us);
 }
 
 #define RECORD(type_, short_name, tokens_)                                                         \
