@@ -81,7 +81,7 @@ static const esp_kernel *with_epilogue(const esp_kernel *dense, const esp_device
     esp_matmul_problem run = *problem;
     run.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
     const esp_kernel *own = cuda_dense_tiles_for(device, &run);
-    double own_us = *us + cuda_dense_passing_us(problem);
+    double own_us = own != NULL ? *us + cuda_dense_passing_us(own, problem) : *us;
     *us += cuda_dense_finish_us(device, problem);
     if (own == NULL || own_us >= *us) {
         return dense;

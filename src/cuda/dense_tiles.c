@@ -2,11 +2,11 @@
  * epilogue in passing. X and Y are feature-major, as they are inside a model; for others cuBLASLt
  * writes Y in one go too, or is as good. The steps of a call are those of panels (panel_call.c): a
  * dense weight is one panel of all rows, whose data is what it is. */
+#include "cuda/dense_tiles.h"
 #include "cuda/gpu_dense.h"
-#include "cuda/panel_call.h"
 
-static const char *why_not(const esp_kernel *kernel, const esp_device *device,
-                           const esp_matmul_problem *problem)
+const char *dense_tiles_why_not(const esp_kernel *kernel, const esp_device *device,
+                                const esp_matmul_problem *problem)
 {
     const panel_variant *variant = kernel->variant;
     const cuda_state *state = device->state;
@@ -52,8 +52,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_dense_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "dense", .level = "sm90",                                                        \
         .idea = "W and X by the tensor copy engine, wgmma; every epilogue in passing",             \
-        .why_not = why_not, .workspace_bytes = panel_workspace_bytes, .score_us = score_us,        \
-        .launch = panel_launch,                                                                    \
+        .why_not = dense_tiles_why_not, .workspace_bytes = panel_workspace_bytes,                  \
+        .score_us = score_us, .launch = panel_launch,                                              \
         .variant = &(const panel_variant){__VA_ARGS__, .rows = 128, .most_split = 8,               \
                                           .off_line = 1.25, .run = run_product},                   \
     }
@@ -69,14 +69,22 @@ const esp_kernel cuda_dense_tile_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(E
 
 /* ---- beside cuBLASLt's measured times ---- */
 
+int dense_tiles_run_128x128(const cuda_state *state, gpu_product *product, void *stream)
+{
+    const panel_variant *variant = cuda_dense_tile_kernels[1].variant;
+    return run_product(variant, state, product, stream);
+}
+
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem)
 {
     const esp_kernel *best = NULL;
     double best_us = 0;
-    for (int i = 0; i < CUDA_DENSE_TILE_KERNELS; i++) {
-        const esp_kernel *kernel = &cuda_dense_tile_kernels[i];
-        if (why_not(kernel, device, problem) == NULL) {
-            double us = score_us(kernel, device, problem);
+    for (int i = 0; i < CUDA_DENSE_TILE_KERNELS + CUDA_DENSE_SPLIT_KERNELS; i++) {
+        const esp_kernel *kernel = i < CUDA_DENSE_TILE_KERNELS
+                                       ? &cuda_dense_tile_kernels[i]
+                                       : &cuda_dense_split_kernels[i - CUDA_DENSE_TILE_KERNELS];
+        if (kernel->why_not(kernel, device, problem) == NULL) {
+            double us = kernel->score_us(kernel, device, problem);
             best = best == NULL || us < best_us ? kernel : best;
             best_us = best == kernel ? us : best_us;
         }
@@ -91,8 +99,11 @@ double cuda_smooth_us(const esp_matmul_problem *problem)
     return (problem->epilogue & smooth) != 0 ? 0.5e-6 * outputs : 0;
 }
 
-/* Measured on an H100: a small product takes longer than cuBLASLt's. */
-double cuda_dense_passing_us(const esp_matmul_problem *problem)
+/* Measured on an H100: a small product takes longer than cuBLASLt's, but for the kernels that are
+ * made for them. */
+double cuda_dense_passing_us(const esp_kernel *own, const esp_matmul_problem *problem)
 {
-    return 2 + cuda_smooth_us(problem);
+    bool small = own >= cuda_dense_split_kernels &&
+                 own < cuda_dense_split_kernels + CUDA_DENSE_SPLIT_KERNELS;
+    return (small ? 0.5 : 2) + cuda_smooth_us(problem);
 }

@@ -210,8 +210,8 @@ static void kernels_for_any_gpu(test_run *run)
     }
 }
 
-/* The fastest of an H100 at products of models, cuBLASLt left out. What is chosen takes at most a
- * tenth longer than the fastest, and what it was said to take is true to a quarter. */
+/* The fastest of an H100 at products of models, cuBLASLt left out. What is chosen costs a model at
+ * most a tenth more than the best, and what it was said to take is true to a quarter. */
 static void as_an_h100_read(test_run *run)
 {
     static const struct {
@@ -219,28 +219,36 @@ static void as_an_h100_read(test_run *run)
         struct {
             const char *kernel;
             double us;
-        } fastest[4];
+        } fastest[6];
     } rows[] = {
         {"matmul/2:4/f16/768x768x256/ep:bias+residual",
          {{"panel/sm90_whole_128x128", 5.2},
           {"dense/sm90_128x128", 5.2},
           {"dense/sm90_128x256", 6.4},
-          {"panel/sm90_whole_128x256", 7.1}}},
+          {"panel/sm90_whole_128x256", 7.1},
+          {"dense/sm90_split_128x64", 3.3},
+          {"dense/sm90_split_128x128", 4.1}}},
         {"matmul/2:4/f16/1024x1024x256/ep:bias+residual",
          {{"panel/sm90_whole_128x128", 6.1},
           {"dense/sm90_128x128", 6.3},
           {"panel/sm90_whole_128x256", 7.2},
-          {"dense/sm90_128x256", 8.1}}},
+          {"dense/sm90_128x256", 8.1},
+          {"dense/sm90_split_128x64", 4.8},
+          {"dense/sm90_split_128x128", 4.9}}},
         {"matmul/2:4/f16/3072x768x512/ep:bias+gelu",
          {{"panel/sm90_whole_128x128", 7.8},
           {"panel/sm90_whole_128x256", 8.1},
           {"dense/sm90_128x256", 9.7},
-          {"dense/sm90_128x128", 9.8}}},
+          {"dense/sm90_128x128", 9.8},
+          {"dense/sm90_split_128x128", 9.0},
+          {"dense/sm90_split_128x64", 9.9}}},
         {"matmul/2:4/f16/1024x4096x512/ep:bias+residual",
          {{"panel/sm90_whole_128x128", 13.3},
           {"dense/sm90_128x128", 16.4},
           {"panel/sm90_whole_128x256", 17.4},
-          {"dense/sm90_128x256", 18.0}}},
+          {"dense/sm90_128x256", 18.0},
+          {"dense/sm90_split_128x64", 12.9},
+          {"dense/sm90_split_128x128", 14.6}}},
         {"matmul/2:4/f16/2304x768x1600/ep:bias",
          {{"panel/sm90_whole_128x256", 9.9},
           {"panel/sm90_whole_128x128", 11.5},
@@ -255,12 +263,16 @@ static void as_an_h100_read(test_run *run)
          {{"panel/sm90_128x256", 5.4},
           {"panel/sm90_128x128", 5.4},
           {"panel/sm90_64x256", 5.4},
-          {"panel/sm90_64x512", 6.0}}},
+          {"panel/sm90_64x512", 6.0},
+          {"dense/sm90_split_128x64", 5.4},
+          {"dense/sm90_split_128x128", 5.8}}},
         {"matmul/128:2:8/f16/1024x4096x256/ep:bias+residual",
          {{"panel/sm90_128x128", 10.9},
           {"dense/sm90_128x128", 12.2},
           {"panel/sm90_64x256", 13.7},
-          {"panel/sm90_128x256", 14.9}}},
+          {"panel/sm90_128x256", 14.9},
+          {"dense/sm90_split_128x128", 10.0},
+          {"dense/sm90_split_128x64", 12.1}}},
         {"matmul/128:2:8/f16/4096x1024x512/ep:bias+gelu",
          {{"panel/sm90_128x256", 8.8},
           {"panel/sm90_128x128", 8.8},
@@ -280,7 +292,9 @@ static void as_an_h100_read(test_run *run)
          {{"panel/sm90_64x256", 13.4},
           {"panel/sm90_128x256", 13.7},
           {"panel/sm90_128x128", 14.5},
-          {"panel/sm90_64x512", 15.0}}},
+          {"panel/sm90_64x512", 15.0},
+          {"dense/sm90_split_128x64", 12.9},
+          {"dense/sm90_split_128x128", 14.6}}},
         {"matmul/64:2:8/f16/3072x1024x12800/ep:bias",
          {{"panel/sm90_64x512", 85.5},
           {"panel/sm90_64x256", 87.3},
@@ -290,7 +304,9 @@ static void as_an_h100_read(test_run *run)
          {{"panel/sm90_spread_128x128", 8.2},
           {"dense/sm90_128x128", 8.7},
           {"panel/sm90_spread_128x256", 9.1},
-          {"panel/sm90_128x256", 9.1}}},
+          {"panel/sm90_128x256", 9.1},
+          {"dense/sm90_split_128x64", 7.3},
+          {"dense/sm90_split_128x128", 8.1}}},
         {"matmul/128:2:5/f16/768x3072x1600/ep:bias+residual",
          {{"dense/sm90_128x128", 18.6},
           {"panel/sm90_128x128", 19.6},
@@ -304,17 +320,23 @@ static void as_an_h100_read(test_run *run)
     };
     for (int i = 0; i < ESP_COUNT(rows); i++) {
         esp_plan plan;
-        double us = 0;
+        double us = 0, cost = 0, least = 1e9;
         test_sub(run, "%s", rows[i].problem);
         choose(run, rows[i].problem, ESP_FORM_SPARSE | ESP_FORM_DENSE | ESP_FORM_SPREAD, &plan);
-        for (int k = 0; k < ESP_COUNT(rows[i].fastest); k++) {
+        for (int k = 0; k < ESP_COUNT(rows[i].fastest) && rows[i].fastest[k].kernel != NULL; k++) {
             char name[128];
-            const char *kernel = rows[i].fastest[k].kernel, *slash = strchr(kernel, '/');
-            snprintf(name, sizeof name, "matmul_%.*s_f16_f16__cuda_%s", (int)(slash - kernel),
-                     kernel, slash + 1);
-            us = strcmp(name, plan.kernel->name) == 0 ? rows[i].fastest[k].us : us;
+            const char *text = rows[i].fastest[k].kernel, *slash = strchr(text, '/');
+            snprintf(name, sizeof name, "matmul_%.*s_f16_f16__cuda_%s", (int)(slash - text), text,
+                     slash + 1);
+            const esp_kernel *kernel = kernel_named(name);
+            REQUIRE(kernel != NULL);
+            double of_this = rows[i].fastest[k].us + kernel->among_us;
+            least = ESP_MIN(least, of_this);
+            if (kernel == plan.kernel) {
+                us = rows[i].fastest[k].us, cost = of_this;
+            }
         }
-        CHECK(us > 0 && us <= 1.1 * rows[i].fastest[0].us);
+        CHECK(cost > 0 && cost <= 1.1 * least);
         CHECK(fabs(plan.reason.us - us) <= 0.25 * us);
     }
 }
