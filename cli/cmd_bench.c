@@ -173,7 +173,7 @@ static const cli_option options[] = {
     {.name = "tune",
      .kind = OPTION_FLAG,
      .offset = FIELD(tunes),
-     .help = "whole models: first measure every kernel on the shapes of their layers (up to 12608 "
+     .help = "whole models: first measure every kernel on the shapes of their layers (up to 12800 "
              "tokens), and choose by these times; they are not kept"},
     {.name = "baseline",
      .letter = 'b',

@@ -3,6 +3,9 @@
  * epilogue; what dense products need besides is added by what it moves. bf16 takes f16's times:
  * both run the same instructions at the same rate.
  *
+ * Measured were rows of X that are whole lines of memory, as a model's are: other products go by
+ * scores, which know what the middle of a line costs.
+ *
  * The tables are made by tools/default_times.pl from tuning files of tools/default_times.sh. A
  * kernel that is no more, or cannot run the problem, makes its entry void. */
 #include <stdio.h>
@@ -78,7 +81,7 @@ static const esp_kernel *with_epilogue(const esp_kernel *dense, const esp_device
     esp_matmul_problem run = *problem;
     run.pattern = (esp_pattern){.kind = ESP_PATTERN_DENSE};
     const esp_kernel *own = cuda_dense_tiles_for(device, &run);
-    double own_us = *us + cuda_dense_passing_us(problem);
+    double own_us = own != NULL ? *us + cuda_dense_passing_us(own, problem) : *us;
     *us += cuda_dense_finish_us(device, problem);
     if (own == NULL || own_us >= *us) {
         return dense;
@@ -92,7 +95,8 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
 {
     const cuda_times *table = table_of(tables, device);
     esp_dtype type = problem->weight_type;
-    if (table == NULL || problem->pattern.kind == ESP_PATTERN_DENSE ||
+    bool lines = problem->tokens <= GPU_FEW_TOKENS || problem->tokens % CUDA_LINE == 0;
+    if (table == NULL || problem->pattern.kind == ESP_PATTERN_DENSE || !lines ||
         problem->x_layout != ESP_FEATURE_MAJOR || (type != ESP_F16 && type != ESP_BF16)) {
         return false;
     }
@@ -111,7 +115,7 @@ bool cuda_times_find(const cuda_times *tables, const esp_device *device,
     *times = (esp_shipped_times){.tokens = at->tokens,
                                  .sparse = sparse,
                                  .dense = dense,
-                                 .sparse_us = (double)at->sparse_us,
+                                 .sparse_us = (double)at->sparse_us + cuda_smooth_us(problem),
                                  .dense_us = dense_us};
     return true;
 }

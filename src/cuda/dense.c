@@ -366,15 +366,21 @@ static size_t workspace_bytes(const esp_kernel *kernel, const esp_device *device
     return 256 + SCRATCH + (cuda_dense_is_direct(problem) ? 0 : sums);
 }
 
+/* Fitted to 48 times of an H100, 128 to 51200 tokens of 384 to 4096 features: 7 % off, root mean
+ * square. A tile goes through all input features, and what it reads and writes is hidden in part.
+ */
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
     (void)kernel;
     double out = (double)problem->out_features, in = (double)problem->in_features;
     double tokens = (double)problem->tokens, width = (double)esp_dtype_bytes(problem->act_type);
-    double flops = 2 * out * in * tokens, bytes = width * (out * in + in * tokens + out * tokens);
-    double per_us = problem->act_type == ESP_F32 ? 40e6 : 650e6;
-    return 4 + ESP_MAX(flops / per_us, cuda_memory_us(device, bytes)) +
+    double outputs = out * tokens, per_us = problem->act_type == ESP_F32 ? 40e6 : 936e6;
+    double adds = (problem->epilogue & ESP_EP_RESIDUAL) != 0 ? outputs : 0;
+    double memory_us = cuda_memory_us(device, width * (out * in + in * tokens + outputs + adds));
+    double tiles_us = ESP_MAX(1.3e-3 * in, 2 * outputs * in / per_us);
+    double launch_us = problem->tokens > GPU_FEW_TOKENS ? 2.7 : 4.5; /* weights come from memory */
+    return launch_us + ESP_MAX(tiles_us + 0.6 * memory_us, memory_us) +
            cuda_dense_finish_us(device, problem);
 }
 

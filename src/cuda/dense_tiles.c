@@ -2,11 +2,11 @@
  * epilogue in passing. X and Y are feature-major, as they are inside a model; for others cuBLASLt
  * writes Y in one go too, or is as good. The steps of a call are those of panels (panel_call.c): a
  * dense weight is one panel of all rows, whose data is what it is. */
+#include "cuda/dense_tiles.h"
 #include "cuda/gpu_dense.h"
-#include "cuda/panel_call.h"
 
-static const char *why_not(const esp_kernel *kernel, const esp_device *device,
-                           const esp_matmul_problem *problem)
+const char *dense_tiles_why_not(const esp_kernel *kernel, const esp_device *device,
+                                const esp_matmul_problem *problem)
 {
     const panel_variant *variant = kernel->variant;
     const cuda_state *state = device->state;
@@ -45,10 +45,7 @@ static int run_product(const panel_variant *variant, const cuda_state *state, gp
 static double score_us(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem)
 {
-    double out = (double)problem->out_features, in = (double)problem->in_features;
-    double tokens = (double)problem->tokens;
-    double memory_us = cuda_memory_us(device, 2 * (out * in + in * tokens + out * tokens));
-    return ESP_MAX(panel_tiles_us(kernel->variant, device, problem), 4 + memory_us);
+    return panel_tiles_us(kernel->variant, device, problem);
 }
 
 #define RECORD(short_name, suffix, ...)                                                            \
@@ -56,30 +53,40 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
         .name = "matmul_dense_" short_name "_" short_name "__cuda_sm90_" suffix, .device = "cuda", \
         .format = "dense", .level = "sm90",                                                        \
         .idea = "W and X by the tensor copy engine, wgmma; every epilogue in passing",             \
-        .why_not = why_not, .workspace_bytes = panel_workspace_bytes, .score_us = score_us,        \
-        .launch = panel_launch, .norms = panel_norms, .moment_parts = panel_moment_parts,          \
+        .why_not = dense_tiles_why_not, .workspace_bytes = panel_workspace_bytes,                  \
+        .score_us = score_us, .launch = panel_launch, .norms = panel_norms,                        \
+        .moment_parts = panel_moment_parts,                                                        \
         .variant = &(const panel_variant){__VA_ARGS__, .rows = 128, .most_split = 8,               \
-                                          .part_fixed = 0.05, .run = run_product},                 \
+                                          .off_line = 1.25, .run = run_product},                   \
     }
-/* Clocks: measured on an H100, at the rate of panel_call.c. */
+/* Clocks: fitted as those of panels. */
 #define RECORDS(type, short_name)                                                                  \
     RECORD(short_name, "128x256", type, .tile = GPU_TILE_128X256, .tokens = 256, .halvings = 2,    \
-           .clocks = 1150, .finish_clocks = 500),                                                  \
+           .clocks = 854, .finish_clocks = 2630, .launch_us = 1.26, .part_fixed = 0.42),           \
         RECORD(short_name, "128x128", type, .tile = GPU_TILE_128X128, .tokens = 128,               \
-               .halvings = 1, .clocks = 590, .finish_clocks = 600)
+               .halvings = 1, .clocks = 501, .finish_clocks = 870, .launch_us = 2.04,              \
+               .part_fixed = 0.38)
 
 const esp_kernel cuda_dense_tile_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};
 
 /* ---- beside cuBLASLt's measured times ---- */
 
+int dense_tiles_run_128x128(const cuda_state *state, gpu_product *product, void *stream)
+{
+    const panel_variant *variant = cuda_dense_tile_kernels[1].variant;
+    return run_product(variant, state, product, stream);
+}
+
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem)
 {
     const esp_kernel *best = NULL;
     double best_us = 0;
-    for (int i = 0; i < CUDA_DENSE_TILE_KERNELS; i++) {
-        const esp_kernel *kernel = &cuda_dense_tile_kernels[i];
-        if (why_not(kernel, device, problem) == NULL) {
-            double us = score_us(kernel, device, problem);
+    for (int i = 0; i < CUDA_DENSE_TILE_KERNELS + CUDA_DENSE_SPLIT_KERNELS; i++) {
+        const esp_kernel *kernel = i < CUDA_DENSE_TILE_KERNELS
+                                       ? &cuda_dense_tile_kernels[i]
+                                       : &cuda_dense_split_kernels[i - CUDA_DENSE_TILE_KERNELS];
+        if (kernel->why_not(kernel, device, problem) == NULL) {
+            double us = kernel->score_us(kernel, device, problem);
             best = best == NULL || us < best_us ? kernel : best;
             best_us = best == kernel ? us : best_us;
         }
@@ -87,11 +94,18 @@ const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmu
     return best;
 }
 
-/* Measured on an H100: a small product takes longer than cuBLASLt's, and instructions of smooth
- * activations are not all hidden. */
-double cuda_dense_passing_us(const esp_matmul_problem *problem)
+double cuda_smooth_us(const esp_matmul_problem *problem)
 {
-    const unsigned smooth = ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU | ESP_EP_SWIGLU;
+    const unsigned smooth = ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
     double outputs = (double)problem->out_features * (double)problem->tokens;
-    return 2 + ((problem->epilogue & smooth) != 0 ? 0.5e-6 * outputs : 0);
+    return (problem->epilogue & smooth) != 0 ? 0.5e-6 * outputs : 0;
+}
+
+/* Measured on an H100: a small product takes longer than cuBLASLt's, but for the kernels that are
+ * made for them. */
+double cuda_dense_passing_us(const esp_kernel *own, const esp_matmul_problem *problem)
+{
+    bool small = own >= cuda_dense_split_kernels &&
+                 own < cuda_dense_split_kernels + CUDA_DENSE_SPLIT_KERNELS;
+    return (small ? 0.5 : 2) + cuda_smooth_us(problem);
 }

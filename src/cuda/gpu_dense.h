@@ -13,6 +13,9 @@ extern "C" {
  * Tiles: 128x256, 128x128. */
 int gpu_sm90_dense_f16(const gpu_tiled *tiled, gpu_tile tile, void *stream);
 int gpu_sm90_dense_bf16(const gpu_tiled *tiled, gpu_tile tile, void *stream);
+/* The same for some hundred tokens, in tiles of 128 rows x 64 or 128 tokens; x_aligned;
+ * deal.multiprocessors clusters of deal.split blocks, one for each tile. */
+int gpu_sm90_dense_split(const gpu_product *product, int tile_tokens, void *stream);
 
 #ifdef __cplusplus
 }

@@ -5,8 +5,7 @@
 #include "cuda/gpu_windows.h"
 #include "cuda/room.h"
 
-#define STEP 8  /* columns: 16 bytes, which is what the kernels and the copy engine read at once */
-#define LINE 64 /* 128 bytes */
+#define STEP 8 /* columns: 16 bytes, which is what the kernels and the copy engine read at once */
 
 _Static_assert(sizeof(esp_cache_place) == sizeof(gpu_place) &&
                    offsetof(esp_cache_place, past) == offsetof(gpu_place, past) &&
@@ -506,7 +505,7 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
 
 #define TABLE(name, dtype)                                                                         \
     {                                                                                              \
-        .type = (dtype), .step = STEP, .line = LINE, .few = GPU_FEW_TOKENS,                        \
+        .type = (dtype), .step = STEP, .line = CUDA_LINE, .few = GPU_FEW_TOKENS,                   \
         .widest_grid = GPU_WIDEST_GRID, .embed = embed_##name, .rms_norm = rms_norm_##name,        \
         .layer_norm = layer_norm_##name, .moments = moments_##name, .rope_angles = rope_angles,    \
         .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \

@@ -1,8 +1,8 @@
 /* The steps of a product of panels, whichever kernel computes it: reasons to decline, workspace,
  * and what a kernel's own tails do not cover. X token-major cannot be gathered by column, so it is
  * transposed into the workspace first; X whose rows are no multiple of 16 bytes is copied there
- * with a longer row; swiglu whose two rows do not meet in one thread (a row order, odd panels) goes
- * through f32 sums in the workspace, some tokens at a time. */
+ * with rows of whole lines; swiglu whose two rows do not meet in one thread (a row order, odd
+ * panels) goes through f32 sums in the workspace, some tokens at a time. */
 #include "cuda/panel_call.h"
 
 #include "format/format.h"
@@ -116,7 +116,7 @@ static workspace workspace_of(const panel_variant *variant, const esp_matmul_pro
     if (!variant->few && (turned || row % 8 != 0)) {
         row = turned ? problem->tokens : row;
         made.x_rows = by_token && !turned ? problem->tokens : problem->in_features;
-        made.x_stride = esp_ceil_div(row, 8) * 8;
+        made.x_stride = esp_ceil_div(row, CUDA_LINE) * CUDA_LINE;
         made.x_bytes = cuda_round_up((size_t)made.x_rows * (size_t)made.x_stride * 2);
     }
     if ((problem->epilogue & ESP_EP_SWIGLU) != 0) {
@@ -281,11 +281,13 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 #define GROUP_ROWS 4096 /* whose weights stay in the L2; 6144 where tiles have 64 */
 /* Measured on an H100 in rounds that are alone: what of a tile's time a part of it takes however
  * narrow it is, for the way to memory is as far; clocks to add up the sums of a cluster: to meet,
- * and for each token of the tile, of which tiles of 256 take no more than those of 128. */
+ * and for each token of the tile. */
 #define PART_FIXED 0.65
-#define MEET_CLOCKS 1500
-#define SHARE_CLOCKS 36
-#define SHARE_TOKENS 128
+#define MEET_CLOCKS 2300
+#define SHARE_CLOCKS 38
+#define BESIDE 0.4 /* of the time that memory takes is not hidden by products */
+#define EDGE 2     /* a gathered step takes so often as long where tokens end within the part */
+#define SMOOTH_CLOCKS (3200.0 / (128 * 256)) /* of an activation's instructions, for each sum */
 
 static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int64_t panel_rows,
                               int64_t steps, int64_t tokens, unsigned bits, const cuda_state *state)
@@ -299,15 +301,17 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
                          .multiprocessors = state->facts.multiprocessors,
                          .most_split = variant->most_split,
                          .least_share = (bits & ESP_EP_SWIGLU) != 0 ? 64 : 32, /* as chunks have */
-                         .steps = steps};
+                         .steps = steps,
+                         .edge = variant->listed ? EDGE : 1};
     memcpy(made.most_clusters, state->most_clusters, sizeof made.most_clusters);
+    const unsigned activations = ESP_EP_GELU | ESP_EP_GELU_TANH | ESP_EP_SILU;
+    double smooth = (bits & activations) != 0 ? SMOOTH_CLOCKS * variant->rows * variant->tokens : 0;
     double fixed = variant->part_fixed > 0 ? variant->part_fixed : PART_FIXED;
     for (int shift = 0; shift <= variant->halvings; shift++) {
         double part = fixed + (1 - fixed) / (1 << shift);
         made.step_clocks[shift] = variant->clocks * part;
-        made.finish_clocks[shift] = variant->finish_clocks * part;
-        made.share_clocks[shift] =
-            MEET_CLOCKS + SHARE_CLOCKS * ESP_MIN(variant->tokens >> shift, SHARE_TOKENS);
+        made.finish_clocks[shift] = variant->finish_clocks * part + smooth / (1 << shift);
+        made.share_clocks[shift] = MEET_CLOCKS + SHARE_CLOCKS * (variant->tokens >> shift);
     }
     return made;
 }
@@ -343,12 +347,34 @@ double panel_reading_us(const esp_device *device, int64_t panels, int64_t panel_
 }
 
 /* One row of tiles, all there is of few tokens, asks for weights too slowly: 2:4 of 11008x4096 took
- * 45, 48 and 27 us at 1, 8 and 16 tokens on an H100 whose memory gives its bytes in 17. */
-static double tiles_reading_us(const esp_device *device, int64_t panels, int64_t panel_rows,
-                               int64_t steps, double tokens)
+ * 45, 48 and 27 us at 1, 8 and 16 tokens on an H100 whose memory gives its bytes in 17, dense
+ * 4096x11008 66, 44 and 38 us instead of 32. */
+static double few_times(double tokens)
 {
-    double us = panel_reading_us(device, panels, panel_rows, steps, GPU_STEP_BYTES);
-    return tokens <= GPU_FEW_TOKENS ? 2 * us : us;
+    return tokens <= GPU_FEW_TOKENS ? 2 : 1;
+}
+
+/* Rows of X, and of Y, that begin in the middle of 128 bytes: an H100 takes the longer for them,
+ * the more there is of X. 200 tokens 1.1 times as long, 1000 and more as the variant says. */
+static double off_line(const panel_variant *variant, const esp_matmul_problem *problem)
+{
+    const double many = 1000;
+    bool off = problem->x_layout == ESP_FEATURE_MAJOR && problem->tokens % CUDA_LINE != 0;
+    double times = off && variant->off_line > 1 ? variant->off_line : 1;
+    return 1 + (times - 1) * ESP_MIN(1, (double)problem->tokens / many);
+}
+
+/* X and Y, which products hide in part; residuals come on top of both. */
+static double moving_us(const esp_device *device, const esp_matmul_problem *problem)
+{
+    double features = (double)problem->in_features + (double)problem->out_features;
+    return cuda_memory_us(device, 2 * features * (double)problem->tokens);
+}
+
+static double residual_us(const esp_device *device, const esp_matmul_problem *problem)
+{
+    double outputs = (double)problem->out_features * (double)problem->tokens;
+    return (problem->epilogue & ESP_EP_RESIDUAL) != 0 ? cuda_memory_us(device, 2 * outputs) : 0;
 }
 
 double panel_tiles_us(const panel_variant *variant, const esp_device *device,
@@ -369,8 +395,12 @@ double panel_tiles_us(const panel_variant *variant, const esp_device *device,
     gpu_deal deal;
     double tile = (double)steps * variant->clocks + variant->finish_clocks;
     double tiles_us = ESP_MAX(panel_deal(&tiling, &deal), variant->alone * tile) / MHZ;
+    tiles_us *= off_line(variant, problem);
     double us = variant->launch_us > 0 ? variant->launch_us : 4;
-    us +=
-        ESP_MAX(tiles_us, dense ? 0 : tiles_reading_us(device, panels, panel_rows, steps, tokens));
+    double weights_us = dense ? cuda_memory_us(device, 2 * in * (double)problem->out_features)
+                              : panel_reading_us(device, panels, panel_rows, steps, GPU_STEP_BYTES);
+    weights_us *= few_times(tokens);
+    double memory_us = weights_us + moving_us(device, problem);
+    us += ESP_MAX(tiles_us + BESIDE * memory_us, memory_us) + residual_us(device, problem);
     return us + (panel_moves_x(variant, problem) ? 2 + cuda_memory_us(device, 4 * in * tokens) : 0);
 }

@@ -23,6 +23,7 @@ struct panel_variant {
     double launch_us;     /* of a launch, predicted; 0: 4 */
     double alone;         /* as often as that a tile takes which shares a multiprocessor with none,
                              where tiles are meant to; 0: they are not */
+    double off_line;      /* how often as long where rows begin in the middle of 128 bytes; 0: 1 */
     double part_fixed;    /* what of a tile's time a part takes however narrow; 0: as panels */
     int (*run)(const panel_variant *variant, const cuda_state *state, gpu_tiled *tiled,
                void *stream);

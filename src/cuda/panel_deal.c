@@ -14,6 +14,14 @@ static double clocks(const panel_tiling *t, int shift, int split)
     return steps + t->finish_clocks[shift] + (split > 1 ? t->share_clocks[shift] : 0);
 }
 
+/* What comes on top where tokens end within such a tile, whose last copies are cut. */
+static double edge_clocks(const panel_tiling *t, int shift, int split)
+{
+    bool whole = t->tokens % (t->tile_tokens >> shift) == 0 || t->edge <= 1;
+    return whole ? 0
+                 : (t->edge - 1) * (double)esp_ceil_div(t->steps, split) * t->step_clocks[shift];
+}
+
 /* How far the multiprocessors are: those before `early` until `high`, the others until `low`. */
 typedef struct levels {
     int early;
@@ -77,20 +85,30 @@ static void deal_narrow(const panel_tiling *t, int shift, int offset, gpu_deal *
     }
 }
 
+/* How narrow the tiles are in whose column tokens end, where whole tiles pass them: in parts where
+ * all of them are in the last round. */
+static int shift_of_edge(const panel_tiling *t, int shift, const gpu_deal *deal)
+{
+    int left = deal->rows * deal->tokens % t->multiprocessors;
+    return deal->group >= deal->rows && left >= deal->rows ? shift : 0;
+}
+
 /* `narrow`: units of the narrowest part behind the whole tiles, fewer than make a tile. */
 static double deal_so(const panel_tiling *t, int64_t whole, int narrow, int shift, gpu_deal *deal)
 {
     deal->tokens = (int)whole;
     deal->runs = 0;
     levels far = deal_whole(t, shift, deal);
-    int offset = 0;
+    bool rounded = whole * t->tile_tokens > t->tokens;
+    int offset = 0, last = rounded ? shift_of_edge(t, shift, deal) : t->most_shift;
     for (int s = 1; s <= t->most_shift; s++) {
         if ((narrow >> (t->most_shift - s) & 1) != 0) {
             deal_narrow(t, s, offset, deal, &far);
             offset += t->tile_tokens >> s;
+            last = s;
         }
     }
-    return far.high;
+    return far.high + edge_clocks(t, last, 1);
 }
 
 /* Clusters that find no place at once would take a round of their own. */
@@ -119,7 +137,7 @@ static double deal_split(const panel_tiling *t, int shift, int split, gpu_deal *
     add_run(
         deal,
         (gpu_run){.tiles = deal->rows, .count = (int)parts, .shift = shift, .span = (int)parts});
-    return clocks(t, shift, split);
+    return clocks(t, shift, split) + edge_clocks(t, shift, split);
 }
 
 static void keep_better(double clocks, const gpu_deal *made, double *best, gpu_deal *deal)

@@ -18,6 +18,7 @@ typedef struct panel_tiling {
     int most_clusters[GPU_CLUSTER_SIZES]; /* that run at a time; 0: as many as there is room for */
     int least_share; /* tokens of a consumer that one of them must finish at least */
     int64_t steps;
+    double edge; /* how often as long a step takes where tokens end within the part; 0: 1 */
     /* By tiles of tile_tokens >> shift: of a step, of its end, of adding up what was shared out. */
     double step_clocks[PANEL_MOST_SHIFT + 1], finish_clocks[PANEL_MOST_SHIFT + 1],
         share_clocks[PANEL_MOST_SHIFT + 1];

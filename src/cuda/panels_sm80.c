@@ -74,7 +74,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
              by_itself)                                                                            \
     RECORD(short_name, suffix, about, type, .listed = with_list,                                   \
            .tile = GPU_TILE_##tile_rows##X##tile_tokens, .rows = tile_rows, .tokens = tile_tokens, \
-           .clocks = step, .finish_clocks = leaving, .alone = by_itself)
+           .clocks = step, .finish_clocks = leaving, .alone = by_itself, .off_line = 1.4)
 /* Clocks: what an H100 needs; Ampere and Ada are not measured. Tiles alone: an H200 at 768x768x200
  * and, of 2:4, an H100 at 4096x4096x512; those of 32 rows as those of 64. */
 #define RECORDS(type, name)                                                                        \

@@ -75,13 +75,17 @@ ESP_MUST_CHECK esp_status cuda_prune(esp_device *device, const esp_device_dense 
 #define CUDA_DENSE_KERNELS 3
 #define CUDA_DENSE_FEW_KERNELS 4
 #define CUDA_DENSE_TILE_KERNELS 4
+#define CUDA_DENSE_SPLIT_KERNELS 4
 extern const esp_kernel cuda_panel_kernels[CUDA_PANEL_KERNELS];
 extern const esp_kernel cuda_sm80_panel_kernels[CUDA_SM80_PANEL_KERNELS];
 extern const esp_kernel cuda_block_kernels[CUDA_BLOCK_KERNELS];
 extern const esp_kernel cuda_dense_kernels[CUDA_DENSE_KERNELS];
 extern const esp_kernel cuda_dense_few_kernels[CUDA_DENSE_FEW_KERNELS];
 extern const esp_kernel cuda_dense_tile_kernels[CUDA_DENSE_TILE_KERNELS];
+extern const esp_kernel cuda_dense_split_kernels[CUDA_DENSE_SPLIT_KERNELS];
 extern const esp_kernel *const esp_cuda_kernels[];
+
+#define CUDA_LINE 64 /* tokens of 128 bytes: where rows of activations want to begin */
 
 /* The device's cuBLASLt, or NULL; dense.c. */
 cuda_cublaslt *cuda_cublaslt_of(const esp_device *device);
@@ -97,7 +101,10 @@ double cuda_dense_finish_us(const esp_device *device, const esp_matmul_problem *
 /* Our own dense kernel that is predicted to be the fastest, NULL: none can run the problem; and
  * what it takes longer than cuBLASLt takes without the epilogue; dense_tiles.c. */
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem);
-double cuda_dense_passing_us(const esp_matmul_problem *problem);
+double cuda_dense_passing_us(const esp_kernel *own, const esp_matmul_problem *problem);
+/* What instructions of smooth activations add to a product that does them in passing: measured on
+ * an H100, alike for dense tiles and those of panels. */
+double cuda_smooth_us(const esp_matmul_problem *problem);
 
 /* ---- times that ship; default_times.c ---- */
 

@@ -47,7 +47,8 @@ struct warpgroups_of {
     static constexpr layout L = KEYS_AS;
     static constexpr int D = FEATURES, M = 1, KEYS = 64, TOGETHER = 4;
     static constexpr int LAST_KEYS = CAUSAL ? KEYS : 16; // 197 tokens are three tiles and a little
-    static constexpr int STAGES = 2 * OF; // with two warpgroups, a group of 256 keys is all under way
+    // Of short groups all 256 keys are under way: where they are few, nothing else hides the way to the L2.
+    static constexpr int STAGES = CAUSAL || GRID ? 2 * OF : 4;
     static constexpr int WARPS = 4 * OF, THREADS = WARPS * 32, QUERIES = WARPS * 16;
     using tile = swizzled_tile<L, D>;
     static constexpr int QUERY_ROW = QUERIES + GAP;

@@ -161,7 +161,29 @@ static void clusters_find_places(test_run *run)
         deal_and_walk(run, &t);
     }
 }
+
+/* 1600 tokens end within the seventh tile: where that costs, nobody gets it whole. */
+static void tokens_end_within_no_part(test_run *run)
+{
+    panel_tiling t = tiling_of(6, 1600, 256, 132);
+    const double step[] = {100, 75, 60}, share[] = {500, 500, 500};
+    gpu_deal deal;
+    memcpy(t.step_clocks, step, sizeof step);
+    memcpy(t.share_clocks, share, sizeof share);
+    t.most_split = 2;
+    t.steps = 40;
+    panel_deal(&t, &deal);
+    CHECK(deal.split == 2 && deal.run[0].shift == 0);
+    t.edge = 2;
+    panel_deal(&t, &deal);
+    CHECK(deal.split == 1 && deal.tokens == 6);
+    deal_and_walk(run, &t);
+}
 #else
+static void tokens_end_within_no_part(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
 static void clusters_find_places(test_run *run)
 {
     test_skip(run, "built without CUDA");
@@ -183,5 +205,6 @@ static void rounds_are_full(test_run *run)
 static const test_case cases[] = {{"everything_once", everything_once},
                                   {"rounds_are_full", rounds_are_full},
                                   {"steps_are_shared", steps_are_shared},
-                                  {"clusters_find_places", clusters_find_places}};
+                                  {"clusters_find_places", clusters_find_places},
+                                  {"tokens_end_within_no_part", tokens_end_within_no_part}};
 TEST_MAIN(cases)

@@ -166,6 +166,20 @@ static void shared_steps(test_run *run)
     compare_shapes(run, sizes, ESP_COUNT(sizes), options, ESP_COUNT(options), INTEGERS);
 }
 
+/* What one image or text asks for: clusters of one to four and of eight blocks, tiles of 128 and of
+ * 64 tokens, the last of few, one that is whole, and tokens that leave one by one. */
+static void some_hundred_tokens(test_run *run)
+{
+    static const shape sizes[] = {{2304, 776, 197},  {768, 776, 200},   {3072, 264, 200},
+                                  {1024, 1032, 384}, {1040, 4104, 130}, {4096, 72, 512},
+                                  {16, 4096, 192},   {144, 64, 577}};
+    static const char *const options[] = {"/ep:bias", "/ep:scale+bias+relu+residual",
+                                          "/y:tok/ep:bias"};
+    static const char *const smooth[] = {"/ep:bias+gelu", "/ep:bias+swiglu"};
+    compare_shapes(run, sizes, ESP_COUNT(sizes), options, ESP_COUNT(options), INTEGERS);
+    compare_shapes(run, sizes, 4, smooth, ESP_COUNT(smooth), REALS);
+}
+
 /* One shape of each kind, few enough for the tools that watch every access to memory. */
 static void shapes_for_sanitizers(test_run *run)
 {
@@ -179,5 +193,6 @@ static const test_case cases[] = {{"shapes", shapes},
                                   {"smooth_epilogues", smooth_epilogues},
                                   {"parts_of_tiles", parts_of_tiles},
                                   {"shared_steps", shared_steps},
+                                  {"some_hundred_tokens", some_hundred_tokens},
                                   {"shapes_for_sanitizers", shapes_for_sanitizers}};
 TEST_MAIN(cases)
