@@ -69,11 +69,12 @@ static double find_split(const panel_variant *variant, const cuda_state *state, 
 }
 
 /* X that the copy engine does not take is left to the other family. */
-static int run_product(const panel_variant *variant, const cuda_state *state, gpu_product *product,
+static int run_product(const panel_variant *variant, const cuda_state *state, gpu_tiled *tiled,
                        void *stream)
 {
+    gpu_product *product = &tiled->product;
     if (!product->x_aligned) {
-        return dense_tiles_run_128x128(state, product, stream);
+        return dense_tiles_run_128x128(state, tiled, stream);
     }
     int64_t out = product->weight.out, tokens = product->tokens;
     product->deal = (gpu_deal){.overlaps = true};

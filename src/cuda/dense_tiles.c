@@ -71,10 +71,10 @@ const esp_kernel cuda_dense_tile_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(E
 
 /* ---- beside cuBLASLt's measured times ---- */
 
-int dense_tiles_run_128x128(const cuda_state *state, gpu_product *product, void *stream)
+int dense_tiles_run_128x128(const cuda_state *state, gpu_tiled *tiled, void *stream)
 {
     const panel_variant *variant = cuda_dense_tile_kernels[1].variant;
-    return run_product(variant, state, product, stream);
+    return run_product(variant, state, tiled, stream);
 }
 
 const esp_kernel *cuda_dense_tiles_for(const esp_device *device, const esp_matmul_problem *problem)

@@ -8,6 +8,6 @@
 const char *dense_tiles_why_not(const esp_kernel *kernel, const esp_device *device,
                                 const esp_matmul_problem *problem);
 /* Takes every X. */
-int dense_tiles_run_128x128(const cuda_state *state, gpu_product *product, void *stream);
+int dense_tiles_run_128x128(const cuda_state *state, gpu_tiled *tiled, void *stream);
 
 #endif
