@@ -174,7 +174,8 @@ typedef struct esp_step_attention {
     int64_t heads, kv_heads, head_dim, sequences, columns;
     int64_t longest; /* no place's past + 1 is more */
     /* Where the table's step_appends: what rope_append does comes along, and its angles; q is not
-     * rotated yet and stays so. k NULL: it was done before. */
+     * rotated yet and stays so; no operation given to the stream since its last copy or wait fills
+     * rows before `past`, which may be read early. k NULL: it was done before. */
     const void *k, *v;
     const float *cosines, *sines;
     float scale;
