@@ -379,7 +379,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
     double adds = (problem->epilogue & ESP_EP_RESIDUAL) != 0 ? outputs : 0;
     double memory_us = cuda_memory_us(device, width * (out * in + in * tokens + outputs + adds));
     double tiles_us = ESP_MAX(1.3e-3 * in, 2 * outputs * in / per_us);
-    return 2.7 + ESP_MAX(tiles_us + 0.6 * memory_us, memory_us) +
+    double launch_us = problem->tokens > GPU_FEW_TOKENS ? 2.7 : 4.5; /* weights come from memory */
+    return launch_us + ESP_MAX(tiles_us + 0.6 * memory_us, memory_us) +
            cuda_dense_finish_us(device, problem);
 }
 

@@ -60,10 +60,10 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 /* Clocks: fitted as those of panels. */
 #define RECORDS(type, short_name)                                                                  \
     RECORD(short_name, "128x256", type, .tile = GPU_TILE_128X256, .tokens = 256, .halvings = 2,    \
-           .clocks = 1000, .finish_clocks = 3100, .launch_us = 1.25, .part_fixed = 0.39),          \
+           .clocks = 854, .finish_clocks = 2630, .launch_us = 1.26, .part_fixed = 0.42),           \
         RECORD(short_name, "128x128", type, .tile = GPU_TILE_128X128, .tokens = 128,               \
-               .halvings = 1, .clocks = 572, .finish_clocks = 1410, .launch_us = 2.3,              \
-               .part_fixed = 0.33)
+               .halvings = 1, .clocks = 501, .finish_clocks = 870, .launch_us = 2.04,              \
+               .part_fixed = 0.38)
 
 const esp_kernel cuda_dense_tile_kernels[] = {RECORDS(ESP_F16, "f16"), RECORDS(ESP_BF16, "bf16")};
 

@@ -102,14 +102,12 @@ struct esp_kernel {
     /* Predicted microseconds, for choosing; smaller is better. */
     double (*score_us)(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem);
-    /* What it takes longer inside a model than where it runs again and again, and makes its
-     * neighbours take longer: microseconds of each launch, added where kernels are compared. */
-    double among_us;
     esp_status (*launch)(const esp_matmul_call *call, esp_error *error);
     const void *variant; /* the kernel family's own parameters */
     bool bare;           /* bias and activation cost it a pass over f32 sums */
     bool dense_work;     /* multiplies all of a sparse weight's entries, zeros too */
     bool spread;         /* reads the form ESP_FORM_SPREAD */
+    double among_us;     /* it takes so much longer among other kernels than repeated */
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);
