@@ -377,3 +377,33 @@ for my $pattern (grep { $_ ne '2:4' } @patterns) {
             map { sprintf '%+.3f (%+.3f to %+.3f)', difference(@pair, @$_) } \@first, \@second);
     }
 }
+
+# ---- mask diversity ----
+
+# ln of the number of masks, for each weight: Zhao et al.'s mask diversity.
+sub log_diversity {
+    my ($v, $m) = @_;
+    my $columns = log($m * ($m - 1) * ($m - 2) * ($m - 3) / 24);
+    return $columns / ($v * $m) + log(6) / $m;
+}
+
+# V at equal sparsity: what more masks are said to be better for.
+my @diverse;
+for my $m (5, 8) {
+    for my $method (@methods) {
+        for my $refit (qw(no yes)) {
+            my ($one, $other) = map { key("$_:2:$m", $method, $refit) } 64, 128;
+            next unless $line{$one} && $line{$other} && $line{$one}{eval} && $line{$other}{eval};
+            push @diverse, [ $one, $other, difference([ $line{$one} ], [ $line{$other} ]) ];
+        }
+    }
+}
+if (@diverse) {
+    printf "\n**Mask diversity: V = 64 against V = 128 at equal sparsity** (ln K %.4f and %.4f at M = 5, %.4f and %.4f at"
+        . " M = 8; a difference below 0 is what it says)\n\n", map { my $m = $_; map { log_diversity($_, $m) } 64, 128 } 5, 8;
+    heads('first', 'second', 'difference');
+    row(named($_->[0]), named($_->[1]), sprintf '%+.3f (%+.3f to %+.3f)', @{$_}[2 .. 4]) for @diverse;
+    printf "\nOf %d differences %d are below 0, %d with their interval, and %d above it with theirs.\n",
+        scalar @diverse, map { my $is = $_; scalar grep { $is->(@{$_}[2 .. 4]) } @diverse }
+        (sub { $_[0] < 0 }, sub { $_[2] < 0 }, sub { $_[1] > 0 });
+}

@@ -146,6 +146,63 @@ static esp_status print_frontier(const advise_job *job, esp_error *error)
     return status;
 }
 
+/* ---- one pattern for all ---- */
+
+static double weights_of(const advise_job *job)
+{
+    double weights = 0;
+    for (int64_t i = 0; i < esp_advice_layers(job->advice); i++) {
+        esp_advised_layer layer = esp_advice_layer(job->advice, i);
+        weights += (double)layer.out_features * (double)layer.in_features;
+    }
+    return weights;
+}
+
+static void add_uniform(const advise_job *job, cli_table *table, int index, double weights)
+{
+    esp_advised_uniform uniform = esp_advice_uniform(job->advice, index);
+    char pattern[ESP_PATTERN_TEXT_MAX];
+    esp_pattern_print(&uniform.pattern, pattern);
+    table_cell(table, "%s", pattern);
+    table_cell(table, "%.3fx", uniform.point.speedup);
+    table_cell(table, "%.3f", uniform.point.stored_share);
+    table_cell(table, "%.4f", uniform.point.error);
+    if (isnan(uniform.log_mask_diversity)) {
+        table_cell(table, "-");
+    } else {
+        table_cell(table, "%.4f", uniform.log_mask_diversity / weights);
+    }
+    if (uniform.point.whole_speedup > 0) { /* of all or of none */
+        table_cell(table, "%.3fx", uniform.point.whole_speedup);
+    }
+    table_cell(table, "%s",
+               uniform.sifted     ? "sifted: of these the most masks"
+               : uniform.smallest ? "the smallest M of its V that does"
+               : uniform.reaches  ? "fulfils the wish"
+                                  : "");
+}
+
+static esp_status print_uniform(const advise_job *job, esp_error *error)
+{
+    const char *heads[] = {"<pattern",         ">speed-up", ">bytes", ">loss",
+                           ">ln masks/weight", "<",         "<"};
+    int columns = 6;
+    if (job->points[0].whole_speedup > 0) {
+        heads[5] = ">whole model";
+        columns++;
+    }
+    cli_table table;
+    table_begin(&table, columns, heads);
+    double weights = weights_of(job);
+    for (int i = 0; i < job->options.pattern_count; i++) {
+        add_uniform(job, &table, i, weights);
+    }
+    printf("\none pattern for all layers that can have it:\n");
+    esp_status status = table_print(&table, stdout, error);
+    table_free(&table);
+    return status;
+}
+
 /* ---- the whole model ---- */
 
 static void add_whole(const advise_job *job, cli_table *table, const esp_advised_whole *whole)
@@ -216,6 +273,7 @@ esp_status advise_print_text(const advise_job *job, esp_error *error)
            "over sparse\n\n",
            job->model, esp_device_name(job->cli->device));
     TRY(print_ways(job, error));
+    TRY(print_uniform(job, error));
     TRY(print_frontier(job, error));
     if (job->options.whole) {
         TRY(print_whole(job, error));
@@ -277,6 +335,19 @@ static cli_record way_json(const advise_job *job, const esp_advised_way *way)
     return record;
 }
 
+static cli_record uniform_json(const esp_advised_uniform *uniform)
+{
+    char pattern[ESP_PATTERN_TEXT_MAX];
+    cli_record record = point_json(&uniform->point);
+    esp_pattern_print(&uniform->pattern, pattern);
+    record_text(&record, "pattern", pattern);
+    record_real(&record, "log_mask_diversity", uniform->log_mask_diversity);
+    record_bool(&record, "reaches", uniform->reaches);
+    record_bool(&record, "smallest_m", uniform->smallest);
+    record_bool(&record, "sifted", uniform->sifted);
+    return record;
+}
+
 static cli_record whole_json(const advise_job *job, const esp_advised_whole *whole)
 {
     cli_record record = record_object();
@@ -317,6 +388,12 @@ esp_status advise_print_json(const advise_job *job, esp_error *error)
         record_add(&frontier, point_json(&job->points[i]));
     }
     record_child(&record, "frontier", frontier);
+    cli_record uniform = record_list();
+    for (int i = 0; i < job->options.pattern_count; i++) {
+        esp_advised_uniform own = esp_advice_uniform(job->advice, i);
+        record_add(&uniform, uniform_json(&own));
+    }
+    record_child(&record, "uniform", uniform);
     cli_record whole = record_list();
     for (int t = 0; t < job->options.token_count && job->options.whole; t++) {
         esp_advised_whole own = esp_advice_whole(job->advice, t);

@@ -11,7 +11,7 @@
 #include "load.h"
 
 const char *const calibration_methods[] = {"magnitude", "square", "obd",   "wanda", "ria",
-                                           "sparsegpt", "obs",    "joint", NULL};
+                                           "sparsegpt", "obs",    "joint", "venom", NULL};
 const char *const calibration_targets[] = {"stream", "dense", "layer", NULL};
 const char *const calibration_inputs[] = {"pruned", "dense", NULL};
 
@@ -66,12 +66,14 @@ static void keep_results(calibration_job *job)
     cli_record record = record_object();
     record_text(&record, "path", args->path);
     record_text(&record, "method", calibration_methods[args->method]);
+    record_real(&record, "norm_power", summary->norm_power > 0 ? summary->norm_power : (double)NAN);
     record_bool(&record, "refit", args->refit);
     record_bool(&record, "gradual", args->gradual);
     record_text(&record, "targets", calibration_targets[args->targets]);
     record_text(&record, "inputs", calibration_inputs[args->inputs]);
     record_int(&record, "samples", summary->samples);
     record_int(&record, "tokens", summary->tokens);
+    record_int(&record, "dead_inputs", summary->dead_inputs);
     record_real(&record, "tokens_per_input", summary->tokens_per_input);
     record_text(&record, "data_crc32c", crc);
     record_int(&record, "seed", args->seed);
@@ -88,21 +90,22 @@ static void keep_results(calibration_job *job)
     record_child(&record, "layers", job->layers);
     job->layers = (cli_record){0};
     report->calibration = record;
-    snprintf(report->calibration_text, sizeof report->calibration_text,
-             "calibrated: %s%s, targets %s, inputs %s, %lld samples, %lld tokens (%.1f for each "
-             "input of the "
-             "widest layer), crc32c %s, seed %lld, damping %g; layers run on %s, algebra by %s\n"
-             "errors of outputs, as shares of their square: mean %.4g, median %.4g; %d layers "
-             "finished before, values of %d turned; %.1f s\n",
-             calibration_methods[args->method],
-             args->gradual ? " in steps with refit"
-             : args->refit ? " with refit"
-                           : "",
-             calibration_targets[args->targets], calibration_inputs[args->inputs],
-             (long long)summary->samples, (long long)summary->tokens, summary->tokens_per_input,
-             crc, (long long)args->seed, summary->damping, summary->layers_on, summary->algebra,
-             summary->mean_error, summary->median_error, summary->recalled, summary->turned_layers,
-             summary->seconds);
+    snprintf(
+        report->calibration_text, sizeof report->calibration_text,
+        "calibrated: %s%s, targets %s, inputs %s, %lld samples, %lld tokens (%.1f for each "
+        "input of the "
+        "widest layer), crc32c %s, seed %lld, damping %g; layers run on %s, algebra by %s\n"
+        "errors of outputs, as shares of their square: mean %.4g, median %.4g; inputs that are "
+        "always 0: %lld; %d layers finished before, values of %d turned; %.1f s\n",
+        calibration_methods[args->method],
+        args->gradual ? " in steps with refit"
+        : args->refit ? " with refit"
+                      : "",
+        calibration_targets[args->targets], calibration_inputs[args->inputs],
+        (long long)summary->samples, (long long)summary->tokens, summary->tokens_per_input, crc,
+        (long long)args->seed, summary->damping, summary->layers_on, summary->algebra,
+        summary->mean_error, summary->median_error, (long long)summary->dead_inputs,
+        summary->recalled, summary->turned_layers, summary->seconds);
 }
 
 /* Orders first, where they are wanted, then the pruning in them. */
@@ -127,7 +130,9 @@ static esp_status permute_and_prune(calibration_job *job, const char *out,
 
 esp_status calibration_check(const calibration_args *args, esp_error *error)
 {
-    if (args->path != NULL || !(args->refit || args->gradual || args->respect || args->turn)) {
+    bool power = args->norm_power > 0;
+    if (args->path != NULL ||
+        !(args->refit || args->gradual || args->respect || args->turn || power)) {
         return ESP_OK;
     }
     return cli_fail(error, ESP_BAD_ARGUMENT, "usage.missing_option",
@@ -135,6 +140,7 @@ esp_status calibration_check(const calibration_args *args, esp_error *error)
                     args->refit     ? "--refit"
                     : args->gradual ? "--gradual"
                     : args->turn    ? "--turn-values"
+                    : power         ? "--norm-power"
                                     : "--respect");
 }
 
@@ -144,6 +150,7 @@ esp_status calibration_load(cli_state *cli, const calibration_args *args, calibr
     *data = (calibration_data){0};
     *options = (esp_calibration_options){.source = args->path,
                                          .method = (esp_method)args->method,
+                                         .norm_power = args->norm_power,
                                          .refit = args->refit,
                                          .gradual = args->gradual,
                                          .turn_values = args->turn,

@@ -13,7 +13,7 @@ typedef struct calibration_args {
     int method, targets; /* esp_method, esp_targets */
     int inputs;          /* index into calibration_inputs */
     bool refit, gradual, respect, turn;
-    double damping;
+    double damping, norm_power;
     int64_t tokens, context, seed;
 } calibration_args;
 
@@ -49,7 +49,7 @@ extern const char *const calibration_methods[], *const calibration_targets[],
      .least = 0,                                                                                   \
      .most = 100},                                                                                 \
         CALIBRATION_TOKENS_OPTION(type, "with --calibrate: ")
-#define CALIBRATION_OPTIONS(type)                                                                  \
+#define CALIBRATION_MASKS_OPTIONS(type)                                                            \
     {.name = "calibrate",                                                                          \
      .letter = 'c',                                                                                \
      .kind = OPTION_TEXT,                                                                          \
@@ -65,15 +65,26 @@ extern const char *const calibration_methods[], *const calibration_targets[],
          .help = "with --calibrate: how masks are chosen",                                         \
          .fallback = "sparsegpt",                                                                  \
          .choices = calibration_methods},                                                          \
-        {.name = "refit",                                                                          \
-         .kind = OPTION_FLAG,                                                                      \
-         .offset = CALIBRATION_FIELD(type, refit),                                                 \
-         .help = "with --calibrate: least squares of the kept weights against the dense outputs"}, \
-        {.name = "gradual",                                                                        \
-         .kind = OPTION_FLAG,                                                                      \
-         .offset = CALIBRATION_FIELD(type, gradual),                                               \
-         .help = "with --refit: V:2:M in steps that keep ever less (5, 4, 3, 2 of 8), each "       \
-                 "refitted before the next; not with obs and joint, which do so anyway"},          \
+        {.name = "norm-power",                                                                     \
+         .kind = OPTION_NUMBER,                                                                    \
+         .offset = CALIBRATION_FIELD(type, norm_power),                                            \
+         .argument = "A",                                                                          \
+         .help = "with --method wanda or ria: the power of the inputs' norm; 0: 1 and 0.5, as "    \
+                 "their papers have it",                                                           \
+         .fallback = "0",                                                                          \
+         .least = 0,                                                                               \
+         .most = 8},                                                                               \
+    {                                                                                              \
+        .name = "gradual", .kind = OPTION_FLAG, .offset = CALIBRATION_FIELD(type, gradual),        \
+        .help = "with --refit: V:2:M in steps that keep ever less (5, 4, 3, 2 of 8), each "        \
+                "refitted before the next; not with obs, joint and venom"                          \
+    }
+/* What prune takes besides. */
+#define CALIBRATION_VALUES_OPTIONS(type)                                                           \
+    {.name = "refit",                                                                              \
+     .kind = OPTION_FLAG,                                                                          \
+     .offset = CALIBRATION_FIELD(type, refit),                                                     \
+     .help = "with --calibrate: least squares of the kept weights against the dense outputs"},     \
         {.name = "turn-values",                                                                    \
          .kind = OPTION_FLAG,                                                                      \
          .offset = CALIBRATION_FIELD(type, turn),                                                  \
@@ -88,19 +99,19 @@ extern const char *const calibration_methods[], *const calibration_targets[],
                  "layer's dense weights on the pruned model's inputs",                             \
          .fallback = "stream",                                                                     \
          .choices = calibration_targets},                                                          \
-        {.name = "inputs",                                                                         \
-         .kind = OPTION_CHOICE,                                                                    \
-         .offset = CALIBRATION_FIELD(type, inputs),                                                \
-         .argument = "INPUTS",                                                                     \
-         .help = "with --calibrate: what layers read: what the layers before them make, as "       \
-                 "pruned; or what the dense model's make, each layer as if it were the only one "  \
-                 "pruned (targets: layer)",                                                        \
-         .fallback = "pruned",                                                                     \
-         .choices = calibration_inputs},                                                           \
-        {.name = "respect",                                                                        \
-         .kind = OPTION_FLAG,                                                                      \
-         .offset = CALIBRATION_FIELD(type, respect),                                               \
-         .help = "with --calibrate: zeros of the weights stay zeros"},                             \
+    {                                                                                              \
+        .name = "inputs", .kind = OPTION_CHOICE, .offset = CALIBRATION_FIELD(type, inputs),        \
+        .argument = "INPUTS",                                                                      \
+        .help = "with --calibrate: what layers read: what the layers before them make, as "        \
+                "pruned; or what the dense model's make, each layer as if it were the only one "   \
+                "pruned (targets: layer)",                                                         \
+        .fallback = "pruned", .choices = calibration_inputs                                        \
+    }
+#define CALIBRATION_DATA_OPTIONS(type)                                                             \
+    {.name = "respect",                                                                            \
+     .kind = OPTION_FLAG,                                                                          \
+     .offset = CALIBRATION_FIELD(type, respect),                                                   \
+     .help = "with --calibrate: zeros of the weights stay zeros"},                                 \
         CALIBRATION_SUMS_OPTIONS(type),                                                            \
         {.name = "calibrate-context",                                                              \
          .kind = OPTION_INTEGER,                                                                   \

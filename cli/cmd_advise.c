@@ -55,13 +55,15 @@ static esp_status write_files(const advise_job *job, esp_error *error)
     if (job->args->figure == NULL) {
         return ESP_OK;
     }
-    char title[512];
-    snprintf(title, sizeof title, "%s on %s", job->model, esp_device_identity(job->cli->device));
     frontier_view view = {.points = job->points,
                           .count = job->point_count,
                           .chosen = esp_advice_chosen(job->advice),
                           .has_chosen = advise_has_wish(job),
-                          .title = title};
+                          .title = job->model,
+                          .device = esp_device_identity(job->cli->device),
+                          .loss = job->args->calibration.path != NULL
+                                      ? "squared error of outputs, share of their square"
+                                      : "share of the weights' squares lost"};
     return frontier_write(job->args->figure, &view, error);
 }
 
@@ -245,7 +247,8 @@ static const cli_option options[] = {
      .help = "of drawn weights",
      .fallback = "f16",
      .choices = advise_types},
-    CALIBRATION_OPTIONS(advise_args),
+    CALIBRATION_MASKS_OPTIONS(advise_args),
+    CALIBRATION_DATA_OPTIONS(advise_args),
     {.name = NULL}};
 
 const cli_command advise_command = {
@@ -266,4 +269,6 @@ const cli_command advise_command = {
         "The whole dense model is timed at every token count, too: one token behind 128 others, a "
         "prompt of more (an encoder's texts of up to 128, whole images). What the linear layers "
         "do not take of it is taken to stay, which predicts the model with any mix; 'espalier "
-        "bench --baseline MODEL PRUNED' measures it."};
+        "bench --baseline MODEL PRUNED' measures it.\n"
+        "One pattern for all layers is told, too, and with a wish the paper's two-phase sifting: "
+        "of each V the smallest M that fulfils it, of these the one that allows most masks."};

@@ -7,10 +7,11 @@
 #include "whole_file.h"
 
 #define LEFT 70.0
-#define TOP 50.0
+#define TOP 55.0
 #define WIDE 560.0
 #define HIGH 300.0
 #define MARKS 6
+#define MOST_OF_DEVICE 110 /* bytes of its name: the figure is no wider */
 
 static void put(whole_file *file, const char *format, ...) ESP_PRINTF(2, 3);
 static void put(whole_file *file, const char *format, ...)
@@ -23,10 +24,10 @@ static void put(whole_file *file, const char *format, ...)
     whole_file_write(file, text, strlen(text));
 }
 
-/* A text in which no byte means anything to XML. */
-static void put_text(whole_file *file, const char *text)
+/* `length` bytes in which none means anything to XML. */
+static void put_text(whole_file *file, const char *text, size_t length)
 {
-    for (; *text != '\0'; text++) {
+    for (const char *end = text + length; text < end; text++) {
         unsigned char byte = (unsigned char)*text;
         const char *name = byte == '<' ? "&lt;" : byte == '&' ? "&amp;" : byte < ' ' ? "?" : NULL;
         whole_file_write(file, name != NULL ? name : text, name != NULL ? strlen(name) : 1);
@@ -43,6 +44,15 @@ static double step_of(double range)
                                          : 10 * step;
 }
 
+/* "cuda | NVIDIA H100..., 132 multiprocessors | threads...": what comes before the second bar. */
+static size_t short_length(const char *identity)
+{
+    const char *bar = strchr(identity, '|');
+    bar = bar != NULL ? strchr(bar + 1, '|') : NULL;
+    size_t length = bar != NULL ? (size_t)(bar - identity) : strlen(identity);
+    return length < MOST_OF_DEVICE ? length : MOST_OF_DEVICE;
+}
+
 typedef struct axis_ranges {
     double least_x, most_x, most_y;
 } axis_ranges;
@@ -57,7 +67,7 @@ static double y_of(const axis_ranges *axes, double loss)
     return TOP + HIGH - HIGH * loss / axes->most_y;
 }
 
-static void put_axes(whole_file *file, const axis_ranges *axes)
+static void put_axes(whole_file *file, const axis_ranges *axes, const char *loss)
 {
     double dx = step_of(axes->most_x - axes->least_x), dy = step_of(axes->most_y);
     for (double x = ceil(axes->least_x / dx) * dx; x <= axes->most_x + dx / 1e6; x += dx) {
@@ -75,8 +85,8 @@ static void put_axes(whole_file *file, const axis_ranges *axes)
     put(file,
         "<text x=\"%.1f\" y=\"%.1f\" text-anchor=\"middle\">linear layers, times as fast as "
         "dense</text>\n<text transform=\"translate(18 %.1f) rotate(-90)\" "
-        "text-anchor=\"middle\">share of the weights' squares lost</text>\n",
-        LEFT + WIDE / 2, TOP + HIGH + 40, TOP + HIGH / 2);
+        "text-anchor=\"middle\">%s</text>\n",
+        LEFT + WIDE / 2, TOP + HIGH + 40, TOP + HIGH / 2, loss);
 }
 
 static void put_figure(whole_file *file, const frontier_view *view)
@@ -88,12 +98,14 @@ static void put_figure(whole_file *file, const frontier_view *view)
         axes.most_y = fmax(axes.most_y, view->points[i].error * 1.05);
     }
     axes.most_x = fmax(axes.most_x, axes.least_x + 0.1);
-    put(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 660 410\" "
-              "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"660\" height=\"410\" "
+    put(file, "<svg xmlns=\"http://www.w3.org/2000/svg\" viewBox=\"0 0 660 415\" "
+              "font-family=\"sans-serif\" font-size=\"12\">\n<rect width=\"660\" height=\"415\" "
               "fill=\"white\"/>\n<text x=\"70\" y=\"28\" font-size=\"14\">");
-    put_text(file, view->title);
+    put_text(file, view->title, strlen(view->title));
+    put(file, "</text>\n<text x=\"70\" y=\"42\" font-size=\"10\">");
+    put_text(file, view->device, short_length(view->device));
     put(file, "</text>\n");
-    put_axes(file, &axes);
+    put_axes(file, &axes, view->loss);
     put(file, "<polyline fill=\"none\" stroke=\"#1b6ca8\" stroke-width=\"2\" points=\"");
     for (int i = 0; i < view->count; i++) {
         put(file, "%.1f,%.1f ", x_of(&axes, view->points[i].speedup),

@@ -10,6 +10,8 @@ typedef struct frontier_view {
     esp_advised_point chosen;
     bool has_chosen;
     const char *title;
+    const char *device; /* its identity, of which the first two parts are shown */
+    const char *loss;   /* what it is a share of, for the axis */
 } frontier_view;
 
 /* An SVG file, replaced whole: speed-up to the right, loss upwards. */

@@ -82,7 +82,7 @@ typedef struct layer_report {
     const esp_permutation *permutation; /* NULL: none */
     /* Of a calibrated pruning; NULL and "" without */
     cli_record calibration;
-    char calibration_text[512];
+    char calibration_text[640];
 } layer_report;
 
 void layer_report_begin(layer_report *report, cli_state *cli, bool dry_run);

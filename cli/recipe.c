@@ -38,6 +38,7 @@ static esp_status read_rule(const char *path, const char *name, const json_t *va
 {
     esp_error why = {0};
     rule->glob = name;
+    rule->source = path;
     if (name[0] == '\0' || strpbrk(name, "*?[") != NULL) {
         return cli_fail(error, ESP_BAD_FILE, "recipe.bad_layer",
                         "%s: '%.128s' is no layer's name (a recipe takes no globs)", path, name);
@@ -67,7 +68,11 @@ esp_status recipe_load(const char *path, recipe *read, esp_error *error)
                         (long long)json_integer_value(version), RECIPE_VERSION);
     }
     const char *rest = pattern != NULL ? json_string_value(pattern) : "dense";
-    TRY(esp_pattern_parse(rest, &read->pattern, error));
+    esp_error why = {0};
+    if (esp_pattern_parse(rest, &read->pattern, &why) != ESP_OK) {
+        return cli_fail(error, ESP_BAD_FILE, "recipe.bad_layer", "%s: its own pattern: %s", path,
+                        why.message);
+    }
     read->rules = calloc(json_object_size(layers) + 1, sizeof *read->rules);
     if (read->rules == NULL) {
         return cli_fail_memory(error, path);

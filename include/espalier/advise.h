@@ -80,6 +80,19 @@ typedef struct esp_advised_whole {
     double advised_us; /* with the mix that was chosen, predicted */
 } esp_advised_whole;
 
+/* One pattern for all layers that can have it, and what the paper's two-phase sifting makes of it
+ * (Zhao et al., arXiv 2410.16135), by speeds that were measured here. */
+typedef struct esp_advised_uniform {
+    esp_pattern pattern;
+    esp_advised_point point;
+    /* ln of the number of masks that the pattern allows to all layers, 2:4 being M = 4; NAN of
+     * patterns that are neither that nor V:2:M, which it does not compare with */
+    double log_mask_diversity;
+    bool reaches;  /* the wish */
+    bool smallest; /* phase 1: it does, and no smaller M of the same V does */
+    bool sifted;   /* phase 2: of these the one of the largest diversity */
+} esp_advised_uniform;
+
 typedef struct esp_advice esp_advice;
 
 /* Reads each linear layer that prune would take, masks it with every pattern, and measures every
@@ -98,6 +111,8 @@ ESP_API esp_advised_layer esp_advice_layer(const esp_advice *advice, int64_t ind
 ESP_API esp_advised_point esp_advice_chosen(const esp_advice *advice);
 /* Token count `index` of the options, in their order; zero times where options.whole is not set. */
 ESP_API esp_advised_whole esp_advice_whole(const esp_advice *advice, int index);
+/* Candidate `index` of the options. Without a wish nothing is sifted. */
+ESP_API esp_advised_uniform esp_advice_uniform(const esp_advice *advice, int index);
 /* Points from dense to the fastest (smallest) mix: writes at most capacity, returns how many there
  * are. */
 ESP_API int esp_advice_frontier(const esp_advice *advice, esp_advised_point *points, int capacity);

@@ -204,10 +204,13 @@ typedef enum esp_method {
     ESP_METHOD_WANDA,         /* |w| ||x|| (Sun et al., arXiv 2306.11695) */
     ESP_METHOD_RIA,           /* relative importance and activations (Zhang et al., ICLR 2024) */
     ESP_METHOD_SPARSE_GPT,    /* with updates of what is kept (Frantar and Alistarh, 2301.00774) */
-    ESP_METHOD_OBS,  /* V:2:M and free panels: columns by second order, one by one, with updates;
-                        for other patterns SparseGPT */
-    ESP_METHOD_JOINT /* 2:4, V:2:M and free panels: columns and two of each four together, by the
+    ESP_METHOD_OBS,   /* V:2:M and free panels: columns by second order, one by one, with updates;
+                         for other patterns SparseGPT */
+    ESP_METHOD_JOINT, /* 2:4, V:2:M and free panels: columns and two of each four together, by the
                         least squares of all that is kept; for other patterns SparseGPT */
+    ESP_METHOD_VENOM  /* V:2:M and 2:4: as SparseGPT, but columns and pairs of a group by the exact
+                        second order of all that goes (Castro et al., arXiv 2310.02065), kept ones of
+                        the group following, too; for other patterns SparseGPT */
 } esp_method;
 
 /* What the outputs of a pruned layer are to come near to, in SparseGPT and in a refit. */
@@ -244,6 +247,9 @@ typedef struct esp_calibration_options {
     const esp_image_set *images;
     const char *source; /* what messages call them: a path; NULL: "the text", "the images" */
     esp_method method;
+    /* Of WANDA and RIA: the power of ||x||; 0: 1 and 1/2, as their papers have it. WANDA by 2,
+     * among all of the tensor, is torchao's. At most 8 */
+    double norm_power;
     bool refit; /* least squares of the kept weights */
     /* V:2:M in steps that keep ever less, each refitted before the next is scored: 5, 4, 3 and 2 of
      * 8, from 7, 6, 4 and 4 columns of a panel. With refit, not with OBS and JOINT, which drop one
@@ -280,6 +286,8 @@ typedef struct esp_calibration_summary {
     double mean_error;       /* of the pruned layers */
     double median_error, median_masked_error, median_own_error;
     double damping;
+    double norm_power;   /* of ||x|| in the scores; 0: they have none */
+    int64_t dead_inputs; /* features that are 0 at every token, summed over the pruned layers */
     const char *algebra; /* "OpenBLAS", "plain loops", or of a GPU "cuBLAS and cuSOLVER" */
     char layers_on[16];  /* the device that ran the model's layers */
     double seconds;

@@ -133,6 +133,7 @@ typedef void (*esp_layer_report_fn)(void *user, const esp_layer_report *layer);
 typedef struct esp_pattern_rule {
     const char *glob;
     esp_pattern pattern;
+    const char *source; /* where messages say that it comes from: a file's path; may be NULL */
 } esp_pattern_rule;
 
 /* Orders of channels in which the chosen patterns keep more (esp_permutation_search). */

@@ -7,6 +7,7 @@
 #include "assess/assess.h"
 #include "io/io.h"
 #include "pipeline/pipeline.h"
+#include "prune/prune.h"
 
 esp_status esp_advice_step(esp_advice *advice, const char *what, esp_error *error)
 {
@@ -176,13 +177,16 @@ static esp_status lose(esp_advice *advice, int64_t layer, esp_error *error)
     esp_tensor dense = {0};
     ESP_TRY(esp_tensor_create(advice->context, here->dtype, 2, shape, &dense, error));
     esp_status status = esp_checkpoint_read_dense(advice->checkpoint, index, &dense, error);
+    status = status == ESP_OK ? esp_prune_check_finite(advice->context, &dense, error) : status;
     for (int k = 1; k < advice->ways && status == ESP_OK; k++) {
         esp_advised_way *way = &advice->table[layer * advice->ways + k];
         status = way->possible ? lose_one(advice, &dense, way, error) : (esp_status)ESP_OK;
         status = status == ESP_OK ? esp_advice_step(advice, "masking", error) : status;
     }
     esp_tensor_free(advice->context, &dense);
-    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", here->name);
+    return status == ESP_OK ? ESP_OK
+                            : esp_fail_within(error, status, "%s: %s",
+                                              esp_checkpoint_path(advice->checkpoint), here->name);
 }
 
 /* ---- public ---- */
@@ -208,6 +212,7 @@ static esp_status make(esp_advice *advice, esp_error *error)
     if (whole) {
         ESP_TRY(esp_advice_time_whole(advice, error));
     }
+    esp_advice_sift(advice);
     return esp_advice_choose(advice, error);
 }
 
@@ -263,6 +268,11 @@ esp_advised_layer esp_advice_layer(const esp_advice *advice, int64_t index)
 esp_advised_point esp_advice_chosen(const esp_advice *advice)
 {
     return advice->chosen;
+}
+
+esp_advised_uniform esp_advice_uniform(const esp_advice *advice, int index)
+{
+    return advice->uniform[index + 1];
 }
 
 esp_advised_whole esp_advice_whole(const esp_advice *advice, int index)

@@ -27,6 +27,7 @@ struct esp_advice {
     int *scratch;         /* [layers] */
     uint64_t model_bytes; /* of all tensors, dense */
     esp_advised_point chosen;
+    esp_advised_uniform uniform[ESP_ADVISE_MAX_WAYS]; /* [ways], dense first */
 };
 
 /* advise_measure.c: fills us, gain, kernels, possible and why_not of every layer's ways. */
@@ -37,6 +38,10 @@ ESP_MUST_CHECK esp_status esp_advice_time_whole(esp_advice *advice, esp_error *e
 ESP_MUST_CHECK esp_status esp_advice_calibrate(esp_advice *advice, esp_error *error);
 /* advise_choose.c: the mix for the wish, and the frontier. */
 ESP_MUST_CHECK esp_status esp_advice_choose(esp_advice *advice, esp_error *error);
+/* Of ways [layers]. */
+esp_advised_point esp_advice_point_of(const esp_advice *advice, const int *chosen);
+/* advise_sift.c: fills uniform. */
+void esp_advice_sift(esp_advice *advice);
 /* Layers of the same ways but for their losses. */
 bool esp_advice_same_shape(const esp_advice *advice, int64_t a, int64_t b);
 /* "cancelled" when the caller says so; one more step is done. */

@@ -36,14 +36,16 @@ static esp_status lose_all(esp_advice *advice, esp_calibration *calibration,
         esp_tensor_create(advice->context, weight.dtype, weight.rank, weight.shape, &dense, error));
     esp_status status =
         esp_checkpoint_read_dense(calibration->checkpoint, linear->index, &dense, error);
-    status =
-        status == ESP_OK ? esp_calibration_check_weights(calibration, &dense, NULL, error) : status;
+    status = status == ESP_OK ? esp_calibration_check_dense(calibration, &dense, error) : status;
     for (int k = 1; k < advice->ways && status == ESP_OK; k++) {
         status = ways[k].possible ? lose_one(calibration, linear, &dense, &ways[k], error) : status;
         status = status == ESP_OK ? esp_advice_step(advice, "calibrating", error) : status;
     }
     esp_tensor_free(advice->context, &dense);
-    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", linear->name);
+    return status == ESP_OK
+               ? ESP_OK
+               : esp_fail_within(error, status, "%s: %s",
+                                 esp_checkpoint_path(calibration->checkpoint), linear->name);
 }
 
 static esp_advised_way *ways_of(const esp_advice *advice, const char *name)

@@ -68,8 +68,7 @@ static void find_costs(esp_advice *advice, wish_kind wish)
     }
 }
 
-/* Of chosen[layers]. */
-static esp_advised_point point_of(const esp_advice *advice, const int *chosen)
+esp_advised_point esp_advice_point_of(const esp_advice *advice, const int *chosen)
 {
     double us[2][ESP_ADVISE_MAX_TOKENS] = {{0}}, bytes[2] = {0}, weights = 0, error = 0, time = 0;
     double whole = 0;
@@ -209,7 +208,7 @@ esp_status esp_advice_choose(esp_advice *advice, esp_error *error)
     for (int64_t i = 0; i < advice->count; i++) {
         advice->layers[i].chosen = advice->scratch[i];
     }
-    advice->chosen = point_of(advice, advice->scratch);
+    advice->chosen = esp_advice_point_of(advice, advice->scratch);
     predict_whole(advice);
     return wish == WISH_BYTES ? solve(advice, WISH_LINEAR, error)
                               : ESP_OK; /* the frontier is of times */
@@ -225,7 +224,7 @@ int esp_advice_frontier(const esp_advice *advice, esp_advised_point *points, int
         if (!jump || !esp_mix_at(&advice->mix, b, advice->scratch)) {
             continue;
         }
-        esp_advised_point point = point_of(advice, advice->scratch);
+        esp_advised_point point = esp_advice_point_of(advice, advice->scratch);
         if (point.speedup <= last) {
             continue;
         }

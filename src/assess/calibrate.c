@@ -6,10 +6,8 @@
 
 #include "assess/calibrate.h"
 
-#define ALREADY_PRUNED 0.25 /* share of zeros that is no accident */
-
-static const char *const method_names[] = {"magnitude", "square",    "obd", "wanda",
-                                           "ria",       "sparsegpt", "obs", "joint"};
+static const char *const method_names[] = {"magnitude", "square", "obd",   "wanda", "ria",
+                                           "sparsegpt", "obs",    "joint", "venom"};
 static const char *const targets_names[] = {"stream", "dense", "layer"};
 
 const char *esp_method_name(esp_method method)
@@ -106,20 +104,6 @@ esp_status esp_calibration_step(const esp_calibration *calibration, double share
 
 /* ---- one layer ---- */
 
-static esp_status check_weights(const esp_calibration *calibration, const esp_tensor *values,
-                                esp_error *error)
-{
-    double zeros = 0;
-    ESP_TRY(esp_calibration_check_weights(calibration, values, &zeros, error));
-    if (zeros >= ALREADY_PRUNED && !calibration->options->respect) {
-        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.already_pruned",
-                        "%.0f%% of the weights are zeros already, so the model is no dense one to "
-                        "aim at; start from the dense model, or keep these zeros (--respect)",
-                        100 * zeros);
-    }
-    return ESP_OK;
-}
-
 static void report_layer(esp_calibration *calibration, esp_calibrated_linear *linear,
                          const esp_calibrated_layer *layer, char *note)
 {
@@ -136,6 +120,7 @@ static void report_layer(esp_calibration *calibration, esp_calibrated_linear *li
     linear->masked_error = layer->masked_error;
     linear->own_error = layer->own_error;
     calibration->error_sum += layer->error;
+    calibration->summary.dead_inputs += layer->dead_inputs;
     calibration->pruned_count++;
     if (options->on_layer != NULL) {
         options->on_layer(options->user, layer);
@@ -218,7 +203,7 @@ static esp_status make(void *user, int64_t index, const esp_pattern *pattern, es
     esp_calibrated_layer report = {.name = linear->name};
     double weights = (double)values->shape[0] * (double)values->shape[1];
     bool looks = esp_calibration_looks(calibration->options);
-    ESP_TRY(check_weights(calibration, values, error));
+    ESP_TRY(esp_calibration_check_dense(calibration, values, error));
     if (looks) {
         ESP_TRY(esp_calibration_advance(calibration, linear->layer, error));
     }
@@ -270,6 +255,15 @@ static esp_status find_medians(esp_calibration *calibration, esp_error *error)
     return ESP_OK;
 }
 
+/* 0: the method has none */
+static double norm_power_of(const esp_calibration_options *options)
+{
+    return options->norm_power > 0               ? options->norm_power
+           : options->method == ESP_METHOD_WANDA ? 1
+           : options->method == ESP_METHOD_RIA   ? 0.5
+                                                 : 0;
+}
+
 static void finish_summary(esp_calibration *calibration)
 {
     esp_calibration_summary *summary = &calibration->summary;
@@ -278,6 +272,7 @@ static void finish_summary(esp_calibration *calibration)
                               ? calibration->error_sum / (double)calibration->pruned_count
                               : 0;
     summary->damping = options->damping > 0 ? options->damping : 0.01;
+    summary->norm_power = norm_power_of(options);
     summary->algebra = esp_algebra_name(calibration->algebra);
     memcpy(summary->layers_on, calibration->device->name, sizeof summary->layers_on);
 }
@@ -295,6 +290,8 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
     esp_buffer_printf(json, ", \"gradual\": %s, \"turned_values\": %s",
                       options->gradual ? "true" : "false", options->turn_values ? "true" : "false");
     esp_buffer_printf(json, ", \"inputs\": \"%s\"", options->dense_inputs ? "dense" : "pruned");
+    esp_buffer_printf(json, ", \"norm_power\": %g", norm_power_of(options));
+    esp_buffer_printf(json, ", \"dead_inputs\": %lld", (long long)summary->dead_inputs);
     esp_buffer_printf(json, ", \"samples\": %lld, \"tokens\": %lld, \"data\": \"%s\"",
                       (long long)summary->samples, (long long)summary->tokens,
                       options->images != NULL ? "images" : "text");
@@ -311,7 +308,7 @@ static esp_status record(void *user, esp_buffer *json, esp_error *error)
 
 esp_status esp_calibration_check(const esp_calibration_options *options, esp_error *error)
 {
-    if ((unsigned)options->method > ESP_METHOD_JOINT ||
+    if ((unsigned)options->method > ESP_METHOD_VENOM ||
         (unsigned)options->targets > ESP_TARGETS_LAYER) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_method",
                         "method %d or targets %d are none of the known ones", (int)options->method,
@@ -326,8 +323,16 @@ esp_status esp_calibration_check(const esp_calibration_options *options, esp_err
         (!options->refit || options->respect || options->method > ESP_METHOD_SPARSE_GPT)) {
         return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
                         "gradual pruning refits between its steps: it needs a refit and a method "
-                        "that chooses masks by scores (magnitude to sparsegpt; obs and joint drop "
-                        "one after the other anyway), and zeros need not stay");
+                        "that chooses masks by scores (magnitude to sparsegpt; obs, joint and "
+                        "venom look at what goes together anyway), and zeros need not stay");
+    }
+    bool has_power = options->method == ESP_METHOD_WANDA || options->method == ESP_METHOD_RIA;
+    if (!(options->norm_power >= 0) || options->norm_power > 8 ||
+        (options->norm_power > 0 && !has_power)) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "calibrate.bad_options",
+                        "a power of %g of the inputs' norm: methods wanda and ria have one, up to "
+                        "8 (0: their own, 1 and 0.5)",
+                        options->norm_power);
     }
     if (!(options->damping >= 0) || options->damping > 100 || options->tokens < 0 ||
         options->context < 0) {
@@ -337,48 +342,6 @@ esp_status esp_calibration_check(const esp_calibration_options *options, esp_err
                         options->damping, (long long)options->tokens, (long long)options->context);
     }
     return ESP_OK;
-}
-
-/* Of the checkpoint's layers; panels of all rows have nothing to group. */
-static esp_status check_patterns(const esp_checkpoint *checkpoint,
-                                 const esp_calibration_options *options,
-                                 const esp_prune_options *prune, const esp_pattern *patterns,
-                                 esp_error *error)
-{
-    for (int64_t i = 0; i < esp_checkpoint_count(checkpoint); i++) {
-        esp_weight_info weight = esp_checkpoint_get(checkpoint, i);
-        if (esp_prune_stores_rows(&prune->mask, &patterns[i], weight.shape[0]) &&
-            !esp_calibration_regroups(options, &patterns[i])) {
-            return esp_fail(error, ESP_UNSUPPORTED, "calibrate.no_regrouping",
-                            "%s: %s: method %s chooses the columns of panels by updated weights "
-                            "and cannot group rows; do without regrouping, or choose masks by "
-                            "scores (magnitude to ria)",
-                            esp_checkpoint_path(checkpoint), weight.name,
-                            esp_method_name(options->method));
-        }
-    }
-    return ESP_OK;
-}
-
-esp_status esp_calibration_check_rows(const esp_calibration *calibration,
-                                      const esp_calibration_options *options, esp_error *error)
-{
-    const esp_checkpoint *checkpoint = calibration->checkpoint;
-    size_t count = (size_t)esp_checkpoint_count(checkpoint);
-    if (!calibration->prune->mask.regroup) {
-        return ESP_OK;
-    }
-    esp_pattern *patterns = esp_alloc_array(calibration->context, count, sizeof *patterns);
-    if (patterns == NULL) {
-        return esp_fail_memory(error, count * sizeof *patterns, "the layers' patterns");
-    }
-    esp_status status =
-        esp_prune_patterns(calibration->context, checkpoint, calibration->prune, patterns, error);
-    if (status == ESP_OK) {
-        status = check_patterns(checkpoint, options, calibration->prune, patterns, error);
-    }
-    esp_release(calibration->context, patterns);
-    return status;
 }
 
 static esp_status prune_all(esp_calibration *calibration, const char *out_dir,
@@ -454,7 +417,6 @@ esp_status esp_calibration_open(esp_calibration *calibration, const char *model_
     calibration->inputs.group = -1;
     ESP_TRY(esp_calibration_check(calibration->options, error));
     ESP_TRY(esp_checkpoint_open(calibration->context, model_dir, &calibration->checkpoint, error));
-    ESP_TRY(esp_calibration_check_rows(calibration, calibration->options, error));
     ESP_TRY(esp_algebra_open(calibration->context, &calibration->algebra, error));
     ESP_TRY(share_out(calibration, error));
     ESP_TRY(esp_calibration_load(calibration, model_dir, error));

@@ -73,11 +73,6 @@ typedef struct esp_calibration {
 /* calibrate.c: what a caller may have asked wrongly; opening checks it, too. */
 ESP_MUST_CHECK esp_status esp_calibration_check(const esp_calibration_options *options,
                                                 esp_error *error);
-/* Whether masks by options carry the order of rows that the folder will declare; opening checks its
- * own options. Else the first layer would tell, after all samples. */
-ESP_MUST_CHECK esp_status esp_calibration_check_rows(const esp_calibration *calibration,
-                                                     const esp_calibration_options *options,
-                                                     esp_error *error);
 /* Algebra, samples and the list of layers; close after a failure too. */
 ESP_MUST_CHECK esp_status esp_calibration_open(esp_calibration *calibration, const char *model_dir,
                                                esp_error *error);
@@ -148,7 +143,10 @@ static inline const char *esp_calibration_source(const esp_calibration_options *
 ESP_MUST_CHECK esp_status esp_calibration_check_weights(const esp_calibration *calibration,
                                                         const esp_tensor *values, double *zeros,
                                                         esp_error *error);
-/* The same of the second moments that were summed. */
+/* And that the model is a dense one, or its zeros are to stay: "calibrate.already_pruned". */
+ESP_MUST_CHECK esp_status esp_calibration_check_dense(const esp_calibration *calibration,
+                                                      const esp_tensor *values, esp_error *error);
+/* The first of the second moments that were summed. */
 ESP_MUST_CHECK esp_status esp_calibration_check_inputs(const esp_calibration *calibration,
                                                        esp_error *error);
 
@@ -201,10 +199,6 @@ void esp_calibration_state_drop(const esp_calibration *calibration);
 
 /* H^-1 of calibration->inputs, once for all layers that read the same. */
 ESP_MUST_CHECK esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error);
-/* Whether the masks of a method carry an order of rows where one is asked for: those that scores
- * choose do, or that have no panels of rows anyway; columns that are dropped one after the other,
- * with updates between, do not. */
-bool esp_calibration_regroups(const esp_calibration_options *options, const esp_pattern *pattern);
 /* Whether a method looks at more than the weights. */
 bool esp_calibration_looks(const esp_calibration_options *options);
 /* Whether it looks at what the dense model reads, too. */

@@ -7,22 +7,9 @@
  * is. For targets of the layer itself T is W. */
 #include <math.h>
 
-#include "assess/calibrate.h"
+#include "assess/calibrate_layer.h"
 
 #define ROWS_AT_ONCE 16
-
-typedef struct layer_job {
-    esp_calibration *calibration;
-    const esp_pattern *pattern;   /* of a pruning */
-    const esp_unit_choice *units; /* of what a layer is to do without */
-    int64_t out, in;
-    double *weights; /* [out][in]: as they were */
-    double *goal;    /* T H */
-    double *target;  /* T */
-    double *result;
-    float *scores;
-    esp_layer_inputs inputs;
-} layer_job;
 
 bool esp_calibration_looks(const esp_calibration_options *options)
 {
@@ -48,14 +35,13 @@ static void copy_rows(void *user, int64_t begin, int64_t end, int thread)
            (size_t)((end - begin) * copy->in) * sizeof *copy->to);
 }
 
-/* to = from, of the layer's shape. */
-static void copy(const layer_job *job, double *to, const double *from)
+void esp_layer_copy(const esp_layer_job *job, double *to, const double *from)
 {
     matrix_copy both = {to, from, job->in};
     esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, copy_rows, &both);
 }
 
-static esp_status multiply(const layer_job *job, const double *a, const double *b, double *c,
+static esp_status multiply(const esp_layer_job *job, const double *a, const double *b, double *c,
                            esp_error *error)
 {
     const esp_algebra *algebra = job->calibration->algebra;
@@ -78,14 +64,14 @@ static esp_status multiply(const layer_job *job, const double *a, const double *
 }
 
 /* What several calls in a row read stays with a device that does the algebra. */
-static esp_status hold(const layer_job *job, const double *matrix, esp_error *error)
+static esp_status hold(const esp_layer_job *job, const double *matrix, esp_error *error)
 {
     esp_device_algebra *device = esp_algebra_device(job->calibration->algebra);
     return device != NULL ? device->ops->hold(device, matrix, job->out * job->in, false, error)
                           : ESP_OK;
 }
 
-static void drop(const layer_job *job, const double *matrix)
+static void drop(const esp_layer_job *job, const double *matrix)
 {
     esp_device_algebra *device = esp_algebra_device(job->calibration->algebra);
     if (device != NULL) {
@@ -136,7 +122,7 @@ esp_status esp_calibration_invert(esp_calibration *calibration, esp_error *error
 
 static void add_to_goal(void *user, int64_t begin, int64_t end, int thread)
 {
-    const layer_job *job = user;
+    const esp_layer_job *job = user;
     const esp_group_inputs *inputs = &job->calibration->inputs;
     (void)thread;
     for (int64_t i = begin * job->in; i < end * job->in; i++) {
@@ -146,11 +132,11 @@ static void add_to_goal(void *user, int64_t begin, int64_t end, int thread)
 }
 
 /* goal and target; without other inputs than the pruned model's, T is W exactly. */
-static esp_status find_target(layer_job *job, esp_error *error)
+static esp_status find_target(esp_layer_job *job, esp_error *error)
 {
     const esp_group_inputs *inputs = &job->calibration->inputs;
     if (inputs->cross == NULL) {
-        copy(job, job->target, job->weights);
+        esp_layer_copy(job, job->target, job->weights);
         return multiply(job, job->weights, inputs->gram, job->goal, error);
     }
     ESP_TRY(multiply(job, job->weights, inputs->cross, job->goal, error));
@@ -159,144 +145,15 @@ static esp_status find_target(layer_job *job, esp_error *error)
     return multiply(job, job->goal, inputs->inverse, job->target, error);
 }
 
-/* ---- masks ---- */
-
-/* job->scores of weights. */
-static esp_status score(const layer_job *job, esp_layer_score by, const double *weights,
-                        esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    double *diagonal = NULL;
-    if (by == ESP_LAYER_OBS) {
-        ESP_TRY(esp_calibration_invert(job->calibration, error));
-        diagonal = esp_alloc_array(calibration->context, (size_t)job->in, sizeof *diagonal);
-        if (diagonal == NULL) {
-            return esp_fail_memory(error, (size_t)job->in * sizeof *diagonal, "scores");
-        }
-        for (int64_t j = 0; j < job->in; j++) {
-            diagonal[j] = calibration->inputs.inverse[j * job->in + j];
-        }
-    }
-    esp_status status = esp_score_layer(calibration->context, by, &job->inputs, diagonal, job->out,
-                                        job->in, weights, job->scores, error);
-    esp_release(calibration->context, diagonal);
-    return status;
-}
-
-static esp_status mask_by_score(const layer_job *job, esp_layer_score by, const double *weights,
-                                esp_mask **mask, esp_error *error)
-{
-    ESP_TRY(score(job, by, weights, error));
-    const esp_tensor scores = {
-        .dtype = ESP_F32, .rank = 2, .shape = {job->out, job->in}, .data = job->scores};
-    esp_mask_options options = job->calibration->prune->mask;
-    options.score = ESP_SCORE_ABS;
-    return esp_prune_mask(job->calibration->context, &scores, job->pattern, &options, mask, NULL,
-                          error);
-}
-
-/* The result becomes the least squares of a mask that keeps more than the pattern does, and from
- * there of one that keeps less, until the pattern's own is next. */
-static esp_status tighten(const layer_job *job, esp_layer_score by, const esp_gradual_step *step,
-                          esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    esp_mask *mask = NULL;
-    ESP_TRY(score(job, by, job->result, error));
-    ESP_TRY(esp_gradual_mask(calibration->context, job->pattern, step, job->out, job->in,
-                             job->scores, &mask, error));
-    esp_status status = esp_refit(calibration->algebra, &job->inputs, mask, job->goal, job->result,
-                                  NULL, NULL, error);
-    esp_mask_free(mask);
-    return status;
-}
-
-static esp_status by_steps(const layer_job *job, esp_layer_score by, const esp_gradual_step *steps,
-                           int count, esp_mask **mask, esp_error *error)
-{
-    copy(job, job->result, job->weights);
-    for (int i = 0; i < count; i++) {
-        ESP_TRY(tighten(job, by, &steps[i], error));
-    }
-    return mask_by_score(job, by, job->result, mask, error);
-}
-
-static esp_status by_sparse_gpt(const layer_job *job, esp_mask **mask, esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    esp_mask_options options = calibration->prune->mask;
-    options.score = ESP_SCORE_ABS;
-    if (!esp_sparse_gpt_chooses(job->pattern)) {
-        ESP_TRY(mask_by_score(job, ESP_LAYER_OBS, job->target, mask, error));
-    }
-    ESP_TRY(esp_calibration_invert(job->calibration, error));
-    copy(job, job->result, job->target);
-    return esp_sparse_gpt_of(calibration->algebra, job->pattern, &options, job->out, job->in,
-                             calibration->inputs.inverse, job->result, mask, error);
-}
-
-static esp_status by_panel_obs(const layer_job *job, esp_mask **mask, esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    ESP_TRY(esp_calibration_invert(job->calibration, error));
-    copy(job, job->result, job->target);
-    return esp_panel_obs(calibration->algebra, job->pattern, job->out, job->in,
-                         calibration->inputs.inverse, job->result, mask, error);
-}
-
-static esp_status by_joint_search(const layer_job *job, esp_mask **mask, esp_error *error)
-{
-    esp_calibration *calibration = job->calibration;
-    ESP_TRY(esp_calibration_invert(job->calibration, error));
-    copy(job, job->result, job->target);
-    return esp_joint_panels(calibration->algebra, job->pattern, job->out, job->in,
-                            calibration->inputs.inverse, job->result, mask, error);
-}
-
-static esp_status choose(const layer_job *job, esp_mask **mask, esp_error *error)
-{
-    static const esp_layer_score scores[] = {ESP_LAYER_ABS, ESP_LAYER_SQUARE, ESP_LAYER_OBD,
-                                             ESP_LAYER_WANDA, ESP_LAYER_RIA};
-    esp_method method = job->calibration->options->method;
-    esp_gradual_step steps[ESP_GRADUAL_MAX_STEPS];
-    int count = job->calibration->options->gradual ? esp_gradual_steps(job->pattern, steps) : 0;
-    if (count > 0) {
-        return by_steps(job, method < ESP_METHOD_SPARSE_GPT ? scores[method] : ESP_LAYER_OBS, steps,
-                        count, mask, error);
-    }
-    if (method == ESP_METHOD_JOINT && esp_joint_takes(job->pattern)) {
-        return by_joint_search(job, mask, error);
-    }
-    if (method == ESP_METHOD_OBS && esp_panel_obs_takes(job->pattern)) {
-        return by_panel_obs(job, mask, error);
-    }
-    if (method >= ESP_METHOD_SPARSE_GPT) {
-        return by_sparse_gpt(job, mask, error);
-    }
-    ESP_TRY(mask_by_score(job, scores[method], job->weights, mask, error));
-    copy(job, job->result, job->weights);
-    return ESP_OK;
-}
-
-bool esp_calibration_regroups(const esp_calibration_options *options, const esp_pattern *pattern)
-{
-    esp_gradual_step steps[ESP_GRADUAL_MAX_STEPS];
-    bool by_score = options->method < ESP_METHOD_SPARSE_GPT ||
-                    (options->gradual && esp_gradual_steps(pattern, steps) > 0);
-    bool panels = pattern->kind == ESP_PATTERN_PANEL && pattern->v > 0;
-    return by_score || !panels ||
-           (options->method == ESP_METHOD_SPARSE_GPT && !esp_sparse_gpt_chooses(pattern));
-}
-
 typedef struct cut_job {
-    const layer_job *layer;
+    const esp_layer_job *layer;
     esp_mask *mask;
 } cut_job;
 
 static void cut_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const cut_job *cut = user;
-    const layer_job *job = cut->layer;
+    const esp_layer_job *job = cut->layer;
     bool respect = job->calibration->options->respect;
     (void)thread;
     for (int64_t r = begin; r < end; r++) {
@@ -314,7 +171,7 @@ static void cut_rows(void *user, int64_t begin, int64_t end, int thread)
 }
 
 /* Zeros of the weights leave the mask, where they are to stay. */
-static void cut_to_mask(const layer_job *job, esp_mask *mask)
+static void cut_to_mask(const esp_layer_job *job, esp_mask *mask)
 {
     cut_job cut = {job, mask};
     esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, cut_rows, &cut);
@@ -322,7 +179,7 @@ static void cut_to_mask(const layer_job *job, esp_mask *mask)
 
 /* ---- values ---- */
 
-static esp_status error_of(const layer_job *job, double energy, double *share, esp_error *error)
+static esp_status error_of(const esp_layer_job *job, double energy, double *share, esp_error *error)
 {
     double squared = 0;
     ESP_TRY(esp_layer_error(job->calibration->algebra, &job->inputs, job->out, job->result,
@@ -332,11 +189,11 @@ static esp_status error_of(const layer_job *job, double energy, double *share, e
 }
 
 /* What it does to what it reads; leaves the weights as they were in the target's place. */
-static esp_status find_own_error(const layer_job *job, double *share, esp_error *error)
+static esp_status find_own_error(const esp_layer_job *job, double *share, esp_error *error)
 {
     double energy = 0;
     drop(job, job->target);
-    copy(job, job->target, job->weights);
+    esp_layer_copy(job, job->target, job->weights);
     ESP_TRY(hold(job, job->target, error));
     ESP_TRY(esp_layer_energy(job->calibration->algebra, &job->inputs, job->out, job->target,
                              &energy, error));
@@ -344,14 +201,14 @@ static esp_status find_own_error(const layer_job *job, double *share, esp_error 
 }
 
 typedef struct round_job {
-    const layer_job *layer;
+    const esp_layer_job *layer;
     esp_tensor *values;
 } round_job;
 
 static void round_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const round_job *rounding = user;
-    const layer_job *job = rounding->layer;
+    const esp_layer_job *job = rounding->layer;
     esp_dtype dtype = rounding->values->dtype;
     size_t width = esp_dtype_bytes(dtype);
     float row[256];
@@ -370,7 +227,7 @@ static void round_rows(void *user, int64_t begin, int64_t end, int thread)
     }
 }
 
-static void round_into(const layer_job *job, esp_tensor *values)
+static void round_into(const esp_layer_job *job, esp_tensor *values)
 {
     round_job rounding = {job, values};
     esp_parallel_for(job->calibration->context, job->out, ROWS_AT_ONCE, round_rows, &rounding);
@@ -379,7 +236,7 @@ static void round_into(const layer_job *job, esp_tensor *values)
 static void widen_rows(void *user, int64_t begin, int64_t end, int thread)
 {
     const round_job *widening = user;
-    const layer_job *job = widening->layer;
+    const esp_layer_job *job = widening->layer;
     const esp_tensor *values = widening->values;
     int64_t first = begin * job->in, count = (end - begin) * job->in;
     const char *from = values->data;
@@ -399,7 +256,7 @@ static double since(double *start)
     return *start - before;
 }
 
-static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
+static esp_status prune(esp_layer_job *job, esp_tensor *values, esp_mask **mask,
                         esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -409,10 +266,10 @@ static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
     if (needs_target(calibration->options)) {
         ESP_TRY(find_target(job, error));
     } else {
-        copy(job, job->target, job->weights);
+        esp_layer_copy(job, job->target, job->weights);
     }
     report->target_seconds = since(&start);
-    ESP_TRY(choose(job, mask, error));
+    ESP_TRY(esp_layer_choose(job, mask, error));
     cut_to_mask(job, *mask);
     report->mask_seconds = since(&start);
     if (looks) {
@@ -438,7 +295,7 @@ static esp_status prune(layer_job *job, esp_tensor *values, esp_mask **mask,
 }
 
 /* The weights without some of their columns. */
-static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
+static esp_status do_without(esp_layer_job *job, esp_tensor *values, esp_calibrated_layer *report,
                              esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
@@ -446,7 +303,7 @@ static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_
     double energy = 0;
     ESP_TRY(find_target(job, error));
     ESP_TRY(esp_calibration_invert(job->calibration, error));
-    copy(job, job->result, job->target);
+    esp_layer_copy(job, job->result, job->target);
     ESP_TRY(esp_unit_obs(calibration->algebra, job->out, units->units, units->width, units->keep,
                          calibration->inputs.inverse, job->result, units->kept, error));
     ESP_TRY(esp_layer_energy(calibration->algebra, &job->inputs, job->out, job->target, &energy,
@@ -458,7 +315,7 @@ static esp_status do_without(layer_job *job, esp_tensor *values, esp_calibrated_
 }
 
 /* With room for it all; mask: of a pruning. */
-static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
+static esp_status work(esp_layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
                        esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
 {
     round_job widening = {job, values};
@@ -470,7 +327,7 @@ static esp_status work(layer_job *job, const esp_calibrated_linear *linear, esp_
 }
 
 /* Kept from layer to layer, since the system takes long to give so much memory anew. */
-static esp_status take_room(layer_job *job, esp_error *error)
+static esp_status take_room(esp_layer_job *job, esp_error *error)
 {
     esp_calibration *calibration = job->calibration;
     size_t count = (size_t)(job->out * job->in), wanted = 4 * count + (count + 1) / 2;
@@ -491,13 +348,16 @@ static esp_status take_room(layer_job *job, esp_error *error)
     return ESP_OK;
 }
 
-static esp_status run(layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
+static esp_status run(esp_layer_job *job, const esp_calibrated_linear *linear, esp_tensor *values,
                       esp_mask **mask, esp_calibrated_layer *report, esp_error *error)
 {
     const esp_calibration *calibration = job->calibration;
     job->out = values->shape[0];
     job->in = values->shape[1];
-    job->inputs = (esp_layer_inputs){job->in, calibration->inputs.tokens, calibration->inputs.gram};
+    job->inputs = (esp_layer_inputs){.in = job->in,
+                                     .tokens = calibration->inputs.tokens,
+                                     .gram = calibration->inputs.gram,
+                                     .norm_power = calibration->options->norm_power};
     ESP_TRY(take_room(job, error));
     esp_status status = work(job, linear, values, mask, report, error);
     drop(job, job->target);
@@ -508,7 +368,7 @@ esp_status esp_calibration_prune(esp_calibration *calibration, const esp_calibra
                                  const esp_pattern *pattern, esp_tensor *values, esp_mask **mask,
                                  esp_calibrated_layer *report, esp_error *error)
 {
-    layer_job job = {.calibration = calibration, .pattern = pattern};
+    esp_layer_job job = {.calibration = calibration, .pattern = pattern};
     esp_mask *made = NULL;
     esp_status status = run(&job, linear, values, &made, report, error);
     if (status != ESP_OK) {
@@ -523,6 +383,6 @@ esp_status esp_calibration_remove(esp_calibration *calibration, const esp_calibr
                                   const esp_unit_choice *units, esp_tensor *values,
                                   esp_calibrated_layer *report, esp_error *error)
 {
-    layer_job job = {.calibration = calibration, .units = units};
+    esp_layer_job job = {.calibration = calibration, .units = units};
     return run(&job, linear, values, NULL, report, error);
 }

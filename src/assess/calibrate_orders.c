@@ -147,7 +147,6 @@ static esp_status look_at_all(order_job *job, const char *model_dir, esp_error *
 {
     esp_calibration *calibration = &job->calibration;
     ESP_TRY(esp_calibration_open(calibration, model_dir, error));
-    ESP_TRY(esp_calibration_check_rows(calibration, job->method, error));
     size_t count = (size_t)calibration->linear_count;
     job->inputs = esp_alloc_zero(calibration->context, count * sizeof(kept_inputs *));
     job->groups = esp_alloc_zero(calibration->context, count * sizeof *job->groups);
@@ -240,7 +239,7 @@ static esp_status prune_one(order_job *job, int64_t number, const esp_pattern *p
     esp_calibrated_layer report = {0};
     esp_mask *mask = NULL;
     ESP_TRY(esp_checkpoint_read_dense(calibration->checkpoint, linear->index, values, error));
-    ESP_TRY(esp_calibration_check_weights(calibration, values, NULL, error));
+    ESP_TRY(esp_calibration_check_dense(calibration, values, error));
     ESP_TRY(esp_permutation_apply(orders, linear->name, values, error));
     ESP_TRY(take_inputs(job, number, orders, error));
     ESP_TRY(esp_calibration_prune(calibration, linear, pattern, values, &mask, &report, error));
@@ -316,6 +315,7 @@ esp_status esp_permutation_calibrate(esp_device *device, const char *model_dir,
     plain.user = permute->user;
     look.method = ESP_METHOD_OBD; /* of the inputs, their moments alone */
     look.refit = look.gradual = look.turn_values = false;
+    look.norm_power = 0;
     method.targets = ESP_TARGETS_LAYER; /* the inputs are the dense model's */
     method.turn_values = false;
     order_job job = {.method = &method,

@@ -80,18 +80,19 @@ static void make_key(const esp_calibration *calibration, const esp_calibrated_li
                        : 0;
     esp_pattern_print(pattern, text);
     /* What may be long comes last: were it cut, the checksum before it still tells layers apart. */
-    snprintf(key, ESP_STATE_KEY,
-             "espalier %s, layers on %s, %d threads; %s refit %d gradual %d turn %d respect %d "
-             "targets %s inputs %s damping %.17g; "
-             "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; "
-             "%s %08x after %08x; names %08x: %s by %s",
-             esp_version(), calibration->device->name, calibration->context->threads,
-             esp_method_name(o->method), o->refit, o->gradual, o->turn_values, o->respect,
-             esp_targets_name(o->targets), o->dense_inputs ? "dense" : "pruned", o->damping,
-             (long long)calibration->summary.samples, (long long)calibration->summary.tokens,
-             (unsigned)calibration->summary.data_crc32c, (int)mask->score, (int)mask->search,
-             (int)mask->scope, mask->regroup, text, (unsigned)crc,
-             (unsigned)calibration->state_chain, (unsigned)names, linear->name, algebra);
+    snprintf(
+        key, ESP_STATE_KEY,
+        "espalier %s, layers on %s, %d threads; %s power %g refit %d gradual %d turn %d respect %d "
+        "targets %s inputs %s damping %.17g; "
+        "%lld samples of %lld tokens, crc32c %08x; score %d search %d scope %d regroup %d; "
+        "%s %08x after %08x; names %08x: %s by %s",
+        esp_version(), calibration->device->name, calibration->context->threads,
+        esp_method_name(o->method), o->norm_power, o->refit, o->gradual, o->turn_values, o->respect,
+        esp_targets_name(o->targets), o->dense_inputs ? "dense" : "pruned", o->damping,
+        (long long)calibration->summary.samples, (long long)calibration->summary.tokens,
+        (unsigned)calibration->summary.data_crc32c, (int)mask->score, (int)mask->search,
+        (int)mask->scope, mask->regroup, text, (unsigned)crc, (unsigned)calibration->state_chain,
+        (unsigned)names, linear->name, algebra);
 }
 
 /* ---- remembering ---- */

@@ -3,8 +3,8 @@
  * are held against the patterns. */
 #include <stdio.h>
 
-#include "assess/count.h"
 #include "assess/fit.h"
+#include "tensor/tensor.h"
 
 typedef struct verify_run {
     esp_context *context;

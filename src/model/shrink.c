@@ -10,6 +10,7 @@
 
 #include "io/io.h"
 #include "model/fold.h"
+#include "prune/prune.h"
 
 #define USUAL_MULTIPLE 8
 
@@ -346,8 +347,13 @@ static esp_status choose_by_squares(const shrinking *s, const esp_shrink_part *p
         }
         status = read_tensor(s, i, &tensor, error);
         if (status == ESP_OK) {
+            status = esp_prune_check_finite(s->context, &tensor, error);
             add_squares(s, part, kind, weight.name, &tensor, squares);
             esp_tensor_free(s->context, &tensor);
+        }
+        if (status != ESP_OK) {
+            status = esp_fail_within(error, status, "%s: %s",
+                                     esp_checkpoint_path(s->job->checkpoint), weight.name);
         }
     }
     status = status == ESP_OK ? keep_largest(s, part, squares, kept, loss, error) : status;

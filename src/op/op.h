@@ -107,7 +107,6 @@ struct esp_kernel {
     bool bare;           /* bias and activation cost it a pass over f32 sums */
     bool dense_work;     /* multiplies all of a sparse weight's entries, zeros too */
     bool spread;         /* reads the form ESP_FORM_SPREAD */
-    double among_us;     /* it takes so much longer among other kernels than repeated */
     /* Whether it does an operation on X itself; NULL: none. */
     bool (*takes)(const esp_kernel *kernel, const esp_matmul_problem *problem,
                   esp_prologue_kind kind);

@@ -38,7 +38,9 @@ static esp_status make_and_encode(esp_rewrite *rewrite, esp_choice *choice,
     }
     esp_mask_free(mask);
     esp_tensor_free(rewrite->context, &values);
-    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", weight->name);
+    return status == ESP_OK ? ESP_OK
+                            : esp_fail_within(error, status, "%s: %s",
+                                              esp_checkpoint_path(rewrite->source), weight->name);
 }
 
 /* The maker's tensors last; *order: [selection->count]. What it cannot make stays dense. */

@@ -2,21 +2,32 @@
 #include "pipeline/rewrite.h"
 #include "prune/prune.h"
 
+/* "PATH: NAME: what is wrong" */
+static esp_status fail_at(const esp_rewrite *rewrite, const esp_weight_info *weight,
+                          esp_status status, esp_error *error)
+{
+    return esp_fail_within(error, status, "%s: %s", esp_checkpoint_path(rewrite->source),
+                           weight->name);
+}
+
 static esp_status mask_and_encode(esp_rewrite *rewrite, esp_choice *choice,
                                   const esp_weight_info *weight, const esp_tensor *dense,
                                   esp_sparse **sparse, esp_mask_report *report, esp_error *error)
 {
     esp_mask *mask;
     double start = esp_seconds();
-    if (esp_prune_mask(rewrite->context, dense, &choice->pattern, &rewrite->options->mask, &mask,
-                       report, error) != ESP_OK) {
-        return esp_fail_within(error, ESP_FAILED, "%s", weight->name);
+    esp_status status = esp_prune_check_finite(rewrite->context, dense, error);
+    if (status == ESP_OK) {
+        status = esp_prune_mask(rewrite->context, dense, &choice->pattern, &rewrite->options->mask,
+                                &mask, report, error);
+    }
+    if (status != ESP_OK) {
+        return fail_at(rewrite, weight, status, error);
     }
     rewrite->summary.mask_seconds += esp_seconds() - start;
-    esp_status status =
-        esp_sparse_encode(rewrite->context, &choice->pattern, dense, mask, sparse, error);
+    status = esp_sparse_encode(rewrite->context, &choice->pattern, dense, mask, sparse, error);
     esp_mask_free(mask);
-    return status == ESP_OK ? ESP_OK : esp_fail_within(error, status, "%s", weight->name);
+    return status == ESP_OK ? ESP_OK : fail_at(rewrite, weight, status, error);
 }
 
 static esp_status prune_open(esp_context *context, const esp_checkpoint *source,

@@ -63,13 +63,14 @@ esp_status esp_selection_check_globs(const esp_checkpoint *source, const esp_pru
 {
     const char *path = esp_checkpoint_path(source);
     for (int i = 0; i < options->rule_count; i++) {
+        const char *from = options->rules[i].source;
         if (!reaches(source, options->rules[i].glob, true)) {
             return esp_fail(
                 error, ESP_BAD_ARGUMENT, "prune.glob_matches_nothing",
-                "pattern rule '%s' names no linear layer of %s (embeddings, output heads "
+                "%s%spattern rule '%s' names no linear layer of %s (embeddings, output heads "
                 "and tensors that are not rank 2 stay dense); 'espalier info --tensors' "
                 "lists the names",
-                options->rules[i].glob, path);
+                from != NULL ? from : "", from != NULL ? ": " : "", options->rules[i].glob, path);
         }
     }
     for (int i = 0; i < options->skip_count; i++) {

@@ -18,6 +18,7 @@ typedef struct esp_layer_inputs {
     int64_t in;
     int64_t tokens;     /* that were summed */
     const double *gram; /* H, [in][in], symmetric */
+    double norm_power;  /* of ||x_j|| in WANDA and RIA; 0: 1 and 1/2 */
 } esp_layer_inputs;
 
 /* |W X - T X|^2; weights and target [out][in]. */
@@ -36,9 +37,9 @@ typedef enum esp_layer_score {
     ESP_LAYER_ABS = 0, /* |w| */
     ESP_LAYER_SQUARE,  /* w^2 */
     ESP_LAYER_OBD,     /* h_jj w^2 / 2: LeCun et al., "Optimal Brain Damage" (1989) */
-    ESP_LAYER_WANDA,   /* |w| ||x_j||: Sun et al. (arXiv 2306.11695) */
-    ESP_LAYER_RIA,     /* (|w| / sum of its row + |w| / sum of its column) ||x_j||^(1/2): Zhang et
-                        * al., "Plug-and-Play" (ICLR 2024) */
+    ESP_LAYER_WANDA,   /* |w| ||x_j||^a: Sun et al. (arXiv 2306.11695) with a = 1 */
+    ESP_LAYER_RIA,     /* (|w| / sum of its row + |w| / sum of its column) ||x_j||^a: Zhang et al.,
+                        * "Plug-and-Play" (ICLR 2024), with a = 1/2 */
     ESP_LAYER_OBS      /* w^2 / [H^-1]_jj: Hassibi and Stork, "Optimal Brain Surgeon" (1993) */
 } esp_layer_score;
 
@@ -90,6 +91,14 @@ ESP_MUST_CHECK esp_status esp_sparse_gpt_of(const esp_algebra *algebra, const es
                                             const esp_mask_options *options, int64_t out,
                                             int64_t in, const double *inverse, double *weights,
                                             esp_mask **mask, esp_error *error);
+/* VENOM: of V:2:M and 2:4 each group's columns and pairs at once, by the exact second order of all
+ * that goes, kept weights of the group following, too (group_obs.c). Arguments as of
+ * esp_sparse_gpt_of. */
+bool esp_group_obs_takes(const esp_pattern *pattern);
+ESP_MUST_CHECK esp_status esp_group_obs(const esp_algebra *algebra, const esp_pattern *pattern,
+                                        const esp_mask_options *options, int64_t out, int64_t in,
+                                        const double *inverse, double *weights, esp_mask **mask,
+                                        esp_error *error);
 /* Whether it chooses the mask. */
 bool esp_sparse_gpt_chooses(const esp_pattern *pattern);
 

@@ -71,9 +71,9 @@ static double factor_of(const score_job *job, const esp_layer_inputs *inputs,
     case ESP_LAYER_OBD:
         return square / 2;
     case ESP_LAYER_WANDA:
-        return sqrt(square);
+        return inputs->norm_power > 0 ? pow(square, inputs->norm_power / 2) : sqrt(square);
     case ESP_LAYER_RIA:
-        return pow(square, 0.25); /* the norm to the power of a = 1/2 */
+        return pow(square, inputs->norm_power > 0 ? inputs->norm_power / 2 : 0.25);
     case ESP_LAYER_OBS:
         return 1 / inverse_diagonal[j];
     default:

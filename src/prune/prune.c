@@ -66,6 +66,18 @@ esp_status esp_prune_check_tensor(const esp_tensor *dense, esp_error *error)
     return ESP_OK;
 }
 
+esp_status esp_prune_check_search(esp_search search, const esp_pattern *pattern, esp_error *error)
+{
+    if (search == ESP_SEARCH_EXACT && pattern->kind == ESP_PATTERN_PANEL &&
+        pattern->m > ESP_EXACT_MAX_WIDTH) {
+        return esp_fail(error, ESP_BAD_ARGUMENT, "prune.exact_too_wide",
+                        "the exact search looks at every quadruple and takes M up to %d, not %lld; "
+                        "use the search with swaps",
+                        ESP_EXACT_MAX_WIDTH, (long long)pattern->m);
+    }
+    return ESP_OK;
+}
+
 static esp_status check_request(const esp_tensor *dense, const esp_pattern *pattern,
                                 const esp_mask_options *options, esp_error *error)
 {
@@ -83,14 +95,7 @@ static esp_status check_request(const esp_tensor *dense, const esp_pattern *patt
         return esp_fail(error, ESP_BAD_ARGUMENT, "prune.bad_scope", "scope %d is none of esp_scope",
                         (int)options->scope);
     }
-    if (options->search == ESP_SEARCH_EXACT && pattern->kind == ESP_PATTERN_PANEL &&
-        pattern->m > ESP_EXACT_MAX_WIDTH) {
-        return esp_fail(error, ESP_BAD_ARGUMENT, "prune.exact_too_wide",
-                        "the exact search looks at every quadruple and takes M up to %d, not %lld; "
-                        "use the search with swaps",
-                        ESP_EXACT_MAX_WIDTH, (long long)pattern->m);
-    }
-    return ESP_OK;
+    return esp_prune_check_search(options->search, pattern, error);
 }
 
 esp_search esp_prune_search_of(esp_search search, const esp_pattern *pattern)

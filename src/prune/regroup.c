@@ -89,19 +89,34 @@ static esp_status find_order(const esp_prune_job *prune, esp_permutation **permu
 /* ---- masks in that order ---- */
 
 /* From the mask of stored rows to that of output rows. */
-static esp_status lay_back(const esp_prune_job *prune, const esp_mask *stored, const uint32_t *rows,
+static esp_status lay_back(const esp_mask *stored, const uint32_t *rows, esp_mask *mask,
                            esp_error *error)
 {
     int64_t v = 0, kept = 0;
     const uint32_t *columns = esp_mask_columns(stored, &v, &kept);
     size_t bytes = (size_t)esp_mask_row_words(stored) * sizeof(uint64_t);
-    for (int64_t i = 0; i < prune->out; i++) {
-        memcpy(esp_mask_row_mut(prune->mask, rows[i]), esp_mask_row(stored, i), bytes);
+    for (int64_t i = 0; i < esp_mask_out_features(stored); i++) {
+        memcpy(esp_mask_row_mut(mask, rows[i]), esp_mask_row(stored, i), bytes);
     }
     if (columns != NULL) {
-        ESP_TRY(esp_mask_set_columns(prune->mask, v, kept, columns, error));
+        ESP_TRY(esp_mask_set_columns(mask, v, kept, columns, error));
     }
-    return esp_mask_set_rows(prune->mask, rows, error);
+    return esp_mask_set_rows(mask, rows, error);
+}
+
+esp_status esp_mask_of_stored(esp_context *context, const esp_mask *stored, const uint32_t *rows,
+                              esp_mask **mask, esp_error *error)
+{
+    esp_mask *made = NULL;
+    ESP_TRY(esp_mask_create(context, esp_mask_out_features(stored), esp_mask_in_features(stored),
+                            &made, error));
+    esp_status status = lay_back(stored, rows, made, error);
+    if (status != ESP_OK) {
+        esp_mask_free(made);
+        return status;
+    }
+    *mask = made;
+    return ESP_OK;
 }
 
 static esp_status select_in_order(const esp_prune_job *prune, const uint32_t *rows,
@@ -127,7 +142,7 @@ static esp_status select_in_order(const esp_prune_job *prune, const uint32_t *ro
                                         : esp_select_free_panels(&job, error);
     }
     if (status == ESP_OK) {
-        status = lay_back(prune, job.mask, rows, error);
+        status = lay_back(job.mask, rows, prune->mask, error);
     }
     esp_mask_free(job.mask);
     esp_release(context, data);
@@ -141,4 +156,22 @@ esp_status esp_select_regrouped(const esp_prune_job *prune, esp_error *error)
     esp_status status = select_in_order(prune, permutation->axes[0].order, error);
     esp_permutation_free(permutation);
     return status;
+}
+
+esp_status esp_regroup_rows(esp_context *context, const esp_pattern *pattern,
+                            const esp_mask_options *options, int64_t out, int64_t in, float *scores,
+                            uint32_t *rows, esp_error *error)
+{
+    const esp_tensor dense = {.dtype = ESP_F32, .rank = 2, .shape = {out, in}, .data = scores};
+    const esp_prune_job job = {.context = context,
+                               .dense = &dense,
+                               .pattern = pattern,
+                               .search = esp_prune_search_of(options->search, pattern),
+                               .out = out,
+                               .in = in};
+    esp_permutation *permutation = NULL;
+    ESP_TRY(find_order(&job, &permutation, error));
+    memcpy(rows, permutation->axes[0].order, (size_t)out * sizeof *rows);
+    esp_permutation_free(permutation);
+    return ESP_OK;
 }

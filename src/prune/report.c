@@ -129,16 +129,23 @@ static double log_choices(int64_t out, int64_t panels, int64_t width)
     return (double)panels * columns + (double)out * log(pairs);
 }
 
-static double log_diversity(const esp_prune_job *prune)
+double esp_pattern_log_diversity(const esp_pattern *pattern, int64_t out, int64_t in)
 {
-    const esp_pattern *pattern = prune->pattern;
-    if (pattern->kind != ESP_PATTERN_PANEL || pattern->m == 0) {
+    bool is_2_4 = esp_pattern_is_2_4(pattern);
+    if (!is_2_4 && (pattern->kind != ESP_PATTERN_PANEL || pattern->m == 0)) {
         return (double)NAN;
     }
-    int64_t v = esp_pattern_panel_rows(pattern, prune->out);
-    int64_t panels = esp_ceil_div(prune->out, v), rest = prune->in % pattern->m;
-    double whole = (double)(prune->in / pattern->m) * log_choices(prune->out, panels, pattern->m);
-    return whole + (rest > 0 ? log_choices(prune->out, panels, rest) : 0);
+    int64_t v = is_2_4 ? 1 : esp_pattern_panel_rows(pattern, out), m = is_2_4 ? 4 : pattern->m;
+    int64_t panels = esp_ceil_div(out, v), rest = in % m;
+    double whole = (double)(in / m) * log_choices(out, panels, m);
+    return whole + (rest > 0 ? log_choices(out, panels, rest) : 0);
+}
+
+static double log_diversity(const esp_prune_job *prune)
+{
+    return esp_pattern_is_2_4(prune->pattern)
+               ? (double)NAN
+               : esp_pattern_log_diversity(prune->pattern, prune->out, prune->in);
 }
 
 esp_status esp_mask_report_of(esp_context *context, const esp_tensor *dense,

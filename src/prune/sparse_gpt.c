@@ -7,7 +7,7 @@
  * panel's columns, which is made for all rows between two groups. */
 #include <math.h>
 
-#include "prune/prune.h"
+#include "prune/group_obs.h"
 
 #define BLOCK 128
 
@@ -23,6 +23,7 @@ typedef struct gpt_job {
     float *scores;  /* [out][group] */
     esp_mask *mask;
     int64_t begin, end; /* columns of the block */
+    bool by_groups;     /* choice and update of a whole group at once: group_obs.c */
 } gpt_job;
 
 bool esp_sparse_gpt_chooses(const esp_pattern *pattern)
@@ -127,12 +128,38 @@ static void update_right(const gpt_job *job)
     esp_algebra_multiply(job->algebra, &rest);
 }
 
+static esp_status prune_group(const gpt_job *job, int64_t at, int64_t width, esp_error *error)
+{
+    bool panels = !esp_pattern_is_2_4(job->pattern);
+    esp_search search = esp_prune_search_of(job->options->search, job->pattern);
+    const esp_obs_group group = {.context = esp_algebra_context(job->algebra),
+                                 .out = job->out,
+                                 .v = panels ? esp_pattern_panel_rows(job->pattern, job->out)
+                                             : job->out,
+                                 .column = at,
+                                 .width = width,
+                                 .search = search,
+                                 .factor = job->factor + at * (job->in + 1),
+                                 .factor_stride = job->in,
+                                 .reach = job->end - at,
+                                 .weights = job->weights + at,
+                                 .weight_stride = job->in,
+                                 .errors = job->errors + at - job->begin,
+                                 .error_stride = job->end - job->begin,
+                                 .mask = job->mask};
+    return esp_prune_group(&group, error);
+}
+
 static esp_status prune_block(const gpt_job *job, esp_error *error)
 {
     bool chooses = esp_sparse_gpt_chooses(job->pattern);
     int64_t group = chooses ? group_of(job->pattern) : job->end - job->begin;
     for (int64_t at = job->begin; at < job->end; at += group) {
         int64_t width = ESP_MIN(group, job->end - at);
+        if (job->by_groups) {
+            ESP_TRY(prune_group(job, at, width, error));
+            continue;
+        }
         if (chooses) {
             ESP_TRY(choose_group(job, at, width, error));
         }
@@ -283,4 +310,27 @@ esp_status esp_sparse_gpt_of(const esp_algebra *algebra, const esp_pattern *patt
                    .weights = weights};
     bool goes = device != NULL && device->ops->sweep != NULL && in > 0 && out > 0;
     return with_mask(&job, goes ? prune_on_device : factor_and_prune, mask, error);
+}
+
+/* ---- group by group ---- */
+
+bool esp_group_obs_takes(const esp_pattern *pattern)
+{
+    return pattern->kind == ESP_PATTERN_PANEL && (esp_pattern_is_2_4(pattern) || pattern->m != 0);
+}
+
+esp_status esp_group_obs(const esp_algebra *algebra, const esp_pattern *pattern,
+                         const esp_mask_options *options, int64_t out, int64_t in,
+                         const double *inverse, double *weights, esp_mask **mask, esp_error *error)
+{
+    gpt_job job = {.algebra = algebra,
+                   .pattern = pattern,
+                   .options = options,
+                   .out = out,
+                   .in = in,
+                   .inverse = inverse,
+                   .weights = weights,
+                   .by_groups = true};
+    ESP_TRY(esp_prune_check_search(options->search, pattern, error));
+    return with_mask(&job, factor_and_prune, mask, error);
 }

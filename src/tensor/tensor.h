@@ -7,6 +7,7 @@
 #include "base/base.h"
 #include "tensor/algebra.h"
 #include "tensor/axes.h"
+#include "tensor/count.h"
 #include "tensor/device_algebra.h"
 
 /* Bytes of one element of a whole-byte dtype. */

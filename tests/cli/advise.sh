@@ -7,6 +7,13 @@ json '@{$j->{whole}} == 2 && $j->{whole}[1]{tokens} == 32 && !defined $j->{whole
 json '@{$j->{layers}} == 14 && @{$j->{frontier}} >= 1 && !defined $j->{layers}[0]{advised} && $j->{layers}[0]{ways}[1]{pattern} eq "2:4" && @{$j->{layers}[0]{ways}[1]{times}} == 2'
 t "advise, calibrated" 0 advise plain --tokens 1 -r 1 -p 2:4 --calibrate words.txt --method wanda --json
 json '$j->{layers}[0]{ways}[1]{calibrated} && $j->{layers}[0]{ways}[1]{loss} > 0 && $j->{layers}[0]{ways}[1]{loss} < 1'
+json '@{$j->{uniform}} == 1 && $j->{uniform}[0]{pattern} eq "2:4" && $j->{uniform}[0]{log_mask_diversity} > 0 && !$j->{uniform}[0]{sifted}'
+t "advise, sifted" 0 advise plain --tokens 1 -r 1 -p 16:2:5 -p 16:2:8 -p 64:2:8 -p panel:16@0.75 --bytes 0.4 --json
+json '(grep { $_->{sifted} } @{$j->{uniform}}) == 1 && (grep { $_->{sifted} } @{$j->{uniform}})[0]{pattern} eq "16:2:8" && !$j->{uniform}[0]{reaches} && !defined $j->{uniform}[3]{log_mask_diversity}'
+t "advise of a NaN weight" 5 advise nan --tokens 1 -r 1 -p 2:4 --layers-only; err_has 'nan: model.layers.1.mlp.up_proj.weight: entry .0, 0. is -?nan.*\[prune.not_finite\]'
+t "advise of what has zeros" 2 advise pz --tokens 1 -r 1 -p 2:4 -c words.txt --layers-only; err_has 'pz: .*\[calibrate.already_pruned\]'
+t "advise of what has zeros, kept" 0 advise pz --tokens 1 -r 1 -p 2:4 -c words.txt --layers-only --respect
+t "advise takes no targets" 2 advise plain --tokens 1 -c words.txt --targets layer; err_has '\[usage.unknown_option\]'
 t "advise for bytes" 0 advise plain --tokens 1 -r 1 -p 2:4 --bytes 0.5625 --recipe recipe.json --figure frontier.svg; out_has '^advised: .* 0\.5[0-9]* of their bytes'
 name="the figure is one"; if grep -q '</svg>' frontier.svg; then ok; else bad "frontier.svg"; fi
 out_has '^the whole model, dense as measured and as advised, predicted:'; out_has 'stay dense; the model .* of .* predicted [0-9.]+x as fast as a whole$'
@@ -40,11 +47,12 @@ for bad in 'no_json|{' 'list|[]' 'no_version|{"layers": {}}' 'version_text|{"esp
     t "recipe: ${bad%%|*}" 3 prune plain --recipe bad.json -o never; err_has 'bad.json: .*\[recipe.not_recipe\]'
 done
 echo '{"espalier_recipe": 2, "layers": {}}' >bad.json; t "recipe: newer" 4 prune plain --recipe bad.json -o never; err_has 'version 2.*\[recipe.newer_version\]'
+echo '{"espalier_recipe": 1, "pattern": "5:4", "layers": {}}' >bad.json; t "recipe: its own pattern" 3 prune plain --recipe bad.json -o never; err_has 'bad.json: its own pattern: .*keeps 5 of only 4.*\[recipe.bad_layer\]'
 for bad in '"*": "2:4"' '"model.layers.0.mlp.up_proj": "2:5:1"' '"model.layers.0.mlp.up_proj": 3'; do
     echo "{\"espalier_recipe\": 1, \"layers\": {$bad}}" >bad.json
     t "recipe: $bad" 3 prune plain --recipe bad.json -o never; err_has '\[recipe.bad_layer\]'
 done
-echo '{"espalier_recipe": 1, "layers": {"nobody": "2:4"}}' >bad.json; t "recipe: unknown layer" 2 prune plain --recipe bad.json -o never; err_has "'nobody'.*\\[prune.glob_matches_nothing\\]"
+echo '{"espalier_recipe": 1, "layers": {"nobody": "2:4"}}' >bad.json; t "recipe: unknown layer" 2 prune plain --recipe bad.json -o never; err_has "bad.json: .*'nobody'.*\\[prune.glob_matches_nothing\\]"
 name="nothing was written"; if [ -e never ]; then bad "never exists"; else ok; fi
 
 # What is predicted of a whole model, beside what bench then measures: gains within a factor of 1.4,

@@ -80,7 +80,7 @@ no_leftovers() {
 t "help" 0 --help; same_out help; quiet_err
 t "short help" 0 -h; same_out help
 t "version" 0 --version; out_has '^espalier [0-9]+\.[0-9]+\.[0-9]+ \(.+\)$'; quiet_err
-for command in info prune turn convert eval run bench tune verify kernels devices; do
+for command in info advise prune shrink turn convert eval run bench tune verify kernels devices; do
     t "$command --help" 0 "$command" --help; same_out "help-$command"; quiet_err
     t "$command -h after others" 0 "$command" --json -h; same_out "help-$command"
     t "$command: unknown option" 2 "$command" --no-such-thing; quiet_out; one_line_err
@@ -195,7 +195,17 @@ t "prune, in steps" 0 prune plain -p 16:2:8 -o pg --calibrate words.txt --method
 t "prune, calibrated orders for steps" 0 prune plain -p 16:2:8 -o pg -f --calibrate words.txt --method wanda --refit --gradual --permute; out_has '^calibrated: wanda in steps with refit'; out_has '^permutation: error of'
 t "a NaN weight, calibrated" 5 prune nan -p 2:4 -o never --calibrate words.txt
 err_has 'up_proj.weight.*entry .0, 0. is -?nan.*\[calibrate.not_finite\]'; rm -rf never.unfinished
-t "rows grouped for obs" 4 prune plain -p 16:2:8 -o never --calibrate words.txt --method obs --regroup; err_has '\[calibrate.no_regrouping\]'
+t "a NaN weight, by magnitude" 5 prune nan -p 2:4 -o never; one_line_err
+err_has 'nan: model.layers.1.mlp.up_proj.weight: entry .0, 0. is -?nan.*verify --strict.*\[prune.not_finite\]'; [ ! -e never ] || bad "it was written"
+t "a NaN weight that is left alone" 0 prune nan -p 2:4 -o around --skip '*.1.mlp.up_proj'
+for method in sparsegpt obs joint venom; do
+    t "rows grouped for $method" 0 prune plain -p 16:2:8 -o "grouped-$method" --calibrate words.txt --method "$method" --regroup -q
+    t "verify them" 0 verify "grouped-$method" --strict -q
+done
+t "a power of the norm" 0 prune plain -p 2:4 -o power -c words.txt --method wanda --norm-power 2 --json; json '$j->{calibration}{norm_power} == 2 && defined $j->{calibration}{dead_inputs}'
+t "the paper's power" 0 prune plain -p 2:4 -o power -f -c words.txt --method ria --json; json '$j->{calibration}{norm_power} == 0.5'
+t "a power without a norm" 2 prune plain -p 2:4 -o never -c words.txt --method obs --norm-power 2; err_has '\[calibrate.bad_options\]'
+t "a power without a calibration" 2 prune plain -p 2:4 -o never --norm-power 2; err_has '--norm-power needs --calibrate.*\[usage.missing_option\]'
 t "steps without a refit" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --gradual; err_has '\[calibrate.bad_options\]'
 t "steps by joint" 2 prune plain -p 16:2:8 -o never --calibrate words.txt --method joint --refit --gradual; err_has '\[calibrate.bad_options\]'
 t "steps without a calibration" 2 prune plain -p 16:2:8 -o never --gradual; err_has '--gradual needs --calibrate.*\[usage.missing_option\]'
@@ -622,6 +632,7 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 . "$source/tests/cli/images.sh"
 
 # ---- smaller dense models ----
+t "shrink what holds NaN" 5 shrink nan -o never --hidden 0.25; err_has 'nan: model.layers.1.mlp.up_proj.weight: entry .0, 0. is -?nan.*\[prune.not_finite\]'
 t "shrink" 0 shrink plain --hidden 0.5 -o shrunk; out_has '^hidden features: 176 -> 88 in each of 2 layers$'; out_has 'of the squares of the weights'
 t "it is a model" 0 verify shrunk --strict -q
 name="its config.json says so"; if grep -q '"intermediate_size": 88' shrunk/config.json && grep -q '"rms_norm_eps": 1e-05' shrunk/config.json; then ok; else bad "config.json"; fi

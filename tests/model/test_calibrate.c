@@ -238,48 +238,73 @@ static void other_models(test_run *run)
 
 /* ---- rows grouped in panels ---- */
 
-static esp_status regroup(test_run *run, const char *model, const char *pattern, const char *rule,
-                          esp_method method, bool gradual, esp_error *error)
+/* *loss: the mean error of the layers, each by itself. */
+static esp_status regroup(test_run *run, bool groups, const char *pattern, const char *rule,
+                          esp_method method, bool gradual, double *loss, esp_error *error)
 {
+    const char *model = tiny_folder(run, "plain");
+    esp_calibration_summary summary = {0};
     esp_context *context = test_context(run, 2);
     esp_device *device = NULL;
     esp_calibration_options options = with_text(method, gradual);
     esp_prune_options prune = with_pattern(run, pattern);
-    const esp_pattern_rule rules[] = {{"*q_proj*", with_pattern(run, rule).pattern}};
+    const esp_pattern_rule rules[] = {
+        {.glob = "*q_proj*", .pattern = with_pattern(run, rule).pattern}};
     char out[1100];
     snprintf(out, sizeof out, "%s/regrouped", test_folder(run));
     options.gradual = gradual;
-    prune.mask.regroup = prune.force = true;
+    options.dense_inputs = true;
+    prune.mask.regroup = groups;
+    prune.force = true;
     prune.rules = rules;
     prune.rule_count = ESP_COUNT(rules);
     esp_status status = esp_device_open(context, "cpu", &device, error);
     if (status == ESP_OK) {
-        status = esp_prune_calibrated(device, model, out, &prune, &options, NULL, NULL, error);
+        status = esp_prune_calibrated(device, model, out, &prune, &options, NULL, &summary, error);
     }
     esp_device_close(device);
     test_context_free(run, context);
+    *loss = summary.mean_error;
     return status;
 }
 
-/* Where masks can carry an order they do; where not, that is said before anything is pruned. Panels
- * of all rows have none. */
+/* Rows are grouped by what their weights cost, whatever chooses the panels' columns then. Panels of
+ * all rows have no order. */
 static void regrouped(test_run *run)
 {
-    const char *model = tiny_folder(run, "plain");
-    CHECK_OK(regroup(run, model, "16:2:8", "2:4", ESP_METHOD_WANDA, false, error));
-    CHECK_OK(regroup(run, model, "panel:16@0.5", "2:4", ESP_METHOD_SPARSE_GPT, false, error));
-    CHECK_OK(regroup(run, model, "16:2:8", "16:2:8", ESP_METHOD_SPARSE_GPT, true, error));
-    CHECK_OK(regroup(run, model, "2:4", "2:4", ESP_METHOD_OBS, false, error));
-    CHECK_OK(regroup(run, model, "256:2:8", "64:2:8", ESP_METHOD_OBS, false, error));
-    CHECK_OK(regroup(run, model, "panel:256@0.5", "64:2:8", ESP_METHOD_JOINT, false, error));
-    CHECK_FAILS(regroup(run, model, "64:2:8", "64:2:8", ESP_METHOD_OBS, false, error),
-                ESP_UNSUPPORTED, "calibrate.no_regrouping"); /* layers of 176 rows */
-    CHECK_FAILS(regroup(run, model, "16:2:8", "2:4", ESP_METHOD_SPARSE_GPT, false, error),
-                ESP_UNSUPPORTED, "calibrate.no_regrouping");
-    CHECK_FAILS(regroup(run, model, "2:4", "16:2:8", ESP_METHOD_OBS, false, error), ESP_UNSUPPORTED,
-                "calibrate.no_regrouping");
-    CHECK_FAILS(regroup(run, model, "panel:16@0.5", "2:4", ESP_METHOD_JOINT, false, error),
-                ESP_UNSUPPORTED, "calibrate.no_regrouping");
+    static const struct {
+        const char *pattern, *rule;
+        esp_method method;
+        bool gradual;
+    } wanted[] = {{"16:2:8", "2:4", ESP_METHOD_WANDA, false},
+                  {"panel:16@0.75", "2:4", ESP_METHOD_SPARSE_GPT, false},
+                  {"16:2:8", "16:2:8", ESP_METHOD_SPARSE_GPT, true},
+                  {"16:2:8", "2:4", ESP_METHOD_SPARSE_GPT, false},
+                  {"2:4", "2:4", ESP_METHOD_OBS, false},
+                  {"256:2:8", "64:2:8", ESP_METHOD_OBS, false},
+                  {"64:2:8", "64:2:8", ESP_METHOD_OBS, false}, /* layers of 176 rows */
+                  {"2:4", "16:2:8", ESP_METHOD_OBS, false},
+                  {"16:2:8", "panel:32@0.5", ESP_METHOD_VENOM, false},
+                  {"panel:256@0.75", "64:2:8", ESP_METHOD_JOINT, false},
+                  {"panel:16@0.75", "2:4", ESP_METHOD_JOINT, false},
+                  {"16:2:5", "16:2:8", ESP_METHOD_JOINT, false}};
+    char out[1100];
+    snprintf(out, sizeof out, "%s/regrouped", test_folder(run));
+    for (int i = 0; i < ESP_COUNT(wanted); i++) {
+        double plain = 0, grouped = 0;
+        test_sub(run, "%s by %s", wanted[i].pattern, esp_method_name(wanted[i].method));
+        CHECK_OK(regroup(run, false, wanted[i].pattern, wanted[i].rule, wanted[i].method,
+                         wanted[i].gradual, &plain, error));
+        CHECK_OK(regroup(run, true, wanted[i].pattern, wanted[i].rule, wanted[i].method,
+                         wanted[i].gradual, &grouped, error));
+        check_folder(run, out, "\"format_version\"", 14);
+        if (wanted[i].method >= ESP_METHOD_SPARSE_GPT && !(grouped <= 1.01 * plain)) {
+            test_fail(run, __FILE__, __LINE__, "mean error %g, in groups %g", plain, grouped);
+        }
+        if (getenv("TEST_SHOW") != NULL) {
+            printf("%s %s: %g, in groups %g\n", wanted[i].pattern, wanted[i].rule, plain, grouped);
+        }
+    }
 }
 
 /* ---- refusals ---- */

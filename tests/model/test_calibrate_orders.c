@@ -106,7 +106,7 @@ static void gradual(test_run *run)
         esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error),
         ESP_BAD_ARGUMENT, "calibrate.bad_options");
     options.gradual = false;
-    options.method = (esp_method)(ESP_METHOD_JOINT + 1);
+    options.method = (esp_method)(ESP_METHOD_VENOM + 1);
     CHECK_FAILS(
         esp_permutation_calibrate(device, model, &panels, NULL, &options, &permutation, error),
         ESP_BAD_ARGUMENT, "calibrate.bad_method");

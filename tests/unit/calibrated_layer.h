@@ -88,7 +88,7 @@ static inline bool bench_open(test_run *run, bench *b, int64_t out, int64_t in, 
     }
     sum_gram(b);
     multiply(b, b->weights, b->gram, b->goal);
-    b->inputs = (esp_layer_inputs){in, tokens, b->gram};
+    b->inputs = (esp_layer_inputs){.in = in, .tokens = tokens, .gram = b->gram};
     return true;
 }
 
@@ -140,6 +140,18 @@ static inline esp_status by_panels(bench *b, const esp_pattern *pattern, esp_mas
     memcpy(b->result, b->weights, (size_t)(b->out * b->in) * sizeof *b->result);
     esp_status status =
         esp_panel_obs(b->algebra, pattern, b->out, b->in, inverse, b->result, mask, error);
+    free(inverse);
+    return status;
+}
+
+static inline esp_status by_groups(bench *b, const esp_pattern *pattern, esp_search search,
+                                   esp_mask **mask, esp_error *error)
+{
+    const esp_mask_options options = {.search = search};
+    double *inverse = invert(b);
+    memcpy(b->result, b->weights, (size_t)(b->out * b->in) * sizeof *b->result);
+    esp_status status = esp_group_obs(b->algebra, pattern, &options, b->out, b->in, inverse,
+                                      b->result, mask, error);
     free(inverse);
     return status;
 }

@@ -18,7 +18,7 @@ static bool read_golden(FILE *file, golden *read)
         return false;
     }
     read->has_values = strcmp(read->name, "sparsegpt") == 0 || strcmp(read->name, "refit") == 0 ||
-                       strcmp(read->name, "panels") == 0;
+                       strcmp(read->name, "panels") == 0 || strcmp(read->name, "venom") == 0;
     for (int i = 0; read->has_values && i < OUT * IN; i++) {
         if (fscanf(file, "%lf", &read->values[i]) != 1) {
             return false;
@@ -59,6 +59,13 @@ static esp_status make(bench *b, const golden *wanted, esp_mask **mask, esp_erro
     }
     if (strcmp(wanted->name, "panels") == 0) {
         return by_panels(b, &pattern, mask, error);
+    }
+    if (strcmp(wanted->name, "venom") == 0) {
+        return by_groups(b, &pattern, ESP_SEARCH_EXACT, mask, error);
+    }
+    if (strcmp(wanted->name, "torchao") == 0) {
+        b->inputs.norm_power = 2;
+        return by_score(b, ESP_LAYER_WANDA, &pattern, mask, error);
     }
     for (int i = 0; i < ESP_COUNT(names); i++) {
         if (strcmp(names[i], wanted->name) == 0) {
@@ -104,7 +111,7 @@ static void papers(test_run *run)
         }
         fclose(file);
         test_sub(run, "all of the file");
-        CHECK_INT(count, 18);
+        CHECK_INT(count, 22);
     }
 }
 
@@ -170,6 +177,81 @@ static void solver(test_run *run)
             esp_mask_free(mask);
             bench_close(run, &b);
         }
+    }
+}
+
+/* ---- groups by second order ---- */
+
+static double error_by_groups(test_run *run, bench *b, const esp_pattern *pattern,
+                              esp_search search)
+{
+    esp_mask *mask = NULL;
+    double squared = 0, worst = 0;
+    esp_error why = {0};
+    if (by_groups(b, pattern, search, &mask, &why) != ESP_OK) {
+        test_fail(run, __FILE__, __LINE__, "%s", why.message);
+        return 0;
+    }
+    for (int64_t r = 0; r < b->out && pattern->m >= b->in; r++) { /* all follow */
+        test_note_largest(&worst, row_differs(b, mask, r));
+    }
+    CHECK(worst < 1e-8);
+    CHECK_OK(
+        esp_layer_error(b->algebra, &b->inputs, b->out, b->result, b->weights, &squared, error));
+    esp_mask_free(mask);
+    return squared;
+}
+
+/* Of one group: least squares of its mask, and no search is worse than a narrower one. Of several,
+ * with rows and columns left over: the pattern is kept to, and less is lost than by SparseGPT. */
+static void groups(test_run *run)
+{
+    static const struct {
+        const char *pattern;
+        int64_t out, in;
+    } layers[] = {{"4:2:8", 10, 8},   {"16:2:5", 16, 5},  {"4:2:10", 7, 10}, {"8:2:12", 24, 12},
+                  {"8:2:40", 20, 40}, {"16:2:8", 40, 93}, {"8:2:5", 21, 57}, {"4:2:16", 33, 150},
+                  {"64:2:8", 64, 1},  {"64:2:8", 64, 6}};
+    for (int i = 0; i < ESP_COUNT(layers); i++) {
+        test_sub(run, "%s of %lld x %lld", layers[i].pattern, (long long)layers[i].out,
+                 (long long)layers[i].in);
+        bench b;
+        esp_pattern pattern;
+        esp_mask *mask = NULL;
+        double swept = 0;
+        CHECK_OK(esp_pattern_parse(layers[i].pattern, &pattern, error));
+        CHECK(esp_group_obs_takes(&pattern));
+        REQUIRE(bench_open(run, &b, layers[i].out, layers[i].in, 300, false,
+                           test_seed(run) + (uint64_t)i));
+        double greedy = error_by_groups(run, &b, &pattern, ESP_SEARCH_GREEDY);
+        double swaps = error_by_groups(run, &b, &pattern, ESP_SEARCH_SWAPS);
+        bool one = pattern.m >= b.in;
+        CHECK(!one || swaps <= greedy * (1 + 1e-9));
+        if (pattern.m <= 10) {
+            double exact = error_by_groups(run, &b, &pattern, ESP_SEARCH_EXACT);
+            CHECK(!one || exact <= swaps * (1 + 1e-9));
+        } else {
+            CHECK_FAILS(by_groups(&b, &pattern, ESP_SEARCH_EXACT, &mask, error), ESP_BAD_ARGUMENT,
+                        "prune.exact_too_wide");
+        }
+        double found = error_by_groups(run, &b, &pattern, ESP_SEARCH_AUTO);
+        CHECK_OK(by_groups(&b, &pattern, ESP_SEARCH_AUTO, &mask, error));
+        esp_tensor values = {.dtype = ESP_F32, .rank = 2, .shape = {b.out, b.in}};
+        values.data = calloc((size_t)(b.out * b.in), sizeof(float));
+        for (int64_t k = 0; k < b.out * b.in; k++) {
+            ((float *)values.data)[k] = (float)b.result[k];
+        }
+        esp_sparse *sparse = NULL; /* which refuses what does not fit */
+        CHECK_OK(esp_sparse_encode(b.context, &pattern, &values, mask, &sparse, error));
+        esp_sparse_free(sparse);
+        free(values.data);
+        esp_mask_free(mask);
+        mask = NULL;
+        CHECK_OK(by_sparse_gpt(&b, &pattern, &mask, error));
+        CHECK_OK(esp_layer_error(b.algebra, &b.inputs, b.out, b.result, b.weights, &swept, error));
+        CHECK(found <= swept * (1 + 1e-9));
+        esp_mask_free(mask);
+        bench_close(run, &b);
     }
 }
 
@@ -301,6 +383,7 @@ static void panels(test_run *run)
 static const test_case cases[] = {
     {"masks and values of the papers", papers},
     {"refit and a dense solver", solver},
+    {"groups by second order", groups},
     {"errors and outputs", outputs},
     {"fixed masks", fixed_masks},
     {"panels by second order", panels},

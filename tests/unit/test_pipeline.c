@@ -343,8 +343,9 @@ static void heads_stay_dense(test_run *run)
                   {"qa_outputs.weight", "output head"},
                   {"vit.encoder.layer.0.output.dense.weight", ""}};
     const char *folder = test_path(test_folder(run), "heads"), *names[ESP_COUNT(layers)];
-    const esp_pattern_rule rules[] = {{"*", {.kind = ESP_PATTERN_PANEL}},
-                                      {"classifier", {.kind = ESP_PATTERN_PANEL}}};
+    const esp_pattern_rule rules[] = {
+        {.glob = "*", .pattern = {.kind = ESP_PATTERN_PANEL}},
+        {.glob = "classifier", .pattern = {.kind = ESP_PATTERN_PANEL}}};
     static const int pruned_by[] = {1, ESP_COUNT(layers), 2};
     esp_context *context = test_context(run, 1);
     for (int i = 0; i < ESP_COUNT(layers); i++) {
@@ -393,7 +394,7 @@ static void refusals(test_run *run)
     CHECK(tiny_model_write(foreign, "plain"));
     int before = test_entries(folder);
     static const char *const nothing[] = {"*nothing*"};
-    esp_pattern_rule rule = {"model.embed_tokens*", options.pattern};
+    esp_pattern_rule rule = {.glob = "model.embed_tokens*", .pattern = options.pattern};
 
     test_sub(run, "rule that reaches only the embedding");
     options.rules = &rule;

@@ -5,11 +5,11 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "assess/count.h"
 #include "assess/fit.h"
 #include "cli/tiny_model.h"
 #include "format/format.h"
 #include "pipeline/pipeline.h"
+#include "tensor/tensor.h"
 #include "test.h"
 
 /* ---- patterns ---- */

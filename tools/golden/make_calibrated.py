@@ -113,6 +113,35 @@ def panel_obs(weights, gram, v, group, kept):
     return mask, made
 
 
+def venom(weights, gram, v, group):
+    """Group by group: of all columns from the group on, what dropping D costs a row is
+    w_D inv([F]_DD) w_D with F the inverse of their moments, and the others follow by F's lines. Each v
+    rows share the four columns that cost least with each row's best two of them."""
+    mask, w = torch.zeros_like(weights, dtype=torch.bool), weights.clone()
+    for first in range(0, IN, group):
+        width = min(group, IN - first)
+        inverse = torch.linalg.inv(gram[first:, first:])
+        pairs, costs = list(itertools.combinations(range(width), min(2, width))), []
+        for pair in pairs:
+            gone = [j for j in range(width) if j not in pair]
+            part = w[:, first:][:, gone]
+            solved = torch.linalg.solve(inverse[gone][:, gone], part.T).T
+            costs.append((part * solved).sum(1))
+        costs = torch.stack(costs, 1)
+        for r in range(0, OUT, v):
+            quads = [[i for i, pair in enumerate(pairs) if set(pair) <= set(quad)]
+                     for quad in itertools.combinations(range(width), min(4, width))]
+            best_quad = min(quads, key=lambda of: float(costs[r:r + v, of].min(1).values.sum()))
+            for row in range(r, min(r + v, OUT)):
+                pair = pairs[min(best_quad, key=lambda i: float(costs[row, i]))]
+                gone = [j for j in range(width) if j not in pair]
+                times = torch.linalg.solve(inverse[gone][:, gone], w[row, first:][gone])
+                w[row, first:] -= times @ inverse[gone]
+                w[row, [first + j for j in gone]] = 0
+                mask[row, [first + j for j in pair]] = True
+    return mask, w
+
+
 def refit(mask, weights, gram):
     goal, made = weights @ gram, torch.zeros_like(weights)
     for r in range(OUT):
@@ -148,6 +177,11 @@ def main():
     show("panels 4:2:8", *panel_obs(weights, gram, 4, 8, 0))
     show("panels 4:2:5", *panel_obs(weights, gram, 4, 5, 0))
     show("panels panel:4@0.75", *panel_obs(weights, gram, 4, 0, 68))
+    show("venom 2:4", *venom(weights, gram, OUT, 4))
+    show("venom 4:2:8", *venom(weights, gram, 4, 8))
+    show("venom 4:2:5", *venom(weights, gram, 4, 5))
+    squared = size * norms ** 2  # torchao's WandaSparsifier takes no root of its sums of squares
+    show("torchao 2:4", by_groups(squared, keep_of(2), 4))
     for name, keep in (("2:4", by_groups(scores["wanda"], keep_of(2), 4)),
                        ("4:2:8", by_groups(scores["wanda"], lambda p: panel(p, 4), 8))):
         show(f"refit {name}", keep, refit(keep, weights, gram))

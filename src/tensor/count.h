@@ -1,8 +1,10 @@
 /* Counting what values a tensor holds. */
-#ifndef ESP_ASSESS_COUNT_H
-#define ESP_ASSESS_COUNT_H
+#ifndef ESP_TENSOR_COUNT_H
+#define ESP_TENSOR_COUNT_H
 
-#include "assess/assess.h"
+#include <espalier/tensor.h>
+
+#include "base/base.h"
 
 typedef struct esp_value_counts {
     int64_t zeros; /* -0.0 included */

@@ -1,9 +1,9 @@
 /* By bits, threaded: an IEEE number with all exponent bits set is a NaN or an infinity, one with
  * all bits but the sign clear is a zero. */
-#include "assess/count.h"
-
 #include <stdatomic.h>
 #include <string.h>
+
+#include "tensor/tensor.h"
 
 typedef struct count_state {
     const unsigned char *data;
