@@ -127,8 +127,10 @@ plan_view plan_search_look(const plan_search *search, const esp_kernel *kernel)
         view.why_not = kernel->why_not(kernel, search->device, view.problem);
     }
     if (view.why_not == NULL) {
-        view.predicted_us = kernel->score_us(kernel, search->device, view.problem);
-        view.tuned_us = measured_us(search, kernel);
+        double measured = measured_us(search, kernel);
+        view.predicted_us =
+            kernel->score_us(kernel, search->device, view.problem) + kernel->among_us;
+        view.tuned_us = measured > 0 ? measured + kernel->among_us : 0;
     }
     return view;
 }
