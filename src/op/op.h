@@ -103,7 +103,8 @@ struct esp_kernel {
     double (*score_us)(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem);
     /* What it takes longer inside a model than where it runs again and again, and makes its
-     * neighbours take longer: microseconds of each launch, added where kernels are compared. */
+     * neighbours take longer: microseconds of each launch, on top of predicted and measured ones.
+     */
     double among_us;
     esp_status (*launch)(const esp_matmul_call *call, esp_error *error);
     const void *variant; /* the kernel family's own parameters */
