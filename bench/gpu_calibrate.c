@@ -117,7 +117,7 @@ static void prepare(bench *b)
                                          .c_stride = b->in};
     need(b->gpu->ops->multiply(b->gpu, &product, &error), &error);
     tell(b, "a product");
-    const esp_layer_inputs inputs = {b->in, b->tokens, b->gram};
+    const esp_layer_inputs inputs = {.in = b->in, .tokens = b->tokens, .gram = b->gram};
     need(esp_layer_energy(b->algebra, &inputs, b->out, b->weights, &energy, &error), &error);
     tell(b, "an error");
 }
@@ -140,7 +140,7 @@ static void check_method(bench *b, const char *method)
 static void prune(bench *b, const char *method)
 {
     const esp_mask_options options = {.score = ESP_SCORE_ABS};
-    const esp_layer_inputs inputs = {b->in, b->tokens, b->gram};
+    const esp_layer_inputs inputs = {.in = b->in, .tokens = b->tokens, .gram = b->gram};
     esp_error error;
     esp_mask *mask = NULL;
     esp_refit_report refit;

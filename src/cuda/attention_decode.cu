@@ -12,8 +12,10 @@
 // Where a warp has many chunks, room for two is faster.
 //
 // Latencies. Where a sequence ends is known for sure only after the launch before; what the table said before that is
-// nearly always right, so chunks are asked for by that, and once more in the rare case. Blocks send their sums, so that
-// nobody waits for what others wrote to memory. Code that runs once comes from far as well: loops stay loops.
+// nearly always right, so chunks that there is room for are loaded by that before then, and once more in the rare case.
+// The others are asked for behind the queries: whatever is asked for before those is waited for with them. Blocks send
+// their sums, so that nobody waits for what others wrote to memory. Code that runs once comes from far as well: loops
+// stay loops.
 //
 // The step's own row may come along (`k`, `v`): it is rotated by the warp whose chunk it belongs to, which lays it
 // into its room and writes it to the caches; every block rotates its queries for itself. As ops_rope.cu, bit by bit.
@@ -26,6 +28,7 @@ namespace attention {
 
 constexpr int DECODE_WARPS = 4, DECODE_THREADS = DECODE_WARPS * 32, CHUNK = 16, MOST_HEADS = 16;
 constexpr unsigned MOST_SPLITS = 8;
+constexpr int CHUNKS_AHEAD = 3; // of a warp that are on their way, as far as the L2 at least
 
 // Shared memory: a chunk of keys and one of values for each warp, later its sums; queries; what each warp found; a
 // barrier; what blocks of a cluster sent of the heads that this one finishes.
@@ -221,14 +224,19 @@ template <class C> struct fresh_row {
 };
 
 // [16][D] from feature-major memory, where the features of a token lie a stride apart. Rows of heads that there are
-// not hold anything: rows of a product do not meet. Behind the features lie zeros, two for each pair too many.
-template <class C>
-__device__ __forceinline__ void lay_queries(const gpu_attention_decode &a, const share &s, uint32_t to)
+// not hold anything: rows of a product do not meet. Behind the features lie zeros, two for each pair too many. Each
+// thread does `meanwhile` once, when its first loads are on their way.
+template <class C, class Meanwhile>
+__device__ __forceinline__ void lay_queries(const gpu_attention_decode &a, const share &s, uint32_t to,
+                                            const Meanwhile &meanwhile)
 {
     constexpr int HALF = C::D / 2, AT_ONCE = 2;
     const uint16_t *q = (const uint16_t *)a.q + s.q;
     int half = s.features / 2;
     bool turns = a.k != nullptr;
+    if (threadIdx.x >= s.heads * HALF) {
+        meanwhile();
+    }
 #pragma unroll 1
     for (int first = threadIdx.x; first < s.heads * HALF; first += AT_ONCE * DECODE_THREADS) {
         raw_pair<C> raw[AT_ONCE];
@@ -237,6 +245,9 @@ __device__ __forceinline__ void lay_queries(const gpu_attention_decode &a, const
             int at = first + i * DECODE_THREADS, head = at / HALF, pair = at % HALF;
             raw[i].load(a, s, q + (int64_t)(head * s.features) * s.stride, pair, head < s.heads && pair < half,
                         turns);
+        }
+        if (first == threadIdx.x) {
+            meanwhile();
         }
 #pragma unroll
         for (int i = 0; i < AT_ONCE; i++) {
@@ -283,22 +294,45 @@ __device__ __forceinline__ void find_end(const gpu_attention_decode &a, int past
     s->cached = a.k != nullptr && past >= 0 && past < s->capacity ? past : s->seen;
 }
 
-// The queries; and a warp has keys, then values, of its first chunk on their way. Later the same of the next one.
+// Keys and values of as many chunks as the warp has room for.
+template <class C> __device__ __forceinline__ void load_first(const share &s, uint32_t room)
+{
+#pragma unroll 1
+    for (int i = 0; i < C::STAGES; i++) {
+        uint32_t to = room + (uint32_t)i * C::CHUNK_BYTES;
+        load_chunk<C>(s, to, s.keys, s.chunk + i * s.step);
+        load_chunk<C>(s, to + C::tile::BYTES, s.values, s.chunk + i * s.step);
+    }
+}
+
+// As far as the L2.
+template <class C> __device__ __forceinline__ void ask_for_next(const share &s)
+{
+#pragma unroll 1
+    for (int i = C::STAGES; i < CHUNKS_AHEAD; i++) {
+        ask_for<C>(s, s.chunk + i * s.step);
+    }
+}
+
+// First chunks of the caches, where the launch before fills none of their rows; then the queries and the step's row,
+// when that launch is done. Should the sequence end elsewhere than was thought, all but the queries once more.
 template <class C>
 __device__ __forceinline__ void begin(const gpu_attention_decode &a, uint32_t room, uint32_t queries, share *s,
                                       fresh_row<C> *fresh)
 {
-    int past = ptx::load_current(&a.places[s->sequence].past);
+    int past = 0;
+    if (a.k == nullptr) {
+        mma::wait_for_launch_before();
+    }
     for (int pass = 0;; pass++) {
-#pragma unroll 1
-        for (int i = 0; i < C::STAGES; i++) {
-            uint32_t to = room + (uint32_t)i * C::CHUNK_BYTES;
-            load_chunk<C>(*s, to, s->keys, s->chunk + i * s->step);
-            load_chunk<C>(*s, to + C::tile::BYTES, s->values, s->chunk + i * s->step);
+        load_first<C>(*s, room);
+        if (pass == 0) {
+            mma::wait_for_launch_before();
+            past = ptx::load_current(&a.places[s->sequence].past);
         }
         fresh->load(a, *s);
         if (pass == 0) {
-            lay_queries<C>(a, *s, queries);
+            lay_queries<C>(a, *s, queries, [&] { ask_for_next<C>(*s); });
         }
         int seen = s->seen, cached = s->cached;
         find_end(a, past, s);
@@ -318,7 +352,7 @@ __device__ __forceinline__ void take_chunks(const share &s, uint32_t room, uint3
     uint32_t keys = room;
     for (int chunk = s.chunk; chunk * CHUNK < s.seen; chunk += s.step) {
         uint32_t values = keys + C::tile::BYTES;
-        ask_for<C>(s, chunk + 3 * s.step);
+        ask_for<C>(s, chunk + CHUNKS_AHEAD * s.step);
         ptx::copy_wait<PENDING>();
         __syncwarp();
         if (chunk == fresh->chunk) {
@@ -502,11 +536,6 @@ __global__ void __launch_bounds__(DECODE_THREADS, C::D > 128 ? 1 : C::STAGES > 1
     share s = share_of<C>(t, &guessed);
     find_end(a, guessed, &s);
     expect_sums<C>(s, shared, t.splits);
-#pragma unroll 1
-    for (int i = 0; i < 3; i++) {
-        ask_for<C>(s, s.chunk + i * s.step);
-    }
-    mma::wait_for_launch_before();
     fresh_row<C> fresh;
     begin<C>(a, room, shared + C::QUERIES_AT, &s, &fresh);
     __syncthreads();

@@ -110,6 +110,7 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
                            problem->tokens, &split);
     bool off_line = problem->tokens % CUDA_LINE != 0;
     us += costs_of(variant)->weights * weights_us + cuda_smooth_us(problem);
+    us += problem->tokens <= GPU_FEW_TOKENS ? 2 + weights_us : 0; /* that others stream */
     double unknown = problem->tokens > MEASURED_TOKENS ? 0.15 : 0;
     return ESP_MAX(us * (1 + (off_line ? 0.1 : 0) + unknown), 2.5 + memory_us);
 }

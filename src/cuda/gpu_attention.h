@@ -99,7 +99,7 @@ typedef struct gpu_attention_decode {
     int64_t heads, kv_heads, head_dim;
     /* The rows of this step, as gpu_rope_append has them: k is rotated and it and v become rows
      * places[n].past of the caches; q is rotated as it is read, and stays as it is. NULL: q is
-     * rotated, and the rows are there. */
+     * rotated, and the rows are there. With k the rows before those are CONSTANT. */
     const void *k, *v;            /* [kv_heads * head_dim][stride] */
     const float *cosines, *sines; /* [head_dim / 2][angle_stride]; where there is k */
     int64_t angle_stride;

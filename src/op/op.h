@@ -124,7 +124,8 @@ struct esp_kernel {
     double (*score_us)(const esp_kernel *kernel, const esp_device *device,
                        const esp_matmul_problem *problem);
     /* What it takes longer inside a model than where it runs again and again, and makes its
-     * neighbours take longer: microseconds of each launch, added where kernels are compared. */
+     * neighbours take longer: microseconds of each launch, on top of predicted and measured ones.
+     */
     double among_us;
     esp_status (*launch)(const esp_matmul_call *call, esp_error *error);
     const void *variant; /* the kernel family's own parameters */
@@ -202,7 +203,8 @@ typedef struct esp_step_attention {
     int64_t heads, kv_heads, head_dim, sequences, columns;
     int64_t longest; /* no place's past + 1 is more */
     /* Where the table's step_appends: what rope_append does comes along, and its angles; q is not
-     * rotated yet and stays so. k NULL: it was done before. */
+     * rotated yet and stays so; no operation given to the stream since its last copy or wait fills
+     * rows before `past`, which may be read early. k NULL: it was done before. */
     const void *k, *v;
     const float *cosines, *sines;
     float scale;

@@ -127,21 +127,19 @@ plan_view plan_search_look(const plan_search *search, const esp_kernel *kernel)
         view.why_not = kernel->why_not(kernel, search->device, view.problem);
     }
     if (view.why_not == NULL) {
-        view.predicted_us = kernel->score_us(kernel, search->device, view.problem);
-        view.tuned_us = measured_us(search, kernel);
+        double measured = measured_us(search, kernel);
+        view.predicted_us =
+            kernel->score_us(kernel, search->device, view.problem) + kernel->among_us;
+        view.tuned_us = measured > 0 ? measured + kernel->among_us : 0;
     }
     return view;
 }
 
-/* What it costs a model. */
-static double cost_us(const plan_view *view, bool tuned)
-{
-    return (tuned ? view->tuned_us : view->predicted_us) + view->kernel->among_us;
-}
-
 static void keep_faster(plan_view *best, const plan_view *view, bool tuned)
 {
-    if (best->kernel == NULL || cost_us(view, tuned) < cost_us(best, tuned)) {
+    double us = tuned ? view->tuned_us : view->predicted_us;
+    double best_us = tuned ? best->tuned_us : best->predicted_us;
+    if (best->kernel == NULL || us < best_us) {
         *best = *view;
     }
 }
@@ -178,6 +176,6 @@ const plan_view *plan_best_of_both(const plan_best *best)
     if (best->dense.kernel == NULL || best->sparse.kernel == NULL) {
         return best->sparse.kernel != NULL ? &best->sparse : &best->dense;
     }
-    bool sparse_wins = cost_us(&best->sparse, best->tuned) <= cost_us(&best->dense, best->tuned);
+    bool sparse_wins = plan_best_us(best, &best->sparse) <= plan_best_us(best, &best->dense);
     return sparse_wins ? &best->sparse : &best->dense;
 }

@@ -263,7 +263,7 @@ static int64_t masks_differ(const bed *b, const result *a, const result *c)
 
 static double error_of(bed *b, const double *values)
 {
-    const esp_layer_inputs read = {b->in, b->in, b->gram};
+    const esp_layer_inputs read = {.in = b->in, .tokens = b->in, .gram = b->gram};
     test_run *run = b->run;
     double squared = -1;
     CHECK_OK(esp_layer_error(b->host, &read, b->out, values, b->target, &squared, error));
@@ -322,7 +322,7 @@ static void algebra_cases(bed *b)
             CHECK_OK(b->gpu->ops->invert(b->gpu, b->gram, in, inverse, &definite, error));
             CHECK(!definite);
         }
-        const esp_layer_inputs read = {in, in, b->gram};
+        const esp_layer_inputs read = {.in = in, .tokens = in, .gram = b->gram};
         CHECK_OK(esp_layer_error(b->host, &read, out, made, b->target, &by_host, error));
         CHECK_OK(esp_layer_error(b->both, &read, out, made, b->target, &by_device, error));
         check_near(b, "an error", &by_device, &by_host, 1, 1e-11);
@@ -371,7 +371,7 @@ static void refit_cases(bed *b)
         const char *text = patterns[i % ESP_COUNT(patterns)];
         test_sub(run, "refit %s %lldx%lld", text, (long long)out, (long long)in);
         make_layer(b, out, in, test_seed(run) + (uint64_t)i);
-        const esp_layer_inputs read = {in, in, b->gram};
+        const esp_layer_inputs read = {.in = in, .tokens = in, .gram = b->gram};
         esp_mask *mask = mask_of(b, text);
         double *by_host = doubles(out * in), *by_device = doubles(out * in);
         esp_refit_report told = {0}, seen = {0};

@@ -27,7 +27,7 @@ static esp_status fake_squared(esp_device_algebra *base, const double *gram, int
                                double *squared, esp_error *error)
 {
     fake *f = (fake *)base;
-    const esp_layer_inputs inputs = {in, in, gram};
+    const esp_layer_inputs inputs = {.in = in, .tokens = in, .gram = gram};
     f->calls++;
     return f->fails ? esp_fail(error, ESP_FAILED, "fake.failed", "told to")
            : weights == NULL
@@ -277,7 +277,7 @@ static void errors_and_refit(test_run *run)
     static bed b;
     static double by_host[OUT * IN], by_device[OUT * IN];
     open_bed(&b, run);
-    const esp_layer_inputs inputs = {IN, 2 * IN, b.gram};
+    const esp_layer_inputs inputs = {.in = IN, .tokens = 2 * IN, .gram = b.gram};
     const esp_mask_options options = {.score = ESP_SCORE_ABS};
     esp_pattern pattern;
     esp_mask *mask = NULL;
@@ -308,7 +308,7 @@ static void failures(test_run *run)
     static bed b;
     static double weights[OUT * IN];
     open_bed(&b, run);
-    const esp_layer_inputs inputs = {IN, 2 * IN, b.gram};
+    const esp_layer_inputs inputs = {.in = IN, .tokens = 2 * IN, .gram = b.gram};
     const esp_mask_options options = {.score = ESP_SCORE_ABS};
     esp_pattern pattern;
     esp_mask *mask = NULL;
