@@ -148,7 +148,9 @@ __device__ __forceinline__ void write_chunks(const gpu_product &p, departures<C>
     }
     if constexpr (to::LATER) {
         leaving.settle();
-        for (int c = EARLY ? 1 : 0; C::LEAVES && c < leaving.end; c += 4) {
+        // A part of a tile has fewer chunks than places, so that its first was not counted above.
+        int counted = EARLY && leaving.end > C::CHUNKS ? 1 : 0;
+        for (int c = counted; C::LEAVES && c < leaving.end; c += 4) {
             leaving.template count_moments<4>(c, thread);
         }
     }
