@@ -166,9 +166,10 @@ __device__ __forceinline__ void load_boxes(const gpu_product &p, const maps_of<C
     }
 }
 
-// Where a tile has 128 tokens, weights of the first stages are asked for before the stream's order
-// is waited for: 12 % at 768x768x256, nothing where steps are many. Tiles of 256 tokens, whose ring
-// has four stages, were up to 9 % slower by that.
+// Where a tile has 128 tokens and few steps, weights of the first stages are asked for before the
+// stream's order is waited for: 12 % at 768x768x256. With 64 steps nothing is gained, or a quarter
+// lost (4096x4096x512, in the bench). Tiles of 256 tokens, whose ring has four stages, were up to
+// 9 % slower by that.
 template <class C>
 __device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps_of<C> &with,
                                                const shared_map<C> &at)
@@ -179,7 +180,9 @@ __device__ __forceinline__ void load_by_engine(const gpu_product &p, const maps_
     walk<C> tiles = {p.deal};
     tile t;
     bool there = tiles.next(&t);
-    int early = C::TILE_TOKENS == 128 && there ? min(mine.end - mine.first, C::STAGES) : 0;
+    constexpr int FEW_STEPS = 16;
+    int steps = mine.end - mine.first;
+    int early = C::TILE_TOKENS == 128 && there && steps <= FEW_STEPS ? min(steps, C::STAGES) : 0;
     for (int i = 0; i < early; i++) {
         weights.load(t, mine.first + i, i, C::X_BYTES >> t.shift);
     }
