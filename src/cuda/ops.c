@@ -507,14 +507,15 @@ static esp_status rope_angles(esp_device *device, void *stream, const float *fre
     {                                                                                              \
         .type = (dtype), .step = STEP, .line = CUDA_LINE, .few = GPU_FEW_TOKENS,                   \
         .widest_grid = GPU_WIDEST_GRID, .embed = embed_##name, .rms_norm = rms_norm_##name,        \
-        .layer_norm = layer_norm_##name, .moments = moments_##name, .rope_angles = rope_angles,    \
-        .rope_append = rope_append_##name, .past_workspace_bytes = no_past_workspace,              \
-        .attend_past = attend_past_##name, .attend_step = attend_step_##name,                      \
-        .step_appends = true, .group_workspace_bytes = no_group_workspace,                         \
-        .attend_groups = attend_groups_##name, .can_attend_windows = can_attend_windows,           \
-        .attend_windows = attend_windows_##name, .swiglu = swiglu_##name, .finish = finish_##name, \
-        .gather_tokens = gather_##name, .unfold = unfold_##name, .place_tokens = place_##name,     \
-        .patches = patches_##name, .pool = pool_##name, .widen = widen_##name, .argmax = argmax,   \
+        .layer_norm = layer_norm_##name, .moments = moments_##name, .rms_apart = true,             \
+        .rope_angles = rope_angles, .rope_append = rope_append_##name,                             \
+        .past_workspace_bytes = no_past_workspace, .attend_past = attend_past_##name,              \
+        .attend_step = attend_step_##name, .step_appends = true,                                   \
+        .group_workspace_bytes = no_group_workspace, .attend_groups = attend_groups_##name,        \
+        .can_attend_windows = can_attend_windows, .attend_windows = attend_windows_##name,         \
+        .swiglu = swiglu_##name, .finish = finish_##name, .gather_tokens = gather_##name,          \
+        .unfold = unfold_##name, .place_tokens = place_##name, .patches = patches_##name,          \
+        .pool = pool_##name, .widen = widen_##name, .argmax = argmax,                              \
     }
 
 static const esp_ops tables[] = {TABLE(f16, ESP_F16), TABLE(bf16, ESP_BF16)};

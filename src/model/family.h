@@ -186,7 +186,7 @@ typedef struct esp_readers {
 } esp_readers;
 /* Whether norms go into the layers that read them, where numbers allow it: the device has kernels
  * that finish a norm (esp_kernel.norms). */
-bool esp_model_holds_norms(const esp_model *model);
+bool esp_model_holds_norms(const esp_model *model, bool centered);
 /* The norm's weight goes into the layers' weights, its bias into their biases. What is left in its
  * place has weight 1 and bias 0. *held false: it did not fit, and the weights must be read anew. */
 ESP_MUST_CHECK esp_status esp_norm_hold(esp_model *model, const esp_readers *readers, bool *held,
@@ -241,7 +241,7 @@ ESP_MUST_CHECK esp_status esp_scratch_take(const esp_model *model, const esp_are
                                            int64_t columns, void **block, esp_error *error);
 /* The area of moments of a stream of `hidden` features, none where no norm is held; its room is
  * `columns` long. */
-esp_area esp_moments_area(const esp_model *model, int64_t hidden, int64_t columns,
+esp_area esp_moments_area(const esp_model *model, bool centered, int64_t hidden, int64_t columns,
                           esp_known_moments *moments);
 /* For esp_nn: NULL where there is no room for any. */
 esp_known_moments *esp_moments_of(esp_known_moments *moments);

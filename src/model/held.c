@@ -150,9 +150,9 @@ static esp_status hold(esp_model *model, const esp_readers *readers, const norm_
 }
 
 /* Layer by layer, each weight and what it reads are looked at as they are. */
-bool esp_model_holds_norms(const esp_model *model)
+bool esp_model_holds_norms(const esp_model *model, bool centered)
 {
-    return model->ops->moments != NULL && !model->by_layer;
+    return model->ops->moments != NULL && !model->by_layer && (centered || !model->ops->rms_apart);
 }
 
 esp_status esp_norm_hold(esp_model *model, const esp_readers *readers, bool *held, esp_error *error)

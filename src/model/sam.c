@@ -100,7 +100,7 @@ static esp_status create(esp_vision *vision, esp_error *error)
         {&vision->qkv, 3 * hidden},
         {&vision->picked, sam->channels},
         {&vision->inner, ESP_MAX(config->intermediate, neighbours)},
-        esp_moments_area(vision->model, hidden, columns, &vision->moments),
+        esp_moments_area(vision->model, true, hidden, columns, &vision->moments),
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
     ESP_TRY(
         esp_scratch_take(vision->model, areas, ESP_COUNT(areas), columns, &vision->block, error));

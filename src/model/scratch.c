@@ -115,10 +115,10 @@ esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int c
 /* No kernel leaves them in parts of fewer rows. */
 #define ROWS_OF_PART 32
 
-esp_area esp_moments_area(const esp_model *model, int64_t hidden, int64_t columns,
+esp_area esp_moments_area(const esp_model *model, bool centered, int64_t hidden, int64_t columns,
                           esp_known_moments *moments)
 {
-    int64_t most = esp_model_holds_norms(model) ? esp_ceil_div(hidden, ROWS_OF_PART) : 0;
+    int64_t most = esp_model_holds_norms(model, centered) ? esp_ceil_div(hidden, ROWS_OF_PART) : 0;
     int64_t width = (int64_t)esp_model_width(model), each = 2 * (int64_t)sizeof(float);
     *moments = (esp_known_moments){.most = most, .columns = columns};
     return (esp_area){&moments->memory, most * each / width};

@@ -49,12 +49,13 @@ static esp_status take_scratch(esp_session *session, esp_error *error)
     const esp_model *model = session->model;
     int64_t q = config->heads * config->head_dim, kv = config->kv_heads * config->head_dim;
     int64_t columns = esp_ops_columns(model->ops, session->max_batch);
-    const esp_area areas[] = {{&session->x, config->hidden},
-                              {&session->normed, config->hidden},
-                              {&session->qkv, q + 2 * kv},
-                              {&session->mixed, q},
-                              {&session->inner, 2 * config->intermediate},
-                              esp_moments_area(model, config->hidden, columns, &session->moments)};
+    const esp_area areas[] = {
+        {&session->x, config->hidden},
+        {&session->normed, config->hidden},
+        {&session->qkv, q + 2 * kv},
+        {&session->mixed, q},
+        {&session->inner, 2 * config->intermediate},
+        esp_moments_area(model, false, config->hidden, columns, &session->moments)};
     ESP_TRY(esp_scratch_take(model, areas, ESP_COUNT(areas), columns, &session->scratch, error));
     ESP_TRY(esp_device_take(model, (size_t)config->hidden, esp_model_width(model), "scratch memory",
                             &session->last, error));

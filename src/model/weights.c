@@ -246,12 +246,16 @@ static esp_status read_matrices(const esp_model *model, const esp_checkpoint *ch
     return ESP_OK;
 }
 
+static bool is_to_be_held(const esp_model *model, const esp_want *want)
+{
+    return want->reads.weight != NULL && esp_model_holds_norms(model, want->reads.bias != NULL);
+}
+
 /* Layers that take in one norm are in host memory together, since all of them do or none. */
 static esp_status load_matrices(esp_model *model, const esp_checkpoint *checkpoint,
                                 esp_readers *readers, esp_error *error)
 {
-    bool held = readers->count == 0 || readers->wants[0]->reads.weight == NULL ||
-                !esp_model_holds_norms(model); /* nothing is to be */
+    bool held = readers->count == 0 || !is_to_be_held(model, readers->wants[0]);
     esp_status status = read_matrices(model, checkpoint, readers, error);
     if (status == ESP_OK && !held) {
         status = esp_norm_hold(model, readers, &held, error);
@@ -350,7 +354,7 @@ static esp_readers readers_from(const esp_model *model, const esp_want_list *lis
 {
     const esp_want *want = &list->wants[first];
     esp_readers readers = {.count = 0};
-    if (want->reads.weight == NULL || !esp_model_holds_norms(model)) {
+    if (!is_to_be_held(model, want)) {
         return (esp_readers){.wants = {want}, .count = 1};
     }
     for (int i = 0; i < list->count && readers.count < ESP_MOST_READERS; i++) {

@@ -336,6 +336,7 @@ typedef struct esp_ops {
      * device norms. */
     esp_status (*moments)(esp_device *device, void *stream, const void *x, int64_t features,
                           int64_t tokens, float *values);
+    bool rms_apart; /* products that end an RMS norm lose more than rms_norm takes */
     /* cosines, sines: [head_dim / 2][tokens], of the f32 products of position and frequency. */
     esp_status (*rope_angles)(esp_device *device, void *stream, const float *frequencies,
                               const int32_t *positions, int64_t head_dim, int64_t tokens,
