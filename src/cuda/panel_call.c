@@ -281,10 +281,11 @@ esp_status panel_launch(const esp_matmul_call *call, esp_error *error)
 #define GROUP_ROWS 4096 /* whose weights stay in the L2; 6144 where tiles have 64 */
 /* Measured on an H100 in rounds that are alone: what of a tile's time a part of it takes however
  * narrow it is, for the way to memory is as far; clocks to add up the sums of a cluster: to meet,
- * and for each token of the tile. */
+ * and for each token of the tile, of which tiles of 256 take no more than those of 128. */
 #define PART_FIXED 0.65
 #define MEET_CLOCKS 2300
 #define SHARE_CLOCKS 38
+#define SHARE_TOKENS 128
 #define BESIDE 0.4 /* of the time that memory takes is not hidden by products */
 #define EDGE 2     /* a gathered step takes so often as long where tokens end within the part */
 #define SMOOTH_CLOCKS (3200.0 / (128 * 256)) /* of an activation's instructions, for each sum */
@@ -311,7 +312,8 @@ static panel_tiling tiling_of(const panel_variant *variant, int64_t panels, int6
         double part = fixed + (1 - fixed) / (1 << shift);
         made.step_clocks[shift] = variant->clocks * part;
         made.finish_clocks[shift] = variant->finish_clocks * part + smooth / (1 << shift);
-        made.share_clocks[shift] = MEET_CLOCKS + SHARE_CLOCKS * (variant->tokens >> shift);
+        made.share_clocks[shift] =
+            MEET_CLOCKS + SHARE_CLOCKS * ESP_MIN(variant->tokens >> shift, SHARE_TOKENS);
     }
     return made;
 }
