@@ -279,9 +279,6 @@ typedef enum gpu_tile {
     GPU_STAGGERED_256X128
 } gpu_tile;
 
-int gpu_sm90_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);
-int gpu_sm90_panel_bf16(const gpu_product *product, gpu_tile tile, void *stream);
-
 /* From compute capability 8.0 on. Tiles: 128x128, 64x256, 64x128 for blocks of 64 rows, 32x256 and
  * 32x128 for blocks of 32; 2:4 has 128x128 and 64x128. */
 int gpu_sm80_panel_f16(const gpu_product *product, gpu_tile tile, void *stream);

@@ -544,6 +544,17 @@ static void run_left(test_run *run, esp_device *device, esp_context *context, co
     product_free(&p);
 }
 
+static void run_all_left(test_run *run, const left_case *all, int count, inputs kind)
+{
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < count; i++) {
+        run_left(run, device, context, &all[i], kind);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 static void left_exact(test_run *run)
 {
     static const left_case all[] = {
@@ -563,13 +574,7 @@ static void left_exact(test_run *run)
         {"matmul/2:4/f16/768x64x328/ep:bias", 0, false, false, true},
         {"matmul/128:2:8/f16/768x64x328/ep:bias+gelu+residual", 0, false, false, true},
         {"matmul/dense/f16/768x64x330/ep:bias+residual", 0, false, false, true}};
-    esp_context *context = test_context(run, 2);
-    esp_device *device = open_gpu(run, context);
-    for (int i = 0; device != NULL && i < ESP_COUNT(all); i++) {
-        run_left(run, device, context, &all[i], INTEGERS);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
+    run_all_left(run, all, ESP_COUNT(all), INTEGERS);
 }
 
 static void left_bounded(test_run *run)
@@ -579,13 +584,7 @@ static void left_bounded(test_run *run)
         {"matmul/2:4/bf16/768x3072x200/ep:bias+residual", 0, true, true, false},
         {"matmul/128:2:8/f16/2304x1100x2064/ep:bias+residual", 0, true, true, false},
         {"matmul/256:2:8/bf16/2304x1100x2064/ep:bias+residual", 0, true, true, false}};
-    esp_context *context = test_context(run, 2);
-    esp_device *device = open_gpu(run, context);
-    for (int i = 0; device != NULL && i < ESP_COUNT(all); i++) {
-        run_left(run, device, context, &all[i], REALS);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
+    run_all_left(run, all, ESP_COUNT(all), REALS);
 }
 
 /* Few enough for the tools that watch every access to memory. */
@@ -595,13 +594,7 @@ static void left_some(test_run *run)
         {"matmul/dense/f16/256x64x328/ep:bias+residual", 0, true, false, false},
         {"matmul/2:4/f16/256x64x520/ep:bias+residual", 0, true, false, false},
         {"matmul/256:2:8/f16/512x512x264/ep:bias+residual", 0, true, false, false}};
-    esp_context *context = test_context(run, 2);
-    esp_device *device = open_gpu(run, context);
-    for (int i = 0; device != NULL && i < ESP_COUNT(all); i++) {
-        run_left(run, device, context, &all[i], REALS);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
+    run_all_left(run, all, ESP_COUNT(all), REALS);
 }
 
 /* ---- wrong arguments ---- */

@@ -141,11 +141,32 @@ static double unit_of(const json_t *golden)
     return strcmp(type, "F16") == 0 ? 0x1p-11 : strcmp(type, "BF16") == 0 ? 0x1p-8 : 0;
 }
 
+/* What a model makes of a golden's inputs, of the type that the function knows. */
+typedef void (*run_fn)(test_run *run, const golden_model *loaded, const void *inputs,
+                       numbers *results);
+
+/* Near and far, one behind the other. */
+static void try_model(test_run *run, esp_context *context, const char *folder, const json_t *json,
+                      const far_way *way, run_fn run_one, const void *inputs)
+{
+    pair models;
+    esp_model_info info;
+    numbers results[2] = {{NULL, 0}, {NULL, 0}};
+    pair_open(run, context, folder, way, &models);
+    esp_model_get_info(models.far.model, &info);
+    run_one(run, &models.near, inputs, &results[0]);
+    run_one(run, &models.far, inputs, &results[1]);
+    compare(run, &results[0], &results[1], 4 * info.hidden_size, info.layers, unit_of(json));
+    check_way(run, way, &models.state.norming);
+    pair_close(&models);
+}
+
 /* ---- images ---- */
 
-static void run_images(test_run *run, const golden_model *loaded, const golden_vision *golden,
+static void run_images(test_run *run, const golden_model *loaded, const void *inputs,
                        numbers *results)
 {
+    const golden_vision *golden = inputs;
     int64_t shape[3], size = 1;
     int rank = esp_vision_output_shape(loaded->model, shape);
     for (int i = 0; i < rank; i++) {
@@ -171,17 +192,7 @@ static void run_images(test_run *run, const golden_model *loaded, const golden_v
 static void try_images(test_run *run, esp_context *context, const char *folder,
                        const golden_vision *golden, const far_way *way)
 {
-    pair models;
-    esp_model_info info;
-    numbers results[2] = {{NULL, 0}, {NULL, 0}};
-    pair_open(run, context, folder, way, &models);
-    esp_model_get_info(models.far.model, &info);
-    run_images(run, &models.near, golden, &results[0]);
-    run_images(run, &models.far, golden, &results[1]);
-    compare(run, &results[0], &results[1], 4 * info.hidden_size, info.layers,
-            unit_of(golden->json));
-    check_way(run, way, &models.state.norming);
-    pair_close(&models);
+    try_model(run, context, folder, golden->json, way, run_images, golden);
 }
 
 static void images(test_run *run)
@@ -243,9 +254,10 @@ static void feed(test_run *run, esp_session *session, const int32_t *ids, int64_
     free(logits);
 }
 
-static void run_sessions(test_run *run, const golden_model *loaded, const golden_data *golden,
+static void run_sessions(test_run *run, const golden_model *loaded, const void *inputs,
                          numbers *results)
 {
+    const golden_data *golden = inputs;
     esp_session *sessions[SEQUENCES] = {NULL};
     int64_t vocabulary = golden->vocabulary;
     float *logits = calloc((size_t)(SEQUENCES * vocabulary), sizeof *logits);
@@ -272,17 +284,7 @@ static void run_sessions(test_run *run, const golden_model *loaded, const golden
 static void try_decoder(test_run *run, esp_context *context, const char *folder,
                         const golden_data *golden, const far_way *way)
 {
-    pair models;
-    esp_model_info info;
-    numbers results[2] = {{NULL, 0}, {NULL, 0}};
-    pair_open(run, context, folder, way, &models);
-    esp_model_get_info(models.far.model, &info);
-    run_sessions(run, &models.near, golden, &results[0]);
-    run_sessions(run, &models.far, golden, &results[1]);
-    compare(run, &results[0], &results[1], 4 * info.hidden_size, info.layers,
-            unit_of(golden->json));
-    check_way(run, way, &models.state.norming);
-    pair_close(&models);
+    try_model(run, context, folder, golden->json, way, run_sessions, golden);
 }
 
 static void decoders(test_run *run)
