@@ -2,6 +2,7 @@
 # Tables and a figure from JSON lines of `espalier bench --device cuda:N`.
 # Usage: bench/gpu.pl table results.jsonl     Markdown: gain over the best dense product, with aims and bounds
 #        bench/gpu.pl figure results.jsonl    SVG: gain against sparsity, for the shapes of @shapes
+#        bench/gpu.pl types results.jsonl     Markdown: bf16 beside f16, of the products that are there in both
 # A bound is what the chip could do: tensor cores at the rate that a loop of nothing but products reaches
 # (H200, random data, at its power limit), the L2 at what gathered loads draw, or loads of bands of blocks,
 # memory at the copy bandwidth of the same rounds.
@@ -45,6 +46,7 @@ my %few_aims = ('2:4' => '1.40 1.60', '64:2:5' => '1.65 1.90', '64:2:8' => '2.50
     '128:2:8' => '2.50 3.05', '64:2:16' => '3.50 4.80');
 my $copy_aim = 0.8;    # of the speed of a copy, at few tokens, of these
 my %streams = map { $_ => 1 } qw(dense 2:4 64:2:5 64:2:8);
+my $bf16_aim = 0.94;   # of the speed of f16
 
 # (must, stretch), or nothing.
 sub aims_of {
@@ -223,6 +225,21 @@ sub not_run {
     return $why // 'not run';
 }
 
+# ---- bf16 beside f16 ----
+
+sub types {
+    my %f16 = map { ("$_->{pattern} $_->{sizes}" => $_) } grep { $_->{type} eq 'f16' } @_;
+    print "| pattern, shape | f16 us | bf16 us | f16 / bf16 | gains over dense | at least $bf16_aim |\n",
+        '|---' x 6, "|\n";
+    for my $r (grep { $_->{type} eq 'bf16' } @_) {
+        my $f16 = $f16{"$r->{pattern} $r->{sizes}"} or next;
+        my $ratio = $f16->{median_us} / $r->{median_us};
+        printf "| %s, %s | %.1f | %.1f | %.2f | %.2f, %.2f | %s |\n", $r->{pattern}, $r->{sizes},
+            $f16->{median_us}, $r->{median_us}, $ratio, $f16->{ratio_to_dense}, $r->{ratio_to_dense},
+            verdict($ratio, $bf16_aim);
+    }
+}
+
 # ---- the figure ----
 
 my ($panel_width, $panel_height, $left, $top, $gap) = (330, 330, 64, 66, 62);
@@ -373,6 +390,7 @@ sub figure {
     print "</svg>\n";
 }
 
+my %ways = (table => \&table, figure => \&figure, types => \&types);
 my ($what, $file) = @ARGV;
-die "usage: bench/gpu.pl table|figure results.jsonl\n" if !defined $file || $what !~ /^(table|figure)$/;
-$what eq 'table' ? table(read_lines($file)) : figure(read_lines($file));
+die "usage: bench/gpu.pl table|figure|types results.jsonl\n" if !defined $file || !$ways{$what};
+$ways{$what}->(read_lines($file));
