@@ -1,24 +1,68 @@
 #!/usr/bin/perl
 # Tables and a figure from JSON lines of `espalier bench --device cuda:N`.
-# Usage: bench/gpu.pl table results.jsonl     Markdown: gain over the best dense product, with bounds
+# Usage: bench/gpu.pl table results.jsonl     Markdown: gain over the best dense product, with aims and bounds
 #        bench/gpu.pl figure results.jsonl    SVG: gain against sparsity, for the shapes of @shapes
+#        bench/gpu.pl types results.jsonl     Markdown: bf16 beside f16, of the products that are there in both
 # A bound is what the chip could do: tensor cores at the rate that a loop of nothing but products reaches
-# (H200, random data, at its power limit), the L2 at what gathered loads draw, memory at the copy bandwidth
-# of the same rounds.
+# (H200, random data, at its power limit), the L2 at what gathered loads draw, or loads of bands of blocks,
+# memory at the copy bandwidth of the same rounds.
 use strict;
 use warnings;
 use JSON::PP;
 use List::Util qw(max min);
+use POSIX qw(ceil);
 
 my $dense_tflops = 889;    # wgmma, f16, both operands in shared memory
 my $sparse_tflops = 1543;  # wgmma.sp, dense-equivalent in the columns that are kept
 my $l2_bytes_per_clock = 64;   # of one multiprocessor, gathered 16 bytes at a time
 my $tensor_macs_per_clock = 64 * 256 * 32 / 128;  # dense-equivalent, of one multiprocessor
+my $l2_bytes_per_us = 7.5e6;   # of all multiprocessors, each with columns of its own
+my $spread_products = 1.2;     # of a spread V:2:5 over those of 2:4: 96 places for 80 columns
 my @shapes = ('4096x4096x4096', '11008x4096x4096', '3072x768x12608');
 
-# Aimed at, at 4096x4096x4096 and larger: least gain over the best dense product.
-my %aims = ('2:4' => 1.4, '64:2:5' => 1, '128:2:5' => 1.38, '256:2:5' => 1.48, '64:2:8' => 1.65,
-    '128:2:8' => 2.2, '256:2:8' => 2.2, '64:2:16' => 2.8, '128:2:16' => 3.7, '256:2:16' => 3.7);
+# Share of the columns that a band of 128 rows has, of random blocks in 4096x4096: docs/kernels-gpu.md, "Blocks".
+my %band_columns = ('block:64x64@0.8' => 0.32, 'block:64x64@0.9' => 0.167, 'block:32x32@0.9' => 0.29,
+    'block:16x16@0.9' => 0.48, 'block:128x128@0.8' => 0.2);
+
+# ---- aims: f16, gain over the best dense product, "must stretch" ----
+
+my @aim_shapes = qw(4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512);
+my %aims = (
+    '2:4'      => ['1.40 1.55', '1.40 1.55', '1.40 1.55', '1.30 1.45', '1.20 1.25'],
+    '64:2:5'   => ['1.00 1.10', '1.00 1.10', '1.00 1.05', '1.00 1.00', '1.00 1.05'],
+    '128:2:5'  => ['1.38 1.60', '1.38 1.60', '1.35 1.60', '1.25 1.45', '1.10 1.25'],
+    '256:2:5'  => ['1.48 1.80', '1.45 1.80', '1.45 1.80', '1.38 1.60', '1.10 1.30'],
+    '64:2:8'   => ['1.65 2.00', '1.75 2.00', '1.30 1.90', '1.40 1.60', '1.20 1.40'],
+    '128:2:8'  => ['2.20 2.60', '2.20 2.60', '2.00 2.50', '1.70 2.00', '1.35 1.60'],
+    '256:2:8'  => ['2.20 2.90', '2.25 2.90', '2.20 2.80', '1.90 2.20', '1.35 1.60'],
+    '64:2:16'  => ['2.80 3.20', '3.00 3.40', '2.40 3.20', '2.00 2.20', '1.50 1.80'],
+    '128:2:16' => ['3.70 4.50', '4.00 4.80', '3.70 4.50', '2.40 2.60', '1.70 2.00'],
+    '256:2:16' => ['3.70 5.00', '4.00 5.20', '4.00 5.00', '2.60 2.80', '1.70 2.00'],
+    'block:64x64@0.8' => ['2.50 3.20'],
+    'block:64x64@0.9' => ['4.00 5.50'],
+    'block:32x32@0.9' => ['2.50 3.80']);
+# Of 11008x4096 at 1 and 8 tokens; at 16 tokens a tenth less.
+my %few_aims = ('2:4' => '1.40 1.60', '64:2:5' => '1.65 1.90', '64:2:8' => '2.50 3.00',
+    '128:2:8' => '2.50 3.05', '64:2:16' => '3.50 4.80');
+my $copy_aim = 0.8;    # of the speed of a copy, at few tokens, of these
+my %streams = map { $_ => 1 } qw(dense 2:4 64:2:5 64:2:8);
+my $bf16_aim = 0.94;   # of the speed of f16
+
+# (must, stretch), or nothing.
+sub aims_of {
+    my ($r) = @_;
+    my $few = $r->{sizes} =~ /^11008x4096x(1|8|16)$/;
+    my ($column) = grep { $aim_shapes[$_] eq $r->{sizes} } 0 .. $#aim_shapes;
+    my $aims = $few ? $few_aims{$r->{pattern}} : defined $column ? $aims{$r->{pattern}}[$column] : undef;
+    return () if !defined $aims || $r->{type} ne 'f16';
+    my $less = $few && $r->{tokens} == 16 ? 0.9 : 1;
+    return map { $less * $_ } split / /, $aims;
+}
+
+sub verdict {
+    my ($reached, $must, $stretch) = @_;
+    return $reached < $must ? 'missed' : defined $stretch && $reached >= $stretch ? 'stretch met' : 'met';
+}
 
 # ---- reading ----
 
@@ -28,6 +72,17 @@ sub kept_of {
     return (1, 0) if $pattern eq '2:4';
     return (4 / $2, $1) if $pattern =~ /^(\d+):2:(\d+)$/;
     return (1, -1);    # dense, or not of panels
+}
+
+# Of columns as 2:4 multiplies them: what is gathered, or all of them and more.
+sub multiplied {
+    my ($r) = @_;
+    return is_spread($r) ? $spread_products : (kept_of($r->{pattern}))[0];
+}
+
+sub is_spread {
+    my ($r) = @_;
+    return $r->{kernel} =~ /_spread_/;
 }
 
 sub sparsity_of {
@@ -53,6 +108,8 @@ sub read_lines {
         my @lt = sort { $a <=> $b } map { $r->{rivals}{$_} // () }
             grep { /^cusparselt/ } keys %{$r->{rivals}};
         $r->{cusparselt_us} = $lt[0];
+        $r->{over_cusparselt} = min(map { $r->{rival_ratios}{$_} // () } grep { /^cusparselt/ }
+            keys %{$r->{rival_ratios} // {}});
         my $spread = $r->{ratio_spread};
         $r->{low} = $spread ? $spread->{low_quartile} : $r->{ratio_min};
         $r->{high} = $spread ? $spread->{high_quartile} : $r->{ratio_max};
@@ -65,10 +122,10 @@ sub read_lines {
 
 sub tensor_us {
     my ($r) = @_;
-    my ($kept) = kept_of($r->{pattern});
-    return 2e-6 * $r->{out} * $r->{in} * (1 - $1) * $r->{tokens} / $dense_tflops
-        if $r->{pattern} =~ /^block:\d+x\d+@([\d.]+)$/;
-    return 2e-6 * $r->{out} * $r->{in} * $kept * $r->{tokens} / $sparse_tflops;
+    my $products = 2e-6 * $r->{out} * $r->{in} * $r->{tokens};
+    return $products / $dense_tflops if $r->{pattern} eq 'dense';
+    return $products * (1 - $1) / $dense_tflops if $r->{pattern} =~ /^block:\d+x\d+@([\d.]+)$/;
+    return $products * multiplied($r) / $sparse_tflops;
 }
 
 # Clocks of the L2 over clocks of the tensor cores for a step of 64 kept columns of a tile, rows x tokens:
@@ -83,7 +140,19 @@ sub l2_share {
 sub l2_us {
     my ($r) = @_;
     my (undef, $v) = kept_of($r->{pattern});
-    return $v > 0 ? tensor_us($r) * l2_share($v) : 0;
+    return blocks_l2_us($r) if $r->{pattern} =~ /^block/;
+    return $v > 0 && !is_spread($r) ? tensor_us($r) * l2_share($v) : 0;
+}
+
+# X of each band of rows, and the band's blocks once for each tile of tokens.
+sub blocks_l2_us {
+    my ($r) = @_;
+    my ($pruned) = $r->{pattern} =~ /@([\d.]+)$/;
+    my ($tile) = $r->{kernel} =~ /_128x(\d+)$/ or return 0;    # few tokens: from memory
+    my $columns = $r->{in} * ($band_columns{$r->{pattern}} // 1 - $pruned);
+    my $x = ceil($r->{out} / 128) * $columns * $r->{tokens} * 2;
+    my $blocks = $r->{out} * $r->{in} * (1 - $pruned) * 2 * ceil($r->{tokens} / $tile);
+    return ($x + $blocks) / $l2_bytes_per_us;
 }
 
 # Everything once, at the copy bandwidth; the weight as its files hold it.
@@ -114,28 +183,61 @@ sub table {
             my $device = $r->{machine} ? $r->{machine}{processor} : $r->{device};
             print "\n### $here\n\n$device, $r->{rounds} rounds, revision $r->{commit}",
                 $r->{copy_gb_per_s} ? sprintf(', copy %.0f GB/s', $r->{copy_gb_per_s}) : '', "\n\n";
-            print "| pattern | us | best dense | us | gain (quartiles) | aim | cuSPARSELt 2:4 us | dense-equivalent",
-                " Tflop/s | bound | of it | MHz |\n|---|---|---|---|---|---|---|---|---|---|---|\n";
+            print "| pattern | us | best dense | us | gain (quartiles) | must, stretch | of a copy | cuSPARSELt 2:4",
+                " us | dense-equivalent Tflop/s | bound | of it | MHz |\n", '|---' x 12, "|\n";
             $title = $here;
         }
         my ($bound, $us) = bound_of($r);
-        my $large = $r->{out} * $r->{in} * $r->{tokens} >= 4096**3;
-        my $aim = $large ? $aims{$r->{pattern}} : undef;
         (my $dense = $r->{dense}) =~ s/^matmul_dense_//;
-        printf "| %s | %.1f | %s | %.1f | %.2f (%.2f-%.2f) | %s | %s | %.0f | %s %.1f us | %.0f %% | %s |\n",
+        printf "| %s | %.1f | %s | %.1f | %.2f (%.2f-%.2f) | %s | %s | %s | %.0f | %s %.1f us | %.0f %% | %s |\n",
             $r->{pattern}, $r->{median_us}, $dense, $r->{dense_us}, $r->{ratio_to_dense}, $r->{low},
-            $r->{high}, !defined $aim ? '' : sprintf('%.1f: %s', $aim,
-                $r->{ratio_to_dense} >= $aim ? 'met' : 'missed'),
-            defined $r->{cusparselt_us} ? sprintf('%.1f', $r->{cusparselt_us}) : not_run($r),
-            $r->{dense_equivalent_tflops}, $bound, $us, 100 * $us / $r->{median_us},
-            $r->{sm_clock_mhz} ? sprintf('%.0f', $r->{sm_clock_mhz}) : '';
+            $r->{high}, gain_aim($r), copy_share($r), beside_cusparselt($r), $r->{dense_equivalent_tflops},
+            $bound, $us, 100 * $us / $r->{median_us}, $r->{sm_clock_mhz} ? sprintf('%.0f', $r->{sm_clock_mhz}) : '';
     }
+}
+
+sub gain_aim {
+    my ($r) = @_;
+    my ($must, $stretch) = aims_of($r) or return '';
+    return sprintf '%.2f, %.2f: %s', $must, $stretch, verdict($r->{ratio_to_dense}, $must, $stretch);
+}
+
+sub copy_share {
+    my ($r) = @_;
+    my $share = $r->{share_of_copy_bandwidth};
+    return '' if $r->{tokens} > 16 || !defined $share;
+    my $aimed = $r->{type} eq 'f16' && $streams{$r->{pattern}};
+    return sprintf('%.0f %%', 100 * $share) . ($aimed ? ': ' . verdict($share, $copy_aim) : '');
+}
+
+# 2:4 is to be as fast at least.
+sub beside_cusparselt {
+    my ($r) = @_;
+    return not_run($r) if !defined $r->{cusparselt_us};
+    my $aimed = $r->{pattern} eq '2:4' && defined $r->{over_cusparselt};
+    return sprintf('%.1f', $r->{cusparselt_us}) .
+        ($aimed ? sprintf(', gain %.2f: %s', $r->{over_cusparselt}, verdict($r->{over_cusparselt}, 1)) : '');
 }
 
 sub not_run {
     my ($r) = @_;
     my ($why) = values %{$r->{rivals_not_run} // {}};
     return $why // 'not run';
+}
+
+# ---- bf16 beside f16 ----
+
+sub types {
+    my %f16 = map { ("$_->{pattern} $_->{sizes}" => $_) } grep { $_->{type} eq 'f16' } @_;
+    print "| pattern, shape | f16 us | bf16 us | f16 / bf16 | gains over dense | at least $bf16_aim |\n",
+        '|---' x 6, "|\n";
+    for my $r (grep { $_->{type} eq 'bf16' } @_) {
+        my $f16 = $f16{"$r->{pattern} $r->{sizes}"} or next;
+        my $ratio = $f16->{median_us} / $r->{median_us};
+        printf "| %s, %s | %.1f | %.1f | %.2f | %.2f, %.2f | %s |\n", $r->{pattern}, $r->{sizes},
+            $f16->{median_us}, $r->{median_us}, $ratio, $f16->{ratio_to_dense}, $r->{ratio_to_dense},
+            verdict($ratio, $bf16_aim);
+    }
 }
 
 # ---- the figure ----
@@ -198,7 +300,11 @@ sub path {
 # Gain if the products took as long as the bound: dense as it was measured beside them.
 sub bound_lines {
     my ($panel, @rows) = @_;
-    my %tensor = map { sparsity_of($_->{pattern}) => $_->{dense_us} / max(tensor_us($_), memory_us($_)) } @rows;
+    my %tensor;
+    for my $r (@rows) {
+        my $best = \$tensor{sparsity_of($r->{pattern})};
+        $$best = max($$best // 0, $r->{dense_us} / max(tensor_us($r), memory_us($r)));
+    }
     path([map { [x_at($panel, $_), y_at(min($highest, $tensor{$_}))] } sort { $a <=> $b } keys %tensor],
         'stroke="#6b7280" stroke-width="1.5" stroke-dasharray="7 4"');
     for my $v (64, 128, 256) {
@@ -284,6 +390,7 @@ sub figure {
     print "</svg>\n";
 }
 
+my %ways = (table => \&table, figure => \&figure, types => \&types);
 my ($what, $file) = @ARGV;
-die "usage: bench/gpu.pl table|figure results.jsonl\n" if !defined $file || $what !~ /^(table|figure)$/;
-$what eq 'table' ? table(read_lines($file)) : figure(read_lines($file));
+die "usage: bench/gpu.pl table|figure|types results.jsonl\n" if !defined $file || !$ways{$what};
+$ways{$what}->(read_lines($file));

@@ -15,7 +15,8 @@
 #define LEAST_RUNS_LARGE 6
 #define LARGE_FLOPS 1e11
 #define HOST_CALLS 20 /* fewer than a stream holds, else the host waits for the device */
-#define HOST_ROUNDS 9
+#define HOST_ROUNDS 25
+#define HOST_SECONDS 0.25  /* of long products fewer rounds */
 #define CLOCK_SECONDS 5e-3 /* between two readings */
 
 static double now_seconds(void)
@@ -109,21 +110,23 @@ esp_status bench_gpu_time(void *user, double *us, esp_error *error)
     return ESP_OK;
 }
 
-/* What a call keeps the host, the device being busy anyway: the median of rounds, since the first
- * calls after a wait find nothing in the processor's caches, and other processes run. */
+/* What a call keeps the host, the device being busy anyway: the median of single calls. A mean of
+ * so few would count the first ones after each wait, which find nothing in the processor's caches,
+ * and those that another process interrupts. */
 static esp_status host_time(contestant *runner, double *us, esp_error *error)
 {
     esp_device *device = runner->group->cli->device;
-    double rounds[HOST_ROUNDS];
-    for (int round = 0; round < HOST_ROUNDS; round++) {
+    double calls[HOST_ROUNDS * HOST_CALLS], begin = now_seconds();
+    int count = 0;
+    while (count < HOST_ROUNDS * HOST_CALLS && now_seconds() - begin < HOST_SECONDS) {
         TRY(esp_device_wait(device, error));
-        double start = now_seconds();
         for (int i = 0; i < HOST_CALLS; i++) {
+            double start = now_seconds();
             TRY(bench_run_once(runner, error));
+            calls[count++] = 1e6 * (now_seconds() - start);
         }
-        rounds[round] = 1e6 * (now_seconds() - start) / HOST_CALLS;
     }
-    *us = timing_spread_of(rounds, HOST_ROUNDS).median;
+    *us = timing_spread_of(calls, count).median;
     return esp_device_wait(device, error);
 }
 

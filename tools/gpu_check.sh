@@ -4,7 +4,7 @@
 # without one it is built here. Environment:
 #   STEPS   of: tests random sanitizers tune rivals bench models (all of these), and table
 #   SEEDS (4) draw ROUNDS (500) random problems each, of each family of kernels
-#   SHAPES, FEW   of the timing table, OUTxINxTOKENS
+#   SHAPES, FEW   of the timing table, OUTxINxTOKENS; BF16: of bf16 beside f16
 #   MODELS   of step models: folders of bench/configs; COMPILE=1: PyTorch's compiled models too, which takes minutes
 #   TABLE_SECONDS (150)   of step table: the times that ship (tools/default_times.sh)
 # The last line says how many steps passed and failed.
@@ -145,18 +145,25 @@ if wanted rivals && [ -e "$build/tests/libfake_cusparselt.so" ]; then
 fi
 
 # ---- fast? ----
+# measure FILE SHAPE...: of each shape the products of $patterns in $types.
 measure() {
+    file=$1
+    shift
     for shape in "$@"; do
         set --
-        for pattern in $patterns; do
-            set -- "$@" "matmul/$pattern/f16/$shape"
+        for type in $types; do
+            for pattern in $patterns; do
+                set -- "$@" "matmul/$pattern/$type/$shape"
+            done
         done
-        espalier bench --device cuda:0 --rounds 9 --json -q "$@" >>"$out/gpu.jsonl" || return 1
+        espalier bench --device cuda:0 --rounds 9 --json -q "$@" >>"$out/$file" || return 1
         echo "$shape: $# problems"
     done
 }
 if wanted bench; then
     : >"$out/gpu.jsonl"
+    : >"$out/gpu-bf16.jsonl"
+    types=f16
     blocks='' few_blocks=''
     if espalier kernels | grep -q 'matmul_bsr_f16_f16__cuda'; then
         blocks="block:16x16@0.9 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9 block:128x128@0.8"
@@ -164,10 +171,14 @@ if wanted bench; then
     fi
     patterns="2:4 64:2:5 128:2:5 256:2:5 64:2:8 128:2:8 256:2:8 64:2:16 128:2:16 256:2:16 $blocks"
     # shellcheck disable=SC2086
-    step bench measure ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
-    patterns="2:4 64:2:5 64:2:8 128:2:8 64:2:16 $few_blocks"
+    step bench measure gpu.jsonl ${SHAPES:-4096x4096x4096 11008x4096x4096 4096x11008x4096 3072x768x12608 4096x4096x512}
+    patterns="dense 2:4 64:2:5 64:2:8 128:2:8 64:2:16 $few_blocks"
     # shellcheck disable=SC2086
-    step bench-few measure ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
+    step bench-few measure gpu.jsonl ${FEW:-11008x4096x1 11008x4096x8 11008x4096x16}
+    types="f16 bf16" patterns="2:4 64:2:5 128:2:8 64:2:16"
+    # shellcheck disable=SC2086
+    step bench-bf16 measure gpu-bf16.jsonl ${BF16:-4096x4096x4096 3072x768x12608 11008x4096x8}
+    perl "$here/bench/gpu.pl" types "$out/gpu-bf16.jsonl" | tee "$out/gpu-bf16.md"
     [ -x "$build/bench/gpu_compress" ] && step compress "$build/bench/gpu_compress" && cat "$out/compress.log"
     perl "$here/bench/gpu.pl" table "$out/gpu.jsonl" >"$out/gpu.md"
     perl "$here/bench/gpu.pl" figure "$out/gpu.jsonl" >"$out/gpu.svg"

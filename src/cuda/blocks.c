@@ -227,8 +227,8 @@ static double score_us(const esp_kernel *kernel, const esp_device *device,
 /* ---- records ---- */
 
 #define SM90 "X by the tensor copy engine, once for 128 rows that share columns, wgmma"
-#define ANY "X once for 128 rows that share columns, mma"
-#define FEW_IDEA "up to 16 tokens: weights streamed, mma"
+#define ANY "X once for 128 rows that share columns, mma; speed not measured before 9.0"
+#define FEW_IDEA "up to 16 tokens: weights streamed, mma; speed not measured before 9.0"
 #define FEW_BULK "up to 16 tokens: weights streamed by bulk copies, mma"
 
 #define RECORD(short_name, architecture, suffix, about, ...)                                       \
