@@ -1,8 +1,8 @@
 #!/bin/sh
-# Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
-# table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
+# Everything that needs a GPU, in one go: tests, random problems, the memory checkers, models beside the processor's,
+# tuning and the timing table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
 # without one it is built here. Environment:
-#   STEPS   of: tests random sanitizers tune rivals bench models (all of these), and table
+#   STEPS   of: tests random sanitizers agree tune rivals bench models (all of these), and table
 #   SEEDS (4) draw ROUNDS (500) random problems each, of each family of kernels
 #   SHAPES, FEW   of the timing table, OUTxINxTOKENS
 #   MODELS   of step models: folders of bench/configs; COMPILE=1: PyTorch's compiled models too, which takes minutes
@@ -10,7 +10,7 @@
 # The last line says how many steps passed and failed.
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check}
-rounds=${ROUNDS:-500} seeds=${SEEDS:-4} steps=${STEPS:-tests random sanitizers tune rivals bench models}
+rounds=${ROUNDS:-500} seeds=${SEEDS:-4} steps=${STEPS:-tests random sanitizers agree tune rivals bench models}
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 [ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
@@ -112,6 +112,12 @@ if wanted sanitizers && command -v compute-sanitizer >/dev/null; then
     at_once "$(nproc)"
 elif wanted sanitizers; then
     not_run "memcheck, racecheck, initcheck, synccheck: compute-sanitizer is not there"
+fi
+
+# ---- the same as on the processor? ----
+if wanted agree; then
+    step agree env MODELS= sh "$here/tools/agree.sh" "$build/espalier" cuda:0 cpu/f32
+    grep '^ok ' "$out/agree.log"
 fi
 
 # ---- tuned? ----
