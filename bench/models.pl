@@ -20,7 +20,9 @@ for my $file (@ARGV[1 .. $#ARGV]) {
     while (<$in>) {
         my $line = decode_json($_);
         if (exists $line->{eager_ms}) {
-            $pytorch{$our_names{$line->{model}} // $line->{model}} = $line;
+            # Older lines do not say their type: it was f16.
+            my ($model, $type) = ($our_names{$line->{model}} // $line->{model}, $line->{type} // 'f16');
+            $pytorch{"$model/$type"} = $line;
         } elsif (($line->{kind} // '') eq 'whole') {
             my (undef, $model, $pattern, $type, $phase) = split m{/}, $line->{problem};
             @$line{qw(model pattern type phase)} = ($model, $pattern, $type, $phase);
@@ -30,7 +32,7 @@ for my $file (@ARGV[1 .. $#ARGV]) {
 }
 
 for my $row (@rows) {
-    my $rival = $pytorch{"$row->{model}/$row->{phase}"} or next;
+    my $rival = $pytorch{"$row->{model}/$row->{phase}/$row->{type}"} or next;
     my @times;
     for my $way (qw(eager graph compile)) {
         my $ms = time_of($rival->{"${way}_ms"}) // next;
@@ -44,18 +46,18 @@ for my $row (@rows) {
 sub number { my ($format, $value) = @_; return defined $value ? sprintf($format, $value) : '' }
 
 sub table {
-    print "| model | pattern | ms | to our dense | to PyTorch | PyTorch's best, ms | sparse FLOPs | sparse bytes |\n";
-    print "|---|---|---|---|---|---|---|---|\n";
+    print "| model | type | pattern | ms | to our dense | to PyTorch | PyTorch's best, ms | sparse FLOPs | sparse bytes |\n";
+    print "|---|---|---|---|---|---|---|---|---|\n";
     for my $r (@rows) {
-        printf "| %s %s | %s | %.2f | %.2f | %s | %s | %.0f %% | %.0f %% |\n", $r->{model}, $r->{phase},
-            $r->{pattern}, $r->{median_ms}, $r->{ratio_to_dense}, number('%.2f', $r->{ratio_to_pytorch}),
+        printf "| %s %s | %s | %s | %.2f | %.2f | %s | %s | %.0f %% | %.0f %% |\n", $r->{model}, $r->{phase},
+            $r->{type}, $r->{pattern}, $r->{median_ms}, $r->{ratio_to_dense}, number('%.2f', $r->{ratio_to_pytorch}),
             number('%.2f', $r->{pytorch}), 100 * $r->{sparse_flops_share}, 100 * $r->{sparse_bytes_share};
     }
     my @kinds = qw(sparse_products dense_products attention norms others copies idle);
     print "\nShares of the time, percent, by a trace of one run:\n\n";
-    print "| model | pattern | ", join(' | ', map { s/_/ /r } @kinds), " |\n|---|---", '|---' x @kinds, "|\n";
+    print "| model | type | pattern | ", join(' | ', map { s/_/ /r } @kinds), " |\n|---|---|---", '|---' x @kinds, "|\n";
     for my $r (grep { ($_->{time_share}{by} // '') eq 'traced kernels' } @rows) {
-        printf "| %s %s | %s | %s |\n", $r->{model}, $r->{phase}, $r->{pattern},
+        printf "| %s %s | %s | %s | %s |\n", $r->{model}, $r->{phase}, $r->{type}, $r->{pattern},
             join ' | ', map { sprintf '%.0f', 100 * $r->{time_share}{$_} } @kinds;
     }
 }

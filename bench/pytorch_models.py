@@ -1,8 +1,8 @@
 #!/usr/bin/env python3
-"""Whole models in PyTorch, dense, f16, random weights: what `espalier bench MODEL` is compared with.
+"""Whole models in PyTorch, dense, random weights: what `espalier bench MODEL` is compared with.
 
-Usage: pytorch_models.py [--compile] [NAME...]; names as below, all of them without any. One JSON line each:
-milliseconds (medians by CUDA events) of plain calls, of the same calls replayed from a CUDA graph, and with
+Usage: pytorch_models.py [--type f16|bf16] [--compile] [NAME...]; names as below, all of them without any. One JSON
+line each: milliseconds (medians by CUDA events) of plain calls, of the same calls replayed from a CUDA graph, and with
 --compile of torch.compile (minutes). Needs torch, timm and transformers and a GPU.
 """
 import argparse
@@ -13,7 +13,7 @@ import warnings
 import torch
 
 warnings.filterwarnings("ignore")
-HALF = torch.float16
+TYPES = {"f16": torch.float16, "bf16": torch.bfloat16}
 
 
 def median_ms(call, runs=15, warm=3):
@@ -45,60 +45,60 @@ def graph_ms(call):
     return median_ms(graph.replay)
 
 
-def made(build):
-    torch.set_default_dtype(HALF)
+def made(build, dtype):
+    torch.set_default_dtype(dtype)
     with torch.device("cuda"):
         model = build().eval()
     torch.set_default_dtype(torch.float32)
     return model
 
 
-def image_model(name, batch):
+def image_model(name, batch, dtype):
     import timm
 
-    model = timm.create_model(name, pretrained=False).half().cuda().eval()
-    pixels = torch.randn(batch, 3, 224, 224, device="cuda", dtype=HALF)
+    model = timm.create_model(name, pretrained=False).to("cuda", dtype).eval()
+    pixels = torch.randn(batch, 3, 224, 224, device="cuda", dtype=dtype)
     return lambda run: run(pixels), model
 
 
-def sam():
+def sam(dtype):
     from transformers import SamVisionConfig
     from transformers.models.sam.modeling_sam import SamVisionEncoder
 
     config = SamVisionConfig(hidden_size=1280, num_hidden_layers=32, num_attention_heads=16, mlp_dim=5120,
                              global_attn_indexes=[7, 15, 23, 31])
-    pixels = torch.randn(1, 3, 1024, 1024, device="cuda", dtype=HALF)
-    return lambda run: run(pixels), SamVisionEncoder(config).half().cuda().eval()
+    pixels = torch.randn(1, 3, 1024, 1024, device="cuda", dtype=dtype)
+    return lambda run: run(pixels), SamVisionEncoder(config).to("cuda", dtype).eval()
 
 
-def bert():
+def bert(dtype):
     from transformers import BertConfig, BertModel
 
     config = BertConfig(hidden_size=1024, num_hidden_layers=24, num_attention_heads=16, intermediate_size=4096,
                         _attn_implementation="sdpa")
     ids = torch.randint(0, 30000, (32, 512), device="cuda")
-    return lambda run: run(ids), made(lambda: BertModel(config))
+    return lambda run: run(ids), made(lambda: BertModel(config), dtype)
 
 
-def llama():
+def llama(dtype):
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(hidden_size=4096, intermediate_size=11008, num_hidden_layers=32, num_attention_heads=32,
                          vocab_size=32000)
     config._attn_implementation = "sdpa"
-    return config, made(lambda: LlamaForCausalLM(config))
+    return config, made(lambda: LlamaForCausalLM(config), dtype)
 
 
-def llama_prefill():
-    config, model = llama()
+def llama_prefill(dtype):
+    config, model = llama(dtype)
     ids = torch.randint(0, 32000, (1, 2048), device="cuda")
     return lambda run: run(ids, use_cache=False, logits_to_keep=1), model
 
 
-def llama_decode(batch):
+def llama_decode(batch, dtype):
     from transformers import StaticCache
 
-    config, model = llama()
+    config, model = llama(dtype)
     ids = torch.randint(0, 32000, (batch, 128), device="cuda")
     cache = StaticCache(config=config, max_cache_len=512)
     model(ids, past_key_values=cache, cache_position=torch.arange(128, device="cuda"))
@@ -107,15 +107,16 @@ def llama_decode(batch):
 
 
 MODELS = {
-    "deit-small/b64": lambda: image_model("deit_small_patch16_224", 64),
-    "deit-base/b1": lambda: image_model("deit_base_patch16_224", 1),
-    "deit-base/b256": lambda: image_model("deit_base_patch16_224", 256),
-    "vit-large/b64": lambda: image_model("vit_large_patch16_224", 64),
+    "deit-small/b64": lambda dtype: image_model("deit_small_patch16_224", 64, dtype),
+    "deit-base/b1": lambda dtype: image_model("deit_base_patch16_224", 1, dtype),
+    "deit-base/b256": lambda dtype: image_model("deit_base_patch16_224", 256, dtype),
+    "vit-large/b64": lambda dtype: image_model("vit_large_patch16_224", 64, dtype),
+    "vit-large/b256": lambda dtype: image_model("vit_large_patch16_224", 256, dtype),
     "sam-vit-h/b1": sam,
     "bert-large/b32x512": bert,
     "llama-2-7b/prefill2048": llama_prefill,
-    "llama-2-7b/decode1": lambda: llama_decode(1),
-    "llama-2-7b/decode16": lambda: llama_decode(16),
+    "llama-2-7b/decode1": lambda dtype: llama_decode(1, dtype),
+    "llama-2-7b/decode16": lambda dtype: llama_decode(16, dtype),
 }
 
 
@@ -128,13 +129,15 @@ def attempt(measure):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--type", choices=TYPES, default="f16")
     parser.add_argument("--compile", action="store_true")
     parser.add_argument("names", nargs="*", help=", ".join(MODELS))
     arguments = parser.parse_args()
     for name in arguments.names or MODELS:
         with torch.no_grad():
-            call, model = MODELS[name]()
-            line = {"model": name, "torch": torch.__version__, "device": torch.cuda.get_device_name(),
+            call, model = MODELS[name](TYPES[arguments.type])
+            line = {"model": name, "type": arguments.type, "torch": torch.__version__,
+                    "device": torch.cuda.get_device_name(),
                     "eager_ms": attempt(lambda: median_ms(lambda: call(model))),
                     "graph_ms": attempt(lambda: graph_ms(lambda: call(model)))}
             if arguments.compile:

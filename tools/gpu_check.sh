@@ -1,8 +1,8 @@
 #!/bin/sh
-# Everything that needs a GPU, in one go: tests, random problems, the memory checkers, tuning and the timing
-# table. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there or carried in;
-# without one it is built here. Environment:
-#   STEPS   of: tests random sanitizers tune rivals bench models (all of these), and table
+# Everything that needs a GPU, in one go: tests, random problems, the memory checkers, models beside the processor's,
+# tuning and the timing tables. Usage: gpu_check.sh [BUILD_DIR [OUT_DIR]]. BUILD_DIR is a build with CUDA, made there
+# or carried in; without one it is built here. Environment:
+#   STEPS   of: tests random sanitizers agree tune rivals bench blocks models (all of these), and table
 #   SEEDS (4) draw ROUNDS (500) random problems each, of each family of kernels
 #   SHAPES, FEW   of the timing table, OUTxINxTOKENS; BF16: of bf16 beside f16
 #   MODELS   of step models: folders of bench/configs; COMPILE=1: PyTorch's compiled models too, which takes minutes
@@ -10,7 +10,7 @@
 # The last line says how many steps passed and failed.
 set -u
 build=${1:-build-cuda} out=${2:-gpu-check}
-rounds=${ROUNDS:-500} seeds=${SEEDS:-4} steps=${STEPS:-tests random sanitizers tune rivals bench models}
+rounds=${ROUNDS:-500} seeds=${SEEDS:-4} steps=${STEPS:-tests random sanitizers agree tune rivals bench blocks models}
 here=$(cd "$(dirname "$0")/.." && pwd)
 mkdir -p "$out"
 [ -d "$here/models/prose" ] && TEST_SOURCE_DIR=$here && export TEST_SOURCE_DIR
@@ -114,6 +114,12 @@ elif wanted sanitizers; then
     not_run "memcheck, racecheck, initcheck, synccheck: compute-sanitizer is not there"
 fi
 
+# ---- the same as on the processor? ----
+if wanted agree; then
+    step agree env MODELS= sh "$here/tools/agree.sh" "$build/espalier" cuda:0 cpu/f32
+    grep '^ok ' "$out/agree.log"
+fi
+
 # ---- tuned? ----
 espalier() { "$build/espalier" "$@"; }
 # What was measured is what a plan goes by afterwards.
@@ -184,6 +190,24 @@ if wanted bench; then
     perl "$here/bench/gpu.pl" figure "$out/gpu.jsonl" >"$out/gpu.svg"
     grep -m 1 -o '"rivals_not_run":{"cusparselt[^}]*}' "$out/gpu.jsonl"
 fi
+shares="block:16x16@0.8 block:16x16@0.9 block:32x32@0.8 block:32x32@0.9 block:64x64@0.8 block:64x64@0.9"
+# layers LAYER...: products as a model has them, epilogues too, in blocks of each size and share of zeros.
+layers() {
+    for layer in "$@"; do
+        set --
+        for pattern in $shares; do
+            set -- "$@" "matmul/$pattern/f16/$layer"
+        done
+        espalier bench --device cuda:0 --rounds 9 --json -q "$@" >>"$out/blocks.jsonl" || return 1
+        echo "$layer: $# problems"
+    done
+}
+# The feed-forward layers of ViT-large with 256 images.
+if wanted blocks && espalier kernels | grep -q 'matmul_bsr_f16_f16__cuda'; then
+    : >"$out/blocks.jsonl"
+    step blocks layers 4096x1024x50432/ep:bias+gelu 1024x4096x50432/ep:bias+residual
+    perl "$here/bench/gpu.pl" table "$out/blocks.jsonl" | tee "$out/blocks.md"
+fi
 # whole CONFIG PATTERNS ARGUMENTS...: a model of drawn weights, dense and sparse side by side.
 whole() {
     config=$1 patterns=$2
@@ -203,11 +227,14 @@ if wanted models; then
     whole vit-large 64:2:8 --batch 64
     whole sam-vit-huge 2:4,128:2:8 --batch 1
     whole bert-large 64:2:8 --batch 32 --tokens 512
-    whole vit-large block:64x64@0.8,block:64x64@0.9,block:32x32@0.9 --batch 256 --skip '*attention*'
+    whole vit-large "$(echo "$shares" | tr ' ' ',')" --batch 256 --skip '*attention*'
     whole llama-2-7b 128:2:8 --batch 1 --tokens 2048
     whole llama-2-7b 64:2:5,64:2:8 --batch 1 --tokens 128
     whole llama-2-7b 64:2:8 --batch 16 --tokens 128
-    python3 "$here/bench/pytorch_models.py" ${COMPILE:+--compile} >"$out/pytorch.jsonl" 2>"$out/pytorch.log" ||
+    whole deit-base 64:2:8 --batch 256 --type bf16
+    whole llama-2-7b 64:2:8 --batch 1 --tokens 128 --type bf16
+    pytorch() { python3 "$here/bench/pytorch_models.py" ${COMPILE:+--compile} "$@"; }
+    { pytorch && pytorch --type bf16 deit-base/b256 llama-2-7b/decode1; } >"$out/pytorch.jsonl" 2>"$out/pytorch.log" ||
         not_run "PyTorch's models: see $out/pytorch.log"
     perl "$here/bench/models.pl" join "$out/models.jsonl" "$out/pytorch.jsonl" >"$out/models-joined.jsonl"
     perl "$here/bench/models.pl" table "$out/models.jsonl" "$out/pytorch.jsonl" | tee "$out/models.md"

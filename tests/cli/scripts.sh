@@ -44,3 +44,45 @@ code=$?
 if [ "$code" = 0 ]; then ok; else bad "exit code $code, expected 0"; fi
 out_has '^128-2-8  1 checksums verified$'
 out_has '^Took [0-9]+ s after the build'
+
+# Two devices: the processor with inputs rounded to bf16 and without, then with a program that lies of the first.
+agree() {
+    TOKENS=1100 sh "$source/tools/agree.sh" "$@" cpu/bf16 cpu/f32 >out 2>err
+    code=$?
+}
+name="two devices that agree"
+PATTERNS=2:4 TYPES=f16 agree "$program"
+if [ "$code" = 0 ]; then ok; else bad "exit code $code, expected 0"; fi
+for line in 'prose/f16/2:4, perplexity: [0-9.]+ in bf16 and [0-9.]+ in f32, ' 'glyphs/f16/2:4, entropy' \
+    'glyphs/f16/2:4, scores: .*, 23[0-9] of 235 images the same label' 'tiny decoder, perplexity' \
+    'tiny encoder, vectors: 256 numbers' 'tiny image encoder, embedding: 1024 numbers'; do
+    out_has "^ok   $line"
+done
+out_has '^ok   prose/f16/2:4, a text of 300 tokens(: 1 of 1 the same|, number 1: .* nats likelier)'
+out_has '^agree: [0-9]+ passed, 0 failed, 0 skipped$'
+cat >liar <<END
+#!/bin/sh
+case "\$*" in
+*"--compute bf16"*)
+    "$program" "\$@" | sed 's/"nats":[1-9]/&0/g; s/"text":" /"text":" Zq zqx/g; s/"embedding":\[/&9,/
+        s/"score":-/"score":/g; s/"cross_entropy":/&1/'
+    ;;
+*) exec "$program" "\$@" ;;
+esac
+END
+chmod +x liar
+name="two devices that differ"
+PATTERNS=dense TYPES=bf16 MODELS="prose glyphs" agree ./liar
+if [ "$code" = 1 ]; then ok; else bad "exit code $code, expected 1"; fi
+for line in 'perplexity: ' 'four texts together, number 4: .* nats likelier' 'a text of 300 tokens, number 1: '; do
+    out_has "^FAIL prose/bf16/dense, $line"
+done
+out_has '^     prose/bf16/dense, a text of 300 tokens: number 1 differs from its character [0-9]+ on: "Zq zqx'
+out_has '^FAIL glyphs/bf16/dense, entropy'
+out_has '^FAIL glyphs/bf16/dense, scores'
+out_has '^agree: 0 passed, [0-9]+ failed, 0 skipped$'
+name="two devices of which one is not there"
+MODELS=prose PATTERNS=dense TYPES=bf16 sh "$source/tools/agree.sh" "$program" nowhere cpu/f32 >out 2>err
+code=$?
+if [ "$code" = 1 ]; then ok; else bad "exit code $code, expected 1"; fi
+out_has '^FAIL prose/bf16/dense, perplexity: on nowhere: espalier: error: .*\[device.unknown\]$'
