@@ -30,42 +30,58 @@ static device_layout draw_layout(const product *p, uint64_t seed)
     return layout;
 }
 
-static void compare_all(test_run *run, esp_device *device, esp_context *context, const char *text,
-                        uint64_t seed, inputs kind, bool reorder, bool in_place)
+/* Each kernel that can run the product, against the reference; name: of the product. */
+static void compare_kernels(test_run *run, esp_device *device, product *p, const char *name,
+                            uint64_t seed, inputs kind, bool in_place)
 {
-    esp_matmul_problem problem = problem_of(run, text);
     const char *names[64];
-    int count = usable_on(device, &problem, names);
-    product p = product_make(run, context, &problem, seed, kind, reorder, false);
-    float *expected = result_of(&p), *actual = result_of(&p);
-    double *sums = kind == REALS ? magnitudes(run, &p) : NULL;
+    int count = usable_on(device, &p->problem, names);
+    float *expected = result_of(p), *actual = result_of(p);
+    double *sums = kind == REALS ? magnitudes(run, p) : NULL;
     CHECK(count > 0 || getenv("TEST_KERNEL") != NULL);
     if (count > 0) {
-        run_kernel(run, &p, "ref", NULL, expected);
+        run_kernel(run, p, "ref", NULL, expected);
     }
-    p.in_place = in_place;
+    p->in_place = in_place;
     for (int i = 0; i < count; i++) {
-        device_layout layout = draw_layout(&p, seed + (uint64_t)i);
-        test_sub(run, "%s seed %llu%s%s strides %lld %lld %s", text, (unsigned long long)seed,
-                 reorder ? " row order" : "", in_place ? " in place" : "",
-                 (long long)layout.x_stride, (long long)layout.y_stride, names[i]);
-        run_on_gpu(run, &p, device, names[i], &layout, actual);
+        device_layout layout = draw_layout(p, seed + (uint64_t)i);
+        test_sub(run, "%s seed %llu%s strides %lld %lld %s", name, (unsigned long long)seed,
+                 in_place ? " in place" : "", (long long)layout.x_stride,
+                 (long long)layout.y_stride, names[i]);
+        run_on_gpu(run, p, device, names[i], &layout, actual);
         if (kind == REALS) {
-            compare_bounded(run, &p, sums, expected, actual);
+            compare_bounded(run, p, sums, expected, actual);
         } else {
-            compare_exact(run, &p, expected, actual);
+            compare_exact(run, p, expected, actual);
         }
     }
     free(sums);
     free(expected);
     free(actual);
+}
+
+static void compare_all(test_run *run, esp_device *device, esp_context *context, const char *text,
+                        uint64_t seed, inputs kind, bool reorder, bool in_place)
+{
+    esp_matmul_problem problem = problem_of(run, text);
+    product p = product_make(run, context, &problem, seed, kind, reorder, false);
+    char name[256];
+    snprintf(name, sizeof name, "%s%s", text, reorder ? " row order" : "");
+    compare_kernels(run, device, &p, name, seed, kind, in_place);
     product_free(&p);
 }
 
 static const char *const patterns[] = {
-    "dense",   "2:4",     "64:2:8", "32:2:5",       "5:2:16",   "128:2:8", "panel:24@0.8",
-    "256:2:7", "300:2:9", "1:2:6",  "panel:96@0.5", "100:2:64", "33:2:8",  "17:2:7"};
-static const char *const types[] = {"f16", "bf16"};
+    "dense",   "2:4",   "64:2:8",       "32:2:5",   "5:2:16", "128:2:8", "panel:24@0.8", "256:2:7",
+    "300:2:9", "1:2:6", "panel:96@0.5", "100:2:64", "33:2:8", "17:2:7",  "dense/f32"};
+static const char *const types[] = {"f16", "bf16", "f32"}; /* the last of dense weights alone */
+
+/* The pattern with a type of 16 bits, by turns, where it names none. */
+static void name_weight(const char *pattern, int turn, char text[32])
+{
+    bool typed = strchr(pattern, '/') != NULL;
+    snprintf(text, 32, "%s%s%s", pattern, typed ? "" : "/", typed ? "" : types[turn % 2]);
+}
 
 static void token_tails(test_run *run)
 {
@@ -75,9 +91,9 @@ static void token_tails(test_run *run)
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(tokens); i++) {
         for (int j = 0; j < ESP_COUNT(patterns); j++) {
-            char text[128];
-            snprintf(text, sizeof text, "matmul/%s/%s/77x85x%d/o:f32", patterns[j],
-                     types[(i + j) % 2], tokens[i]);
+            char text[128], weight[32];
+            name_weight(patterns[j], i + j, weight);
+            snprintf(text, sizeof text, "matmul/%s/77x85x%d/o:f32", weight, tokens[i]);
             compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
                         INTEGERS, (i + j) % 3 == 0, false);
         }
@@ -99,9 +115,10 @@ static void shapes(test_run *run)
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(sizes); i++) {
         for (int j = 0; j < ESP_COUNT(patterns); j++) {
-            char text[128];
-            snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d/o:f32", patterns[j],
-                     types[(i + j) % 2], sizes[i][0], sizes[i][1], sizes[i][2]);
+            char text[128], weight[32];
+            name_weight(patterns[j], i + j, weight);
+            snprintf(text, sizeof text, "matmul/%s/%dx%dx%d/o:f32", weight, sizes[i][0],
+                     sizes[i][1], sizes[i][2]);
             compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
                         INTEGERS, (i + j) % 3 == 0, false);
         }
@@ -127,22 +144,52 @@ static void layouts_types_epilogues(test_run *run)
                                           "/o:f32/ep:residual",
                                           "/x:tok/y:tok/ep:scale+bias+relu+residual",
                                           "/ep:scale+bias+relu+residual"};
-    static const char *const some[] = {"dense",        "2:4",     "64:2:8",
-                                       "panel:24@0.8", "128:2:5", "32:2:16"};
+    static const char *const some[] = {"dense",   "2:4",     "64:2:8",   "panel:24@0.8",
+                                       "128:2:5", "32:2:16", "dense/f32"};
     static const int tokens[] = {3, 16, 37, 296};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(options); i++) {
         for (int j = 0; j < ESP_COUNT(some); j++) {
             for (int k = 0; k < ESP_COUNT(tokens); k++) {
-                char text[160];
-                snprintf(text, sizeof text, "matmul/%s/%s/144x72x%d%s", some[j],
-                         types[(i + j + k) % 2], tokens[k], options[i]);
+                char text[160], weight[32];
+                name_weight(some[j], i + j + k, weight);
+                snprintf(text, sizeof text, "matmul/%s/144x72x%d%s", weight, tokens[k], options[i]);
                 compare_all(run, device, context, text,
                             test_seed(run) + (uint64_t)(100 * i + 10 * j + k), INTEGERS, k % 2 == 1,
                             (i + k) % 2 == 1);
             }
         }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* Whole numbers of 13 bits whose sums are exact in f32: TF32, of 11 bits, would round each. */
+static void dense_f32_is_whole(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/dense/f32/130x64x1", "matmul/dense/f32/77x85x33/x:tok",
+        "matmul/dense/f32/512x128x256/y:tok", "matmul/dense/f32/200x100x40/ep:scale+bias",
+        "matmul/dense/f32/256x120x512/x:tok/y:tok/ep:residual"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        uint64_t seed = test_seed(run) + (uint64_t)i;
+        product p = product_make(run, context, &problem, seed, INTEGERS, false, false);
+        esp_random random;
+        esp_random_seed(&random, seed);
+        for (int64_t f = 0; f < problem.in_features; f++) {
+            for (int64_t t = 0; t < problem.tokens; t++) {
+                bool by_feature = problem.x_layout == ESP_FEATURE_MAJOR;
+                float odd = (float)(2 * random_range(&random, 2048, 4095) + 1);
+                put(ESP_F32, p.x, element_at(by_feature, p.x_stride, f, t),
+                    esp_random_below(&random, 2) == 0 ? odd : -odd);
+            }
+        }
+        compare_kernels(run, device, &p, texts[i], seed, INTEGERS, i % 2 == 0);
+        product_free(&p);
     }
     esp_device_close(device);
     test_context_free(run, context);
@@ -269,8 +316,8 @@ static void random_problem(esp_random *random, family kind, bool few, char *text
              esp_random_below(random, 2) == 0 ? "" : "+bias", activation,
              esp_random_below(random, 2) == 0 ? "" : "+residual");
     snprintf(text, capacity, "matmul/%s/%s/%lldx%lldx%lld%s%s%s%s", pattern,
-             types[esp_random_below(random, 2)], (long long)out, (long long)in, (long long)tokens,
-             esp_random_below(random, 3) == 0 ? "/x:tok" : "",
+             types[esp_random_below(random, kind == DENSE ? 3 : 2)], (long long)out, (long long)in,
+             (long long)tokens, esp_random_below(random, 3) == 0 ? "/x:tok" : "",
              esp_random_below(random, 3) == 0 ? "/y:tok" : "",
              outs[esp_random_below(random, ESP_COUNT(outs))],
              esp_random_below(random, 3) == 0 ? "" : epilogue);
@@ -580,6 +627,7 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"shared_steps", shared_steps},
                                   {"shapes", shapes},
                                   {"layouts_types_epilogues", layouts_types_epilogues},
+                                  {"dense_f32_is_whole", dense_f32_is_whole},
                                   {"shapes_for_sanitizers", shapes_for_sanitizers},
                                   {"random_dense", random_dense},
                                   {"random_dense_few", random_dense_few},
