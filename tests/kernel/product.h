@@ -14,7 +14,8 @@
 
 #define GUARD 64 /* elements before and behind Y, bytes behind the workspace */
 
-typedef enum inputs { INTEGERS, REALS } inputs; /* integers: sums are exact in f32 */
+/* INTEGERS: sums are exact in f32. ADVERSARIAL: product_adversarial.c says; not with swiglu. */
+typedef enum inputs { INTEGERS, REALS, ADVERSARIAL } inputs;
 
 typedef struct product {
     esp_matmul_problem problem;
@@ -38,6 +39,13 @@ float random_value(esp_random *random, inputs kind, bool zeros);
 void random_order(esp_random *random, uint32_t *order, int64_t count);
 esp_sparse *random_weight(test_run *run, esp_context *context, esp_random *random,
                           const esp_matmul_problem *problem, inputs kind, bool reorder);
+
+/* ---- hard numbers (product_adversarial.c) ---- */
+
+/* Draws the live entries of a weight anew; mask NULL: all. */
+void adversarial_weights(esp_random *random, const esp_mask *mask, esp_tensor *dense);
+/* Draws X anew; all other operands are there. */
+void adversarial_x(test_run *run, esp_random *random, product *p);
 
 /* ---- operands (product.c) ---- */
 

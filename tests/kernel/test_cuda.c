@@ -10,26 +10,6 @@
 
 /* ---- comparing ---- */
 
-/* Strides are tight, a multiple of 16 bytes with gaps, or odd; bases aligned or not. */
-static device_layout draw_layout(const product *p, uint64_t seed)
-{
-    const esp_matmul_problem *problem = &p->problem;
-    uint64_t bits = esp_splitmix64(&(uint64_t){seed ^ 0x1a70});
-    int64_t x_row = problem->x_layout == ESP_FEATURE_MAJOR ? problem->tokens : problem->in_features;
-    int64_t y_row = problem->y_layout == ESP_FEATURE_MAJOR ? problem->tokens : p->out_rows;
-    device_layout layout = {x_row, y_row, 0, 0};
-    if (bits % 4 < 2) {
-        layout.x_stride = (x_row + 7) / 8 * 8 + (bits % 4 == 0 ? 8 : 0);
-        layout.y_stride = (y_row + 7) / 8 * 8 + (bits % 4 == 0 ? 16 : 0);
-    } else if (bits % 4 == 2) {
-        layout.x_stride = x_row + 3;
-        layout.y_stride = y_row + 5;
-        layout.x_offset = (int64_t)(bits >> 8) % 3;
-        layout.y_offset = (int64_t)(bits >> 12) % 3;
-    }
-    return layout;
-}
-
 /* Each kernel that can run the product, against the reference; name: of the product. */
 static void compare_kernels(test_run *run, esp_device *device, product *p, const char *name,
                             uint64_t seed, inputs kind, bool in_place)
@@ -44,7 +24,7 @@ static void compare_kernels(test_run *run, esp_device *device, product *p, const
     }
     p->in_place = in_place;
     for (int i = 0; i < count; i++) {
-        device_layout layout = draw_layout(p, seed + (uint64_t)i);
+        device_layout layout = layout_draw(p, seed + (uint64_t)i);
         test_sub(run, "%s seed %llu%s strides %lld %lld %s", name, (unsigned long long)seed,
                  in_place ? " in place" : "", (long long)layout.x_stride,
                  (long long)layout.y_stride, names[i]);
@@ -405,7 +385,7 @@ static void large_problems(test_run *run)
                                  i % 2 == 0, false);
         float *actual = result_of(&p);
         for (int k = 0; k < count; k++) {
-            device_layout layout = draw_layout(&p, (uint64_t)(i + k));
+            device_layout layout = layout_draw(&p, (uint64_t)(i + k));
             test_sub(run, "%s %s", texts[i], names[k]);
             run_on_gpu(run, &p, device, names[k], &layout, actual);
             check_samples(run, &p, actual, 4000);
@@ -453,7 +433,7 @@ static void unkept_columns(test_run *run)
             }
         }
         for (int k = 0; k < count; k++) {
-            device_layout layout = draw_layout(&p, (uint64_t)(i + k));
+            device_layout layout = layout_draw(&p, (uint64_t)(i + k));
             test_sub(run, "%s %s", texts[i], names[k]);
             run_on_gpu(run, &p, device, names[k], &layout, actual);
             compare_exact(run, &p, expected, actual);
