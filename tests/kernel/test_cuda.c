@@ -1,8 +1,8 @@
 /* Every kernel of the GPU against the reference: small integers bit for bit, real numbers within
- * the derived bound, large ones by samples; shapes that divide nothing, every tail of tokens,
- * aligned and unaligned operands, NaN where nothing may be read, wrong arguments. Without a GPU
- * every case is skipped. TEST_ROUNDS sets how many random problems each random case draws,
- * TEST_KERNEL names a part of the kernels to which the run is limited. */
+ * the derived bound, large ones by samples and signed sums of all rows; shapes that divide nothing,
+ * every tail of tokens, aligned and unaligned operands, NaN where nothing may be read, wrong
+ * arguments. Without a GPU every case is skipped. TEST_ROUNDS sets how many random problems each
+ * random case draws, TEST_KERNEL names a part of the kernels to which the run is limited. */
 #include "product_device.h"
 
 #include <espalier/checkpoint.h>
@@ -361,7 +361,7 @@ static void random_short_panels_few(test_run *run)
     random_problems(run, SHORT_PANELS, true);
 }
 
-/* ---- large problems, by samples ---- */
+/* ---- large problems, by samples and by signed sums ---- */
 
 /* Several rounds of tiles on every multiprocessor. */
 static void large_problems(test_run *run)
@@ -384,12 +384,15 @@ static void large_problems(test_run *run)
         product p = product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS,
                                  i % 2 == 0, false);
         float *actual = result_of(&p);
+        signed_sums sums = signed_sums_make(run, &p, 3e8);
         for (int k = 0; k < count; k++) {
             device_layout layout = layout_draw(&p, (uint64_t)(i + k));
             test_sub(run, "%s %s", texts[i], names[k]);
             run_on_gpu(run, &p, device, names[k], &layout, actual);
             check_samples(run, &p, actual, 4000);
+            check_signed_sums(run, &sums, &p, actual);
         }
+        signed_sums_free(&sums);
         free(actual);
         product_free(&p);
     }
