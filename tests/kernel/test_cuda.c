@@ -1,12 +1,9 @@
 /* Every kernel of the GPU against the reference: small integers bit for bit, real numbers within
  * the derived bound, large ones by samples and signed sums of all rows; shapes that divide nothing,
- * every tail of tokens, aligned and unaligned operands, NaN where nothing may be read, wrong
- * arguments. Without a GPU every case is skipped. TEST_ROUNDS sets how many random problems each
- * random case draws, TEST_KERNEL names a part of the kernels to which the run is limited. */
+ * every tail of tokens, aligned and unaligned operands, NaN where nothing may be read. Without a
+ * GPU every case is skipped. TEST_ROUNDS sets how many random problems each random case draws,
+ * TEST_KERNEL names a part of the kernels to which the run is limited. */
 #include "product_device.h"
-
-#include <espalier/checkpoint.h>
-#include <espalier/model.h>
 
 /* ---- comparing ---- */
 
@@ -450,161 +447,6 @@ static void unkept_columns(test_run *run)
     test_context_free(run, context);
 }
 
-/* ---- forms ---- */
-
-/* A plan for the spread form wants a weight that holds it; what else it holds does not matter. */
-static void run_in_forms(test_run *run, esp_device *device, const product *p, unsigned forms)
-{
-    const esp_plan_options wish = {.forms = ESP_FORM_SPREAD};
-    const esp_pack_options held = {.forms = forms};
-    esp_plan *plan = NULL;
-    esp_packed *packed = NULL;
-    test_sub(run, "forms %u", forms);
-    CHECK_OK(esp_plan_create_with(device, &p->problem, &wish, &plan, error));
-    CHECK_OK(esp_pack_with(device, p->sparse, &held, &packed, error));
-    if (plan != NULL && packed != NULL) {
-        char *memory = esp_device_alloc(device, 1 << 20);
-        esp_matmul_args args = {.weight = packed, .x = memory, .y = memory + (1 << 19)};
-        CHECK_INT(esp_plan_form(plan), ESP_FORM_SPREAD);
-        CHECK(!esp_plan_runs_dense(plan));
-        CHECK_INT(esp_packed_forms(packed), forms);
-        if ((forms & ESP_FORM_SPREAD) != 0) {
-            CHECK_OK(esp_matmul_run(plan, &args, error));
-        } else {
-            CHECK_FAILS(esp_matmul_run(plan, &args, error), ESP_BAD_ARGUMENT,
-                        "matmul.missing_form");
-        }
-        CHECK_OK(esp_device_wait(device, error));
-        esp_device_release(device, memory);
-    }
-    esp_packed_free(packed);
-    esp_plan_free(plan);
-}
-
-static void spread_form(test_run *run)
-{
-    esp_context *context = test_context(run, 1);
-    esp_device *device = open_gpu(run, context);
-    esp_matmul_problem problem = problem_of(run, "matmul/16:2:5/f16/128x256x40");
-    const char *names[64];
-    if (device != NULL && usable_on(device, &problem, names) > 0) {
-        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
-        for (unsigned forms = 1; forms < 8; forms++) {
-            run_in_forms(run, device, &p, forms);
-        }
-        test_sub(run, "patterns that have no such form");
-        esp_matmul_problem other = problem_of(run, "matmul/16:2:6/f16/128x256x40");
-        product q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
-        const esp_pack_options spread = {.forms = ESP_FORM_SPREAD};
-        esp_packed *packed = NULL;
-        CHECK_OK(esp_pack_with(device, q.sparse, &spread, &packed, error));
-        CHECK_INT(esp_packed_forms(packed), ESP_FORM_SPARSE);
-        esp_packed_free(packed);
-        product_free(&q);
-        product_free(&p);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
-}
-
-/* ---- wrong arguments ---- */
-
-static void wrong_arguments(test_run *run)
-{
-    esp_context *context = test_context(run, 1);
-    esp_device *device = open_gpu(run, context);
-    if (device == NULL) {
-        test_context_free(run, context);
-        return;
-    }
-    esp_matmul_problem problem = problem_of(run, "matmul/64:2:8/f16/128x256x33/x:tok/ep:bias");
-    product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
-    esp_packed *packed = NULL;
-    esp_plan *plan = NULL;
-    CHECK_OK(esp_pack(device, p.sparse, &packed, error));
-    CHECK_OK(esp_plan_create(device, &problem, NULL, &plan, error));
-    size_t bytes = 1 << 20;
-    char *memory = esp_device_alloc(device, bytes);
-    char *workspace = esp_device_alloc(device, esp_plan_workspace_bytes(plan));
-    esp_matmul_args right = {.weight = packed,
-                             .x = memory,
-                             .y = memory + bytes / 2,
-                             .bias = (const float *)(const void *)memory,
-                             .workspace = workspace};
-    CHECK_OK(esp_matmul_run(plan, &right, error));
-    test_sub(run, "operands in host memory");
-    esp_matmul_args wrong = right;
-    wrong.x = p.x;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    wrong = right;
-    wrong.bias = p.bias;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    test_sub(run, "missing operands");
-    wrong = right;
-    wrong.y = NULL;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.missing_operand");
-    wrong = right;
-    wrong.workspace = NULL;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.missing_operand");
-    test_sub(run, "half an element off");
-    wrong = right;
-    wrong.x = memory + 1;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
-    wrong = right;
-    wrong.bias = (const float *)(const void *)(memory + 2);
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
-    test_sub(run, "too little memory behind a pointer");
-    char *little = esp_device_alloc(device, 256);
-    wrong = right;
-    wrong.workspace = little;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.too_small");
-    wrong = right;
-    wrong.y = memory + bytes - 256;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.too_small");
-    wrong = right;
-    wrong.x_stride = (int64_t)1 << 40;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.too_small");
-    esp_device_release(device, little);
-    test_sub(run, "memory that was freed");
-    char *freed = esp_device_alloc(device, 8 << 20);
-    wrong = right;
-    wrong.y = freed;
-    CHECK_OK(esp_matmul_run(plan, &wrong, error));
-    CHECK_OK(esp_device_wait(device, error));
-    esp_device_release(device, freed);
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    test_sub(run, "addresses of nothing");
-    wrong = right;
-    wrong.x = (const void *)(uintptr_t)64;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    wrong.x = (const void *)(UINTPTR_MAX - 63);
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    test_sub(run, "formats and types that it does not read");
-    esp_matmul_problem other = problem_of(run, "matmul/4:8/f16/16x16x4");
-    product q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
-    esp_packed *none = NULL;
-    CHECK_FAILS(esp_pack(device, q.sparse, &none, error), ESP_UNSUPPORTED,
-                "pack.unsupported_pattern");
-    product_free(&q);
-    other = problem_of(run, "matmul/2:4/f32/16x16x4");
-    q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
-    CHECK_FAILS(esp_pack(device, q.sparse, &none, error), ESP_UNSUPPORTED, "pack.unsupported_type");
-    product_free(&q);
-    esp_plan *no_plan = NULL;
-    CHECK_FAILS(esp_plan_create(device, &other, NULL, &no_plan, error), ESP_UNSUPPORTED,
-                "plan.no_kernel");
-    test_sub(run, "still works");
-    CHECK_OK(esp_matmul_run(plan, &right, error));
-    CHECK_OK(esp_device_wait(device, error));
-    esp_device_release(device, memory);
-    esp_device_release(device, workspace);
-    esp_plan_free(plan);
-    esp_packed_free(packed);
-    product_free(&p);
-    esp_device_close(device);
-    test_context_free(run, context);
-}
-
 static const test_case cases[] = {{"token_tails", token_tails},
                                   {"parts_of_tiles", parts_of_tiles},
                                   {"shared_steps", shared_steps},
@@ -621,7 +463,5 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"random_short_panels", random_short_panels},
                                   {"random_short_panels_few", random_short_panels_few},
                                   {"large_problems", large_problems},
-                                  {"unkept_columns", unkept_columns},
-                                  {"spread_form", spread_form},
-                                  {"wrong_arguments", wrong_arguments}};
+                                  {"unkept_columns", unkept_columns}};
 TEST_MAIN(cases)
