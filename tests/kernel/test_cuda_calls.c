@@ -232,7 +232,8 @@ static void wrong_arguments(test_run *run)
         test_context_free(run, context);
         return;
     }
-    esp_matmul_problem problem = problem_of(run, "matmul/64:2:8/f16/128x256x33/x:tok/ep:bias");
+    esp_matmul_problem problem =
+        problem_of(run, "matmul/64:2:8/f16/128x256x33/x:tok/ep:scale+bias+residual");
     product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
     esp_packed *packed = NULL;
     esp_plan *plan = NULL;
@@ -244,7 +245,9 @@ static void wrong_arguments(test_run *run)
     esp_matmul_args right = {.weight = packed,
                              .x = memory,
                              .y = memory + bytes / 2,
+                             .scale = (const float *)(const void *)memory,
                              .bias = (const float *)(const void *)memory,
+                             .residual = memory,
                              .workspace = workspace};
     CHECK_OK(esp_matmul_run(plan, &right, error));
     test_sub(run, "operands in host memory");
@@ -253,6 +256,9 @@ static void wrong_arguments(test_run *run)
     CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
     wrong = right;
     wrong.bias = p.bias;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
+    wrong = right;
+    wrong.residual = p.residual;
     CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
     test_sub(run, "missing operands");
     wrong = right;
@@ -264,6 +270,15 @@ static void wrong_arguments(test_run *run)
     test_sub(run, "half an element off");
     wrong = right;
     wrong.x = memory + 1;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
+    wrong = right;
+    wrong.y = memory + bytes / 2 + 1;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
+    wrong = right;
+    wrong.residual = memory + 1;
+    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
+    wrong = right;
+    wrong.scale = (const float *)(const void *)(memory + 2);
     CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
     wrong = right;
     wrong.bias = (const float *)(const void *)(memory + 2);

@@ -1,6 +1,7 @@
 /* Numbers that are hard on the GPU's kernels of products: sums that cancel, sizes far apart,
- * subnormal numbers, results near the largest that Y holds (product_adversarial.c). Without a GPU
- * every case is skipped; TEST_KERNEL names a part of the kernels to which the run is limited. */
+ * subnormal numbers, results near the largest that Y holds (product_adversarial.c); NaN and
+ * infinities in columns that a row must not see. Without a GPU every case is skipped; TEST_KERNEL
+ * names a part of the kernels to which the run is limited. */
 #include "product_device.h"
 
 /* ---- adversarial numbers ---- */
@@ -97,5 +98,131 @@ static void adversarial_numbers(test_run *run)
     test_context_free(run, context);
 }
 
-static const test_case cases[] = {{"adversarial_numbers", adversarial_numbers}};
+/* ---- columns that a panel does not keep ---- */
+
+/* Which rows and columns are those of each panel. */
+typedef struct panel_lists {
+    esp_tensor columns, rows; /* of 16 bits; rows: none where they are in order */
+    int64_t panels, panel_rows;
+} panel_lists;
+
+static panel_lists lists_of(test_run *run, const product *p)
+{
+    panel_lists found = {0};
+    for (int i = 0; i < esp_sparse_part_count(p->sparse); i++) {
+        esp_sparse_part part = esp_sparse_get_part(p->sparse, i);
+        found.columns = strcmp(part.name, "columns") == 0 ? part.tensor : found.columns;
+        found.rows = strcmp(part.name, "rows") == 0 ? part.tensor : found.rows;
+    }
+    CHECK_INT(found.columns.dtype, ESP_U16);
+    CHECK(found.rows.data == NULL || found.rows.dtype == ESP_U16);
+    found.panels = found.columns.shape[0];
+    found.panel_rows = esp_pattern_panel_rows(&p->problem.pattern, p->problem.out_features);
+    return found;
+}
+
+static void note_kept(const panel_lists *lists, int64_t panel, bool *kept)
+{
+    int64_t count = lists->columns.shape[1];
+    const uint16_t *columns = (const uint16_t *)lists->columns.data + panel * count;
+    for (int64_t j = 0; j < count; j++) {
+        if (columns[j] != UINT16_MAX) {
+            kept[columns[j]] = true;
+        }
+    }
+}
+
+/* NaN and infinities in all columns that the panel does not keep, although others may. */
+static void spoil_columns(test_run *run, product *p, const panel_lists *lists, int64_t panel)
+{
+    const esp_matmul_problem *problem = &p->problem;
+    bool *kept = calloc((size_t)problem->in_features, sizeof *kept);
+    bool *by_others = calloc((size_t)problem->in_features, sizeof *by_others);
+    int64_t spoiled = 0, shared = 0;
+    for (int64_t other = 0; other < lists->panels; other++) {
+        note_kept(lists, other, other == panel ? kept : by_others);
+    }
+    for (int64_t f = 0; f < problem->in_features; f++) {
+        for (int64_t t = 0; !kept[f] && t < problem->tokens; t++) {
+            int64_t at = element_at(problem->x_layout == ESP_FEATURE_MAJOR, p->x_stride, f, t);
+            put(problem->act_type, p->x, at, (f + t) % 2 == 0 ? NAN : INFINITY);
+        }
+        spoiled += !kept[f];
+        shared += !kept[f] && by_others[f];
+    }
+    CHECK(spoiled > 0 && (lists->panels == 1 || shared > 0));
+    free(kept);
+    free(by_others);
+}
+
+static void compare_panel(test_run *run, const product *p, const panel_lists *lists, int64_t panel,
+                          const float *expected, const float *actual)
+{
+    const uint16_t *rows = lists->rows.data;
+    int64_t first = panel * lists->panel_rows, tokens = p->problem.tokens;
+    for (int64_t place = first; place < ESP_MIN(p->out_rows, first + lists->panel_rows); place++) {
+        int64_t row = rows != NULL ? rows[place] : place;
+        for (int64_t at = row * tokens; at < (row + 1) * tokens; at++) {
+            if (!(actual[at] == expected[at])) {
+                test_fail(run, __FILE__, __LINE__, "row %lld token %lld: %.9g, reference %.9g",
+                          (long long)row, (long long)(at % tokens), (double)actual[at],
+                          (double)expected[at]);
+                return;
+            }
+        }
+    }
+}
+
+static void spoil_each_panel(test_run *run, esp_device *device, product *p, const char *text)
+{
+    const char *names[64];
+    int count = usable_on(device, &p->problem, names);
+    size_t bytes = (size_t)x_elements(p) * esp_dtype_bytes(p->problem.act_type);
+    panel_lists lists = lists_of(run, p);
+    float *expected = result_of(p), *actual = result_of(p);
+    char *right = malloc(bytes);
+    memcpy(right, p->x, bytes);
+    run_kernel(run, p, "ref", NULL, expected);
+    for (int64_t panel = 0; panel < lists.panels; panel++) {
+        spoil_columns(run, p, &lists, panel);
+        for (int k = 0; k < count; k++) {
+            device_layout layout = layout_draw(p, (uint64_t)(panel + k));
+            test_sub(run, "%s panel %lld%s %s", text, (long long)panel,
+                     lists.rows.data != NULL ? " row order" : "", names[k]);
+            run_on_gpu(run, p, device, names[k], &layout, actual);
+            compare_panel(run, p, &lists, panel, expected, actual);
+        }
+        memcpy(p->x, right, bytes);
+    }
+    free(right);
+    free(expected);
+    free(actual);
+}
+
+/* Columns that a panel does not keep may hold NaN and infinities: its rows never see them, whatever
+ * other panels do. */
+static void unkept_columns(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/500:2:8/f16/150x700x40/o:f32",        "matmul/500:2:5/bf16/150x703x300/x:tok/o:f32",
+        "matmul/panel:500@0.9/f16/150x700x8/o:f32",   "matmul/500:2:16/bf16/150x700x1/o:f32",
+        "matmul/64:2:8/f16/300x700x40/o:f32",         "matmul/128:2:8/bf16/300x640x296/o:f32",
+        "matmul/64:2:5/f16/200x333x136/o:f32",        "matmul/5:2:16/bf16/22x400x33/x:tok/o:f32",
+        "matmul/32:2:8/f16/100x400x300/o:f32",        "matmul/panel:96@0.7/bf16/300x500x9/o:f32",
+        "matmul/256:2:16/f16/600x700x264/y:tok/o:f32"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        product p =
+            product_make(run, context, &problem, test_seed(run), INTEGERS, i % 3 == 2, false);
+        spoil_each_panel(run, device, &p, texts[i]);
+        product_free(&p);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+static const test_case cases[] = {{"adversarial_numbers", adversarial_numbers},
+                                  {"unkept_columns", unkept_columns}};
 TEST_MAIN(cases)
