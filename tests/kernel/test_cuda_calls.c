@@ -1,5 +1,6 @@
 /* Calls of the GPU's products by what is around the kernels: forms of weights, threads that share a
- * plan, arguments that are wrong. Without a GPU every case is skipped. */
+ * plan, arguments that are wrong, also by being another GPU's. Without a GPU every case is skipped.
+ */
 #include <pthread.h>
 
 #include "product_device.h"
@@ -335,7 +336,114 @@ static void wrong_arguments(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- two GPUs ---- */
+
+/* Opens the first two that can be used; returns whether there are so many. */
+static bool open_two(test_run *run, esp_context *context, esp_device *devices[2])
+{
+    esp_device_info infos[32];
+    int count = esp_device_list(context, infos, ESP_COUNT(infos)), found = 0;
+    for (int i = 0; i < ESP_MIN(count, ESP_COUNT(infos)) && found < 2; i++) {
+        if (strncmp(infos[i].name, "cuda:", 5) == 0 && infos[i].usable) {
+            CHECK_OK(esp_device_open(context, infos[i].name, &devices[found], error));
+            found++;
+        }
+    }
+    if (found < 2) {
+        test_skip(run, "fewer than two GPUs that can be used");
+    }
+    return found == 2;
+}
+
+/* A plan, its weight and memory of one device. */
+typedef struct place {
+    esp_device *device;
+    esp_plan *plan;
+    esp_packed *weight;
+    char *memory, *workspace;
+} place;
+
+#define PLACE_BYTES (1 << 20)
+
+static place place_make(test_run *run, esp_device *device, const product *p)
+{
+    place made = {.device = device};
+    CHECK_OK(esp_pack(device, p->sparse, &made.weight, error));
+    CHECK_OK(esp_plan_create(device, &p->problem, NULL, &made.plan, error));
+    made.memory = esp_device_alloc(device, PLACE_BYTES);
+    made.workspace = esp_device_alloc(device, esp_plan_workspace_bytes(made.plan));
+    CHECK(made.memory != NULL && made.workspace != NULL);
+    return made;
+}
+
+static void place_free(place *made)
+{
+    esp_device_release(made->device, made->memory);
+    esp_device_release(made->device, made->workspace);
+    esp_packed_free(made->weight);
+    esp_plan_free(made->plan);
+}
+
+static esp_matmul_args args_at(const place *here)
+{
+    return (esp_matmul_args){.weight = here->weight,
+                             .x = here->memory,
+                             .y = here->memory + PLACE_BYTES / 2,
+                             .scale = (const float *)(const void *)here->memory,
+                             .bias = (const float *)(const void *)here->memory,
+                             .residual = here->memory,
+                             .workspace = here->workspace};
+}
+
+/* Each operand of `there` in a call `here` is refused, and what is right works in between. */
+static void refuse_from(test_run *run, const place *here, const place *there)
+{
+    const esp_matmul_args right = args_at(here), other = args_at(there);
+    esp_matmul_args wrong[7];
+    for (int i = 0; i < ESP_COUNT(wrong); i++) {
+        wrong[i] = right;
+    }
+    wrong[0].x = other.x;
+    wrong[1].y = other.y;
+    wrong[2].scale = other.scale;
+    wrong[3].bias = other.bias;
+    wrong[4].residual = other.residual;
+    wrong[5].workspace = other.workspace;
+    wrong[6].weight = other.weight;
+    for (int i = 0; i < ESP_COUNT(wrong); i++) {
+        test_sub(run, "on '%s' operand %d of '%s'", esp_device_name(here->device), i,
+                 esp_device_name(there->device));
+        CHECK_FAILS(esp_matmul_run(here->plan, &wrong[i], error), ESP_BAD_ARGUMENT,
+                    i == 6 ? "matmul.bad_weight" : "matmul.not_on_device");
+        CHECK_OK(esp_matmul_run(here->plan, &right, error));
+        CHECK_OK(esp_device_wait(here->device, error));
+    }
+}
+
+/* The plan needs a workspace: X by token is transposed there. */
+static void operands_of_another_gpu(test_run *run)
+{
+    esp_context *context = test_context(run, 1);
+    esp_device *devices[2] = {NULL, NULL};
+    if (open_two(run, context, devices)) {
+        esp_matmul_problem problem =
+            problem_of(run, "matmul/64:2:8/f16/128x256x33/x:tok/ep:scale+bias+residual");
+        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
+        place places[2] = {place_make(run, devices[0], &p), place_make(run, devices[1], &p)};
+        CHECK(esp_plan_workspace_bytes(places[0].plan) > 0);
+        refuse_from(run, &places[0], &places[1]);
+        refuse_from(run, &places[1], &places[0]);
+        place_free(&places[0]);
+        place_free(&places[1]);
+        product_free(&p);
+    }
+    esp_device_close(devices[0]);
+    esp_device_close(devices[1]);
+    test_context_free(run, context);
+}
+
 static const test_case cases[] = {{"spread_form", spread_form},
                                   {"threads_share_a_plan", threads_share_a_plan},
-                                  {"wrong_arguments", wrong_arguments}};
+                                  {"wrong_arguments", wrong_arguments},
+                                  {"operands_of_another_gpu", operands_of_another_gpu}};
 TEST_MAIN(cases)
