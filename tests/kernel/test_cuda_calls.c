@@ -62,6 +62,89 @@ static void spread_form(test_run *run)
     test_context_free(run, context);
 }
 
+/* ---- weights without kernels of their own ---- */
+
+#define BOTH_FORMS ((unsigned)(ESP_FORM_SPARSE | ESP_FORM_DENSE))
+
+/* Operands are tight, Y is f32 and feature-major. */
+static void run_dense_form(test_run *run, esp_device *device, const product *p,
+                           const esp_plan *plan, const esp_packed *weight)
+{
+    size_t x_bytes = (size_t)x_elements(p) * esp_dtype_bytes(p->problem.act_type);
+    size_t y_bytes = (size_t)y_elements(p) * sizeof(float);
+    float *expected = result_of(p), *actual = result_of(p);
+    char *x = esp_device_alloc(device, x_bytes), *y = esp_device_alloc(device, y_bytes);
+    char *workspace = esp_device_alloc(device, esp_plan_workspace_bytes(plan));
+    const esp_matmul_args args = {.weight = weight, .x = x, .y = y, .workspace = workspace};
+    CHECK_OK(esp_device_upload(device, x, p->x, x_bytes, error));
+    CHECK_OK(esp_device_fill(device, y, 0xff, y_bytes, error));
+    CHECK_OK(esp_matmul_run(plan, &args, error));
+    CHECK_OK(esp_device_wait(device, error));
+    CHECK_OK(esp_device_download(device, actual, y, y_bytes, error));
+    run_kernel(run, p, "ref", NULL, expected);
+    compare_exact(run, p, expected, actual);
+    esp_device_release(device, x);
+    esp_device_release(device, y);
+    esp_device_release(device, workspace);
+    free(expected);
+    free(actual);
+}
+
+/* Refused in the form of its pattern, by this code; run dense, and said to be, where that form is
+ * allowed. */
+static void check_runs_dense(test_run *run, esp_device *device, const product *p,
+                             const char *pack_code)
+{
+    const esp_plan_options required = {.forms = BOTH_FORMS, .require_sparse = true};
+    const esp_plan_options allowed = {.forms = BOTH_FORMS};
+    const esp_pack_options dense = {.forms = ESP_FORM_DENSE}, both = {.forms = BOTH_FORMS};
+    esp_packed *weight = NULL;
+    esp_plan *plan = NULL;
+    CHECK_FAILS(esp_pack(device, p->sparse, &weight, error), ESP_UNSUPPORTED, pack_code);
+    CHECK_FAILS(esp_pack_with(device, p->sparse, &both, &weight, error), ESP_UNSUPPORTED,
+                pack_code);
+    CHECK_FAILS(esp_plan_create(device, &p->problem, NULL, &plan, error), ESP_UNSUPPORTED,
+                "plan.no_kernel");
+    CHECK_FAILS(esp_plan_create_with(device, &p->problem, &required, &plan, error), ESP_UNSUPPORTED,
+                "plan.no_sparse_kernel");
+    REQUIRE_OK(esp_plan_create_with(device, &p->problem, &allowed, &plan, error));
+    CHECK_OK(esp_pack_with(device, p->sparse, &dense, &weight, error));
+    CHECK(esp_plan_runs_dense(plan));
+    CHECK_INT(esp_plan_form(plan), ESP_FORM_DENSE);
+    CHECK(esp_plan_get_reason(plan).sparse_kernel == NULL);
+    CHECK_TEXT(esp_plan_get_reason(plan).dense_kernel, esp_plan_kernel(plan));
+    if (weight != NULL) {
+        CHECK_INT(esp_packed_forms(weight), ESP_FORM_DENSE);
+        run_dense_form(run, device, p, plan, weight);
+    }
+    esp_packed_free(weight);
+    esp_plan_free(plan);
+}
+
+static void other_patterns_run_dense(test_run *run)
+{
+    static const char *const texts[][2] = {
+        {"matmul/unstructured@0.9/f16/304x400x70/o:f32", "pack.unsupported_pattern"},
+        {"matmul/unstructured@0.5/bf16/77x333x5/o:f32", "pack.unsupported_pattern"},
+        {"matmul/unstructured@0.7/f32/64x96x33", "pack.unsupported_pattern"},
+        {"matmul/3:8/f16/128x256x40/o:f32", "pack.unsupported_pattern"},
+        {"matmul/block:8x8@0.5/bf16/128x256x9/o:f32", "pack.unsupported_pattern"},
+        {"matmul/rows@0.5/f16/128x256x33/o:f32", "pack.unsupported_pattern"},
+        {"matmul/cols@0.5/bf16/128x256x1/o:f32", "pack.unsupported_pattern"},
+        {"matmul/2:4/f32/96x200x24", "pack.unsupported_type"}};
+    esp_context *context = test_context(run, 1);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        test_sub(run, "%s", texts[i][0]);
+        esp_matmul_problem problem = problem_of(run, texts[i][0]);
+        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
+        check_runs_dense(run, device, &p, texts[i][1]);
+        product_free(&p);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
 /* ---- threads ---- */
 
 #define CALLERS 4
@@ -443,6 +526,7 @@ static void operands_of_another_gpu(test_run *run)
 }
 
 static const test_case cases[] = {{"spread_form", spread_form},
+                                  {"other_patterns_run_dense", other_patterns_run_dense},
                                   {"threads_share_a_plan", threads_share_a_plan},
                                   {"wrong_arguments", wrong_arguments},
                                   {"operands_of_another_gpu", operands_of_another_gpu}};
