@@ -360,21 +360,11 @@ static void random_short_panels_few(test_run *run)
 
 /* ---- large problems, by samples and by signed sums ---- */
 
-/* Several rounds of tiles on every multiprocessor. */
-static void large_problems(test_run *run)
+static void check_large(test_run *run, const char *const *texts, int text_count)
 {
-    static const char *const texts[] = {
-        "matmul/2:4/f16/2200x1000x2500/o:f32",      "matmul/2:4/bf16/2200x1000x2504/x:tok/o:f32",
-        "matmul/128:2:8/f16/3072x256x12608",        "matmul/2:4/f16/1280x256x4168",
-        "matmul/64:2:5/f16/3072x768x12608",         "matmul/48:2:5/bf16/2000x2051x1000/x:tok",
-        "matmul/128:2:8/f16/4096x1024x1800/o:f32",  "matmul/64:2:5/bf16/2050x1024x4096/o:f32",
-        "matmul/256:2:16/f16/4096x2048x1000/o:f32", "matmul/dense/f16/1500x1000x1000/o:f32",
-        "matmul/64:2:8/f16/11008x4096x8/o:f32",     "matmul/2:4/bf16/11008x4096x16/o:f32",
-        "matmul/32:2:16/f16/4096x11008x1/o:f32",    "matmul/32:2:8/bf16/4096x1024x1800/o:f32",
-        "matmul/dense/f16/11008x4096x1/o:f32",      "matmul/dense/bf16/4096x11008x16/x:tok/o:f32"};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
-    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+    for (int i = 0; device != NULL && i < text_count; i++) {
         esp_matmul_problem problem = problem_of(run, texts[i]);
         const char *names[64];
         int count = usable_on(device, &problem, names);
@@ -397,6 +387,28 @@ static void large_problems(test_run *run)
     test_context_free(run, context);
 }
 
+/* Several rounds of tiles on every multiprocessor. */
+static void large_problems(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/2:4/f16/2200x1000x2500/o:f32",      "matmul/2:4/bf16/2200x1000x2504/x:tok/o:f32",
+        "matmul/128:2:8/f16/3072x256x12608",        "matmul/2:4/f16/1280x256x4168",
+        "matmul/64:2:5/f16/3072x768x12608",         "matmul/48:2:5/bf16/2000x2051x1000/x:tok",
+        "matmul/128:2:8/f16/4096x1024x1800/o:f32",  "matmul/64:2:5/bf16/2050x1024x4096/o:f32",
+        "matmul/256:2:16/f16/4096x2048x1000/o:f32", "matmul/dense/f16/1500x1000x1000/o:f32",
+        "matmul/32:2:8/bf16/4096x1024x1800/o:f32"};
+    check_large(run, texts, ESP_COUNT(texts));
+}
+
+static void large_weights_few_tokens(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/64:2:8/f16/11008x4096x8/o:f32", "matmul/2:4/bf16/11008x4096x16/o:f32",
+        "matmul/32:2:16/f16/4096x11008x1/o:f32", "matmul/dense/f16/11008x4096x1/o:f32",
+        "matmul/dense/bf16/4096x11008x16/x:tok/o:f32"};
+    check_large(run, texts, ESP_COUNT(texts));
+}
+
 static const test_case cases[] = {{"token_tails", token_tails},
                                   {"parts_of_tiles", parts_of_tiles},
                                   {"shared_steps", shared_steps},
@@ -412,5 +424,6 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"random_panels_few", random_panels_few},
                                   {"random_short_panels", random_short_panels},
                                   {"random_short_panels_few", random_short_panels_few},
-                                  {"large_problems", large_problems}};
+                                  {"large_problems", large_problems},
+                                  {"large_weights_few_tokens", large_weights_few_tokens}};
 TEST_MAIN(cases)
