@@ -95,6 +95,9 @@ product product_make(test_run *run, esp_context *context, const esp_matmul_probl
         esp_narrow(problem->out_type, &value, 1, half);
         esp_widen(problem->out_type, half, 1, &p.residual[i]);
     }
+    if (kind == ADVERSARIAL) {
+        adversarial_x(run, &random, &p);
+    }
     return p;
 }
 

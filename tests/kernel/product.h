@@ -14,7 +14,8 @@
 
 #define GUARD 64 /* elements before and behind Y, bytes behind the workspace */
 
-typedef enum inputs { INTEGERS, REALS } inputs; /* integers: sums are exact in f32 */
+/* INTEGERS: sums are exact in f32. ADVERSARIAL: product_adversarial.c says; not with swiglu. */
+typedef enum inputs { INTEGERS, REALS, ADVERSARIAL } inputs;
 
 typedef struct product {
     esp_matmul_problem problem;
@@ -38,6 +39,13 @@ float random_value(esp_random *random, inputs kind, bool zeros);
 void random_order(esp_random *random, uint32_t *order, int64_t count);
 esp_sparse *random_weight(test_run *run, esp_context *context, esp_random *random,
                           const esp_matmul_problem *problem, inputs kind, bool reorder);
+
+/* ---- hard numbers (product_adversarial.c) ---- */
+
+/* Draws the live entries of a weight anew; mask NULL: all. */
+void adversarial_weights(esp_random *random, const esp_mask *mask, esp_tensor *dense);
+/* Draws X anew; all other operands are there. */
+void adversarial_x(test_run *run, esp_random *random, product *p);
 
 /* ---- operands (product.c) ---- */
 
@@ -86,5 +94,30 @@ double half_step(esp_dtype type, double v);
 /* Fails the case at the first of `count` random results, half of them from the last rows and
  * tokens, that is further from the exact one than its bound. */
 void check_samples(test_run *run, const product *p, const float *actual, int count);
+
+/* ---- all of large products (product_signs.c) ---- */
+
+/* Rows of a product with a random sign each, added up by blocks of rows. */
+typedef struct signed_sums {
+    int64_t rows, blocks; /* rows: of a block, the last may have fewer */
+    double *signs;        /* of each row */
+    double *sizes;        /* length of each row of W, scaled */
+    double *errors;       /* of a row's size, what it may be off by */
+    double *lengths;      /* of each token of X */
+    double *expected;     /* [blocks][tokens] */
+} signed_sums;
+/* The block of rows and the token that are off by the most of their bound: right up to 1. */
+typedef struct signed_misfit {
+    double excess;
+    int64_t first, last, token;
+} signed_misfit;
+/* For products without activation. work: multiplications that it may take, about; the more, the
+ * fewer rows are in a block and the less can be wrong with one of them. */
+signed_sums signed_sums_make(test_run *run, const product *p, double work);
+void signed_sums_free(signed_sums *made);
+signed_misfit signed_sums_compare(const signed_sums *made, const product *p, const float *actual);
+/* Fails the case where the misfit is more than 1. */
+void check_signed_sums(test_run *run, const signed_sums *made, const product *p,
+                       const float *actual);
 
 #endif

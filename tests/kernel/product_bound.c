@@ -1,10 +1,17 @@
 /* How far a kernel may be from the reference on real numbers, derived, not tuned: a sum of n
  * products of f32 in any order, fused or not, is within (n + 2) * 2^-24 * sum |w||x| of the exact
  * one (Higham, 3.1); the reference's own error is one rounding. Epilogues pass the bound on by
- * their slopes. */
+ * their slopes.
+ *
+ * Below the smallest normal number a rounding is off by half of the distance between subnormal
+ * ones, whatever its result: 2^-150 in f32. Sums of such numbers are exact, their products are not.
+ * So n products, and what scale and activation multiply, are off by n + 2 times that besides, and
+ * rounding to the output type by half of its own smallest number. Nothing here allows that
+ * subnormal numbers, of inputs or of results, become zero. */
 #include "product.h"
 
-#define EPS 0x1p-23 /* twice the unit roundoff: first-order terms with room for the others */
+#define EPS 0x1p-23       /* twice the unit roundoff: first-order terms with room for the others */
+#define SMALLEST 0x1p-149 /* of f32, twice what a product below the normal numbers is off by */
 
 /* sum |w||x| for every [out row][token], from the decoded weight. */
 double *magnitudes(test_run *run, const product *p)
@@ -41,10 +48,10 @@ static double linear_bound(const product *p, const double *sums, int64_t o, int6
 {
     unsigned epilogue = p->problem.epilogue;
     double magnitude = sums[o * p->problem.tokens + t] * 1.02; /* bf16 rounding of inputs */
-    double bound = (double)(p->problem.in_features + 2) * EPS / 2 * magnitude;
+    double bound = (double)(p->problem.in_features + 2) * (EPS / 2 * magnitude + SMALLEST);
     if ((epilogue & ESP_EP_SCALE) != 0) {
         magnitude *= fabs((double)p->scale[o]);
-        bound = bound * fabs((double)p->scale[o]) + EPS * magnitude;
+        bound = bound * fabs((double)p->scale[o]) + EPS * magnitude + SMALLEST;
     }
     if ((epilogue & ESP_EP_BIAS) != 0) {
         magnitude += fabs((double)p->bias[o]);
@@ -79,11 +86,14 @@ static double output_bound(const product *p, const double *sums, int64_t o, int6
     if ((epilogue & ESP_EP_RESIDUAL) != 0) {
         bound += EPS * (size + fabs((double)p->residual[o * p->problem.tokens + t]));
     }
+    bound += SMALLEST; /* of the activation */
     /* Both sides round to the output type: together one step of it. */
     double step = p->problem.out_type == ESP_F32   ? EPS
                   : p->problem.out_type == ESP_F16 ? 0x1p-10
                                                    : 0x1p-7;
-    double smallest = p->problem.out_type == ESP_F16 ? 0x1p-24 : 0x1p-126;
+    double smallest = p->problem.out_type == ESP_F32   ? SMALLEST
+                      : p->problem.out_type == ESP_F16 ? 0x1p-24
+                                                       : 0x1p-133;
     return bound + step * (fabs(expected) + bound) + smallest;
 }
 

@@ -2,6 +2,25 @@
 
 #define GUARD_BYTES 256 /* keeps the alignment of what follows */
 
+device_layout layout_draw(const product *p, uint64_t seed)
+{
+    const esp_matmul_problem *problem = &p->problem;
+    uint64_t bits = esp_splitmix64(&(uint64_t){seed ^ 0x1a70});
+    int64_t x_row = problem->x_layout == ESP_FEATURE_MAJOR ? problem->tokens : problem->in_features;
+    int64_t y_row = problem->y_layout == ESP_FEATURE_MAJOR ? problem->tokens : p->out_rows;
+    device_layout layout = {x_row, y_row, 0, 0};
+    if (bits % 4 < 2) {
+        layout.x_stride = (x_row + 7) / 8 * 8 + (bits % 4 == 0 ? 8 : 0);
+        layout.y_stride = (y_row + 7) / 8 * 8 + (bits % 4 == 0 ? 16 : 0);
+    } else if (bits % 4 == 2) {
+        layout.x_stride = x_row + 3;
+        layout.y_stride = y_row + 5;
+        layout.x_offset = (int64_t)(bits >> 8) % 3;
+        layout.y_offset = (int64_t)(bits >> 12) % 3;
+    }
+    return layout;
+}
+
 /* ---- memory ---- */
 
 typedef struct block {

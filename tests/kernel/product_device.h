@@ -11,6 +11,9 @@ typedef struct device_layout {
     int64_t x_offset, y_offset;
 } device_layout;
 
+/* Strides are tight, a multiple of 16 bytes with gaps, or odd; bases aligned or not. */
+device_layout layout_draw(const product *p, uint64_t seed);
+
 /* The first GPU that can be used, or NULL after marking the case as skipped. */
 esp_device *open_gpu(test_run *run, esp_context *context);
 

@@ -25,8 +25,9 @@ float random_value(esp_random *random, inputs kind, bool zeros)
         float value = (float)random_range(random, 1, 4);
         return esp_random_below(random, 2) == 0 ? value : -value;
     }
+    int smallest = kind == ADVERSARIAL ? -20 : -3;
     return (float)(2 * esp_random_uniform(random) - 1) *
-           ldexpf(1, (int)random_range(random, -3, 1));
+           ldexpf(1, (int)random_range(random, smallest, 1));
 }
 
 /* Fisher and Yates; writes 0..count-1 in random order. */
@@ -179,6 +180,9 @@ esp_sparse *random_weight(test_run *run, esp_context *context, esp_random *rando
         mask_groups(random, pattern, mask);
     } else if (status == ESP_OK && pattern->kind >= ESP_PATTERN_BLOCK) {
         mask_units(random, pattern, mask);
+    }
+    if (status == ESP_OK && kind == ADVERSARIAL) {
+        adversarial_weights(random, mask, &dense);
     }
     if (status == ESP_OK) {
         status = esp_sparse_encode(context, pattern, &dense, mask, &sparse, error);

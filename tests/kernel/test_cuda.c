@@ -1,71 +1,64 @@
 /* Every kernel of the GPU against the reference: small integers bit for bit, real numbers within
- * the derived bound, large ones by samples; shapes that divide nothing, every tail of tokens,
- * aligned and unaligned operands, NaN where nothing may be read, wrong arguments. Without a GPU
- * every case is skipped. TEST_ROUNDS sets how many random problems each random case draws,
+ * the derived bound, large ones by samples and signed sums of all rows; shapes that divide nothing,
+ * every tail of tokens, aligned and unaligned operands, NaN in all gaps. Without a
+ * GPU every case is skipped. TEST_ROUNDS sets how many random problems each random case draws,
  * TEST_KERNEL names a part of the kernels to which the run is limited. */
 #include "product_device.h"
 
-#include <espalier/checkpoint.h>
-#include <espalier/model.h>
-
 /* ---- comparing ---- */
 
-/* Strides are tight, a multiple of 16 bytes with gaps, or odd; bases aligned or not. */
-static device_layout draw_layout(const product *p, uint64_t seed)
+/* Each kernel that can run the product, against the reference; name: of the product. */
+static void compare_kernels(test_run *run, esp_device *device, product *p, const char *name,
+                            uint64_t seed, inputs kind, bool in_place)
 {
-    const esp_matmul_problem *problem = &p->problem;
-    uint64_t bits = esp_splitmix64(&(uint64_t){seed ^ 0x1a70});
-    int64_t x_row = problem->x_layout == ESP_FEATURE_MAJOR ? problem->tokens : problem->in_features;
-    int64_t y_row = problem->y_layout == ESP_FEATURE_MAJOR ? problem->tokens : p->out_rows;
-    device_layout layout = {x_row, y_row, 0, 0};
-    if (bits % 4 < 2) {
-        layout.x_stride = (x_row + 7) / 8 * 8 + (bits % 4 == 0 ? 8 : 0);
-        layout.y_stride = (y_row + 7) / 8 * 8 + (bits % 4 == 0 ? 16 : 0);
-    } else if (bits % 4 == 2) {
-        layout.x_stride = x_row + 3;
-        layout.y_stride = y_row + 5;
-        layout.x_offset = (int64_t)(bits >> 8) % 3;
-        layout.y_offset = (int64_t)(bits >> 12) % 3;
+    const char *names[64];
+    int count = usable_on(device, &p->problem, names);
+    float *expected = result_of(p), *actual = result_of(p);
+    double *sums = kind == REALS ? magnitudes(run, p) : NULL;
+    CHECK(count > 0 || getenv("TEST_KERNEL") != NULL);
+    if (count > 0) {
+        run_kernel(run, p, "ref", NULL, expected);
     }
-    return layout;
+    p->in_place = in_place;
+    for (int i = 0; i < count; i++) {
+        device_layout layout = layout_draw(p, seed + (uint64_t)i);
+        test_sub(run, "%s seed %llu%s strides %lld %lld %s", name, (unsigned long long)seed,
+                 in_place ? " in place" : "", (long long)layout.x_stride,
+                 (long long)layout.y_stride, names[i]);
+        run_on_gpu(run, p, device, names[i], &layout, actual);
+        if (kind == REALS) {
+            compare_bounded(run, p, sums, expected, actual);
+        } else {
+            compare_exact(run, p, expected, actual);
+        }
+    }
+    free(sums);
+    free(expected);
+    free(actual);
 }
 
 static void compare_all(test_run *run, esp_device *device, esp_context *context, const char *text,
                         uint64_t seed, inputs kind, bool reorder, bool in_place)
 {
     esp_matmul_problem problem = problem_of(run, text);
-    const char *names[64];
-    int count = usable_on(device, &problem, names);
     product p = product_make(run, context, &problem, seed, kind, reorder, false);
-    float *expected = result_of(&p), *actual = result_of(&p);
-    double *sums = kind == REALS ? magnitudes(run, &p) : NULL;
-    CHECK(count > 0 || getenv("TEST_KERNEL") != NULL);
-    if (count > 0) {
-        run_kernel(run, &p, "ref", NULL, expected);
-    }
-    p.in_place = in_place;
-    for (int i = 0; i < count; i++) {
-        device_layout layout = draw_layout(&p, seed + (uint64_t)i);
-        test_sub(run, "%s seed %llu%s%s strides %lld %lld %s", text, (unsigned long long)seed,
-                 reorder ? " row order" : "", in_place ? " in place" : "",
-                 (long long)layout.x_stride, (long long)layout.y_stride, names[i]);
-        run_on_gpu(run, &p, device, names[i], &layout, actual);
-        if (kind == REALS) {
-            compare_bounded(run, &p, sums, expected, actual);
-        } else {
-            compare_exact(run, &p, expected, actual);
-        }
-    }
-    free(sums);
-    free(expected);
-    free(actual);
+    char name[256];
+    snprintf(name, sizeof name, "%s%s", text, reorder ? " row order" : "");
+    compare_kernels(run, device, &p, name, seed, kind, in_place);
     product_free(&p);
 }
 
 static const char *const patterns[] = {
-    "dense",   "2:4",     "64:2:8", "32:2:5",       "5:2:16",   "128:2:8", "panel:24@0.8",
-    "256:2:7", "300:2:9", "1:2:6",  "panel:96@0.5", "100:2:64", "33:2:8",  "17:2:7"};
-static const char *const types[] = {"f16", "bf16"};
+    "dense",   "2:4",   "64:2:8",       "32:2:5",   "5:2:16", "128:2:8", "panel:24@0.8", "256:2:7",
+    "300:2:9", "1:2:6", "panel:96@0.5", "100:2:64", "33:2:8", "17:2:7",  "dense/f32"};
+static const char *const types[] = {"f16", "bf16", "f32"}; /* the last of dense weights alone */
+
+/* The pattern with a type of 16 bits, by turns, where it names none. */
+static void name_weight(const char *pattern, int turn, char text[32])
+{
+    bool typed = strchr(pattern, '/') != NULL;
+    snprintf(text, 32, "%s%s%s", pattern, typed ? "" : "/", typed ? "" : types[turn % 2]);
+}
 
 static void token_tails(test_run *run)
 {
@@ -75,9 +68,9 @@ static void token_tails(test_run *run)
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(tokens); i++) {
         for (int j = 0; j < ESP_COUNT(patterns); j++) {
-            char text[128];
-            snprintf(text, sizeof text, "matmul/%s/%s/77x85x%d/o:f32", patterns[j],
-                     types[(i + j) % 2], tokens[i]);
+            char text[128], weight[32];
+            name_weight(patterns[j], i + j, weight);
+            snprintf(text, sizeof text, "matmul/%s/77x85x%d/o:f32", weight, tokens[i]);
             compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
                         INTEGERS, (i + j) % 3 == 0, false);
         }
@@ -99,9 +92,10 @@ static void shapes(test_run *run)
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(sizes); i++) {
         for (int j = 0; j < ESP_COUNT(patterns); j++) {
-            char text[128];
-            snprintf(text, sizeof text, "matmul/%s/%s/%dx%dx%d/o:f32", patterns[j],
-                     types[(i + j) % 2], sizes[i][0], sizes[i][1], sizes[i][2]);
+            char text[128], weight[32];
+            name_weight(patterns[j], i + j, weight);
+            snprintf(text, sizeof text, "matmul/%s/%dx%dx%d/o:f32", weight, sizes[i][0],
+                     sizes[i][1], sizes[i][2]);
             compare_all(run, device, context, text, test_seed(run) + (uint64_t)(100 * i + j),
                         INTEGERS, (i + j) % 3 == 0, false);
         }
@@ -127,22 +121,52 @@ static void layouts_types_epilogues(test_run *run)
                                           "/o:f32/ep:residual",
                                           "/x:tok/y:tok/ep:scale+bias+relu+residual",
                                           "/ep:scale+bias+relu+residual"};
-    static const char *const some[] = {"dense",        "2:4",     "64:2:8",
-                                       "panel:24@0.8", "128:2:5", "32:2:16"};
+    static const char *const some[] = {"dense",   "2:4",     "64:2:8",   "panel:24@0.8",
+                                       "128:2:5", "32:2:16", "dense/f32"};
     static const int tokens[] = {3, 16, 37, 296};
     esp_context *context = test_context(run, 2);
     esp_device *device = open_gpu(run, context);
     for (int i = 0; device != NULL && i < ESP_COUNT(options); i++) {
         for (int j = 0; j < ESP_COUNT(some); j++) {
             for (int k = 0; k < ESP_COUNT(tokens); k++) {
-                char text[160];
-                snprintf(text, sizeof text, "matmul/%s/%s/144x72x%d%s", some[j],
-                         types[(i + j + k) % 2], tokens[k], options[i]);
+                char text[160], weight[32];
+                name_weight(some[j], i + j + k, weight);
+                snprintf(text, sizeof text, "matmul/%s/144x72x%d%s", weight, tokens[k], options[i]);
                 compare_all(run, device, context, text,
                             test_seed(run) + (uint64_t)(100 * i + 10 * j + k), INTEGERS, k % 2 == 1,
                             (i + k) % 2 == 1);
             }
         }
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
+
+/* Whole numbers of 13 bits whose sums are exact in f32: TF32, of 11 bits, would round each. */
+static void dense_f32_is_whole(test_run *run)
+{
+    static const char *const texts[] = {
+        "matmul/dense/f32/130x64x1", "matmul/dense/f32/77x85x33/x:tok",
+        "matmul/dense/f32/512x128x256/y:tok", "matmul/dense/f32/200x100x40/ep:scale+bias",
+        "matmul/dense/f32/256x120x512/x:tok/y:tok/ep:residual"};
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        uint64_t seed = test_seed(run) + (uint64_t)i;
+        product p = product_make(run, context, &problem, seed, INTEGERS, false, false);
+        esp_random random;
+        esp_random_seed(&random, seed);
+        for (int64_t f = 0; f < problem.in_features; f++) {
+            for (int64_t t = 0; t < problem.tokens; t++) {
+                bool by_feature = problem.x_layout == ESP_FEATURE_MAJOR;
+                float odd = (float)(2 * random_range(&random, 2048, 4095) + 1);
+                put(ESP_F32, p.x, element_at(by_feature, p.x_stride, f, t),
+                    esp_random_below(&random, 2) == 0 ? odd : -odd);
+            }
+        }
+        compare_kernels(run, device, &p, texts[i], seed, INTEGERS, i % 2 == 0);
+        product_free(&p);
     }
     esp_device_close(device);
     test_context_free(run, context);
@@ -269,8 +293,8 @@ static void random_problem(esp_random *random, family kind, bool few, char *text
              esp_random_below(random, 2) == 0 ? "" : "+bias", activation,
              esp_random_below(random, 2) == 0 ? "" : "+residual");
     snprintf(text, capacity, "matmul/%s/%s/%lldx%lldx%lld%s%s%s%s", pattern,
-             types[esp_random_below(random, 2)], (long long)out, (long long)in, (long long)tokens,
-             esp_random_below(random, 3) == 0 ? "/x:tok" : "",
+             types[esp_random_below(random, kind == DENSE ? 3 : 2)], (long long)out, (long long)in,
+             (long long)tokens, esp_random_below(random, 3) == 0 ? "/x:tok" : "",
              esp_random_below(random, 3) == 0 ? "/y:tok" : "",
              outs[esp_random_below(random, ESP_COUNT(outs))],
              esp_random_below(random, 3) == 0 ? "" : epilogue);
@@ -334,7 +358,34 @@ static void random_short_panels_few(test_run *run)
     random_problems(run, SHORT_PANELS, true);
 }
 
-/* ---- large problems, by samples ---- */
+/* ---- large problems, by samples and by signed sums ---- */
+
+static void check_large(test_run *run, const char *const *texts, int text_count)
+{
+    esp_context *context = test_context(run, 2);
+    esp_device *device = open_gpu(run, context);
+    for (int i = 0; device != NULL && i < text_count; i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        const char *names[64];
+        int count = usable_on(device, &problem, names);
+        product p = product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS,
+                                 i % 2 == 0, false);
+        float *actual = result_of(&p);
+        signed_sums sums = signed_sums_make(run, &p, 3e8);
+        for (int k = 0; k < count; k++) {
+            device_layout layout = layout_draw(&p, (uint64_t)(i + k));
+            test_sub(run, "%s %s", texts[i], names[k]);
+            run_on_gpu(run, &p, device, names[k], &layout, actual);
+            check_samples(run, &p, actual, 4000);
+            check_signed_sums(run, &sums, &p, actual);
+        }
+        signed_sums_free(&sums);
+        free(actual);
+        product_free(&p);
+    }
+    esp_device_close(device);
+    test_context_free(run, context);
+}
 
 /* Several rounds of tiles on every multiprocessor. */
 static void large_problems(test_run *run)
@@ -345,234 +396,17 @@ static void large_problems(test_run *run)
         "matmul/64:2:5/f16/3072x768x12608",         "matmul/48:2:5/bf16/2000x2051x1000/x:tok",
         "matmul/128:2:8/f16/4096x1024x1800/o:f32",  "matmul/64:2:5/bf16/2050x1024x4096/o:f32",
         "matmul/256:2:16/f16/4096x2048x1000/o:f32", "matmul/dense/f16/1500x1000x1000/o:f32",
-        "matmul/64:2:8/f16/11008x4096x8/o:f32",     "matmul/2:4/bf16/11008x4096x16/o:f32",
-        "matmul/32:2:16/f16/4096x11008x1/o:f32",    "matmul/32:2:8/bf16/4096x1024x1800/o:f32",
-        "matmul/dense/f16/11008x4096x1/o:f32",      "matmul/dense/bf16/4096x11008x16/x:tok/o:f32"};
-    esp_context *context = test_context(run, 2);
-    esp_device *device = open_gpu(run, context);
-    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
-        esp_matmul_problem problem = problem_of(run, texts[i]);
-        const char *names[64];
-        int count = usable_on(device, &problem, names);
-        product p = product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS,
-                                 i % 2 == 0, false);
-        float *actual = result_of(&p);
-        for (int k = 0; k < count; k++) {
-            device_layout layout = draw_layout(&p, (uint64_t)(i + k));
-            test_sub(run, "%s %s", texts[i], names[k]);
-            run_on_gpu(run, &p, device, names[k], &layout, actual);
-            check_samples(run, &p, actual, 4000);
-        }
-        free(actual);
-        product_free(&p);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
+        "matmul/32:2:8/bf16/4096x1024x1800/o:f32"};
+    check_large(run, texts, ESP_COUNT(texts));
 }
 
-/* ---- NaN ---- */
-
-/* Columns that a single panel does not keep may hold NaN and infinities: they are never multiplied.
- */
-static void unkept_columns(test_run *run)
+static void large_weights_few_tokens(test_run *run)
 {
     static const char *const texts[] = {
-        "matmul/500:2:8/f16/150x700x40/o:f32", "matmul/500:2:5/bf16/150x703x300/x:tok/o:f32",
-        "matmul/panel:500@0.9/f16/150x700x8/o:f32", "matmul/500:2:16/bf16/150x700x1/o:f32"};
-    esp_context *context = test_context(run, 2);
-    esp_device *device = open_gpu(run, context);
-    for (int i = 0; device != NULL && i < ESP_COUNT(texts); i++) {
-        esp_matmul_problem problem = problem_of(run, texts[i]);
-        const char *names[64];
-        int count = usable_on(device, &problem, names);
-        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
-        float *expected = result_of(&p), *actual = result_of(&p);
-        run_kernel(run, &p, "ref", NULL, expected);
-        bool *kept = calloc((size_t)problem.in_features, sizeof *kept);
-        for (int part = 0; part < esp_sparse_part_count(p.sparse); part++) {
-            esp_sparse_part found = esp_sparse_get_part(p.sparse, part);
-            const uint16_t *columns = found.tensor.data;
-            for (int64_t j = 0; strcmp(found.name, "columns") == 0 && j < found.tensor.shape[1];
-                 j++) {
-                if (columns[j] != UINT16_MAX) {
-                    kept[columns[j]] = true;
-                }
-            }
-        }
-        for (int64_t f = 0; f < problem.in_features; f++) {
-            for (int64_t t = 0; !kept[f] && t < problem.tokens; t++) {
-                int64_t at = element_at(problem.x_layout == ESP_FEATURE_MAJOR, p.x_stride, f, t);
-                put(problem.act_type, p.x, at, t % 2 == 0 ? NAN : INFINITY);
-            }
-        }
-        for (int k = 0; k < count; k++) {
-            device_layout layout = draw_layout(&p, (uint64_t)(i + k));
-            test_sub(run, "%s %s", texts[i], names[k]);
-            run_on_gpu(run, &p, device, names[k], &layout, actual);
-            compare_exact(run, &p, expected, actual);
-        }
-        free(kept);
-        free(expected);
-        free(actual);
-        product_free(&p);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
-}
-
-/* ---- forms ---- */
-
-/* A plan for the spread form wants a weight that holds it; what else it holds does not matter. */
-static void run_in_forms(test_run *run, esp_device *device, const product *p, unsigned forms)
-{
-    const esp_plan_options wish = {.forms = ESP_FORM_SPREAD};
-    const esp_pack_options held = {.forms = forms};
-    esp_plan *plan = NULL;
-    esp_packed *packed = NULL;
-    test_sub(run, "forms %u", forms);
-    CHECK_OK(esp_plan_create_with(device, &p->problem, &wish, &plan, error));
-    CHECK_OK(esp_pack_with(device, p->sparse, &held, &packed, error));
-    if (plan != NULL && packed != NULL) {
-        char *memory = esp_device_alloc(device, 1 << 20);
-        esp_matmul_args args = {.weight = packed, .x = memory, .y = memory + (1 << 19)};
-        CHECK_INT(esp_plan_form(plan), ESP_FORM_SPREAD);
-        CHECK(!esp_plan_runs_dense(plan));
-        CHECK_INT(esp_packed_forms(packed), forms);
-        if ((forms & ESP_FORM_SPREAD) != 0) {
-            CHECK_OK(esp_matmul_run(plan, &args, error));
-        } else {
-            CHECK_FAILS(esp_matmul_run(plan, &args, error), ESP_BAD_ARGUMENT,
-                        "matmul.missing_form");
-        }
-        CHECK_OK(esp_device_wait(device, error));
-        esp_device_release(device, memory);
-    }
-    esp_packed_free(packed);
-    esp_plan_free(plan);
-}
-
-static void spread_form(test_run *run)
-{
-    esp_context *context = test_context(run, 1);
-    esp_device *device = open_gpu(run, context);
-    esp_matmul_problem problem = problem_of(run, "matmul/16:2:5/f16/128x256x40");
-    const char *names[64];
-    if (device != NULL && usable_on(device, &problem, names) > 0) {
-        product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
-        for (unsigned forms = 1; forms < 8; forms++) {
-            run_in_forms(run, device, &p, forms);
-        }
-        test_sub(run, "patterns that have no such form");
-        esp_matmul_problem other = problem_of(run, "matmul/16:2:6/f16/128x256x40");
-        product q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
-        const esp_pack_options spread = {.forms = ESP_FORM_SPREAD};
-        esp_packed *packed = NULL;
-        CHECK_OK(esp_pack_with(device, q.sparse, &spread, &packed, error));
-        CHECK_INT(esp_packed_forms(packed), ESP_FORM_SPARSE);
-        esp_packed_free(packed);
-        product_free(&q);
-        product_free(&p);
-    }
-    esp_device_close(device);
-    test_context_free(run, context);
-}
-
-/* ---- wrong arguments ---- */
-
-static void wrong_arguments(test_run *run)
-{
-    esp_context *context = test_context(run, 1);
-    esp_device *device = open_gpu(run, context);
-    if (device == NULL) {
-        test_context_free(run, context);
-        return;
-    }
-    esp_matmul_problem problem = problem_of(run, "matmul/64:2:8/f16/128x256x33/x:tok/ep:bias");
-    product p = product_make(run, context, &problem, test_seed(run), INTEGERS, false, false);
-    esp_packed *packed = NULL;
-    esp_plan *plan = NULL;
-    CHECK_OK(esp_pack(device, p.sparse, &packed, error));
-    CHECK_OK(esp_plan_create(device, &problem, NULL, &plan, error));
-    size_t bytes = 1 << 20;
-    char *memory = esp_device_alloc(device, bytes);
-    char *workspace = esp_device_alloc(device, esp_plan_workspace_bytes(plan));
-    esp_matmul_args right = {.weight = packed,
-                             .x = memory,
-                             .y = memory + bytes / 2,
-                             .bias = (const float *)(const void *)memory,
-                             .workspace = workspace};
-    CHECK_OK(esp_matmul_run(plan, &right, error));
-    test_sub(run, "operands in host memory");
-    esp_matmul_args wrong = right;
-    wrong.x = p.x;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    wrong = right;
-    wrong.bias = p.bias;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    test_sub(run, "missing operands");
-    wrong = right;
-    wrong.y = NULL;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.missing_operand");
-    wrong = right;
-    wrong.workspace = NULL;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.missing_operand");
-    test_sub(run, "half an element off");
-    wrong = right;
-    wrong.x = memory + 1;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
-    wrong = right;
-    wrong.bias = (const float *)(const void *)(memory + 2);
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.misaligned");
-    test_sub(run, "too little memory behind a pointer");
-    char *little = esp_device_alloc(device, 256);
-    wrong = right;
-    wrong.workspace = little;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.too_small");
-    wrong = right;
-    wrong.y = memory + bytes - 256;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.too_small");
-    wrong = right;
-    wrong.x_stride = (int64_t)1 << 40;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.too_small");
-    esp_device_release(device, little);
-    test_sub(run, "memory that was freed");
-    char *freed = esp_device_alloc(device, 8 << 20);
-    wrong = right;
-    wrong.y = freed;
-    CHECK_OK(esp_matmul_run(plan, &wrong, error));
-    CHECK_OK(esp_device_wait(device, error));
-    esp_device_release(device, freed);
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    test_sub(run, "addresses of nothing");
-    wrong = right;
-    wrong.x = (const void *)(uintptr_t)64;
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    wrong.x = (const void *)(UINTPTR_MAX - 63);
-    CHECK_FAILS(esp_matmul_run(plan, &wrong, error), ESP_BAD_ARGUMENT, "matmul.not_on_device");
-    test_sub(run, "formats and types that it does not read");
-    esp_matmul_problem other = problem_of(run, "matmul/4:8/f16/16x16x4");
-    product q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
-    esp_packed *none = NULL;
-    CHECK_FAILS(esp_pack(device, q.sparse, &none, error), ESP_UNSUPPORTED,
-                "pack.unsupported_pattern");
-    product_free(&q);
-    other = problem_of(run, "matmul/2:4/f32/16x16x4");
-    q = product_make(run, context, &other, test_seed(run), INTEGERS, false, false);
-    CHECK_FAILS(esp_pack(device, q.sparse, &none, error), ESP_UNSUPPORTED, "pack.unsupported_type");
-    product_free(&q);
-    esp_plan *no_plan = NULL;
-    CHECK_FAILS(esp_plan_create(device, &other, NULL, &no_plan, error), ESP_UNSUPPORTED,
-                "plan.no_kernel");
-    test_sub(run, "still works");
-    CHECK_OK(esp_matmul_run(plan, &right, error));
-    CHECK_OK(esp_device_wait(device, error));
-    esp_device_release(device, memory);
-    esp_device_release(device, workspace);
-    esp_plan_free(plan);
-    esp_packed_free(packed);
-    product_free(&p);
-    esp_device_close(device);
-    test_context_free(run, context);
+        "matmul/64:2:8/f16/11008x4096x8/o:f32", "matmul/2:4/bf16/11008x4096x16/o:f32",
+        "matmul/32:2:16/f16/4096x11008x1/o:f32", "matmul/dense/f16/11008x4096x1/o:f32",
+        "matmul/dense/bf16/4096x11008x16/x:tok/o:f32"};
+    check_large(run, texts, ESP_COUNT(texts));
 }
 
 static const test_case cases[] = {{"token_tails", token_tails},
@@ -580,6 +414,7 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"shared_steps", shared_steps},
                                   {"shapes", shapes},
                                   {"layouts_types_epilogues", layouts_types_epilogues},
+                                  {"dense_f32_is_whole", dense_f32_is_whole},
                                   {"shapes_for_sanitizers", shapes_for_sanitizers},
                                   {"random_dense", random_dense},
                                   {"random_dense_few", random_dense_few},
@@ -590,7 +425,5 @@ static const test_case cases[] = {{"token_tails", token_tails},
                                   {"random_short_panels", random_short_panels},
                                   {"random_short_panels_few", random_short_panels_few},
                                   {"large_problems", large_problems},
-                                  {"unkept_columns", unkept_columns},
-                                  {"spread_form", spread_form},
-                                  {"wrong_arguments", wrong_arguments}};
+                                  {"large_weights_few_tokens", large_weights_few_tokens}};
 TEST_MAIN(cases)

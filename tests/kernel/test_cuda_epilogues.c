@@ -117,7 +117,7 @@ static void not_finite(test_run *run)
     test_context_free(run, context);
 }
 
-/* ---- several tiles on each multiprocessor, by samples ---- */
+/* ---- several tiles on each multiprocessor, by samples and by signed sums ---- */
 
 typedef struct tiled {
     const char *text;
@@ -135,8 +135,14 @@ static void check_tiles(test_run *run, const tiled *cases, int case_count, const
         int count = usable_on(device, &problem, names);
         product p =
             product_make(run, context, &problem, test_seed(run) + (uint64_t)i, REALS, false, false);
+        const unsigned linear = ESP_EP_SCALE | ESP_EP_BIAS | ESP_EP_RESIDUAL;
+        bool adds_up = (problem.epilogue & ~linear) == 0;
         p.in_place = cases[i].in_place;
         float *actual = result_of(&p);
+        signed_sums sums = {0};
+        if (adds_up) {
+            sums = signed_sums_make(run, &p, 3e8);
+        }
         for (int k = 0; k < count; k++) {
             bool by_token = problem.y_layout == ESP_TOKEN_MAJOR;
             int64_t stride = (by_token ? p.out_rows : problem.tokens) + k % 2 * 8;
@@ -151,7 +157,11 @@ static void check_tiles(test_run *run, const tiled *cases, int case_count, const
                      (long long)stride, names[k]);
             run_on_gpu(run, &p, device, names[k], &layout, actual);
             check_samples(run, &p, actual, 8000);
+            if (adds_up) {
+                check_signed_sums(run, &sums, &p, actual);
+            }
         }
+        signed_sums_free(&sums);
         free(actual);
         product_free(&p);
     }

@@ -119,6 +119,50 @@ static void random_problems(test_run *run)
     }
 }
 
+/* Sums that cancel, numbers of every size, subnormal ones and the largest that the output holds; of
+ * kernels that compute in f32, since the processor's instructions for bf16, by which the split ones
+ * compute, take subnormal numbers for zero. */
+static void adversarial_numbers(test_run *run)
+{
+    static const char *const texts[] = {"matmul/dense/f32/60x300x17",
+                                        "matmul/dense/f16/40x200x30/o:f32/ep:scale+bias",
+                                        "matmul/dense/bf16/60x90x1/ep:residual",
+                                        "matmul/2:4/f16/60x300x40",
+                                        "matmul/2:4/f32/60x200x5/o:f16/ep:bias+relu",
+                                        "matmul/16:2:8/bf16/70x300x33/o:f32",
+                                        "matmul/16:2:8/f16/70x900x3/ep:scale+residual",
+                                        "matmul/64:2:5/f32/130x300x20/ep:bias+gelu",
+                                        "matmul/3:8/bf16/60x300x9",
+                                        "matmul/block:4x16@0.6/f16/60x300x40",
+                                        "matmul/unstructured@0.7/f32/60x300x20/o:bf16",
+                                        "matmul/cols@0.5/f16/60x300x20/ep:scale"};
+    for (int i = 0; i < ESP_COUNT(texts); i++) {
+        esp_matmul_problem problem = problem_of(run, texts[i]);
+        esp_context *context = test_context(run, 2);
+        product p = product_make(run, context, &problem, test_seed(run) + (uint64_t)i, ADVERSARIAL,
+                                 i % 2 == 0, i % 3 != 0);
+        float *expected = result_of(&p), *actual = result_of(&p);
+        double *sums = magnitudes(run, &p);
+        const char *names[64];
+        int count = usable_kernels(context, &problem, names);
+        CHECK(count > 0);
+        run_kernel(run, &p, "ref", NULL, expected);
+        for (int k = 0; k < count; k++) {
+            if (strstr(names[k], "_split") != NULL) {
+                continue;
+            }
+            test_sub(run, "%s %s", texts[i], names[k]);
+            run_kernel(run, &p, "cpu", names[k], actual);
+            compare_bounded(run, &p, sums, expected, actual);
+        }
+        free(expected);
+        free(actual);
+        free(sums);
+        product_free(&p);
+        test_context_free(run, context);
+    }
+}
+
 /* Ours must give the same bits for any number of threads; of libraries we do not ask it. */
 static void thread_counts(test_run *run)
 {
@@ -177,5 +221,6 @@ static void thread_counts(test_run *run)
 }
 
 static const test_case cases[] = {{"random_problems", random_problems},
+                                  {"adversarial_numbers", adversarial_numbers},
                                   {"thread_counts", thread_counts}};
 TEST_MAIN(cases)
