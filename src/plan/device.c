@@ -70,6 +70,12 @@ static esp_status open_listed(esp_context *context, const listed_device *listed,
     return ESP_OK;
 }
 
+/* A back end's bare name is its first device, which is the first to be asked. */
+static bool answers_to(const listed_device *listed, const char *wanted)
+{
+    return strcmp(listed->info.name, wanted) == 0 || strcmp(listed->backend->name, wanted) == 0;
+}
+
 esp_status esp_device_open(esp_context *context, const char *name, esp_device **device,
                            esp_error *error)
 {
@@ -78,7 +84,7 @@ esp_status esp_device_open(esp_context *context, const char *name, esp_device **
     int count = list_devices(context, devices);
     for (int i = 0; i < count; i++) {
         const esp_device_info *info = &devices[i].info;
-        if (strcmp(info->name, wanted) != 0) {
+        if (!answers_to(&devices[i], wanted)) {
             continue;
         }
         if (!info->usable) {
