@@ -22,9 +22,9 @@ if "$program" devices | grep -q 'built without CUDA'; then
 else
     mkdir no-driver && echo "no library" >no-driver/libcuda.so.1
     export FAKE_CUDA LD_LIBRARY_PATH
-    LD_LIBRARY_PATH=$work/no-driver
+    LD_LIBRARY_PATH=$work/no-driver${library_path:+:$library_path}
     no_gpu "no driver" device.no_driver 'there is no NVIDIA driver: libcuda.so.1 cannot be opened'
-    LD_LIBRARY_PATH=$build/tests/fake_driver
+    LD_LIBRARY_PATH=$build/tests/fake_driver${library_path:+:$library_path}
     FAKE_CUDA=old
     no_gpu "old driver" device.old_driver 'the NVIDIA driver is too old: it is for CUDA 10\.2, this build for CUDA [0-9]+\.[0-9]+'
     FAKE_CUDA=empty
