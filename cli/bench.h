@@ -25,10 +25,10 @@ typedef struct bench_args {
     plan_args plan;
 } bench_args;
 
-/* Whether --device names a GPU; before it is opened, too. */
+/* Whether --device names a GPU ("cuda", "cuda:1"); before it is opened, too. */
 static inline bool bench_on_gpu(const cli_state *cli)
 {
-    return strncmp(cli->common.device, "cuda:", strlen("cuda:")) == 0;
+    return strncmp(cli->common.device, "cuda", strlen("cuda")) == 0;
 }
 
 /* ---- numbers ---- */

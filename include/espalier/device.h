@@ -21,11 +21,11 @@ typedef struct esp_device_info {
 } esp_device_info;
 
 /* Every device that this build knows and this machine shows, usable or not, in a fixed order: ref,
- * cpu, cuda:0... Writes at most `capacity` entries and returns how many there are. */
+ * cpu, cuda:0..., or "cuda" with why there is none. Writes at most `capacity`, returns how many. */
 ESP_API int esp_device_list(esp_context *context, esp_device_info *infos, int capacity);
 
-/* name as in esp_device_info, or NULL for "cpu". ESP_BAD_ARGUMENT "device.unknown" names the known
- * ones; ESP_UNSUPPORTED "device.unusable" says why. The context must outlive the device. */
+/* name as in esp_device_info, "cuda" for "cuda:0", NULL for "cpu". ESP_BAD_ARGUMENT: not known;
+ * ESP_UNSUPPORTED "device.no_driver" or the like. The context must outlive the device. */
 ESP_MUST_CHECK ESP_API esp_status esp_device_open(esp_context *context, const char *name,
                                                   esp_device **device, esp_error *error);
 ESP_API void esp_device_close(esp_device *device);

@@ -1,11 +1,9 @@
-/* The GPU back end: which GPUs there are, opening one, its memory. A device is the primary context
+/* The GPU back end: opening a GPU, its memory. A device is the primary context
  * of its GPU, so pointers and streams of the caller's own CUDA code may be passed in. */
 #include <stdio.h>
 
 #include "cuda/gpu_calibrate.h"
 #include "cuda/room.h"
-
-#define OLDEST_MAJOR 8 /* what the portable kernels are compiled for */
 
 esp_status cuda_check(int error, const esp_device *device, const char *what, esp_error *into)
 {
@@ -27,53 +25,13 @@ esp_status cuda_take(esp_device *device, size_t bytes, const char *what, void **
                : cuda_check(failed, device, "taking memory", error);
 }
 
-static void describe(int index, esp_device_info *info)
-{
-    gpu_facts facts;
-    *info = (esp_device_info){0};
-    snprintf(info->name, sizeof info->name, "cuda:%d", index);
-    int error = gpu_get_facts(index, &facts);
-    if (error != 0) {
-        snprintf(info->why_not, sizeof info->why_not, "%s", gpu_error_text(error));
-        return;
-    }
-    snprintf(info->description, sizeof info->description,
-             "%.64s, compute capability %d.%d, %d multiprocessors", facts.name, facts.major,
-             facts.minor, facts.multiprocessors);
-    info->memory_bytes = facts.memory_bytes;
-    info->usable = facts.major >= OLDEST_MAJOR;
-    if (!info->usable) {
-        snprintf(info->why_not, sizeof info->why_not,
-                 "its compute capability is below %d.0, for which this build has no code",
-                 OLDEST_MAJOR);
-    }
-}
-
-/* A driver that cannot serve this build's runtime is shown as one GPU that cannot be used. */
-static int enumerate(esp_context *context, esp_device_info *infos, int capacity)
-{
-    (void)context;
-    int count = 0, error = gpu_count(&count);
-    if (error != 0 && capacity > 0) {
-        infos[0] = (esp_device_info){.name = "cuda:0", .description = "GPU"};
-        snprintf(infos[0].why_not, sizeof infos[0].why_not, "%s", gpu_error_text(error));
-        return 1;
-    }
-    for (int i = 0; i < count && i < capacity; i++) {
-        describe(i, &infos[i]);
-    }
-    return count;
-}
-
 static esp_status open_device(esp_device *device, esp_error *error)
 {
     cuda_state *state = esp_alloc_zero(device->context, sizeof *state);
     if (state == NULL) {
         return esp_fail_memory(error, sizeof *state, "a GPU");
     }
-    for (const char *digit = device->name + strlen("cuda:"); *digit != '\0'; digit++) {
-        state->index = 10 * state->index + (*digit - '0');
-    }
+    state->index = cuda_index(device->name);
     int before, failed = gpu_get_facts(state->index, &state->facts);
     if (failed == 0) {
         failed = gpu_enter(state->index, &before);
@@ -215,7 +173,8 @@ static const void *dense_rows(const esp_packed *packed)
 
 const esp_backend esp_cuda_backend = {
     .name = "cuda",
-    .enumerate = enumerate,
+    .enumerate = cuda_enumerate,
+    .unusable_code = cuda_unusable_code,
     .open = open_device,
     .close = close_device,
     .kernels = esp_cuda_kernels,

@@ -1,5 +1,5 @@
 // Devices, memory and errors of the CUDA runtime behind plain C. The runtime is linked statically, so a
-// machine without a driver just shows no GPU.
+// machine without a driver runs this, too.
 #include <cstdio>
 #include <cstring>
 
@@ -8,6 +8,7 @@
 
 #include "cuda/gpu.h"
 #include "cuda/gpu_clusters.h"
+#include "cuda/gpu_lack.h"
 
 extern "C" const char *gpu_error_text(int error)
 {
@@ -30,16 +31,24 @@ static int cleared(cudaError_t error)
 
 extern "C" int gpu_count(int *count)
 {
-    int driver = 0;
     *count = 0;
     cudaError_t error = cudaGetDeviceCount(count);
-    if (error == cudaSuccess) {
-        return 0;
+    if (error != cudaSuccess) {
+        *count = 0;
     }
-    cleared(error);
-    *count = 0;
-    bool no_driver = cudaDriverGetVersion(&driver) != cudaSuccess || driver == 0;
-    return no_driver || error == cudaErrorNoDevice ? 0 : error;
+    return cleared(error);
+}
+
+extern "C" gpu_lack gpu_lacking(int error)
+{
+    int driver = 0;
+    if (cleared(cudaDriverGetVersion(&driver)) != 0 || driver == 0) {
+        return GPU_LACKS_DRIVER;
+    }
+    if (error == cudaErrorInsufficientDriver) {
+        return GPU_LACKS_NEWER_DRIVER;
+    }
+    return error == cudaSuccess || error == cudaErrorNoDevice ? GPU_LACKS_GPU : GPU_LACKS_OTHER;
 }
 
 extern "C" int gpu_get_facts(int index, gpu_facts *facts)

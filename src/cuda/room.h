@@ -36,6 +36,13 @@ typedef struct cuda_weight {
 /* "cuda.failed" or "cuda.out_of_memory", saying what was tried; error 0 is ESP_OK. */
 esp_status cuda_check(int error, const esp_device *device, const char *what, esp_error *into);
 
+/* Back end functions of devices.c. */
+int cuda_enumerate(esp_context *context, esp_device_info *infos, int capacity);
+const char *cuda_unusable_code(const esp_device_info *info);
+/* A GPU of such facts; the code that says why it cannot be used, NULL where it can. */
+const char *cuda_describe(int index, const gpu_facts *facts, esp_device_info *info);
+int cuda_index(const char *name); /* of "cuda:N" */
+
 ESP_MUST_CHECK esp_status cuda_pack(esp_device *device, const esp_sparse *sparse,
                                     esp_packed **packed, esp_error *error);
 void cuda_packed_free(esp_packed *packed);

@@ -468,6 +468,9 @@ struct esp_backend {
     /* The devices of this back end that the machine shows, usable or not: writes at most `capacity`
      * entries and returns how many there are. */
     int (*enumerate)(esp_context *context, esp_device_info *infos, int capacity);
+    /* What opening an entry that is not usable fails with, a code; NULL: "device.unusable". An
+     * entry of the back end's bare name stands for all its devices: there is none. */
+    const char *(*unusable_code)(const esp_device_info *info);
     /* Fills device->state, and undoes it; both NULL where there is none. */
     esp_status (*open)(esp_device *device, esp_error *error);
     void (*close)(esp_device *device);

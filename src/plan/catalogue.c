@@ -11,6 +11,8 @@ const esp_backend *const esp_backends[] = {
     &esp_cpu_backend,
 #ifdef ESP_HAVE_CUDA
     &esp_cuda_backend,
+#else
+    &esp_no_cuda_backend,
 #endif
     NULL,
 };

@@ -43,8 +43,10 @@ static esp_status unknown_device(const char *name, const listed_device *devices,
     size_t used = 0;
     known[0] = '\0';
     for (int i = 0; i < count && used < sizeof known; i++) {
-        used += (size_t)snprintf(known + used, sizeof known - used, "%s%s", i > 0 ? ", " : "",
-                                 devices[i].info.name);
+        if (devices[i].info.usable) {
+            used += (size_t)snprintf(known + used, sizeof known - used, "%s%s",
+                                     used > 0 ? ", " : "", devices[i].info.name);
+        }
     }
     return esp_fail(error, ESP_BAD_ARGUMENT, "device.unknown",
                     "device '%.64s' is not known; this machine has %s", name, known);
@@ -70,6 +72,27 @@ static esp_status open_listed(esp_context *context, const listed_device *listed,
     return ESP_OK;
 }
 
+/* A back end's bare name is its first device, which is the first to be asked; where none is there,
+ * one entry stands for all numbers. */
+static bool answers_to(const listed_device *listed, const char *wanted)
+{
+    const esp_device_info *info = &listed->info;
+    const char *own = listed->backend->name;
+    size_t length = strlen(own);
+    bool for_all = !info->usable && strcmp(info->name, own) == 0;
+    return strcmp(info->name, wanted) == 0 || strcmp(own, wanted) == 0 ||
+           (for_all && strncmp(own, wanted, length) == 0 && wanted[length] == ':');
+}
+
+static esp_status refuse(const listed_device *listed, const char *wanted, esp_error *error)
+{
+    const esp_backend *backend = listed->backend;
+    const char *code =
+        backend->unusable_code != NULL ? backend->unusable_code(&listed->info) : "device.unusable";
+    return esp_fail(error, ESP_UNSUPPORTED, code, "device '%.64s' (%s) cannot be used: %s", wanted,
+                    listed->info.description, listed->info.why_not);
+}
+
 esp_status esp_device_open(esp_context *context, const char *name, esp_device **device,
                            esp_error *error)
 {
@@ -77,16 +100,10 @@ esp_status esp_device_open(esp_context *context, const char *name, esp_device **
     listed_device devices[MAX_DEVICES];
     int count = list_devices(context, devices);
     for (int i = 0; i < count; i++) {
-        const esp_device_info *info = &devices[i].info;
-        if (strcmp(info->name, wanted) != 0) {
-            continue;
+        if (answers_to(&devices[i], wanted)) {
+            return devices[i].info.usable ? open_listed(context, &devices[i], device, error)
+                                          : refuse(&devices[i], wanted, error);
         }
-        if (!info->usable) {
-            return esp_fail(error, ESP_UNSUPPORTED, "device.unusable",
-                            "device '%s' (%s) cannot be used: %s", wanted, info->description,
-                            info->why_not);
-        }
-        return open_listed(context, &devices[i], device, error);
     }
     return unknown_device(wanted, devices, count, error);
 }

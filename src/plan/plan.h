@@ -21,8 +21,9 @@ struct esp_plan {
     esp_plan_reason reason;
 };
 
-/* Back ends compiled in, NULL-terminated: ref, cpu(, cuda). */
+/* Back ends, NULL-terminated: ref, cpu, cuda or what stands in its place. */
 extern const esp_backend *const esp_backends[];
+extern const esp_backend esp_no_cuda_backend;
 
 /* Checks the problem and replaces compute AUTO by what the device prefers. */
 ESP_MUST_CHECK esp_status esp_plan_resolve(const esp_device *device,

@@ -6,7 +6,7 @@ cd "$1"
 page=docs/refused-inputs.md
 
 # Families on the page: the part of a code before the dot.
-families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer|tuning|preprocessor|images?|vision|permutation'
+families='safetensors|file|json|index|sharded|checkpoint|foreign|pattern|sparse|config|model|tokenizer|tuning|preprocessor|images?|vision|permutation|device'
 # Strings of the same shape that are no codes: file names, keys of tokenizer.json, names of tensors.
 no_code='\.(h|json|safetensors|txt|md|weight|merges|vocab|embed_tokens|continuing_subword_prefix|max_input_chars_per_word)$'
 # Faults of the operating system, sizes and inner faults that no test can bring about.

@@ -631,6 +631,9 @@ if [ $? = 2 ]; then ok; else bad "exit code"; fi
 # ---- models of images ----
 . "$source/tests/cli/images.sh"
 
+# ---- GPUs that cannot be used ----
+. "$source/tests/cli/devices.sh"
+
 # ---- smaller dense models ----
 t "shrink what holds NaN" 5 shrink nan -o never --hidden 0.25; err_has 'nan: model.layers.1.mlp.up_proj.weight: entry .0, 0. is -?nan.*\[prune.not_finite\]'
 t "shrink" 0 shrink plain --hidden 0.5 -o shrunk; out_has '^hidden features: 176 -> 88 in each of 2 layers$'; out_has 'of the squares of the weights'

@@ -86,3 +86,46 @@ MODELS=prose PATTERNS=dense TYPES=bf16 sh "$source/tools/agree.sh" "$program" no
 code=$?
 if [ "$code" = 1 ]; then ok; else bad "exit code $code, expected 1"; fi
 out_has '^FAIL prose/bf16/dense, perplexity: on nowhere: espalier: error: .*\[device.unknown\]$'
+# A program with a GPU that can be used, or not; it measures nothing.
+cat >stub <<'END'
+#!/bin/sh
+case "$*" in
+"devices --json") cat devices.json ;;
+bench*"--device cuda:0") . ./on-gpu ;;
+bench*) echo "rows of the CPU" ;;
+verify*) echo "1 checksums verified" ;;
+esac
+END
+# demo_on CODE DEVICE: the demo, where the list of devices ends with that one.
+demo_on() {
+    expected_code=$1
+    printf '{"schema":"espalier.devices","version":1,"devices":[%s,%s]}\n' \
+        '{"name":"cpu","description":"a processor","usable":true,"why_not":null}' "$2" >devices.json
+    ESPALIER_DEMO_FOLDER=demo sh "$source/tools/demo.sh" ./stub >out 2>err
+    code=$?
+    if [ "$code" = "$expected_code" ]; then ok; else bad "exit code $code, expected $expected_code"; fi
+    out_has '^rows of the CPU$'
+    out_has '^128-2-8  1 checksums verified$'
+    out_has '^Took [0-9]+ s after the build'
+}
+usable='{"name":"cuda:0","description":"a GPU","usable":true,"why_not":null}'
+name="the demo on a GPU"
+echo 'echo "rows of the GPU: $*"' >on-gpu
+demo_on 0 "$usable"
+out_has '^rows of the GPU: bench models/prose --patterns 2:4,64:2:5,64:2:8,128:2:8 --text .*--device cuda:0$'
+out_lacks 'GPU: (not run|failed)'
+name="the demo where the GPU fails"
+echo 'echo "stub: no room" >&2; exit 6' >on-gpu
+demo_on 6 "$usable"
+err_has '^stub: no room$'
+out_has '^GPU: failed with exit code 6$'
+name="the demo where the GPU cannot be used"
+demo_on 0 '{"name":"cuda:0","description":"old","usable":false,"why_not":"it is too old"}'
+out_has '^GPU: not run: it is too old$'
+name="the demo without a GPU"
+demo_on 0 '{"name":"cuda","description":"GPU","usable":false,"why_not":"there is no NVIDIA driver"}'
+out_has '^GPU: not run: there is no NVIDIA driver$'
+name="the demo of a program that knows no GPU"
+demo_on 0 '{"name":"ref","description":"reference","usable":true,"why_not":null}'
+out_has '^GPU: not run: no GPU that can be used$'
+quiet_err

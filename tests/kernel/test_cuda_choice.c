@@ -157,6 +157,37 @@ static void blocks_beside_dense(test_run *run)
     }
 }
 
+/* The portable kernels need compute capability 8.0; a GPU below is shown, with the reason. */
+static void gpus_of_any_age(test_run *run)
+{
+    static const struct {
+        int major, minor;
+        const char *code; /* NULL: it can be used */
+    } rows[] = {{7, 5, "device.old_gpu"},
+                {5, 0, "device.old_gpu"},
+                {8, 0, NULL},
+                {8, 9, NULL},
+                {9, 0, NULL},
+                {12, 0, NULL}};
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        const gpu_facts facts = {.name = "a GPU",
+                                 .major = rows[i].major,
+                                 .minor = rows[i].minor,
+                                 .multiprocessors = 40,
+                                 .memory_bytes = 1 << 30};
+        esp_device_info info = {0};
+        char version[16];
+        test_sub(run, "%d.%d", rows[i].major, rows[i].minor);
+        snprintf(version, sizeof version, " %d.%d,", rows[i].major, rows[i].minor);
+        const char *code = cuda_describe(3, &facts, &info);
+        CHECK_TEXT(code != NULL ? code : "usable", rows[i].code != NULL ? rows[i].code : "usable");
+        CHECK(info.usable == (code == NULL));
+        CHECK_TEXT(info.name, "cuda:3");
+        CHECK(strstr(info.description, version) != NULL && info.memory_bytes == 1 << 30);
+        CHECK((strstr(info.why_not, "8.0") != NULL) == (code != NULL));
+    }
+}
+
 typedef struct reading {
     const char *kernel, *problem;
     double us;
@@ -403,6 +434,10 @@ static void kernels_for_any_gpu(test_run *run)
 {
     test_skip(run, "built without CUDA");
 }
+static void gpus_of_any_age(test_run *run)
+{
+    test_skip(run, "built without CUDA");
+}
 #endif
 
 static const test_case cases[] = {{"blocks_on_hopper", blocks_on_hopper},
@@ -412,5 +447,6 @@ static const test_case cases[] = {{"blocks_on_hopper", blocks_on_hopper},
                                   {"kernels_for_any_gpu", kernels_for_any_gpu},
                                   {"as_an_h100_read", as_an_h100_read},
                                   {"small_models_on_hopper", small_models_on_hopper},
-                                  {"few_dense_on_hopper", few_dense_on_hopper}};
+                                  {"few_dense_on_hopper", few_dense_on_hopper},
+                                  {"gpus_of_any_age", gpus_of_any_age}};
 TEST_MAIN(cases)

@@ -103,6 +103,62 @@ static void devices(test_run *run)
     test_context_free(run, context);
 }
 
+/* What opening says, and the name of what was opened. */
+static void open_named(esp_context *context, const char *name, esp_error *error, char opened[16])
+{
+    esp_device *device = NULL;
+    *error = (esp_error){0};
+    opened[0] = '\0';
+    if (esp_device_open(context, name, &device, error) == ESP_OK) {
+        snprintf(opened, 16, "%s", esp_device_name(device));
+    }
+    esp_device_close(device);
+}
+
+/* A GPU that is there is opened as cuda:0 either way, one that is not is refused alike. */
+static void bare_names(test_run *run)
+{
+    static const char *const rows[][2] = {{"ref", "ref"}, {"cpu", "cpu"}, {"cuda", "cuda:0"}};
+    esp_context *context = test_context(run, 1);
+    for (int i = 0; i < ESP_COUNT(rows); i++) {
+        esp_error bare, full;
+        char by_bare[16], by_full[16];
+        test_sub(run, "%s", rows[i][0]);
+        open_named(context, rows[i][0], &bare, by_bare);
+        open_named(context, rows[i][1], &full, by_full);
+        CHECK_TEXT(by_bare, by_full);
+        CHECK_TEXT(bare.code, full.code);
+        CHECK(by_full[0] == '\0' || strcmp(by_full, rows[i][1]) == 0);
+    }
+    test_context_free(run, context);
+}
+
+/* Where no GPU can be used, one entry says why, and so does opening any. */
+static void no_gpu_says_why(test_run *run)
+{
+    static const char *const names[] = {"cuda", "cuda:0", "cuda:12"};
+    esp_context *context = test_context(run, 1);
+    esp_device_info infos[32];
+    int count = esp_device_list(context, infos, 32);
+    REQUIRE(count >= 3);
+    const esp_device_info *last = &infos[(count < 32 ? count : 32) - 1];
+    CHECK(strncmp(last->name, "cuda", 4) == 0);
+    for (int i = 0; strcmp(last->name, "cuda") == 0 && i < ESP_COUNT(names); i++) {
+        esp_device *device = NULL;
+        esp_error error = {0};
+        test_sub(run, "%s", names[i]);
+        CHECK(!last->usable && last->why_not[0] != '\0' && count == 3);
+        CHECK_INT(esp_device_open(context, names[i], &device, &error), ESP_UNSUPPORTED);
+        CHECK(device == NULL && strncmp(error.code, "device.", 7) == 0);
+        CHECK(strstr(error.message, last->why_not) != NULL);
+        CHECK(strstr(error.message, names[i]) != NULL);
+    }
+    esp_device *device = NULL;
+    CHECK_FAILS(esp_device_open(context, "cudas", &device, error), ESP_BAD_ARGUMENT,
+                "device.unknown");
+    test_context_free(run, context);
+}
+
 static void catalogue(test_run *run)
 {
     int count = esp_kernel_count();
@@ -335,6 +391,8 @@ static const test_case cases[] = {
     {"strings_round_trip", strings_round_trip},
     {"wrong_strings", wrong_strings},
     {"devices", devices},
+    {"bare_names", bare_names},
+    {"no_gpu_says_why", no_gpu_says_why},
     {"catalogue", catalogue},
     {"everything_has_a_kernel", everything_has_a_kernel},
     {"choices", choices},
