@@ -53,7 +53,8 @@ typedef struct whole_model {
     int32_t *next; /* what sequences go on with */
     whole_phase phases[WHOLE_MAX_PHASES];
     int phase_count;
-    cli_record kernels; /* of each phase */
+    cli_record kernels;      /* of each phase */
+    esp_model_memory memory; /* as it was when all was measured */
 } whole_model;
 
 static inline double whole_share(double part, double whole)

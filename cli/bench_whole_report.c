@@ -50,6 +50,7 @@ void whole_look(const cli_state *cli, whole_model *model)
 {
     record_free(&model->kernels);
     model->kernels = record_object();
+    model->memory = loaded_memory(&model->loaded);
     for (int i = 0; i < model->phase_count; i++) {
         whole_phase *phase = &model->phases[i];
         look_at_phase(cli, model, i, phase);
@@ -121,6 +122,7 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     }
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
     record_int(&record, "linear_resident_bytes", (int64_t)info->linear_resident_bytes);
+    device_bytes_json(model->memory, &record);
     record_int(&record, "parameters", info->parameters);
     record_int(&record, "batch", phase->batch);
     record_int(&record, "tokens", phase->tokens);
@@ -163,7 +165,8 @@ static void fill_row(const cli_state *cli, cli_table *table, const whole_model *
     table_cell(table, "%.3f", median);
     table_cell(table, "%s %s/s", size_number(1e3 * phase->work / median, text), phase->unit);
     table_cell(table, "%.2fx", to_dense(cli, dense, phase).median);
-    table_cell(table, "%s", size_bytes((double)model->loaded.info.resident_bytes, text));
+    table_cell(table, "%s", size_bytes((double)model->memory.weights, text));
+    table_cell(table, "%s", size_bytes((double)model->memory.activations, text));
     table_cell(table, "%.0f %%", 100 * whole_share(products->sparse_flops, products->flops));
     table_cell(table, "%.0f %%",
                100 * whole_share(products->sparse_ms + products->dense_ms, median));
@@ -173,9 +176,9 @@ static void fill_row(const cli_state *cli, cli_table *table, const whole_model *
 esp_status whole_print_table(const cli_state *cli, const whole_model *models, int count,
                              esp_error *error)
 {
-    static const char *const heads[] = {"<problem",        ">median ms", ">throughput",
-                                        ">to dense",       ">resident",  ">sparse FLOPs",
-                                        ">products' time", "<row"};
+    static const char *const heads[] = {"<problem",      ">median ms",      ">throughput",
+                                        ">to dense",     ">resident",       ">activations",
+                                        ">sparse FLOPs", ">products' time", "<row"};
     cli_table table;
     table_begin(&table, COUNT(heads), heads);
     for (int phase = 0; phase < models[0].phase_count; phase++) {

@@ -95,6 +95,7 @@ static void print_statistics(const texts_job *job)
                 explain_memory(job->cli, info, memory),
                 size_bytes((double)info->resident_bytes, rate));
     }
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "espalier: ", "batch", mean_call(job), stderr);
 }
 
@@ -142,6 +143,7 @@ static esp_status print_json(const texts_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, mean_call(job)));
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, info, &record);
     for (int64_t i = 0; i < job->count; i++) {
         record_add(&list, vector_json(job, i));

@@ -501,6 +501,25 @@ t "bench of a model --explain, JSON" 0 bench p24 -r 1 --explain --json; json '@{
 t "memory: unknown" 2 run p24 --prompt hello --memory three; err_has 'one of one, sparse, two'
 t "memory sparse" 0 eval p24 --text short.txt --memory sparse --json; json '$j->{memory} eq "sparse" && $j->{sparse_layers} == 12 && $j->{dense_form_layers} == 0 && $j->{two_form_layers} == 0'
 
+# ---- memory of the device ----
+while read -r line; do
+    t "memory of: $line" 0 $line --json
+    json '(grep { $_->{device_bytes}{weights} == $_->{resident_bytes} && $_->{device_bytes}{weights} > 0 && $_->{device_bytes}{activations} > 0 } @j) == @j'
+done <<'END'
+run plain --prompt hello -n 2
+run plain --prompts prompts.txt -n 2
+run bert --text a
+eval plain --text short.txt
+eval plain --multiple-choice questions.jsonl
+eval bert --retrieval pairs.tsv
+bench plain -r 1
+bench plain --patterns 2:4 -r 1
+bench --random-weights drawn -p 2:4 -r 1
+END
+t "memory of a sequence" 0 bench --random-weights drawn -r 1 --json; one=$(perl -MJSON::PP -e 'print decode_json(scalar <STDIN>)->{device_bytes}{activations}' <out)
+t "memory of three" 0 bench --random-weights drawn --batch 3 -r 1 --json; json "\$j->{device_bytes}{activations} > 2 * $one"
+t "memory in the table" 0 bench --random-weights drawn -r 1; out_has ' resident +activations '
+
 # ---- measured times ----
 tuning=$work/cache/espalier/tuning
 t "tune a problem" 0 tune matmul/2:4/bf16/64x64x4/a:f32 -r 1 --rotate 0; out_has '^fastest: matmul_'; out_has '^1 problems measured on cpu \| '; out_has "^kept in $tuning$"; quiet_err
