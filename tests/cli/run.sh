@@ -394,6 +394,17 @@ out_has '^model/drawn/dense/f16/prefill20 '; out_has '^model/drawn/2:4/f16/decod
 t "bench of drawn weights, JSON" 0 bench --random-weights drawn -p 64:2:8 --batch 3 --type bf16 -r 2 --json --memory sparse
 json '@j == 4 && $j[0]{problem} eq "model/drawn/dense/bf16/prefill48" && $j[3]{problem} eq "model/drawn/64:2:8/bf16/decode3" && $j[2]{ratio_to_dense} == 1'
 json '$j[3]{median_ms} > 0 && $j[3]{least_ms} <= $j[3]{median_ms} && $j[3]{rivals}{espalier_dense} == $j[2]{median_ms} && $j[3]{sparse_flops_share} > 0.8 && $j[3]{is_sparse} && !$j[2]{is_sparse} && $j[3]{resident_bytes} < $j[2]{resident_bytes} && $j[3]{random_weights}'
+name="each field has its place in docs/cli.md"
+if perl -MJSON::PP -e '
+        my ($row) = grep { /^\| `espalier\.bench` of whole models/ } split /\n/, do { local $/; open my $in, "<", $ARGV[0]; <$in> };
+        my %fields = map { $_ => 1 } map { keys %{decode_json($_)} } <STDIN>;
+        my @absent = grep { !/^(schema|version)$/ && $row !~ /`$_`/ } sort keys %fields;
+        print STDERR "absent: @absent\n";
+        exit(@absent > 0 || keys %fields < 20)' "$source/docs/cli.md" <out 2>err; then ok; else bad "fields without a word"; fi
+name="beside PyTorch's times"; cp out ours
+printf '%s\n' '{"model": "drawn/decode3", "eager_ms": 3, "graph_ms": 2, "compile_ms": "failed"}' >pytorch
+perl "$source/bench/models.pl" join ours pytorch >out 2>err
+json '@j == 4 && abs($j[3]{ratio_to_pytorch} * $j[3]{median_ms} - 2) < 1e-9 && $j[3]{rivals}{pytorch_eager} == 3 && !defined $j[3]{rivals}{pytorch_compile} && !defined $j[0]{ratio_to_pytorch}'
 t "bench beside a dense model" 0 bench p24 --baseline plain -r 2 --json
 json '@j == 4 && $j[1]{pattern} eq "2:4" && !$j[1]{random_weights} && $j[1]{problem} =~ m,^model/p24/2:4/,'
 t "bench of drawn texts" 0 bench --random-weights bert -p 2:4 --batch 2 --tokens 8 -r 2; out_has '^model/bert/2:4/f16/2x8 '
