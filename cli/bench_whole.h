@@ -31,6 +31,7 @@ typedef struct whole_phase {
     whole_products products;
     gpu_trace *trace; /* of one run; NULL: there is none, and why */
     char no_trace[128];
+    cli_record explained; /* list, with --explain and --json */
 } whole_phase;
 
 typedef struct whole_model {
@@ -96,7 +97,8 @@ static inline esp_model_call whole_call(const whole_model *model, int phase)
 }
 
 /* bench_whole_report.c */
-void whole_look(const cli_state *cli, whole_model *model); /* while it is loaded */
+/* While it is loaded: its products, kernels and memory; with --explain all of its candidates. */
+ESP_MUST_CHECK esp_status whole_look(cli_state *cli, whole_model *model, esp_error *error);
 ESP_MUST_CHECK esp_status whole_print_json(const cli_state *cli, whole_model *models, int count,
                                            esp_error *error);
 ESP_MUST_CHECK esp_status whole_print_table(const cli_state *cli, const whole_model *models,

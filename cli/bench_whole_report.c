@@ -6,6 +6,13 @@
 #include "bench_whole.h"
 #include "sizes.h"
 
+static void name_problem(const whole_model *model, const whole_phase *phase,
+                         char name[WHOLE_NAME_MAX])
+{
+    snprintf(name, WHOLE_NAME_MAX, "model/%s/%s/%s/%s", model->name, model->label, model->type,
+             phase->name);
+}
+
 /* ---- products ---- */
 
 static void count_layer(const cli_state *cli, const esp_model_layer *layer, double runs,
@@ -46,7 +53,27 @@ static void look_at_phase(const cli_state *cli, const whole_model *model, int in
     }
 }
 
-void whole_look(const cli_state *cli, whole_model *model)
+/* As `run` prints it: on stderr, or into the line of the phase. */
+static esp_status explain_phase(cli_state *cli, whole_model *model, int index, esp_error *error)
+{
+    whole_phase *phase = &model->phases[index];
+    const esp_model_call call = whole_call(model, index);
+    if (!cli->plan->explain) {
+        return ESP_OK;
+    }
+    if (cli->common.json) {
+        record_free(&phase->explained);
+        phase->explained = record_list();
+        return explain_model_json(cli, model->loaded.model, call, &phase->explained, error);
+    }
+    progress_end(&cli->progress);
+    char name[WHOLE_NAME_MAX];
+    name_problem(model, phase, name);
+    fprintf(stderr, "\n%s at %lld tokens\n", name, (long long)call.tokens);
+    return explain_model(cli, model->loaded.model, call, stderr, error);
+}
+
+esp_status whole_look(cli_state *cli, whole_model *model, esp_error *error)
 {
     record_free(&model->kernels);
     model->kernels = record_object();
@@ -56,17 +83,12 @@ void whole_look(const cli_state *cli, whole_model *model)
         look_at_phase(cli, model, i, phase);
         record_child(&model->kernels, phase->name,
                      model_kernels_json(model->loaded.model, whole_call(model, i)));
+        TRY(explain_phase(cli, model, i, error));
     }
+    return ESP_OK;
 }
 
 /* ---- rows ---- */
-
-static void name_problem(const whole_model *model, const whole_phase *phase,
-                         char name[WHOLE_NAME_MAX])
-{
-    snprintf(name, WHOLE_NAME_MAX, "model/%s/%s/%s/%s", model->name, model->label, model->type,
-             phase->name);
-}
 
 static timing_spread to_dense(const cli_state *cli, const whole_phase *dense,
                               const whole_phase *phase)
@@ -90,7 +112,7 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
 {
     const bench_args *args = cli->args;
     const esp_model_info *info = &model->loaded.info;
-    const whole_phase *phase = &model->phases[phase_index];
+    whole_phase *phase = &model->phases[phase_index];
     int rounds = (int)args->rounds;
     char name[WHOLE_NAME_MAX];
     timing_spread ratio = to_dense(cli, dense, phase);
@@ -132,6 +154,10 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
         model->kernels = (cli_record){0};
     }
     explain_memory_json(cli, info, &record);
+    if (cli->plan->explain) {
+        record_child(&record, "explain", phase->explained);
+        phase->explained = (cli_record){0};
+    }
     record_int(&record, "threads", esp_context_threads(cli->context));
     record_text(&record, "compute", model_compute(info));
     record_text(&record, "device", esp_device_name(cli->device));

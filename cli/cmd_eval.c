@@ -108,17 +108,7 @@ static esp_status print_json(eval_job *job, esp_error *error)
     explain_memory_json(job->cli, &job->model.info, &record);
     layer_counts counts = explain_count(job->cli, job->model.model, window_of(job));
     record_int(&record, "layers_run_dense", counts.runs_dense);
-    if (job->args->plan.explain) {
-        cli_record list = record_list();
-        esp_status status =
-            explain_model_json(job->cli, job->model.model, window_of(job), &list, error);
-        record_child(&record, "explain", list);
-        if (status != ESP_OK) {
-            record_free(&record);
-            return status;
-        }
-    }
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, window_of(job), &record, error);
 }
 
 static esp_status evaluate(eval_job *job, esp_error *error)

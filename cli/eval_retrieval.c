@@ -115,7 +115,7 @@ static esp_status print_json(const retrieval_job *job, esp_error *error)
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
     device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, typical, &record, error);
 }
 
 static esp_status evaluate(retrieval_job *job, esp_error *error)

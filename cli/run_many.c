@@ -197,7 +197,7 @@ static esp_status print_json(const many_job *job, esp_error *error)
         record_add(&list, sequence_json(job, i));
     }
     record_child(&record, "texts", list);
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, step_of(job), &record, error);
 }
 
 static esp_status run_opened(many_job *job, esp_error *error)

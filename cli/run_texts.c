@@ -149,17 +149,7 @@ static esp_status print_json(const texts_job *job, esp_error *error)
         record_add(&list, vector_json(job, i));
     }
     record_child(&record, "texts", list);
-    if (job->cli->plan->explain) {
-        cli_record explained = record_list();
-        esp_status status =
-            explain_model_json(job->cli, job->model.model, mean_call(job), &explained, error);
-        record_child(&record, "explain", explained);
-        if (status != ESP_OK) {
-            record_free(&record);
-            return status;
-        }
-    }
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, mean_call(job), &record, error);
 }
 
 static esp_status run_opened(texts_job *job, const run_texts_args *args, esp_error *error)

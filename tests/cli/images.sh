@@ -19,6 +19,10 @@ json '$j->{device_bytes}{weights} == $j->{resident_bytes} && $j->{device_bytes}{
 t "run images on ref" 0 run "$glyphs" letter.png --device ref --compute f32 --json
 json '$j->{device} eq "ref" && $j->{images}[0]{top}[0]{label} eq "A"'
 t "run images, explained" 0 run "$glyphs" letter.png --explain; err_has '^chosen: matmul_'
+t "run images, explained, JSON" 0 run "$glyphs" letter.png --explain --json; json '@{$j->{explain}} > 2'
+t "eval images, explained" 0 eval "$glyphs" --images index.tsv --explain; out_has '^chosen: matmul_'
+t "eval images, explained, JSON" 0 eval "$glyphs" --images index.tsv --explain --json
+json '@{$j->{explain}} > 2 && @{$j->{explain}[0]{candidates}} > 0'
 t "prune a classifier, calibrated" 0 prune "$glyphs" -p 2:4 -o gc --calibrate "$glyphs/sample" --method wanda -q
 t "verify the classifier" 0 verify gc --strict -q
 printf '%s\tA\n' "$images/truncated.png" >damaged.tsv

@@ -509,6 +509,17 @@ t "eval --explain" 0 eval p24 --text short.txt --explain; out_has '^chosen: matm
 t "eval --explain, JSON" 0 eval p24 --text short.txt --explain --json; json '@{$j->{explain}} > 2'
 t "bench of a model --explain" 0 bench p24 -r 1 --explain; err_has '^chosen: matmul_'
 t "bench of a model --explain, JSON" 0 bench p24 -r 1 --explain --json; json '@{$j->{explain}} > 2 && defined $j->{layers_run_dense}{prefill}'
+t "bench of whole models --explain" 0 bench --random-weights drawn -p 2:4 --tokens 20 -r 1 --explain
+err_has '^model/drawn/2:4/f16/prefill20 at 20 tokens$'; err_has '^model/drawn/dense/f16/decode1 at 1 tokens$'; err_has '^chosen: matmul_'; out_lacks '^chosen'
+t "bench of whole models --explain, JSON" 0 bench --random-weights drawn -p 2:4 --tokens 20 -r 1 --explain --json
+json '@j == 4 && (grep { my $j = $_; @{$j->{explain}} > 2 && (grep { @{$_->{candidates}} > 0 && length $_->{chosen} && $_->{problem} =~ m,^matmul/(dense|\Q$j->{pattern}\E)/, } @{$j->{explain}}) == @{$j->{explain}} } @j) == 4'
+json '$j[0]{explain}[0]{problem} =~ m,x20(/|$), && $j[2]{explain}[0]{problem} =~ m,x1(/|$),'
+t "bench of whole models, not explained" 0 bench --random-weights drawn -r 1 --json; json '!exists $j->{explain}'
+t "run of prompts --explain" 0 run p24 --prompts prompts.txt -n 2 --explain; err_has '^chosen: matmul_'
+t "run of prompts --explain, JSON" 0 run p24 --prompts prompts.txt -n 2 --explain --json
+json '@{$j->{explain}} > 2 && (grep { $_->{problem} =~ m,x3(/|$), } @{$j->{explain}}) == @{$j->{explain}}'
+t "retrieval --explain, JSON" 0 eval bert --retrieval pairs.tsv --explain --json; json '@{$j->{explain}} > 2 && @{$j->{explain}[0]{candidates}} > 0'
+t "multiple choice --explain, JSON" 0 eval p24 --multiple-choice questions.jsonl --explain --json; json '@{$j->{explain}} > 2 && @{$j->{explain}[0]{candidates}} > 0'
 t "memory: unknown" 2 run p24 --prompt hello --memory three; err_has 'one of one, sparse, two'
 t "memory sparse" 0 eval p24 --text short.txt --memory sparse --json; json '$j->{memory} eq "sparse" && $j->{sparse_layers} == 12 && $j->{dense_form_layers} == 0 && $j->{two_form_layers} == 0'
 
