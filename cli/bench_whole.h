@@ -8,7 +8,7 @@
 #define WHOLE_MAX_MODELS 16
 #define WHOLE_MAX_PHASES 2
 #define WHOLE_NAME_MAX 192
-#define WHOLE_SPARSE_SHARE 0.8 /* below it a row is not called sparse */
+#define WHOLE_SPARSE_SHARE 0.8 /* of FLOPs and of bytes: below it a row is not called sparse */
 
 /* What of a model's products ran how, by the plans of its layers at the phase's token counts. */
 typedef struct whole_products {

@@ -96,15 +96,31 @@ static timing_spread to_dense(const cli_state *cli, const whole_phase *dense,
     return timing_ratio(dense->ms, phase->ms, (int)((const bench_args *)cli->args)->rounds);
 }
 
-/* The others work the same for tables and JSON. */
-static const char *why_not_sparse(const whole_model *model, const whole_phase *phase)
+static double flops_share(const whole_phase *phase)
+{
+    return whole_share(phase->products.sparse_flops, phase->products.flops);
+}
+
+static double bytes_share(const whole_phase *phase)
+{
+    return whole_share(phase->products.sparse_bytes, phase->products.bytes);
+}
+
+static bool is_sparse(const whole_phase *phase)
+{
+    return flops_share(phase) >= WHOLE_SPARSE_SHARE && bytes_share(phase) >= WHOLE_SPARSE_SHARE;
+}
+
+/* bench/models.pl names rows alike. */
+static const char *name_row(const whole_model *model, const whole_phase *phase)
 {
     if (model->loaded.info.sparse_layers == 0) {
         return "dense";
     }
-    return whole_share(phase->products.sparse_flops, phase->products.flops) < WHOLE_SPARSE_SHARE
-               ? "mostly dense"
-               : NULL;
+    if (is_sparse(phase)) {
+        return "sparse";
+    }
+    return flops_share(phase) < 0.5 ? "mostly dense" : "partly sparse";
 }
 
 static esp_status print_one(const cli_state *cli, whole_model *model, int phase_index,
@@ -132,11 +148,9 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     record_real(&record, "ratio_to_dense", ratio.median);
     record_real(&record, "ratio_least", ratio.least);
     record_real(&record, "ratio_most", ratio.most);
-    record_real(&record, "sparse_flops_share",
-                whole_share(phase->products.sparse_flops, phase->products.flops));
-    record_real(&record, "sparse_bytes_share",
-                whole_share(phase->products.sparse_bytes, phase->products.bytes));
-    record_bool(&record, "is_sparse", why_not_sparse(model, phase) == NULL);
+    record_real(&record, "sparse_flops_share", flops_share(phase));
+    record_real(&record, "sparse_bytes_share", bytes_share(phase));
+    record_bool(&record, "is_sparse", is_sparse(phase));
     record_child(&record, "time_share", whole_time_shares(phase, median));
     record_child(&record, "kernel_times", whole_kernel_times(phase));
     if (phase->given_ms > 0) {
@@ -185,7 +199,6 @@ static void fill_row(const cli_state *cli, cli_table *table, const whole_model *
     double median =
         timing_spread_of(phase->ms, (int)((const bench_args *)cli->args)->rounds).median;
     const whole_products *products = &phase->products;
-    const char *why_not = why_not_sparse(model, phase);
     name_problem(model, phase, name);
     table_cell(table, "%s", name);
     table_cell(table, "%.3f", median);
@@ -193,18 +206,19 @@ static void fill_row(const cli_state *cli, cli_table *table, const whole_model *
     table_cell(table, "%.2fx", to_dense(cli, dense, phase).median);
     table_cell(table, "%s", size_bytes((double)model->memory.weights, text));
     table_cell(table, "%s", size_bytes((double)model->memory.activations, text));
-    table_cell(table, "%.0f %%", 100 * whole_share(products->sparse_flops, products->flops));
+    table_cell(table, "%.0f %%", 100 * flops_share(phase));
+    table_cell(table, "%.0f %%", 100 * bytes_share(phase));
     table_cell(table, "%.0f %%",
                100 * whole_share(products->sparse_ms + products->dense_ms, median));
-    table_cell(table, "%s", why_not != NULL ? why_not : "sparse");
+    table_cell(table, "%s", name_row(model, phase));
 }
 
 esp_status whole_print_table(const cli_state *cli, const whole_model *models, int count,
                              esp_error *error)
 {
-    static const char *const heads[] = {"<problem",      ">median ms",      ">throughput",
-                                        ">to dense",     ">resident",       ">activations",
-                                        ">sparse FLOPs", ">products' time", "<row"};
+    static const char *const heads[] = {
+        "<problem",     ">median ms",    ">throughput",   ">to dense",       ">resident",
+        ">activations", ">sparse FLOPs", ">sparse bytes", ">products' time", "<row"};
     cli_table table;
     table_begin(&table, COUNT(heads), heads);
     for (int phase = 0; phase < models[0].phase_count; phase++) {
@@ -218,7 +232,8 @@ esp_status whole_print_table(const cli_state *cli, const whole_model *models, in
     table_free(&table);
     if (status == ESP_OK) {
         printf("%s, %d threads, medians of %lld rounds; products' time by %s times of their "
-               "kernels; a row whose products run less than %.0f %% sparse is not called sparse\n",
+               "kernels; a row is called sparse where sparse kernels run at least %.0f %% of FLOPs "
+               "and of bytes\n",
                esp_device_name(cli->device), esp_context_threads(cli->context),
                (long long)((const bench_args *)cli->args)->rounds,
                models[0].phases[0].products.measured ? "measured" : "predicted",

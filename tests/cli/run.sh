@@ -390,7 +390,7 @@ printf '%s' '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hid
  "num_attention_heads": 4, "intermediate_size": 256, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
  "vocab_size": 100}' >config.json && mkdir -p drawn && mv config.json drawn/
 t "bench of drawn weights" 0 bench --random-weights drawn -p 64:2:8,dense,2:4 --tokens 20 --new-tokens 3 -r 2 --memory sparse
-out_has '^model/drawn/dense/f16/prefill20 '; out_has '^model/drawn/2:4/f16/decode1 .* sparse$'; quiet_err
+out_has '^model/drawn/dense/f16/prefill20 .* 0 % +0 % .* dense$'; out_has '^model/drawn/2:4/f16/decode1 .* [89][0-9] % +[89][0-9] % .*%  sparse$'; out_has ' sparse FLOPs +sparse bytes '; quiet_err
 t "bench of drawn weights, JSON" 0 bench --random-weights drawn -p 64:2:8 --batch 3 --type bf16 -r 2 --json --memory sparse
 json '@j == 4 && $j[0]{problem} eq "model/drawn/dense/bf16/prefill48" && $j[3]{problem} eq "model/drawn/64:2:8/bf16/decode3" && $j[2]{ratio_to_dense} == 1'
 json '$j[3]{median_ms} > 0 && $j[3]{least_ms} <= $j[3]{median_ms} && $j[3]{rivals}{espalier_dense} == $j[2]{median_ms} && $j[3]{sparse_flops_share} > 0.8 && $j[3]{is_sparse} && !$j[2]{is_sparse} && $j[3]{resident_bytes} < $j[2]{resident_bytes} && $j[3]{random_weights}'
@@ -409,6 +409,13 @@ t "bench beside a dense model" 0 bench p24 --baseline plain -r 2 --json
 json '@j == 4 && $j[1]{pattern} eq "2:4" && !$j[1]{random_weights} && $j[1]{problem} =~ m,^model/p24/2:4/,'
 t "bench of drawn texts" 0 bench --random-weights bert -p 2:4 --batch 2 --tokens 8 -r 2; out_has '^model/bert/2:4/f16/2x8 '
 t "bench of drawn weights, tuned" 0 bench --random-weights drawn -p 64:2:8 --skip '*.mlp.*' --tune --tokens 20 --new-tokens 3 -r 2; out_has 'mostly dense'
+t "bench of what is partly sparse" 0 bench --random-weights drawn -p 2:4 --skip '*attn*' --memory sparse --tokens 20 -r 1
+out_has '^model/drawn/2:4/f16/prefill20 .* 4[0-9] % +4[0-9] % .*%  mostly dense$'; out_has '^model/drawn/2:4/f16/decode1 .* 5[0-9] % +4[0-9] % .*%  partly sparse$'
+mkdir -p head && sed 's/"vocab_size": 100/"vocab_size": 400/' drawn/config.json >head/config.json
+t "bench of a model with a large head" 0 bench --random-weights head -p 64:2:8 --memory sparse --tokens 20 -r 1 --json
+json '$j[1]{sparse_flops_share} > 0.8 && $j[1]{sparse_bytes_share} < 0.8 && $j[1]{sparse_bytes_share} > 0.5 && !$j[1]{is_sparse}'
+name="the tables of models name rows alike"; cp out lines; perl "$source/bench/models.pl" table lines >out 2>err
+out_has '^\| head prefill20 \| 64:2:8 \|.*\| partly sparse \|$'; out_has '^\| head prefill20 \| dense \|.*\| dense \|$'; quiet_err
 t "bench: skip without drawn weights" 2 bench plain --baseline plain --skip '*'; err_has 'skip is for --random-weights'
 t "bench: drawn and a model" 2 bench plain --random-weights drawn; err_has 'takes no MODEL'
 t "bench: a pattern and nothing to draw" 2 bench plain -p 2:4; err_has 'takes no MODEL'
