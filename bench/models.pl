@@ -45,13 +45,22 @@ for my $row (@rows) {
 
 sub number { my ($format, $value) = @_; return defined $value ? sprintf($format, $value) : '' }
 
+# As `espalier bench` names rows (cli/bench_whole_report.c), by the shares that the line holds.
+sub name_row {
+    my ($row) = @_;
+    my ($flops, $bytes) = @$row{qw(sparse_flops_share sparse_bytes_share)};
+    return 'dense' if $row->{sparse_layers} == 0;
+    return 'sparse' if $flops >= 0.8 && $bytes >= 0.8;
+    return $flops < 0.5 ? 'mostly dense' : 'partly sparse';
+}
+
 sub table {
-    print "| model | type | pattern | ms | to our dense | to PyTorch | PyTorch's best, ms | sparse FLOPs | sparse bytes |\n";
-    print "|---|---|---|---|---|---|---|---|---|\n";
+    print "| model | type | pattern | ms | to our dense | to PyTorch | PyTorch's best, ms | sparse FLOPs | sparse bytes | row |\n";
+    print "|---|---|---|---|---|---|---|---|---|---|\n";
     for my $r (@rows) {
-        printf "| %s %s | %s | %s | %.2f | %.2f | %s | %s | %.0f %% | %.0f %% |\n", $r->{model}, $r->{phase},
+        printf "| %s %s | %s | %s | %.2f | %.2f | %s | %s | %.0f %% | %.0f %% | %s |\n", $r->{model}, $r->{phase},
             $r->{type}, $r->{pattern}, $r->{median_ms}, $r->{ratio_to_dense}, number('%.2f', $r->{ratio_to_pytorch}),
-            number('%.2f', $r->{pytorch}), 100 * $r->{sparse_flops_share}, 100 * $r->{sparse_bytes_share};
+            number('%.2f', $r->{pytorch}), 100 * $r->{sparse_flops_share}, 100 * $r->{sparse_bytes_share}, name_row($r);
     }
     my @kinds = qw(sparse_products dense_products attention norms others copies idle);
     print "\nShares of the time, percent, by a trace of one run:\n\n";

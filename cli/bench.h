@@ -136,7 +136,8 @@ typedef struct model_row {
     esp_eval_result eval;
     bool has_image_eval;
     esp_image_eval_result image_eval;
-    int clamped; /* layers whose V was clamped */
+    esp_model_memory memory; /* as it was when all was measured */
+    int clamped;             /* layers whose V was clamped */
 } model_row;
 
 /* row: zero but for label and path. Loads, takes memory, warms up. */

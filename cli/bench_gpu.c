@@ -26,11 +26,6 @@ static double now_seconds(void)
     return (double)now.tv_sec + 1e-9 * (double)now.tv_nsec;
 }
 
-bool bench_is_gpu(const esp_device *device)
-{
-    return strncmp(esp_device_name(device), "cuda:", 5) == 0;
-}
-
 esp_status bench_gpu_open(esp_device *device, bench_gpu **gpu, esp_error *error)
 {
 #ifdef ESP_HAVE_CUDA

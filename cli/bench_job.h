@@ -152,7 +152,6 @@ struct bench_gpu {
     int (*clock_mhz)(const bench_gpu *gpu); /* of the multiprocessors, now; 0: unknown */
 };
 
-bool bench_is_gpu(const esp_device *device);
 ESP_MUST_CHECK esp_status bench_gpu_open(esp_device *device, bench_gpu **gpu, esp_error *error);
 /* The rivals that `globs` name (NULL: all), as rivals of a row. */
 void bench_gpu_add_rivals(const problem_group *group, bench_row *row, const char *globs);

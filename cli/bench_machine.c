@@ -94,7 +94,7 @@ cli_record bench_machine_json(const cli_state *cli)
         }
     }
     record_child(&machine, "variables", variables);
-    if (bench_is_gpu(cli->device)) {
+    if (device_is_gpu(cli->device)) {
         record_text(&machine, "identity", esp_device_identity(cli->device));
     }
     return machine;

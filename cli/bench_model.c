@@ -224,6 +224,7 @@ static void remember_kernels(const cli_state *cli, model_row *row)
     record_child(&row->kernels, bench_phase(row, 1), model_kernels_json(model, second));
     row->prefill_layers = explain_count(cli, model, first);
     row->decode_layers = explain_count(cli, model, second);
+    row->memory = loaded_memory(&row->loaded);
 }
 
 /* While the model is there. */
@@ -314,6 +315,7 @@ cli_record bench_row_json(const cli_state *cli, model_row *row, const char *kind
     record_int(&record, "file_bytes", (int64_t)row->loaded.file_bytes);
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
     record_int(&record, "linear_resident_bytes", (int64_t)info->linear_resident_bytes);
+    device_bytes_json(row->memory, &record);
     record_int(&record, "parameters", info->parameters);
     record_int(&record, "linear_parameters", info->linear_parameters);
     record_int(&record, "prompt_tokens", row->prompt_tokens);
@@ -367,6 +369,10 @@ static void print_row(const cli_state *cli, const model_row *row)
     if (info->sparse_layers > 0) {
         char memory[WHY_TEXT_MAX];
         printf("%-10s %s\n", "memory", explain_memory(cli, info, memory));
+    }
+    if (device_is_gpu(cli->device)) {
+        char memory[DEVICE_BYTES_TEXT_MAX];
+        printf("%-10s %s\n", "device", device_bytes_text(row->memory, memory));
     }
     bench_row_notes(cli, row, "");
 }

@@ -345,7 +345,7 @@ static esp_status run_all(measurement *all, const char *const *texts, int count,
 {
     esp_matmul_problem problems[BENCH_MAX_GROUP];
     TRY(cli_open_device(all->cli, error));
-    if (bench_is_gpu(all->cli->device)) {
+    if (device_is_gpu(all->cli->device)) {
         TRY(bench_gpu_open(all->cli->device, &all->gpu, error));
     } else {
         all->pinned = pinning_begin(esp_context_threads(all->cli->context));

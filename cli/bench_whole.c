@@ -95,7 +95,7 @@ static esp_status measure(whole_job *job, whole_model *models, int count, esp_er
     for (int i = 0; i < count; i++) {
         TRY(whole_time_given(job->cli, &models[i], error));
         TRY(whole_trace(job->cli, &models[i], error));
-        whole_look(job->cli, &models[i]);
+        TRY(whole_look(job->cli, &models[i], error));
     }
     return ESP_OK;
 }
@@ -131,6 +131,7 @@ static void close_all(whole_job *job)
         for (int k = 0; k < model->phase_count; k++) {
             free(model->phases[k].ms);
             free(model->phases[k].trace);
+            record_free(&model->phases[k].explained);
         }
     }
 }

@@ -8,7 +8,7 @@
 #define WHOLE_MAX_MODELS 16
 #define WHOLE_MAX_PHASES 2
 #define WHOLE_NAME_MAX 192
-#define WHOLE_SPARSE_SHARE 0.8 /* below it a row is not called sparse */
+#define WHOLE_SPARSE_SHARE 0.8 /* of FLOPs and of bytes: below it a row is not called sparse */
 
 /* What of a model's products ran how, by the plans of its layers at the phase's token counts. */
 typedef struct whole_products {
@@ -31,6 +31,7 @@ typedef struct whole_phase {
     whole_products products;
     gpu_trace *trace; /* of one run; NULL: there is none, and why */
     char no_trace[128];
+    cli_record explained; /* list, with --explain and --json */
 } whole_phase;
 
 typedef struct whole_model {
@@ -53,7 +54,8 @@ typedef struct whole_model {
     int32_t *next; /* what sequences go on with */
     whole_phase phases[WHOLE_MAX_PHASES];
     int phase_count;
-    cli_record kernels; /* of each phase */
+    cli_record kernels;      /* of each phase */
+    esp_model_memory memory; /* as it was when all was measured */
 } whole_model;
 
 static inline double whole_share(double part, double whole)
@@ -95,7 +97,8 @@ static inline esp_model_call whole_call(const whole_model *model, int phase)
 }
 
 /* bench_whole_report.c */
-void whole_look(const cli_state *cli, whole_model *model); /* while it is loaded */
+/* While it is loaded: its products, kernels and memory; with --explain all of its candidates. */
+ESP_MUST_CHECK esp_status whole_look(cli_state *cli, whole_model *model, esp_error *error);
 ESP_MUST_CHECK esp_status whole_print_json(const cli_state *cli, whole_model *models, int count,
                                            esp_error *error);
 ESP_MUST_CHECK esp_status whole_print_table(const cli_state *cli, const whole_model *models,

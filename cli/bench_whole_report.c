@@ -6,6 +6,13 @@
 #include "bench_whole.h"
 #include "sizes.h"
 
+static void name_problem(const whole_model *model, const whole_phase *phase,
+                         char name[WHOLE_NAME_MAX])
+{
+    snprintf(name, WHOLE_NAME_MAX, "model/%s/%s/%s/%s", model->name, model->label, model->type,
+             phase->name);
+}
+
 /* ---- products ---- */
 
 static void count_layer(const cli_state *cli, const esp_model_layer *layer, double runs,
@@ -46,26 +53,42 @@ static void look_at_phase(const cli_state *cli, const whole_model *model, int in
     }
 }
 
-void whole_look(const cli_state *cli, whole_model *model)
+/* As `run` prints it: on stderr, or into the line of the phase. */
+static esp_status explain_phase(cli_state *cli, whole_model *model, int index, esp_error *error)
+{
+    whole_phase *phase = &model->phases[index];
+    const esp_model_call call = whole_call(model, index);
+    if (!cli->plan->explain) {
+        return ESP_OK;
+    }
+    if (cli->common.json) {
+        record_free(&phase->explained);
+        phase->explained = record_list();
+        return explain_model_json(cli, model->loaded.model, call, &phase->explained, error);
+    }
+    progress_end(&cli->progress);
+    char name[WHOLE_NAME_MAX];
+    name_problem(model, phase, name);
+    fprintf(stderr, "\n%s at %lld tokens\n", name, (long long)call.tokens);
+    return explain_model(cli, model->loaded.model, call, stderr, error);
+}
+
+esp_status whole_look(cli_state *cli, whole_model *model, esp_error *error)
 {
     record_free(&model->kernels);
     model->kernels = record_object();
+    model->memory = loaded_memory(&model->loaded);
     for (int i = 0; i < model->phase_count; i++) {
         whole_phase *phase = &model->phases[i];
         look_at_phase(cli, model, i, phase);
         record_child(&model->kernels, phase->name,
                      model_kernels_json(model->loaded.model, whole_call(model, i)));
+        TRY(explain_phase(cli, model, i, error));
     }
+    return ESP_OK;
 }
 
 /* ---- rows ---- */
-
-static void name_problem(const whole_model *model, const whole_phase *phase,
-                         char name[WHOLE_NAME_MAX])
-{
-    snprintf(name, WHOLE_NAME_MAX, "model/%s/%s/%s/%s", model->name, model->label, model->type,
-             phase->name);
-}
 
 static timing_spread to_dense(const cli_state *cli, const whole_phase *dense,
                               const whole_phase *phase)
@@ -73,15 +96,31 @@ static timing_spread to_dense(const cli_state *cli, const whole_phase *dense,
     return timing_ratio(dense->ms, phase->ms, (int)((const bench_args *)cli->args)->rounds);
 }
 
-/* The others work the same for tables and JSON. */
-static const char *why_not_sparse(const whole_model *model, const whole_phase *phase)
+static double flops_share(const whole_phase *phase)
+{
+    return whole_share(phase->products.sparse_flops, phase->products.flops);
+}
+
+static double bytes_share(const whole_phase *phase)
+{
+    return whole_share(phase->products.sparse_bytes, phase->products.bytes);
+}
+
+static bool is_sparse(const whole_phase *phase)
+{
+    return flops_share(phase) >= WHOLE_SPARSE_SHARE && bytes_share(phase) >= WHOLE_SPARSE_SHARE;
+}
+
+/* bench/models.pl names rows alike. */
+static const char *name_row(const whole_model *model, const whole_phase *phase)
 {
     if (model->loaded.info.sparse_layers == 0) {
         return "dense";
     }
-    return whole_share(phase->products.sparse_flops, phase->products.flops) < WHOLE_SPARSE_SHARE
-               ? "mostly dense"
-               : NULL;
+    if (is_sparse(phase)) {
+        return "sparse";
+    }
+    return flops_share(phase) < 0.5 ? "mostly dense" : "partly sparse";
 }
 
 static esp_status print_one(const cli_state *cli, whole_model *model, int phase_index,
@@ -89,7 +128,7 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
 {
     const bench_args *args = cli->args;
     const esp_model_info *info = &model->loaded.info;
-    const whole_phase *phase = &model->phases[phase_index];
+    whole_phase *phase = &model->phases[phase_index];
     int rounds = (int)args->rounds;
     char name[WHOLE_NAME_MAX];
     timing_spread ratio = to_dense(cli, dense, phase);
@@ -109,11 +148,9 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     record_real(&record, "ratio_to_dense", ratio.median);
     record_real(&record, "ratio_least", ratio.least);
     record_real(&record, "ratio_most", ratio.most);
-    record_real(&record, "sparse_flops_share",
-                whole_share(phase->products.sparse_flops, phase->products.flops));
-    record_real(&record, "sparse_bytes_share",
-                whole_share(phase->products.sparse_bytes, phase->products.bytes));
-    record_bool(&record, "is_sparse", why_not_sparse(model, phase) == NULL);
+    record_real(&record, "sparse_flops_share", flops_share(phase));
+    record_real(&record, "sparse_bytes_share", bytes_share(phase));
+    record_bool(&record, "is_sparse", is_sparse(phase));
     record_child(&record, "time_share", whole_time_shares(phase, median));
     record_child(&record, "kernel_times", whole_kernel_times(phase));
     if (phase->given_ms > 0) {
@@ -121,6 +158,7 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
     }
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
     record_int(&record, "linear_resident_bytes", (int64_t)info->linear_resident_bytes);
+    device_bytes_json(model->memory, &record);
     record_int(&record, "parameters", info->parameters);
     record_int(&record, "batch", phase->batch);
     record_int(&record, "tokens", phase->tokens);
@@ -130,6 +168,10 @@ static esp_status print_one(const cli_state *cli, whole_model *model, int phase_
         model->kernels = (cli_record){0};
     }
     explain_memory_json(cli, info, &record);
+    if (cli->plan->explain) {
+        record_child(&record, "explain", phase->explained);
+        phase->explained = (cli_record){0};
+    }
     record_int(&record, "threads", esp_context_threads(cli->context));
     record_text(&record, "compute", model_compute(info));
     record_text(&record, "device", esp_device_name(cli->device));
@@ -157,25 +199,26 @@ static void fill_row(const cli_state *cli, cli_table *table, const whole_model *
     double median =
         timing_spread_of(phase->ms, (int)((const bench_args *)cli->args)->rounds).median;
     const whole_products *products = &phase->products;
-    const char *why_not = why_not_sparse(model, phase);
     name_problem(model, phase, name);
     table_cell(table, "%s", name);
     table_cell(table, "%.3f", median);
     table_cell(table, "%s %s/s", size_number(1e3 * phase->work / median, text), phase->unit);
     table_cell(table, "%.2fx", to_dense(cli, dense, phase).median);
-    table_cell(table, "%s", size_bytes((double)model->loaded.info.resident_bytes, text));
-    table_cell(table, "%.0f %%", 100 * whole_share(products->sparse_flops, products->flops));
+    table_cell(table, "%s", size_bytes((double)model->memory.weights, text));
+    table_cell(table, "%s", size_bytes((double)model->memory.activations, text));
+    table_cell(table, "%.0f %%", 100 * flops_share(phase));
+    table_cell(table, "%.0f %%", 100 * bytes_share(phase));
     table_cell(table, "%.0f %%",
                100 * whole_share(products->sparse_ms + products->dense_ms, median));
-    table_cell(table, "%s", why_not != NULL ? why_not : "sparse");
+    table_cell(table, "%s", name_row(model, phase));
 }
 
 esp_status whole_print_table(const cli_state *cli, const whole_model *models, int count,
                              esp_error *error)
 {
-    static const char *const heads[] = {"<problem",        ">median ms", ">throughput",
-                                        ">to dense",       ">resident",  ">sparse FLOPs",
-                                        ">products' time", "<row"};
+    static const char *const heads[] = {
+        "<problem",     ">median ms",    ">throughput",   ">to dense",       ">resident",
+        ">activations", ">sparse FLOPs", ">sparse bytes", ">products' time", "<row"};
     cli_table table;
     table_begin(&table, COUNT(heads), heads);
     for (int phase = 0; phase < models[0].phase_count; phase++) {
@@ -189,7 +232,8 @@ esp_status whole_print_table(const cli_state *cli, const whole_model *models, in
     table_free(&table);
     if (status == ESP_OK) {
         printf("%s, %d threads, medians of %lld rounds; products' time by %s times of their "
-               "kernels; a row whose products run less than %.0f %% sparse is not called sparse\n",
+               "kernels; a row is called sparse where sparse kernels run at least %.0f %% of FLOPs "
+               "and of bytes\n",
                esp_device_name(cli->device), esp_context_threads(cli->context),
                (long long)((const bench_args *)cli->args)->rounds,
                models[0].phases[0].products.measured ? "measured" : "predicted",

@@ -69,6 +69,7 @@ static void print_text(const eval_job *job)
                explain_memory(job->cli, &job->model.info, memory),
                size_bytes((double)job->model.info.resident_bytes, size));
     }
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "", "note", window_of(job), stdout);
 }
 
@@ -103,20 +104,11 @@ static esp_status print_json(eval_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, window_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
     layer_counts counts = explain_count(job->cli, job->model.model, window_of(job));
     record_int(&record, "layers_run_dense", counts.runs_dense);
-    if (job->args->plan.explain) {
-        cli_record list = record_list();
-        esp_status status =
-            explain_model_json(job->cli, job->model.model, window_of(job), &list, error);
-        record_child(&record, "explain", list);
-        if (status != ESP_OK) {
-            record_free(&record);
-            return status;
-        }
-    }
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, window_of(job), &record, error);
 }
 
 static esp_status evaluate(eval_job *job, esp_error *error)

@@ -160,6 +160,7 @@ static void print_statistics(const run_job *job)
                 explain_memory(job->cli, &job->model.info, memory),
                 size_bytes((double)job->model.info.resident_bytes, a));
     }
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "espalier: ", "prefill", prefill_of(job), stderr);
     explain_note(job->cli, job->model.model, "espalier: ", "decode", decode, stderr);
 }
@@ -198,6 +199,7 @@ static esp_status print_json(run_job *job, esp_error *error)
     record_child(&kernels, "decode", model_kernels_json(job->model.model, decode));
     record_child(&record, "kernels", kernels);
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
     explain_dense_json(job->cli, job->model.model, prefill_of(job), &record);
     esp_status status = ESP_OK;

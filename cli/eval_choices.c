@@ -164,6 +164,7 @@ static void print_text(const choices_job *job)
                explain_memory(job->cli, &job->model.info, memory),
                size_bytes((double)job->model.info.resident_bytes, size));
     }
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "", "note", typical, stdout);
 }
 
@@ -192,8 +193,9 @@ static esp_status print_json(const choices_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, typical));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, typical, &record, error);
 }
 
 static esp_status evaluate(choices_job *job, esp_error *error)

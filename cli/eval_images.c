@@ -77,6 +77,7 @@ static void print_text(const eval_job *job)
            esp_context_threads(job->cli->context), result->seconds,
            (double)result->images / fmax(result->seconds, 1e-9));
     printf("%-16s %s\n", "kernels", model_kernels_text(job->model.model, call_of(job), kernels));
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "", "note", call_of(job), stdout);
 }
 
@@ -110,8 +111,9 @@ static esp_status print_json(eval_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, call_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, call_of(job), &record, error);
 }
 
 /* ---- the whole ---- */

@@ -73,6 +73,10 @@ ESP_MUST_CHECK esp_status explain_model(const cli_state *cli, const esp_model *m
 ESP_MUST_CHECK esp_status explain_model_json(const cli_state *cli, const esp_model *model,
                                              esp_model_call call, cli_record *list,
                                              esp_error *error);
+/* Prints what a command found, with --explain the same as "explain". Takes the record. */
+ESP_MUST_CHECK esp_status explain_and_print(const cli_state *cli, const esp_model *model,
+                                            esp_model_call call, cli_record *record,
+                                            esp_error *error);
 /* layers_run_dense: {prefill, decode}. */
 void explain_dense_json(const cli_state *cli, const esp_model *model, esp_model_call prefill,
                         cli_record *record);

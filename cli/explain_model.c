@@ -179,3 +179,18 @@ esp_status explain_model_json(const cli_state *cli, const esp_model *model, esp_
     }
     return ESP_OK;
 }
+
+esp_status explain_and_print(const cli_state *cli, const esp_model *model, esp_model_call call,
+                             cli_record *record, esp_error *error)
+{
+    if (cli->plan->explain) {
+        cli_record list = record_list();
+        esp_status status = explain_model_json(cli, model, call, &list, error);
+        record_child(record, "explain", list);
+        if (status != ESP_OK) {
+            record_free(record);
+            return status;
+        }
+    }
+    return record_print(record, error);
+}

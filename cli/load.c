@@ -1,6 +1,7 @@
 #include "load.h"
 
 #include "explain.h"
+#include "sizes.h"
 
 #include <errno.h>
 #include <fcntl.h>
@@ -61,6 +62,42 @@ void loaded_model_free(loaded_model *loaded)
     esp_tokenizer_close(loaded->tokenizer);
     esp_checkpoint_close(loaded->checkpoint);
     *loaded = (loaded_model){0};
+}
+
+/* ---- memory of the device ---- */
+
+esp_model_memory loaded_memory(const loaded_model *loaded)
+{
+    esp_model_memory memory;
+    esp_model_get_memory(loaded->model, &memory);
+    return memory;
+}
+
+void device_bytes_json(esp_model_memory memory, cli_record *record)
+{
+    cli_record bytes = record_object();
+    record_int(&bytes, "weights", (int64_t)memory.weights);
+    record_int(&bytes, "activations", (int64_t)memory.activations);
+    record_child(record, "device_bytes", bytes);
+}
+
+const char *device_bytes_text(esp_model_memory memory, char text[DEVICE_BYTES_TEXT_MAX])
+{
+    char weights[SIZE_TEXT_MAX], activations[SIZE_TEXT_MAX];
+    snprintf(text, DEVICE_BYTES_TEXT_MAX,
+             "%s of weights, at most %s of activations, caches and workspaces",
+             size_bytes((double)memory.weights, weights),
+             size_bytes((double)memory.activations, activations));
+    return text;
+}
+
+void device_bytes_note(const cli_state *cli, const loaded_model *loaded)
+{
+    char text[DEVICE_BYTES_TEXT_MAX];
+    if (device_is_gpu(cli->device) && !cli->common.quiet) {
+        fprintf(stderr, "espalier: memory of %s: %s\n", esp_device_name(cli->device),
+                device_bytes_text(loaded_memory(loaded), text));
+    }
 }
 
 /* ---- text files ---- */

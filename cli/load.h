@@ -2,6 +2,8 @@
 #ifndef CLI_LOAD_H
 #define CLI_LOAD_H
 
+#include <string.h>
+
 #include "cli.h"
 #include "output.h"
 
@@ -19,6 +21,21 @@ ESP_MUST_CHECK esp_status load_model(cli_state *cli, const char *path, bool with
 /* The same of a checkpoint that is open already: loaded->checkpoint, else zero. */
 ESP_MUST_CHECK esp_status load_opened(cli_state *cli, loaded_model *loaded, esp_error *error);
 void loaded_model_free(loaded_model *loaded);
+
+/* Bytes of its device that the model has taken so far. */
+esp_model_memory loaded_memory(const loaded_model *loaded);
+/* device_bytes: {weights, activations}. */
+void device_bytes_json(esp_model_memory memory, cli_record *record);
+/* "1.20 GB of weights, at most 310.00 MB of activations, caches and workspaces". */
+#define DEVICE_BYTES_TEXT_MAX 160
+const char *device_bytes_text(esp_model_memory memory, char text[DEVICE_BYTES_TEXT_MAX]);
+/* The same as a line on stderr, where the device is a GPU; behind all that the model does. */
+void device_bytes_note(const cli_state *cli, const loaded_model *loaded);
+
+static inline bool device_is_gpu(const esp_device *device)
+{
+    return strncmp(esp_device_name(device), "cuda:", strlen("cuda:")) == 0;
+}
 
 /* Whole file, or stdin for "-"; *text is to be freed. At most 1 GiB. */
 ESP_MUST_CHECK esp_status load_text(const char *path, char **text, size_t *length,

@@ -229,17 +229,13 @@ static esp_status print_json(const run_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, call_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
-    if (status == ESP_OK && job->cli->plan->explain) {
-        cli_record list = record_list();
-        status = explain_model_json(job->cli, job->model.model, call_of(job), &list, error);
-        record_child(&record, "explain", list);
-    }
     if (status != ESP_OK) {
         record_free(&record);
         return status;
     }
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, call_of(job), &record, error);
 }
 
 static void print_statistics(const run_job *job)
@@ -250,6 +246,7 @@ static void print_statistics(const run_job *job)
             model_compute(&job->model.info), esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: kernels: %s\n",
             model_kernels_text(job->model.model, call_of(job), kernels));
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "espalier: ", "note", call_of(job), stderr);
 }
 

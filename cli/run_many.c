@@ -160,6 +160,7 @@ static void print_statistics(const many_job *job)
             esp_context_threads(job->cli->context));
     fprintf(stderr, "espalier: decode kernels: %s\n",
             model_kernels_text(job->model.model, step_of(job), kernels));
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "espalier: ", "decode", step_of(job), stderr);
 }
 
@@ -190,12 +191,13 @@ static esp_status print_json(const many_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, step_of(job)));
     record_int(&record, "resident_bytes", (int64_t)job->model.info.resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, &job->model.info, &record);
     for (int64_t i = 0; i < job->prompts.count; i++) {
         record_add(&list, sequence_json(job, i));
     }
     record_child(&record, "texts", list);
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, step_of(job), &record, error);
 }
 
 static esp_status run_opened(many_job *job, esp_error *error)

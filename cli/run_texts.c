@@ -95,6 +95,7 @@ static void print_statistics(const texts_job *job)
                 explain_memory(job->cli, info, memory),
                 size_bytes((double)info->resident_bytes, rate));
     }
+    device_bytes_note(job->cli, &job->model);
     explain_note(job->cli, job->model.model, "espalier: ", "batch", mean_call(job), stderr);
 }
 
@@ -142,22 +143,13 @@ static esp_status print_json(const texts_job *job, esp_error *error)
     record_int(&record, "threads", esp_context_threads(job->cli->context));
     record_child(&record, "kernels", model_kernels_json(job->model.model, mean_call(job)));
     record_int(&record, "resident_bytes", (int64_t)info->resident_bytes);
+    device_bytes_json(loaded_memory(&job->model), &record);
     explain_memory_json(job->cli, info, &record);
     for (int64_t i = 0; i < job->count; i++) {
         record_add(&list, vector_json(job, i));
     }
     record_child(&record, "texts", list);
-    if (job->cli->plan->explain) {
-        cli_record explained = record_list();
-        esp_status status =
-            explain_model_json(job->cli, job->model.model, mean_call(job), &explained, error);
-        record_child(&record, "explain", explained);
-        if (status != ESP_OK) {
-            record_free(&record);
-            return status;
-        }
-    }
-    return record_print(&record, error);
+    return explain_and_print(job->cli, job->model.model, mean_call(job), &record, error);
 }
 
 static esp_status run_opened(texts_job *job, const run_texts_args *args, esp_error *error)

@@ -86,7 +86,7 @@ typedef struct esp_model_info {
     int64_t layers, hidden_size, vocabulary, context; /* context: longest sequence */
     int64_t parameters;        /* logical (dense) parameters, tied weights counted once */
     int64_t linear_parameters; /* of the linear layers but embeddings and lm_head */
-    size_t resident_bytes;     /* weights held on the device */
+    size_t resident_bytes;     /* weights held on the device, and tables that stay with them */
     size_t linear_resident_bytes;
     esp_compute compute; /* what auto became */
     int32_t bos;         /* -1 if none */
@@ -110,6 +110,15 @@ ESP_MUST_CHECK ESP_API esp_status esp_model_load(esp_device *device,
                                                  esp_model **model, esp_error *error);
 ESP_API void esp_model_free(esp_model *model);
 ESP_API void esp_model_get_info(const esp_model *model, esp_model_info *info);
+
+/* Bytes that a model takes of its device. What the device's own software takes, such as the context
+ * of CUDA, is not among them. */
+typedef struct esp_model_memory {
+    size_t weights;     /* esp_model_info.resident_bytes */
+    size_t activations; /* with caches and workspaces, of all sessions, embedders and batches of
+                           images of the model: the most that there were at once so far */
+} esp_model_memory;
+ESP_API void esp_model_get_memory(const esp_model *model, esp_model_memory *memory);
 
 /* A call of a model, as far as it decides which kernels run. */
 typedef struct esp_model_call {

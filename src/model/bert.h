@@ -44,6 +44,7 @@ struct esp_embedder {
     int64_t max_tokens;   /* columns of a batch */
     int64_t max_texts;
     esp_lane lane;
+    esp_taken taken;
     void *scratch; /* all the following, [features][max_tokens] each */
     void *x, *qkv, *mixed, *inner;
     void *workspace, *attention_workspace;

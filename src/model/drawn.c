@@ -296,12 +296,10 @@ static esp_status fill(esp_device *device, esp_checkpoint *checkpoint,
 {
     esp_context *context = device->context;
     info_list list = {.context = context};
-    esp_model *model = esp_alloc_zero(context, sizeof *model);
+    esp_model *model = esp_model_blank(device);
     if (model == NULL) {
         return esp_fail_memory(error, sizeof *model, "a model");
     }
-    model->context = context;
-    model->device = device;
     esp_status status = list_family(model, checkpoint, options->dtype, &list, error);
     if (status == ESP_OK) {
         status = esp_checkpoint_set_weights(checkpoint, list.infos, list.count, error);

@@ -16,8 +16,8 @@ static esp_status take_scratch(esp_embedder *embedder, esp_error *error)
                               {&embedder->qkv, 3 * config->hidden},
                               {&embedder->mixed, config->hidden},
                               {&embedder->inner, config->intermediate}};
-    return esp_scratch_take(embedder->model, areas, ESP_COUNT(areas), embedder->max_tokens,
-                            &embedder->scratch, error);
+    return esp_scratch_take(embedder->model, &embedder->taken, areas, ESP_COUNT(areas),
+                            embedder->max_tokens, &embedder->scratch, error);
 }
 
 static esp_status take_workspaces(esp_embedder *embedder, esp_error *error)
@@ -34,10 +34,10 @@ static esp_status take_workspaces(esp_embedder *embedder, esp_error *error)
         esp_group_attention_of(ops, &embedder->bert->layers[0].attention, &call);
     size_t attention = ops->group_workspace_bytes(model->device, &longest);
     embedder->workspace_bytes = ESP_MAX(product, 64);
-    ESP_TRY(esp_device_take(model, embedder->workspace_bytes, 1, "workspaces", &embedder->workspace,
-                            error));
-    return esp_device_take(model, attention, 1, "workspaces", &embedder->attention_workspace,
-                           error);
+    ESP_TRY(esp_device_take(&embedder->taken, embedder->workspace_bytes, 1, "workspaces",
+                            &embedder->workspace, error));
+    return esp_device_take(&embedder->taken, attention, 1, "workspaces",
+                           &embedder->attention_workspace, error);
 }
 
 static esp_status take_lists(esp_embedder *embedder, esp_error *error)
@@ -49,13 +49,14 @@ static esp_status take_lists(esp_embedder *embedder, esp_error *error)
         return esp_fail_memory(error, slots * sizeof *embedder->plans, "a batch");
     }
     embedder->mail.step = ((size_t)embedder->max_tokens * sizeof(int32_t) + 63) / 64 * 64;
-    ESP_TRY(esp_mail_take(model->device, 5 * embedder->mail.step, "a batch", &embedder->mail.mail,
-                          error));
+    ESP_TRY(esp_taken_mail(&embedder->taken, 5 * embedder->mail.step, "a batch",
+                           &embedder->mail.mail, error));
     if (!esp_device_is_far(model->device)) {
         return ESP_OK;
     }
     void *vectors = NULL;
-    ESP_TRY(esp_device_take(model, (size_t)embedder->max_texts * (size_t)model->info.embedding_size,
+    ESP_TRY(esp_device_take(&embedder->taken,
+                            (size_t)embedder->max_texts * (size_t)model->info.embedding_size,
                             sizeof(float), "vectors", &vectors, error));
     embedder->vectors = vectors;
     return ESP_OK;
@@ -87,6 +88,7 @@ esp_status esp_embedder_create(const esp_model *model, int64_t max_tokens, esp_e
         return esp_fail_memory(error, sizeof *made, "an embedder");
     }
     made->model = model;
+    made->taken = esp_taken_of(model);
     made->bert = model->parts;
     made->max_tokens = esp_ops_columns(
         model->ops, ESP_MAX(max_tokens > 0 ? max_tokens : DEFAULT_BATCH, model->info.context));
@@ -116,6 +118,7 @@ void esp_embedder_free(esp_embedder *embedder)
         }
     }
     esp_mail_free(device, &embedder->mail.mail);
+    esp_taken_drop(&embedder->taken);
     esp_release(context, embedder->plans);
     esp_release(context, embedder);
 }

@@ -3,6 +3,8 @@
 #ifndef ESP_MODEL_FAMILY_H
 #define ESP_MODEL_FAMILY_H
 
+#include <stdatomic.h>
+
 #include "format/format.h"
 #include "model/config_value.h"
 #include "model/model.h"
@@ -10,6 +12,18 @@
 
 typedef struct esp_family esp_family;
 typedef struct esp_fold esp_fold; /* fold.h */
+
+/* Device memory for what a model works on, over all that are at work: now, and at most so far. */
+typedef struct esp_memory_use {
+    atomic_size_t now, most;
+} esp_memory_use;
+
+/* Device memory that one owner took and frees as a whole. */
+typedef struct esp_taken {
+    esp_device *device;
+    esp_memory_use *use; /* where it counts, too; NULL: nowhere */
+    size_t bytes;
+} esp_taken;
 
 struct esp_model {
     esp_context *context;
@@ -21,9 +35,11 @@ struct esp_model {
     char *kernel_glob;             /* NULL: any */
     esp_plan_options plan_options; /* but forms; kernel_glob as above */
     esp_memory memory;
-    int64_t tokens; /* token count that matters most; at least 1 */
-    esp_model_info info;
-    bool by_layer; /* layers run alone (walk.c), so a session keeps the cache of one */
+    int64_t tokens;      /* token count that matters most; at least 1 */
+    esp_model_info info; /* but resident_bytes */
+    esp_taken weights;   /* all that stays with the model */
+    esp_memory_use use;  /* by all else */
+    bool by_layer;       /* layers run alone (walk.c), so a session keeps the cache of one */
 };
 
 /* ---- tensors ---- */
@@ -172,9 +188,8 @@ ESP_MUST_CHECK esp_status esp_family_find(const esp_config_file *config, const e
 ESP_MUST_CHECK esp_status esp_weights_load(esp_model *model, const esp_checkpoint *checkpoint,
                                            const esp_model_options *options, esp_error *error);
 /* Numbers that belong to the weights: to f32 memory of the device. */
-ESP_MUST_CHECK esp_status esp_vector_take(const esp_model *model, const float *numbers,
-                                          int64_t count, const char *what, float **vector,
-                                          esp_error *error);
+ESP_MUST_CHECK esp_status esp_vector_take(esp_taken *taken, const float *numbers, int64_t count,
+                                          const char *what, float **vector, esp_error *error);
 void esp_vector_free(const esp_model *model, float *vector);
 
 /* Linear layers that read one norm, in host memory on their way to the device (held.c). */
@@ -213,6 +228,8 @@ int64_t esp_want_find(const esp_checkpoint *checkpoint, const esp_want *want);
 ESP_MUST_CHECK esp_status esp_weights_check(esp_model *model, const esp_checkpoint *checkpoint,
                                             esp_error *error);
 
+/* A model of nothing yet, but of this device; NULL: no memory. */
+esp_model *esp_model_blank(esp_device *device);
 /* A model without its weights: configured by config.json and prepared; tensors are checked, none is
  * read. Freed by esp_model_free (model.c). */
 ESP_MUST_CHECK esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
@@ -237,17 +254,25 @@ typedef struct esp_area {
     void **memory;
     int64_t features;
 } esp_area;
-ESP_MUST_CHECK esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int count,
-                                           int64_t columns, void **block, esp_error *error);
+ESP_MUST_CHECK esp_status esp_scratch_take(const esp_model *model, esp_taken *taken,
+                                           const esp_area *areas, int count, int64_t columns,
+                                           void **block, esp_error *error);
 /* The area of moments of a stream of `hidden` features, none where no norm is held; its room is
  * `columns` long. */
 esp_area esp_moments_area(const esp_model *model, bool centered, int64_t hidden, int64_t columns,
                           esp_known_moments *moments);
 /* For esp_nn: NULL where there is no room for any. */
 esp_known_moments *esp_moments_of(esp_known_moments *moments);
+/* Nothing yet, of one who is at work on a model. */
+esp_taken esp_taken_of(const esp_model *model);
+/* When all of it was given back to the device. */
+void esp_taken_drop(esp_taken *taken);
 /* Device memory, at least 64 bytes; `what` is for the message. */
-ESP_MUST_CHECK esp_status esp_device_take(const esp_model *model, size_t elements, size_t width,
+ESP_MUST_CHECK esp_status esp_device_take(esp_taken *taken, size_t elements, size_t width,
                                           const char *what, void **memory, esp_error *error);
+/* esp_mail_take. */
+ESP_MUST_CHECK esp_status esp_taken_mail(esp_taken *taken, size_t bytes, const char *what,
+                                         esp_mail *mail, esp_error *error);
 size_t esp_model_width(const esp_model *model); /* bytes of an activation */
 
 /* What a layer runs with; the plans and workspace are the caller's to fill. */

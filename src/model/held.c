@@ -86,9 +86,7 @@ static bool scale_all(const esp_model *model, const esp_readers *readers, const 
 static esp_status take_vector(esp_model *model, const norm_numbers *norm, int64_t count,
                               const char *name, float **vector, esp_error *error)
 {
-    ESP_TRY(esp_vector_take(model, norm->vector, count, name, vector, error));
-    model->info.resident_bytes += (size_t)count * sizeof(float);
-    return ESP_OK;
+    return esp_vector_take(&model->weights, norm->vector, count, name, vector, error);
 }
 
 /* W h joins the bias; what zeros make stays known. */

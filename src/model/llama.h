@@ -33,6 +33,7 @@ struct esp_session {
     const esp_llama *llama; /* its parts */
     int64_t capacity, max_batch, length;
     esp_lane lane;
+    esp_taken taken;
     void *cache;        /* [layers][keys, values][kv_heads][capacity][head_dim] */
     int64_t cache_step; /* elements of one layer's keys */
     int64_t cached;     /* layers that the cache is of: all, or 1 where they run alone */

@@ -38,7 +38,7 @@ static esp_status take_frequencies(esp_model *model, esp_error *error)
         return esp_fail_memory(error, bytes, "a model");
     }
     esp_rope_frequencies(&llama->config.rope, llama->config.head_dim, frequencies);
-    esp_status status = esp_vector_take(model, frequencies, (int64_t)half, "frequencies",
+    esp_status status = esp_vector_take(&model->weights, frequencies, (int64_t)half, "frequencies",
                                         &llama->frequencies, error);
     esp_release(model->context, frequencies);
     return status;

@@ -121,16 +121,25 @@ static esp_status load(esp_model *model, const esp_checkpoint *checkpoint,
 typedef esp_status (*make_fn)(esp_model *model, const esp_checkpoint *checkpoint,
                               const esp_model_options *options, esp_error *error);
 
+esp_model *esp_model_blank(esp_device *device)
+{
+    esp_model *made = esp_alloc_zero(device->context, sizeof *made);
+    if (made != NULL) {
+        made->context = device->context;
+        made->device = device;
+        made->weights.device = device;
+    }
+    return made;
+}
+
 static esp_status create(esp_device *device, const esp_checkpoint *checkpoint, make_fn make,
                          const esp_model_options *options, esp_model **model, esp_error *error)
 {
     const esp_model_options defaults = {0};
-    esp_model *made = esp_alloc_zero(device->context, sizeof *made);
+    esp_model *made = esp_model_blank(device);
     if (made == NULL) {
         return esp_fail_memory(error, sizeof *made, "a model");
     }
-    made->context = device->context;
-    made->device = device;
     esp_status status = make(made, checkpoint, options != NULL ? options : &defaults, error);
     if (status != ESP_OK) {
         esp_model_free(made);
@@ -155,12 +164,10 @@ esp_status esp_model_prepare(esp_device *device, const esp_checkpoint *checkpoin
 esp_status esp_model_outline(esp_device *device, const esp_checkpoint *checkpoint,
                              esp_model **model, esp_error *error)
 {
-    esp_model *made = esp_alloc_zero(device->context, sizeof *made);
+    esp_model *made = esp_model_blank(device);
     if (made == NULL) {
         return esp_fail_memory(error, sizeof *made, "a model");
     }
-    made->context = device->context;
-    made->device = device;
     esp_status status = read_config(made, checkpoint, error);
     if (status == ESP_OK) {
         status = made->family->prepare(made, checkpoint, error);
@@ -198,6 +205,13 @@ void esp_model_free(esp_model *model)
 void esp_model_get_info(const esp_model *model, esp_model_info *info)
 {
     *info = model->info;
+    info->resident_bytes = model->weights.bytes;
+}
+
+void esp_model_get_memory(const esp_model *model, esp_model_memory *memory)
+{
+    memory->weights = model->weights.bytes;
+    memory->activations = atomic_load(&model->use.most);
 }
 
 /* ---- which kernels run ---- */

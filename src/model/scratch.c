@@ -80,7 +80,46 @@ size_t esp_model_width(const esp_model *model)
     return esp_dtype_bytes(model->ops->type);
 }
 
-esp_status esp_device_take(const esp_model *model, size_t elements, size_t width, const char *what,
+/* ---- what is counted ---- */
+
+/* A model does not change for who works on it, but for this count. */
+esp_taken esp_taken_of(const esp_model *model)
+{
+    esp_model *counting = (esp_model *)(uintptr_t)model;
+    return (esp_taken){.device = model->device, .use = &counting->use};
+}
+
+static void count_bytes(esp_taken *taken, size_t bytes)
+{
+    taken->bytes += bytes;
+    if (taken->use == NULL) {
+        return;
+    }
+    size_t now = atomic_fetch_add(&taken->use->now, bytes) + bytes;
+    size_t most = atomic_load(&taken->use->most);
+    while (now > most && !atomic_compare_exchange_weak(&taken->use->most, &most, now)) {
+    }
+}
+
+void esp_taken_drop(esp_taken *taken)
+{
+    if (taken->use != NULL) {
+        atomic_fetch_sub(&taken->use->now, taken->bytes);
+    }
+    taken->bytes = 0;
+}
+
+esp_status esp_taken_mail(esp_taken *taken, size_t bytes, const char *what, esp_mail *mail,
+                          esp_error *error)
+{
+    ESP_TRY(esp_mail_take(taken->device, bytes, what, mail, error));
+    count_bytes(taken, mail->bytes);
+    return ESP_OK;
+}
+
+/* ---- memory ---- */
+
+esp_status esp_device_take(esp_taken *taken, size_t elements, size_t width, const char *what,
                            void **memory, esp_error *error)
 {
     size_t bytes;
@@ -88,12 +127,16 @@ esp_status esp_device_take(const esp_model *model, size_t elements, size_t width
         return esp_fail_memory(error, elements, what);
     }
     bytes = ESP_MAX(bytes, 64);
-    *memory = model->device->backend->alloc(model->device, bytes);
-    return *memory != NULL ? ESP_OK : esp_device_fail_memory(model->device, bytes, what, error);
+    *memory = taken->device->backend->alloc(taken->device, bytes);
+    if (*memory == NULL) {
+        return esp_device_fail_memory(taken->device, bytes, what, error);
+    }
+    count_bytes(taken, bytes);
+    return ESP_OK;
 }
 
-esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int count,
-                            int64_t columns, void **block, esp_error *error)
+esp_status esp_scratch_take(const esp_model *model, esp_taken *taken, const esp_area *areas,
+                            int count, int64_t columns, void **block, esp_error *error)
 {
     size_t width = esp_model_width(model), line = 64 / width, total = 0, at = 0;
     for (int i = 0; i < count; i++) {
@@ -104,7 +147,7 @@ esp_status esp_scratch_take(const esp_model *model, const esp_area *areas, int c
             return esp_fail_memory(error, SIZE_MAX, "scratch memory");
         }
     }
-    ESP_TRY(esp_device_take(model, total, width, "scratch memory", block, error));
+    ESP_TRY(esp_device_take(taken, total, width, "scratch memory", block, error));
     for (int i = 0; i < count; i++) {
         *areas[i].memory = (char *)*block + at * width;
         at += ((size_t)areas[i].features * (size_t)columns + line - 1) / line * line;

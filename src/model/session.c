@@ -39,7 +39,7 @@ static esp_status take_cache(esp_session *session, esp_error *error)
         return esp_fail_memory(error, SIZE_MAX, "a KV cache");
     }
     session->cache_step = (int64_t)step;
-    return esp_device_take(session->model, elements, esp_model_width(session->model), "a KV cache",
+    return esp_device_take(&session->taken, elements, esp_model_width(session->model), "a KV cache",
                            &session->cache, error);
 }
 
@@ -56,12 +56,13 @@ static esp_status take_scratch(esp_session *session, esp_error *error)
         {&session->mixed, q},
         {&session->inner, 2 * config->intermediate},
         esp_moments_area(model, false, config->hidden, columns, &session->moments)};
-    ESP_TRY(esp_scratch_take(model, areas, ESP_COUNT(areas), columns, &session->scratch, error));
-    ESP_TRY(esp_device_take(model, (size_t)config->hidden, esp_model_width(model), "scratch memory",
-                            &session->last, error));
+    ESP_TRY(esp_scratch_take(model, &session->taken, areas, ESP_COUNT(areas), columns,
+                             &session->scratch, error));
+    ESP_TRY(esp_device_take(&session->taken, (size_t)config->hidden, esp_model_width(model),
+                            "scratch memory", &session->last, error));
     size_t angles = ((size_t)(config->head_dim / 2 * columns) + 15) / 16 * 16;
     void *memory = NULL;
-    ESP_TRY(esp_device_take(model, 2 * angles, sizeof(float), "angles", &memory, error));
+    ESP_TRY(esp_device_take(&session->taken, 2 * angles, sizeof(float), "angles", &memory, error));
     session->cosines = memory;
     session->sines = session->cosines + angles;
     return ESP_OK;
@@ -84,7 +85,7 @@ static esp_status take_mail(esp_session *session, esp_error *error)
     if (!esp_mul_size(layers * sizeof(esp_cache_place), (size_t)session->max_batch, &places)) {
         return esp_fail_memory(error, SIZE_MAX, "a batch");
     }
-    return esp_mail_take(model->device, mail->places_at + places, "a batch", &mail->mail, error);
+    return esp_taken_mail(&session->taken, mail->places_at + places, "a batch", &mail->mail, error);
 }
 
 /* Logits on their way from a far device; elsewhere they are written where they are wanted. */
@@ -96,11 +97,12 @@ static esp_status take_rows(esp_session *session, esp_error *error)
     }
     void *rows = NULL;
     session->row_count = esp_ops_columns(model->ops, ESP_MIN(session->max_batch, MOST_ROWS));
-    ESP_TRY(esp_device_take(model, (size_t)session->row_count * (size_t)model->info.vocabulary,
+    ESP_TRY(esp_device_take(&session->taken,
+                            (size_t)session->row_count * (size_t)model->info.vocabulary,
                             sizeof(float), "logits", &rows, error));
     session->rows = rows;
-    return esp_mail_take(model->device, (size_t)session->row_count * sizeof(int32_t), "tokens",
-                         &session->best, error);
+    return esp_taken_mail(&session->taken, (size_t)session->row_count * sizeof(int32_t), "tokens",
+                          &session->best, error);
 }
 
 static esp_status take_workspaces(esp_session *session, esp_error *error)
@@ -110,10 +112,10 @@ static esp_status take_workspaces(esp_session *session, esp_error *error)
     ESP_TRY(esp_product_workspace(model, esp_ops_columns(model->ops, session->max_batch), &product,
                                   error));
     session->workspace_bytes = ESP_MAX(product, 64);
-    ESP_TRY(esp_device_take(model, session->workspace_bytes, 1, "workspaces", &session->workspace,
-                            error));
-    ESP_TRY(
-        esp_device_take(model, attention, 1, "workspaces", &session->attention_workspace, error));
+    ESP_TRY(esp_device_take(&session->taken, session->workspace_bytes, 1, "workspaces",
+                            &session->workspace, error));
+    ESP_TRY(esp_device_take(&session->taken, attention, 1, "workspaces",
+                            &session->attention_workspace, error));
     size_t vocabulary = (size_t)model->info.vocabulary;
     size_t slots = 2 * (size_t)esp_model_linears(model);
     session->plans = esp_alloc_array(model->context, slots, sizeof *session->plans);
@@ -162,6 +164,7 @@ esp_status esp_session_create(const esp_model *model, int64_t capacity, int64_t 
         return esp_fail_memory(error, sizeof *made, "a session");
     }
     made->model = model;
+    made->taken = esp_taken_of(model);
     made->llama = model->parts;
     made->capacity = capacity;
     made->max_batch = ESP_MIN(max_batch > 0 ? max_batch : DEFAULT_BATCH, capacity);
@@ -192,6 +195,7 @@ void esp_session_free(esp_session *session)
     }
     esp_mail_free(device, &session->mail.mail);
     esp_mail_free(device, &session->best);
+    esp_taken_drop(&session->taken);
     esp_release(context, session->plans);
     esp_release(context, session->workspaces);
     esp_release(context, session->logits);

@@ -21,13 +21,15 @@ static esp_status fetch(const esp_model *model, esp_lane *lane, const esp_view *
         return esp_lane_receive(lane, *memory, view->data, bytes, error);
     }
     void *wide = NULL;
-    ESP_TRY(esp_device_take(model, count, sizeof(float), "what is shown", &wide, error));
+    esp_taken taken = esp_taken_of(model);
+    ESP_TRY(esp_device_take(&taken, count, sizeof(float), "what is shown", &wide, error));
     esp_status status = esp_nn_done(
         model->ops->widen(device, lane->stream, view->data, (int64_t)count, wide), "widen", error);
     if (status == ESP_OK) {
         status = esp_lane_receive(lane, *memory, wide, bytes, error);
     }
     device->backend->release(device, wide);
+    esp_taken_drop(&taken);
     return status;
 }
 

@@ -51,21 +51,20 @@ static esp_status product_workspace(esp_vision *vision, esp_error *error)
         most = ESP_MAX(most, bytes);
     }
     vision->workspace_bytes = most;
-    return esp_device_take(vision->model, most, 1, "a workspace", &vision->workspace, error);
+    return esp_device_take(&vision->taken, most, 1, "a workspace", &vision->workspace, error);
 }
 
 static esp_status take_tables(esp_vision *vision, int64_t longest, esp_error *error)
 {
     esp_context *context = vision->model->context;
-    esp_device *device = vision->model->device;
     size_t linears = (size_t)esp_model_linears(vision->model);
     size_t bytes = (size_t)esp_ops_columns(vision->model->ops, longest + 1) * sizeof(int32_t);
     vision->plans = esp_alloc_array(context, 2 * linears, sizeof *vision->plans);
     if (vision->plans == NULL) {
         return esp_fail_memory(error, 2 * linears * sizeof *vision->plans, "plans");
     }
-    ESP_TRY(esp_mail_take(device, bytes, "tables of tokens", &vision->index, error));
-    return esp_mail_take(device, bytes, "tables of tokens", &vision->back, error);
+    ESP_TRY(esp_taken_mail(&vision->taken, bytes, "tables of tokens", &vision->index, error));
+    return esp_taken_mail(&vision->taken, bytes, "tables of tokens", &vision->back, error);
 }
 
 static size_t pixel_bytes(const esp_vision *vision, int64_t images)
@@ -76,8 +75,8 @@ static size_t pixel_bytes(const esp_vision *vision, int64_t images)
 
 static esp_status take_pixels(esp_vision *vision, esp_error *error)
 {
-    return esp_mail_take(vision->model->device, pixel_bytes(vision, vision->max_images), "pixels",
-                         &vision->images, error);
+    return esp_taken_mail(&vision->taken, pixel_bytes(vision, vision->max_images), "pixels",
+                          &vision->images, error);
 }
 
 /* Results, and pixels of a far device. */
@@ -87,7 +86,7 @@ static esp_status take_border(esp_vision *vision, esp_error *error)
     const esp_image_net *net = model->family->images;
     size_t floats = (size_t)net->output_floats(vision, vision->max_images);
     ESP_TRY(
-        esp_mail_take(model->device, floats * sizeof(float), "results", &vision->output, error));
+        esp_taken_mail(&vision->taken, floats * sizeof(float), "results", &vision->output, error));
     return esp_device_is_far(model->device) ? take_pixels(vision, error) : ESP_OK;
 }
 
@@ -116,6 +115,7 @@ esp_status esp_vision_create(const esp_model *model, int64_t height, int64_t wid
     }
     int64_t patch = model->info.patch_size;
     made->model = model;
+    made->taken = esp_taken_of(model);
     made->height = height;
     made->width = width;
     made->max_images = max_images;
@@ -151,6 +151,7 @@ void esp_vision_free(esp_vision *vision)
     esp_mail_free(device, &vision->output);
     esp_mail_free(device, &vision->index);
     esp_mail_free(device, &vision->back);
+    esp_taken_drop(&vision->taken);
     esp_release(context, vision->plans);
     esp_release(context, vision);
 }
@@ -184,7 +185,7 @@ static esp_status send_pixels(esp_vision *vision, const float *pixels, int64_t i
         *at = pixels != NULL ? pixels : vision->images.device;
         return ESP_OK;
     }
-    const esp_mail mail = {(void *)(uintptr_t)pixels, vision->images.device};
+    const esp_mail mail = {.host = (void *)(uintptr_t)pixels, .device = vision->images.device};
     *at = vision->images.device;
     vision->sent = 0; /* should it fail */
     ESP_TRY(esp_mail_send(&vision->lane, &mail, pixel_bytes(vision, images), error));
@@ -461,13 +462,13 @@ size_t esp_vision_attention_bytes(const esp_vision *vision, const esp_image_laye
 
 esp_status esp_vision_take_attention(esp_vision *vision, size_t bytes, esp_error *error)
 {
-    return esp_device_take(vision->model, bytes, 1, "a workspace", &vision->attention_workspace,
+    return esp_device_take(&vision->taken, bytes, 1, "a workspace", &vision->attention_workspace,
                            error);
 }
 
 esp_status esp_vision_take_positions(esp_vision *vision, const float *positions, int64_t hidden,
                                      esp_error *error)
 {
-    return esp_vector_take(vision->model, positions, hidden * vision->pitch, "positions",
+    return esp_vector_take(&vision->taken, positions, hidden * vision->pitch, "positions",
                            &vision->positions, error);
 }

@@ -60,6 +60,7 @@ void esp_want_norm(esp_want_list *list, const char *name, int64_t size, float **
 struct esp_vision {
     const esp_model *model;
     esp_lane lane;
+    esp_taken taken;
     int64_t height, width, max_images;
     int64_t rows, columns, patches; /* of an image; patches = rows * columns */
     int64_t tokens;                 /* of an image */

@@ -110,8 +110,8 @@ static esp_status create(esp_vision *vision, esp_error *error)
         {&vision->inner, config->intermediate},
         esp_moments_area(vision->model, true, hidden, columns, &vision->moments),
         {&vision->pixels, ESP_IMAGE_CHANNELS * config->patch * config->patch}};
-    ESP_TRY(
-        esp_scratch_take(vision->model, areas, ESP_COUNT(areas), columns, &vision->block, error));
+    ESP_TRY(esp_scratch_take(vision->model, &vision->taken, areas, ESP_COUNT(areas), columns,
+                             &vision->block, error));
     ESP_TRY(take_positions(vision, error));
     return esp_vision_take_attention(vision,
                                      esp_vision_attention_bytes(vision, &vit->layers[0], columns,

@@ -115,7 +115,8 @@ esp_dtype esp_walk_type(const esp_walk *walk)
 esp_status esp_walk_stream_take(const esp_walk *walk, const esp_walk_batch *batch, void **x,
                                 esp_error *error)
 {
-    return esp_device_take(walk->model, stream_bytes(walk, batch), 1, "activations", x, error);
+    esp_taken callers = {.device = walk->model->device}; /* it is the caller that frees them */
+    return esp_device_take(&callers, stream_bytes(walk, batch), 1, "activations", x, error);
 }
 
 void esp_walk_stream_free(const esp_walk *walk, void *x)

@@ -108,7 +108,7 @@ static void count_matrix(esp_model *model, const esp_want *want)
     size_t bytes = esp_packed_bytes(weight);
     unsigned forms = esp_packed_forms(weight);
     info->parameters += want->out * want->in;
-    info->resident_bytes += bytes;
+    model->weights.bytes += bytes;
     if (want->inner) {
         info->linear_parameters += want->out * want->in;
         info->linear_resident_bytes += bytes;
@@ -271,13 +271,13 @@ static esp_status load_matrices(esp_model *model, const esp_checkpoint *checkpoi
     return status;
 }
 
-esp_status esp_vector_take(const esp_model *model, const float *numbers, int64_t count,
-                           const char *what, float **vector, esp_error *error)
+esp_status esp_vector_take(esp_taken *taken, const float *numbers, int64_t count, const char *what,
+                           float **vector, esp_error *error)
 {
     void *memory = NULL;
-    ESP_TRY(esp_device_take(model, (size_t)count, sizeof(float), what, &memory, error));
+    ESP_TRY(esp_device_take(taken, (size_t)count, sizeof(float), what, &memory, error));
     *vector = memory;
-    return esp_device_upload(model->device, memory, numbers, (size_t)count * sizeof(float), error);
+    return esp_device_upload(taken->device, memory, numbers, (size_t)count * sizeof(float), error);
 }
 
 esp_status esp_vector_read(const esp_model *model, const float *vector, int64_t count,
@@ -341,11 +341,11 @@ static esp_status read_vector(esp_model *model, const esp_checkpoint *checkpoint
     esp_status status = read_all_numbers(model, checkpoint, index, want, numbers, error);
     if (status == ESP_OK) {
         take_turns(want, numbers, ordered);
-        status = esp_vector_take(model, ordered, want->out, want->name, want->vector, error);
+        status =
+            esp_vector_take(&model->weights, ordered, want->out, want->name, want->vector, error);
     }
     esp_release(model->context, numbers);
     model->info.parameters += want->out;
-    model->info.resident_bytes += count * sizeof(float);
     return status;
 }
 

@@ -67,6 +67,7 @@ esp_status esp_mail_take(esp_device *device, size_t bytes, const char *what, esp
     const esp_backend *backend = device->backend;
     bytes = ESP_MAX(bytes, 64);
     mail->device = backend->alloc(device, bytes);
+    mail->bytes = bytes;
     mail->host = mail->device;
     if (mail->device != NULL && esp_device_is_far(device)) {
         mail->host = backend->staging_alloc(device, bytes);
@@ -82,7 +83,7 @@ void esp_mail_free(esp_device *device, esp_mail *mail)
     if (mail->device != NULL) {
         device->backend->release(device, mail->device);
     }
-    *mail = (esp_mail){NULL, NULL};
+    *mail = (esp_mail){NULL, NULL, 0};
 }
 
 esp_status esp_mail_send(esp_lane *lane, const esp_mail *mail, size_t bytes, esp_error *error)

@@ -47,6 +47,7 @@ ESP_MUST_CHECK esp_status esp_lane_receive(esp_lane *lane, void *to, const void 
 /* What the host writes and the device reads, or the other way: one memory where they share it. */
 typedef struct esp_mail {
     void *host, *device;
+    size_t bytes; /* that were taken of the device */
 } esp_mail;
 
 ESP_MUST_CHECK esp_status esp_mail_take(esp_device *device, size_t bytes, const char *what,

@@ -15,9 +15,14 @@ if [ "$(wc -l <out)" = 3 ]; then ok; else bad "a line for the image and two labe
 t "run images, JSON" 0 run "$glyphs" letter.png "$images/grey_alpha.png" --json
 json '@{$j->{images}} == 2 && @{$j->{images}[0]{top}} == 5 && $j->{images}[0]{top}[0]{label} eq "A"'
 json '$j->{images}[0]{top}[0]{probability} > $j->{images}[0]{top}[1]{probability}'
+json '$j->{device_bytes}{weights} == $j->{resident_bytes} && $j->{device_bytes}{activations} > 0'
 t "run images on ref" 0 run "$glyphs" letter.png --device ref --compute f32 --json
 json '$j->{device} eq "ref" && $j->{images}[0]{top}[0]{label} eq "A"'
 t "run images, explained" 0 run "$glyphs" letter.png --explain; err_has '^chosen: matmul_'
+t "run images, explained, JSON" 0 run "$glyphs" letter.png --explain --json; json '@{$j->{explain}} > 2'
+t "eval images, explained" 0 eval "$glyphs" --images index.tsv --explain; out_has '^chosen: matmul_'
+t "eval images, explained, JSON" 0 eval "$glyphs" --images index.tsv --explain --json
+json '@{$j->{explain}} > 2 && @{$j->{explain}[0]{candidates}} > 0'
 t "prune a classifier, calibrated" 0 prune "$glyphs" -p 2:4 -o gc --calibrate "$glyphs/sample" --method wanda -q
 t "verify the classifier" 0 verify gc --strict -q
 printf '%s\tA\n' "$images/truncated.png" >damaged.tsv
@@ -41,6 +46,7 @@ t "eval images, one thread" 0 eval "$glyphs" --images "$glyphs/sample" --threads
 if [ "$(sed -n 's/^top-1 *//p' out)" = "$same_accuracy" ]; then ok; else bad "threads change top-1"; fi
 t "eval images of an index" 0 eval "$glyphs" --images index.tsv --json
 json '$j->{images} == 2 && $j->{top1} == 1 && !defined $j->{baseline_top1}'
+json '$j->{device_bytes}{weights} == $j->{resident_bytes} && $j->{device_bytes}{activations} > 0'
 t "eval some images" 0 eval "$glyphs" --images "$glyphs/sample" --max-images 47 --json
 json '$j->{images} == 47'
 t "eval images against itself" 0 eval "$glyphs" --images index.tsv --baseline "$glyphs" --json

@@ -390,14 +390,32 @@ printf '%s' '{"architectures": ["LlamaForCausalLM"], "model_type": "llama", "hid
  "num_attention_heads": 4, "intermediate_size": 256, "hidden_act": "silu", "rms_norm_eps": 1e-5, "max_position_embeddings": 64,
  "vocab_size": 100}' >config.json && mkdir -p drawn && mv config.json drawn/
 t "bench of drawn weights" 0 bench --random-weights drawn -p 64:2:8,dense,2:4 --tokens 20 --new-tokens 3 -r 2 --memory sparse
-out_has '^model/drawn/dense/f16/prefill20 '; out_has '^model/drawn/2:4/f16/decode1 .* sparse$'; quiet_err
+out_has '^model/drawn/dense/f16/prefill20 .* 0 % +0 % .* dense$'; out_has '^model/drawn/2:4/f16/decode1 .* [89][0-9] % +[89][0-9] % .*%  sparse$'; out_has ' sparse FLOPs +sparse bytes '; quiet_err
 t "bench of drawn weights, JSON" 0 bench --random-weights drawn -p 64:2:8 --batch 3 --type bf16 -r 2 --json --memory sparse
 json '@j == 4 && $j[0]{problem} eq "model/drawn/dense/bf16/prefill48" && $j[3]{problem} eq "model/drawn/64:2:8/bf16/decode3" && $j[2]{ratio_to_dense} == 1'
 json '$j[3]{median_ms} > 0 && $j[3]{least_ms} <= $j[3]{median_ms} && $j[3]{rivals}{espalier_dense} == $j[2]{median_ms} && $j[3]{sparse_flops_share} > 0.8 && $j[3]{is_sparse} && !$j[2]{is_sparse} && $j[3]{resident_bytes} < $j[2]{resident_bytes} && $j[3]{random_weights}'
+name="each field has its place in docs/cli.md"
+if perl -MJSON::PP -e '
+        my ($row) = grep { /^\| `espalier\.bench` of whole models/ } split /\n/, do { local $/; open my $in, "<", $ARGV[0]; <$in> };
+        my %fields = map { $_ => 1 } map { keys %{decode_json($_)} } <STDIN>;
+        my @absent = grep { !/^(schema|version)$/ && $row !~ /`$_`/ } sort keys %fields;
+        print STDERR "absent: @absent\n";
+        exit(@absent > 0 || keys %fields < 20)' "$source/docs/cli.md" <out 2>err; then ok; else bad "fields without a word"; fi
+name="beside PyTorch's times"; cp out ours
+printf '%s\n' '{"model": "drawn/decode3", "eager_ms": 3, "graph_ms": 2, "compile_ms": "failed"}' >pytorch
+perl "$source/bench/models.pl" join ours pytorch >out 2>err
+json '@j == 4 && abs($j[3]{ratio_to_pytorch} * $j[3]{median_ms} - 2) < 1e-9 && $j[3]{rivals}{pytorch_eager} == 3 && !defined $j[3]{rivals}{pytorch_compile} && !defined $j[0]{ratio_to_pytorch}'
 t "bench beside a dense model" 0 bench p24 --baseline plain -r 2 --json
 json '@j == 4 && $j[1]{pattern} eq "2:4" && !$j[1]{random_weights} && $j[1]{problem} =~ m,^model/p24/2:4/,'
 t "bench of drawn texts" 0 bench --random-weights bert -p 2:4 --batch 2 --tokens 8 -r 2; out_has '^model/bert/2:4/f16/2x8 '
 t "bench of drawn weights, tuned" 0 bench --random-weights drawn -p 64:2:8 --skip '*.mlp.*' --tune --tokens 20 --new-tokens 3 -r 2; out_has 'mostly dense'
+t "bench of what is partly sparse" 0 bench --random-weights drawn -p 2:4 --skip '*attn*' --memory sparse --tokens 20 -r 1
+out_has '^model/drawn/2:4/f16/prefill20 .* 4[0-9] % +4[0-9] % .*%  mostly dense$'; out_has '^model/drawn/2:4/f16/decode1 .* 5[0-9] % +4[0-9] % .*%  partly sparse$'
+mkdir -p head && sed 's/"vocab_size": 100/"vocab_size": 400/' drawn/config.json >head/config.json
+t "bench of a model with a large head" 0 bench --random-weights head -p 64:2:8 --memory sparse --tokens 20 -r 1 --json
+json '$j[1]{sparse_flops_share} > 0.8 && $j[1]{sparse_bytes_share} < 0.8 && $j[1]{sparse_bytes_share} > 0.5 && !$j[1]{is_sparse}'
+name="the tables of models name rows alike"; cp out lines; perl "$source/bench/models.pl" table lines >out 2>err
+out_has '^\| head prefill20 \| 64:2:8 \|.*\| partly sparse \|$'; out_has '^\| head prefill20 \| dense \|.*\| dense \|$'; quiet_err
 t "bench: skip without drawn weights" 2 bench plain --baseline plain --skip '*'; err_has 'skip is for --random-weights'
 t "bench: drawn and a model" 2 bench plain --random-weights drawn; err_has 'takes no MODEL'
 t "bench: a pattern and nothing to draw" 2 bench plain -p 2:4; err_has 'takes no MODEL'
@@ -498,8 +516,38 @@ t "eval --explain" 0 eval p24 --text short.txt --explain; out_has '^chosen: matm
 t "eval --explain, JSON" 0 eval p24 --text short.txt --explain --json; json '@{$j->{explain}} > 2'
 t "bench of a model --explain" 0 bench p24 -r 1 --explain; err_has '^chosen: matmul_'
 t "bench of a model --explain, JSON" 0 bench p24 -r 1 --explain --json; json '@{$j->{explain}} > 2 && defined $j->{layers_run_dense}{prefill}'
+t "bench of whole models --explain" 0 bench --random-weights drawn -p 2:4 --tokens 20 -r 1 --explain
+err_has '^model/drawn/2:4/f16/prefill20 at 20 tokens$'; err_has '^model/drawn/dense/f16/decode1 at 1 tokens$'; err_has '^chosen: matmul_'; out_lacks '^chosen'
+t "bench of whole models --explain, JSON" 0 bench --random-weights drawn -p 2:4 --tokens 20 -r 1 --explain --json
+json '@j == 4 && (grep { my $j = $_; @{$j->{explain}} > 2 && (grep { @{$_->{candidates}} > 0 && length $_->{chosen} && $_->{problem} =~ m,^matmul/(dense|\Q$j->{pattern}\E)/, } @{$j->{explain}}) == @{$j->{explain}} } @j) == 4'
+json '$j[0]{explain}[0]{problem} =~ m,x20(/|$), && $j[2]{explain}[0]{problem} =~ m,x1(/|$),'
+t "bench of whole models, not explained" 0 bench --random-weights drawn -r 1 --json; json '!exists $j->{explain}'
+t "run of prompts --explain" 0 run p24 --prompts prompts.txt -n 2 --explain; err_has '^chosen: matmul_'
+t "run of prompts --explain, JSON" 0 run p24 --prompts prompts.txt -n 2 --explain --json
+json '@{$j->{explain}} > 2 && (grep { $_->{problem} =~ m,x3(/|$), } @{$j->{explain}}) == @{$j->{explain}}'
+t "retrieval --explain, JSON" 0 eval bert --retrieval pairs.tsv --explain --json; json '@{$j->{explain}} > 2 && @{$j->{explain}[0]{candidates}} > 0'
+t "multiple choice --explain, JSON" 0 eval p24 --multiple-choice questions.jsonl --explain --json; json '@{$j->{explain}} > 2 && @{$j->{explain}[0]{candidates}} > 0'
 t "memory: unknown" 2 run p24 --prompt hello --memory three; err_has 'one of one, sparse, two'
 t "memory sparse" 0 eval p24 --text short.txt --memory sparse --json; json '$j->{memory} eq "sparse" && $j->{sparse_layers} == 12 && $j->{dense_form_layers} == 0 && $j->{two_form_layers} == 0'
+
+# ---- memory of the device ----
+while read -r line; do
+    t "memory of: $line" 0 $line --json
+    json '(grep { $_->{device_bytes}{weights} == $_->{resident_bytes} && $_->{device_bytes}{weights} > 0 && $_->{device_bytes}{activations} > 0 } @j) == @j'
+done <<'END'
+run plain --prompt hello -n 2
+run plain --prompts prompts.txt -n 2
+run bert --text a
+eval plain --text short.txt
+eval plain --multiple-choice questions.jsonl
+eval bert --retrieval pairs.tsv
+bench plain -r 1
+bench plain --patterns 2:4 -r 1
+bench --random-weights drawn -p 2:4 -r 1
+END
+t "memory of a sequence" 0 bench --random-weights drawn -r 1 --json; one=$(perl -MJSON::PP -e 'print decode_json(scalar <STDIN>)->{device_bytes}{activations}' <out)
+t "memory of three" 0 bench --random-weights drawn --batch 3 -r 1 --json; json "\$j->{device_bytes}{activations} > 2 * $one"
+t "memory in the table" 0 bench --random-weights drawn -r 1; out_has ' resident +activations '
 
 # ---- measured times ----
 tuning=$work/cache/espalier/tuning

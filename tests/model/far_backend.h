@@ -16,6 +16,7 @@
 #include "plan/plan.h"
 
 #define FAR_BYTES ((size_t)1 << 30) /* reserved, not used */
+#define FAR_PAGE ((size_t)4096)
 #define FAR_STEP 8
 #define FAR_LINE 32
 #define FAR_FEW 16
@@ -34,7 +35,10 @@ typedef struct far_call {
 typedef struct far_state {
     char *memory;
     size_t used;
-    int open; /* calls that are at work */
+    size_t *sizes;     /* a page each: what was asked for, where it begins; 0: given back */
+    size_t held, most; /* of what was asked for; most: so far */
+    size_t packed;     /* bytes of weights, which lie elsewhere */
+    int open;          /* calls that are at work */
     bool keeping;
     far_call *kept, **end;
     int replays, sends; /* for tests */
@@ -64,11 +68,17 @@ static inline void far_close(void)
     }
 }
 
-/* Never given back before the device is closed. NaN in every type. */
+/* How much was asked for where `memory` begins. */
+static inline size_t *far_size_of(const void *memory)
+{
+    return &far_now->sizes[(size_t)((const char *)memory - far_now->memory) / FAR_PAGE];
+}
+
+/* Its pages are not used again before the device is closed. NaN in every type. */
 static inline void *far_alloc(esp_device *device, size_t bytes)
 {
     (void)device;
-    size_t room = (bytes + 4095) / 4096 * 4096;
+    size_t room = (bytes + FAR_PAGE - 1) / FAR_PAGE * FAR_PAGE;
     bool refused = far_now->refused_from == 1;
     far_now->refused_from -= far_now->refused_from > 1;
     if (refused || room > FAR_BYTES - far_now->used) {
@@ -76,6 +86,9 @@ static inline void *far_alloc(esp_device *device, size_t bytes)
     }
     char *memory = far_now->memory + far_now->used;
     far_now->used += room;
+    *far_size_of(memory) = bytes;
+    far_now->held += bytes;
+    far_now->most = ESP_MAX(far_now->most, far_now->held);
     far_open();
     memset(memory, 0xff, room);
     far_close();
@@ -84,7 +97,11 @@ static inline void *far_alloc(esp_device *device, size_t bytes)
 
 static inline void far_release(esp_device *device, void *memory)
 {
-    (void)device, (void)memory;
+    (void)device;
+    if (memory != NULL) {
+        far_now->held -= *far_size_of(memory);
+        *far_size_of(memory) = 0;
+    }
 }
 
 /* Runs a call, or keeps it. */
@@ -345,6 +362,7 @@ static inline esp_status far_pack(esp_device *device, const esp_sparse *sparse, 
 {
     far_open();
     esp_status status = far_now->real->pack(device, sparse, packed, error);
+    far_now->packed += status == ESP_OK ? (*packed)->bytes : 0;
     far_close();
     return status;
 }
@@ -487,7 +505,8 @@ static inline void far_install(far_state *made, esp_device *device)
     *made = (far_state){.backend = *real, .ops = *real->ops, .real = real};
     made->memory =
         mmap(NULL, FAR_BYTES, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
-    if (made->memory == MAP_FAILED) {
+    made->sizes = calloc(FAR_BYTES / FAR_PAGE, sizeof *made->sizes);
+    if (made->memory == MAP_FAILED || made->sizes == NULL) {
         abort();
     }
     far_now = made;
@@ -535,6 +554,7 @@ static inline void far_remove(far_state *made, esp_device *device)
 {
     device->backend = made->real;
     munmap(made->memory, FAR_BYTES);
+    free(made->sizes);
     far_now = NULL;
 }
 

@@ -360,6 +360,89 @@ static void images(test_run *run)
     }
 }
 
+/* ---- memory ---- */
+
+static void check_memory(test_run *run, const pair *models, size_t activations)
+{
+    esp_model_memory memory;
+    esp_model_get_memory(models->far.model, &memory);
+    CHECK_INT(memory.activations, activations);
+}
+
+/* Sessions one after the other and together; what was given back does not count again. */
+static void decoder_memory(test_run *run, pair *models, size_t weights)
+{
+    esp_session *sessions[2] = {NULL, NULL};
+    REQUIRE_OK(esp_session_create(models->far.model, 40, BATCH, &sessions[0], error));
+    size_t large = models->state.held - weights;
+    CHECK(large > 0);
+    check_memory(run, models, large);
+    esp_session_free(sessions[0]);
+    CHECK_INT(models->state.held, weights);
+    for (int i = 0; i < 2; i++) {
+        REQUIRE_OK(esp_session_create(models->far.model, 30, BATCH, &sessions[i], error));
+        check_memory(run, models, ESP_MAX(large, models->state.held - weights));
+    }
+    CHECK(models->state.held - weights > large);
+    for (int i = 0; i < 2; i++) {
+        esp_session_free(sessions[i]);
+    }
+}
+
+static void encoder_memory(test_run *run, pair *models)
+{
+    esp_embedder *embedder = NULL;
+    REQUIRE_OK(esp_embedder_create(models->far.model, 0, &embedder, error));
+    esp_embedder_free(embedder);
+}
+
+static void image_memory(test_run *run, pair *models)
+{
+    esp_model_info info;
+    esp_vision *vision = NULL;
+    float *pixels = NULL;
+    esp_model_get_info(models->far.model, &info);
+    REQUIRE_OK(esp_vision_create(models->far.model, 0, 0, 2, &vision, error));
+    CHECK_OK(esp_vision_pixels(vision, &pixels, error));
+    esp_vision_free(vision);
+}
+
+/* What is told of a model's memory is what its device was asked for. */
+static void memory(test_run *run)
+{
+    static const char *const names[] = {"bert/a_heads_of_32", "vision/a_vit_batch",
+                                        "vision/h_sam_padded_windows", NULL};
+    for (int i = 0; i < ESP_COUNT(names); i++) {
+        pair models;
+        esp_model_info info;
+        esp_model_memory memory;
+        const char *name = names[i] != NULL ? names[i] : golden_names[0];
+        esp_context *context = test_context(run, 1);
+        json_t *json = golden_json(name);
+        test_sub(run, "%s", name);
+        pair_open(run, context, golden_folder(run, context, json), &models);
+        size_t weights = models.state.held;
+        esp_model_get_info(models.far.model, &info);
+        esp_model_get_memory(models.far.model, &memory);
+        CHECK_INT(memory.activations, 0);
+        CHECK_INT(memory.weights, weights + models.state.packed);
+        CHECK_INT(info.resident_bytes, memory.weights);
+        if (info.kind == ESP_MODEL_DECODER) {
+            decoder_memory(run, &models, weights);
+        } else if (info.kind == ESP_MODEL_ENCODER) {
+            encoder_memory(run, &models);
+        } else {
+            image_memory(run, &models);
+        }
+        CHECK(models.state.most > weights);
+        CHECK_INT(models.state.held, weights);
+        check_memory(run, &models, models.state.most - weights);
+        pair_close(&models);
+        json_decref(json);
+        test_context_free(run, context);
+    }
+}
+
 /* ---- no room ---- */
 
 /* The message says what was asked for and what is free. */
@@ -382,6 +465,9 @@ static void no_room(test_run *run)
     test_context_free(run, context);
 }
 
-static const test_case cases[] = {
-    {"decoders", decoders}, {"encoders", encoders}, {"images", images}, {"no_room", no_room}};
+static const test_case cases[] = {{"decoders", decoders},
+                                  {"encoders", encoders},
+                                  {"images", images},
+                                  {"memory", memory},
+                                  {"no_room", no_room}};
 TEST_MAIN(cases)

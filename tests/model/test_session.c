@@ -211,10 +211,11 @@ static void info_and_kernels(test_run *run)
     CHECK_INT(info.activations, ESP_F32);
     int64_t linear = 384 * (384 + 128 + 128 + 384) + 3 * 384 * 1024;
     int64_t embedding = 512 * 384, norms = 3 * 384; /* tied: one resident copy */
+    int64_t frequencies = 64 / 2;
     CHECK_INT(info.linear_parameters, linear);
     CHECK_INT(info.parameters, linear + embedding + norms);
     CHECK_INT(info.linear_resident_bytes, 2 * linear);
-    CHECK_INT(info.resident_bytes, 2 * (linear + embedding) + 4 * norms);
+    CHECK_INT(info.resident_bytes, 2 * (linear + embedding) + 4 * (norms + frequencies));
     CHECK_INT(esp_model_kernels(loaded.model, seven, names, counts, 16), 1);
     CHECK_TEXT(names[0], "matmul_dense_any_any__ref_scalar");
     CHECK_INT(counts[0], 8);
