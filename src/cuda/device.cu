@@ -103,11 +103,15 @@ extern "C" void gpu_most_clusters(int most[GPU_CLUSTER_SIZES])
     (void)cudaGetLastError(); // no clusters before 9.0: nothing that a later launch should hear of
 }
 
+// In a thread that has called nothing yet, the device may be the right one and still have no context, without which the
+// driver refuses to describe tensors. Setting the device makes it current.
 extern "C" int gpu_enter(int index, int *before)
 {
+    static thread_local int entered = -1;
     cudaError_t error = cudaGetDevice(before);
-    if (error == cudaSuccess && *before != index) {
+    if (error == cudaSuccess && (*before != index || entered != index)) {
         error = cudaSetDevice(index);
+        entered = error == cudaSuccess ? index : -1;
     }
     return cleared(error);
 }
