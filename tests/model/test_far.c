@@ -157,6 +157,7 @@ static void check_sessions(test_run *run, pair *models, const golden_data *golde
         }
     }
     int replays = models->state.replays;
+    size_t used = models->state.used; /* all that a pass needs was taken before it */
     CHECK(replays > 0);
     float *logits[2];
     for (int i = 0; i < 2; i++) {
@@ -170,6 +171,7 @@ static void check_sessions(test_run *run, pair *models, const golden_data *golde
         check_equal(run, logits[0], logits[1], SEQUENCES * vocabulary);
     }
     CHECK_INT(models->state.replays, replays + STEPS - 1);
+    CHECK(models->state.used == used);
     compare_shown(run, seen);
     for (int i = 0; i < 2; i++) {
         greedy_check_one(run, sessions[i][0], golden->ids, 5, vocabulary, 1);
@@ -222,10 +224,12 @@ static void check_texts(test_run *run, pair *models, int64_t vocabulary, int64_t
         esp_embedder_observe(embedder, see, &seen[i]);
         CHECK_OK(esp_embed_ids(embedder, ids, lengths, TEXTS, vectors[i], error));
         esp_embedder_observe(embedder, NULL, NULL);
+        size_t used = models->state.used;
         for (int again = 0; again < 3; again++) {
             memset(vectors[i], 0, (size_t)(TEXTS * hidden) * sizeof **vectors);
             CHECK_OK(esp_embed_ids(embedder, ids + again, lengths, TEXTS, vectors[i], error));
         }
+        CHECK(models->state.used == used);
         esp_embedder_free(embedder);
     }
     CHECK(models->state.replays > 0);
