@@ -402,7 +402,7 @@ if perl -MJSON::PP -e '
         print STDERR "absent: @absent\n";
         exit(@absent > 0 || keys %fields < 20)' "$source/docs/cli.md" <out 2>err; then ok; else bad "fields without a word"; fi
 name="beside PyTorch's times"; cp out ours
-printf '%s\n' '{"model": "drawn/decode3", "eager_ms": 3, "graph_ms": 2, "compile_ms": "failed"}' >pytorch
+printf '%s\n' '{"model": "drawn/decode3", "type": "bf16", "eager_ms": 3, "graph_ms": 2, "compile_ms": "failed"}' >pytorch
 perl "$source/bench/models.pl" join ours pytorch >out 2>err
 json '@j == 4 && abs($j[3]{ratio_to_pytorch} * $j[3]{median_ms} - 2) < 1e-9 && $j[3]{rivals}{pytorch_eager} == 3 && !defined $j[3]{rivals}{pytorch_compile} && !defined $j[0]{ratio_to_pytorch}'
 t "bench beside a dense model" 0 bench p24 --baseline plain -r 2 --json
@@ -415,7 +415,7 @@ mkdir -p head && sed 's/"vocab_size": 100/"vocab_size": 400/' drawn/config.json 
 t "bench of a model with a large head" 0 bench --random-weights head -p 64:2:8 --memory sparse --tokens 20 -r 1 --json
 json '$j[1]{sparse_flops_share} > 0.8 && $j[1]{sparse_bytes_share} < 0.8 && $j[1]{sparse_bytes_share} > 0.5 && !$j[1]{is_sparse}'
 name="the tables of models name rows alike"; cp out lines; perl "$source/bench/models.pl" table lines >out 2>err
-out_has '^\| head prefill20 \| 64:2:8 \|.*\| partly sparse \|$'; out_has '^\| head prefill20 \| dense \|.*\| dense \|$'; quiet_err
+out_has '^\| head prefill20 \| f16 \| 64:2:8 \|.*\| partly sparse \|$'; out_has '^\| head prefill20 \| f16 \| dense \|.*\| dense \|$'; quiet_err
 t "bench: skip without drawn weights" 2 bench plain --baseline plain --skip '*'; err_has 'skip is for --random-weights'
 t "bench: drawn and a model" 2 bench plain --random-weights drawn; err_has 'takes no MODEL'
 t "bench: a pattern and nothing to draw" 2 bench plain -p 2:4; err_has 'takes no MODEL'
