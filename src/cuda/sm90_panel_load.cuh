@@ -7,8 +7,8 @@
 namespace panel
 {
 
-// By one thread. Weights could be asked for before the stream's order is waited for; that was 0 to
-// 9 % slower, in all steps.
+// By one thread. Weights could be asked for before the stream's order is waited for: a gain only of
+// few steps in tiles of 128 tokens, else a loss (docs/kernels-gpu.md, "Many tokens").
 template <class C> struct weight_loader {
     const gpu_panels &w;
     const CUtensorMap *map;
